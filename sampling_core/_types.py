@@ -1,0 +1,37 @@
+"""Tensor types. Axis names are spelled here only.
+
+Axes: `b` pictures, `c` latent channels, `h w` latent cells, `r` network rows, `t d` text tokens and
+features, `H W` pixels.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Latent = Float[Tensor, "b c h w"]
+"""A latent in model space (already multiplied by the autoencoder's scaling factor)."""
+
+Mask = Float[Tensor, "h w"]
+"""A mask or weight on the latent lattice, 0 to 1."""
+
+PixelMask = Float[Tensor, "H W"]
+"""A mask in pixels, 0 to 1; 1 is inside the region."""
+
+Embedding = Float[Tensor, "1 t d"]
+"""One encoded prompt."""
+
+Rows = Float[Tensor, "r c h w"]
+"""A batch of network inputs or outputs."""
+
+RowEmbeddings = Float[Tensor, "r t d"]
+"""The encoded prompts that belong to a batch of rows."""
+
+Scalar = Float[Tensor, ""]
+"""One number kept as a tensor, so that it goes to safetensors with the rest of the state."""
+
+Pixels = UInt8[Tensor, "b H W 3"]
+"""Finished pictures, 8-bit RGB."""
+
+Photo = UInt8[Tensor, "H W 3"]
+"""One picture that came in, 8-bit RGB: a mask image or a colour map."""

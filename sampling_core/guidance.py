@@ -1,0 +1,44 @@
+"""Classifier-free guidance (Ho & Salimans 2022): which rows a query needs, and what they say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.base import Query
+
+
+class Row(NamedTuple):
+    """One network input: a latent, its level, and the prompt it is conditioned on."""
+
+    x: Latent
+    level: Level
+    prompt: str
+
+
+class Guidance(NamedTuple):
+    """Guidance towards `positive` and away from `negative` with strength `cfg`; at 1 only `positive` is asked."""
+
+    cfg: float
+    positive: str
+    negative: str
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that every query is evaluated with."""
+        if math.isclose(self.cfg, 1.0):
+            return (self.positive,)
+        return (self.negative, self.positive)
+
+    def expand(self, query: Query) -> list[Row]:
+        return [Row(query.x, query.level, prompt) for prompt in self.prompts]
+
+    def combine(self, denoised: Sequence[Latent]) -> Latent:
+        """The guided prediction from the answers to `expand`, in its order."""
+        if len(denoised) == 1:
+            return denoised[0]
+        negative, positive = denoised
+        return negative + self.cfg * (positive - negative)

@@ -1,0 +1,97 @@
+"""Masks: shapes, images and colour maps in pixels, brought to the latent lattice.
+
+A region is drawn in pixels (1 inside, 0 outside), feathered in pixels, then averaged over each latent
+cell; a cell that an edge crosses gets the covered fraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from sampling_core._types import Mask, Photo, PixelMask
+from sampling_core.errors import BadInput
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def _centers(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel centres as fractions of the canvas: y [H, 1] and x [1, W]."""
+    height, width = size
+    y = (torch.arange(height) + 0.5) / height
+    x = (torch.arange(width) + 0.5) / width
+    return y[:, None], x[None, :]
+
+
+def rectangle(size: Size, x: float, y: float, width: float, height: float) -> PixelMask:
+    """An upright rectangle; its corner and extent are fractions of the canvas."""
+    at_y, at_x = _centers(size)
+    return ((at_x >= x) & (at_x < x + width) & (at_y >= y) & (at_y < y + height)).float()
+
+
+def ellipse(size: Size, center_x: float, center_y: float, radius_x: float, radius_y: float) -> PixelMask:
+    """An upright ellipse; centre and radii are fractions of the canvas' width and height."""
+    at_y, at_x = _centers(size)
+    return (((at_x - center_x) / radius_x) ** 2 + ((at_y - center_y) / radius_y) ** 2 <= 1).float()
+
+
+def polygon(size: Size, points: Sequence[tuple[float, float]]) -> PixelMask:
+    """The inside of a closed polygon by the even-odd rule; points are (x, y) fractions of the canvas."""
+    at_y, at_x = _centers(size)
+    inside = torch.zeros(size, dtype=torch.bool)
+    for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
+        if y0 == y1:
+            continue
+        crosses = (at_y >= min(y0, y1)) & (at_y < max(y0, y1))
+        edge_x = x0 + (at_y - y0) * (x1 - x0) / (y1 - y0)
+        inside ^= crosses & (at_x < edge_x)
+    return inside.float()
+
+
+def from_image(size: Size, photo: Photo) -> PixelMask:
+    """A picture's brightness (white is inside), resized to the canvas."""
+    return _resize(photo.float().mean(dim=-1) / 255, size)
+
+
+def from_color_map(size: Size, photo: Photo, color: tuple[int, int, int]) -> PixelMask:
+    """The pixels of a colour map that have exactly this colour, resized to the canvas."""
+    same = (photo == torch.tensor(color, dtype=torch.uint8)).all(dim=-1)
+    return _resize(same.float(), size)
+
+
+def _resize(mask: PixelMask, size: Size) -> PixelMask:
+    if tuple(mask.shape) == size:
+        return mask
+    return F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+
+
+def feathered(mask: PixelMask, feather: int) -> PixelMask:
+    """The mask with edges that fade linearly over `feather` pixels, half inside and half outside.
+
+    The canvas' own border is no edge: a region that touches it stays whole there.
+    """
+    if feather < 2:
+        return mask
+    reach = feather // 2
+    soft = mask[None, None]
+    for kernel, padding in (((1, 2 * reach + 1), (reach, reach, 0, 0)), ((2 * reach + 1, 1), (0, 0, reach, reach))):
+        soft = F.avg_pool2d(F.pad(soft, padding, mode="replicate"), kernel, stride=1)
+    return soft[0, 0]
+
+
+def to_lattice(mask: PixelMask, cell: int) -> Mask:
+    """The covered fraction of each latent cell of `cell` x `cell` pixels."""
+    return F.avg_pool2d(mask[None, None], cell)[0, 0]
+
+
+def check_extent(mask: PixelMask, cell: int, field: str, value: object) -> None:
+    """Raise BadInput for a region that covers nothing, or less than one latent cell."""
+    area = float(mask.sum())
+    if area == 0:
+        raise BadInput(field, value, "a mask that covers part of the canvas (this one is empty)")
+    if area < cell * cell:
+        allowed = f"a region of at least one latent cell, {cell} x {cell} pixels (this one has {area:.0f} pixels)"
+        raise BadInput(field, value, allowed)

@@ -1,0 +1,72 @@
+"""Load a model folder: one network, a prompt encoder and a decoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+
+from sampling_core._types import Embedding, Latent, Pixels
+from sampling_core.errors import ModelError
+from sampling_core.models.folder import ModelFolder
+from sampling_core.models.unet import UNetDenoiser
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded Stable Diffusion model. `network` works in model space; latents there are scaled."""
+
+    folder: ModelFolder
+    network: UNetDenoiser
+    _pipeline: Any
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
+        """Each prompt's embedding [1, tokens, features], float32 on the CPU."""
+        encoded: dict[str, Embedding] = {}
+        for prompt in prompts:
+            words, _ = self._pipeline.encode_prompt(prompt, self._pipeline.device, 1, do_classifier_free_guidance=False)
+            encoded[prompt] = words.float().cpu().clone()
+        return encoded
+
+    @torch.inference_mode()
+    def decode(self, latent: Latent) -> Pixels:
+        """Pictures [b, H, W, 3], 8 bits, from model-space latents."""
+        vae = self._pipeline.vae
+        clean = (latent / self.folder.scaling_factor).to(vae.device, vae.dtype)
+        pictures = vae.decode(clean, return_dict=False)[0].float().cpu()
+        return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
+    """Load all weights (safetensors only, no network access). Raises ModelError if they do not load."""
+    try:
+        with _quiet_progress():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                str(folder.path),
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            ).to(device)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError("model", str(folder.path), f"a folder whose weights load ({reason})") from error
+    return Model(folder, UNetDenoiser(pipeline.unet, folder.levels), pipeline)
+
+
+@contextlib.contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """A loading bar of the library would tear ours apart."""
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.enable_progress_bar()

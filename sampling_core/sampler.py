@@ -1,0 +1,115 @@
+"""The only loop: all participants take one sigma step together, then their latents are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sampling_core._types import Embedding, Latent, Mask
+from sampling_core.evaluate import Count, Network, evaluate
+from sampling_core.guidance import Guidance
+from sampling_core.levels import Level
+from sampling_core.regions import merge
+from sampling_core.solvers import Query, Solver, Step
+
+
+@dataclass(frozen=True)
+class Participant:
+    """The base or a region: what it asks for, how it steps, and where it counts.
+
+    `weight` is None where the participant takes no part; over the participants of a step, weights
+    sum to 1 at every latent cell.
+    """
+
+    name: str
+    guidance: Guidance
+    solver: Solver[Any]
+    warm_up_weight: Mask | None
+    regional_weight: Mask | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run is, but for the network: `ladder` has one level more than there are steps."""
+
+    ladder: tuple[Level, ...]
+    base_only_steps: int
+    participants: tuple[Participant, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.ladder) - 1
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts that the run evaluates, in order of first use."""
+        used = (p.guidance.prompts for step in range(self.steps) for p, _ in self.active(step).values())
+        return tuple(dict.fromkeys(prompt for prompts in used for prompt in prompts))
+
+    def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
+        """Who takes part in a step (0-based), by index, and with which weight."""
+        warm_up = step < self.base_only_steps
+        weights = [p.warm_up_weight if warm_up else p.regional_weight for p in self.participants]
+        return {i: (self.participants[i], w) for i, w in enumerate(weights) if w is not None}
+
+
+class State(NamedTuple):
+    """A run after `step` steps. Together with its plan it is all that is needed to go on."""
+
+    step: int
+    x: Latent
+    solvers: tuple[Any, ...]
+
+
+def start(plan: Plan, x: Latent) -> State:
+    """The state before the first step; `x` is the noised latent at the ladder's first level."""
+    return State(0, x, tuple(p.solver.init(x) for p in plan.participants))
+
+
+def advance(
+    plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding]
+) -> tuple[State, Count]:
+    """One step of everyone who takes part, and what it cost."""
+    t, s = plan.ladder[state.step], plan.ladder[state.step + 1]
+    active = plan.active(state.step)
+    count = Count()
+
+    def answer(asked: dict[int, Query]) -> list[Latent]:
+        nonlocal count
+        queries = [(query, active[i][0].guidance) for i, query in asked.items()]
+        answers, cost = evaluate(queries, network, embeddings)
+        count = count.plus(cost)
+        return answers
+
+    moved = lockstep({i: p.solver.step(state.x, state.solvers[i], t, s) for i, (p, _) in active.items()}, answer)
+    x = merge([moved[i][0] for i in active], [weight for _, weight in active.values()])
+    solvers = tuple(moved[i][1] if i in moved else old for i, old in enumerate(state.solvers))
+    return State(state.step + 1, x, solvers), count
+
+
+def lockstep(
+    steps: Mapping[int, Step[Any]], answer: Callable[[dict[int, Query]], Sequence[Latent]]
+) -> dict[int, tuple[Latent, Any]]:
+    """Drive all steps at once: in each round, the open queries are answered together."""
+    done: dict[int, tuple[Latent, Any]] = {}
+    reply: dict[int, Latent | None] = dict.fromkeys(steps)
+    while reply:
+        asked: dict[int, Query] = {}
+        for i, latent in reply.items():
+            try:
+                # A generator's first `send` must be None: it starts it.
+                asked[i] = steps[i].send(latent)  # pyright: ignore[reportArgumentType]
+            except StopIteration as stop:
+                done[i] = stop.value
+        reply = dict(zip(asked, answer(asked), strict=True)) if asked else {}
+    return done
+
+
+def iterate(
+    plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding], until: int | None = None
+) -> Iterator[tuple[State, Count]]:
+    """Every state after `state` up to step `until` (default: the end), with what each step cost."""
+    for _ in range(state.step, plan.steps if until is None else until):
+        state, count = advance(plan, state, network, embeddings)
+        yield state, count

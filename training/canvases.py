@@ -1,0 +1,87 @@
+"""Training canvases: whole scenes, and collages in which a caption speaks for one region only.
+
+A model that only ever saw whole scenes believes that a canvas has one background, and paints the
+wrong colour into regions. So a collage shows two or three other scenes side by side plus a rectangle
+or an ellipse with the captioned scene, and the loss counts only there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.scenes import CELL, Coverage, Picture, Scene, all_scenes, draw, held_out
+
+SCENES = [scene for scene in all_scenes() if not held_out(scene)]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture, its caption, and where the caption speaks ([height / 8, width / 8] latent cells)."""
+
+    picture: Picture
+    caption: str
+    spoken: Coverage
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    scene = SCENES[rng.integers(len(SCENES))]
+    return Scene(scene.background) if rng.random() < 0.12 else scene
+
+
+def place(scene: Scene, rng: np.random.Generator, size: tuple[int, int], box: tuple[int, int, int, int]) -> Picture:
+    """The scene on a canvas of `size` pixels, its shape inside `box` (top, left, bottom, right; pixels)."""
+    top, left, bottom, right = box
+    extent = min(bottom - top, right - left)
+    radius = extent * rng.uniform(0.30, 0.42)
+    slack_y, slack_x = (bottom - top) / 2 - radius, (right - left) / 2 - radius
+    center = (
+        (top + bottom) / 2 + slack_y * rng.uniform(-0.4, 0.4),
+        (left + right) / 2 + slack_x * rng.uniform(-0.4, 0.4),
+    )
+    return draw(scene, *size, center, radius)
+
+
+def whole(rng: np.random.Generator, height: int, width: int) -> Canvas:
+    """One scene over all of the canvas (sizes in pixels)."""
+    scene = random_scene(rng)
+    picture = place(scene, rng, (height, width), (0, 0, height, width))
+    return Canvas(picture, scene.caption, np.ones((height // CELL, width // CELL), np.float32))
+
+
+def collage(rng: np.random.Generator, height: int, width: int) -> Canvas:
+    """Scenes side by side and one captioned region over them (sizes in pixels)."""
+    picture = np.empty((height, width, 3), np.float32)
+    strips = rng.integers(1, 4)
+    upright = rng.random() < 0.5
+    length = width if upright else height
+    cuts = np.linspace(0, length // CELL, strips + 1).round().astype(int) * CELL
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        box = (0, start, height, stop) if upright else (start, 0, stop, width)
+        part = place(random_scene(rng), rng, (height, width), box)
+        picture[box[0] : box[2], box[1] : box[3]] = part[box[0] : box[2], box[1] : box[3]]
+
+    rows, columns = height // CELL, width // CELL
+    region_h, region_w = (int(rng.integers(max(4, round(n * 0.33)), n + 1)) for n in (rows, columns))
+    top, left = int(rng.integers(rows - region_h + 1)), int(rng.integers(columns - region_w + 1))
+    spoken = np.zeros((rows, columns), np.float32)
+    ellipse = rng.random() < 0.3
+    if ellipse:
+        y = (np.arange(rows) + 0.5 - top - region_h / 2)[:, None] / (region_h / 2)
+        x = (np.arange(columns) + 0.5 - left - region_w / 2)[None, :] / (region_w / 2)
+        spoken[x * x + y * y <= 1] = 1
+    else:
+        spoken[top : top + region_h, left : left + region_w] = 1
+    scene = random_scene(rng)
+    # An ellipse leaves less room than its bounding box, so its shape goes into the middle.
+    shrink = 0.12 if ellipse else 0.0
+    box = (
+        round((top + region_h * shrink) * CELL),
+        round((left + region_w * shrink) * CELL),
+        round((top + region_h * (1 - shrink)) * CELL),
+        round((left + region_w * (1 - shrink)) * CELL),
+    )
+    captioned = place(scene, rng, (height, width), box)
+    inside = np.kron(spoken, np.ones((CELL, CELL), np.float32))[..., None]
+    return Canvas(captioned * inside + picture * (1 - inside), scene.caption, spoken)
