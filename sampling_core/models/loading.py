@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from sampling_core._types import Embedding, Latent, Pixels
 from sampling_core.errors import ModelError
@@ -45,28 +45,37 @@ class Model:
 
 def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
     """Load all weights (safetensors only, no network access). Raises ModelError if they do not load."""
-    try:
-        with _quiet_progress():
+    with _quiet():
+        # Imported late, because importing it already complains of torchvision, which nothing here needs.
+        from diffusers import StableDiffusionPipeline  # noqa: PLC0415
+
+        try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(folder.path),
-                torch_dtype=dtype,
+                dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
             ).to(device)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError("model", str(folder.path), f"a folder whose weights load ({reason})") from error
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError("model", str(folder.path), f"a folder whose weights load ({reason})") from error
     return Model(folder, UNetDenoiser(pipeline.unet, folder.levels), pipeline)
 
 
 @contextlib.contextmanager
-def _quiet_progress() -> Iterator[None]:
-    """A loading bar of the library would tear ours apart."""
-    diffusers_logging.disable_progress_bar()
+def _quiet() -> Iterator[None]:
+    """The libraries' loading bars and advice would tear our own output apart."""
+    loggers = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in loggers]
+    for library in loggers:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_logging.enable_progress_bar()
+        for library, verbosity in zip(loggers, before, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Flows: tasks put together, nothing else. The command line is here too."""

@@ -1,0 +1,178 @@
+"""The command `regional`: render a job file, or say what rendering it would cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sampling_core.errors import BadInput, RegionalError
+from sampling_core.parsing import BadJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tasks.preparing import Prepared
+
+BAD_INPUT = 2
+"""Exit code for everything that a user can mend."""
+
+app = typer.Typer(
+    help="Draw pictures with different prompts and samplers in different regions of one canvas.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+@app.command()
+def render(
+    job: JobFile,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for the picture. [renders]")] = None,
+    set_: Overrides = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Save the state after so many steps. [about a second]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
+    prepared = _prepare(job, set_)
+    _check_store(store)
+    from flows.render import render as render_flow  # noqa: PLC0415  torch, diffusers and Prefect take seconds
+
+    with _progress(prepared.plan.steps, shown=not as_json) as on_step:
+        record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem))
+    if as_json:
+        print(json.dumps(record))
+        return
+    console = Console()
+    for image in record["images"]:
+        console.print(image, soft_wrap=True, highlight=False)
+    console.print(
+        f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
+        f"{record['evaluations']} evaluations in {record['forwards']} forwards, {sum(record['seconds'].values()):.1f} s",
+        style="dim",
+    )
+
+
+@app.command()
+def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a job will cost, without loading weights: evaluations, forwards, memory, warnings."""
+    prepared = _prepare(job, set_)
+    cost = prepared.cost()
+    stages = [
+        {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
+        for first, last, count in cost.runs()
+    ]
+    facts: dict[str, Any] = {
+        "job_hash": prepared.job_hash,
+        "steps": prepared.plan.steps,
+        "evaluations": cost.evaluations,
+        "forwards": cost.forwards,
+        "rows_per_step": stages,
+        "memory_bytes": prepared.memory_bytes(),
+        "warnings": prepared.warnings(),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table("Steps", "Rows per step", "Forwards per step", title=f"{job.name}: {prepared.plan.steps} steps")
+    for stage in stages:
+        first, last = stage["first_step"], stage["last_step"]
+        table.add_row(f"{first}" if first == last else f"{first} to {last}", f"{stage['rows']}", f"{stage['forwards']}")
+    console = Console()
+    console.print(table)
+    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
+    for warning in facts["warnings"]:
+        console.print(f"Warning: {warning}", style="yellow")
+
+
+def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
+    from tasks.files import read_job  # noqa: PLC0415
+    from tasks.preparing import prepare  # noqa: PLC0415
+
+    return prepare(read_job(file, overrides or []))
+
+
+def _check_store(url: str | None) -> None:
+    from tasks.settings import settings  # noqa: PLC0415
+    from tasks.store import Store  # noqa: PLC0415
+
+    Store(url or settings().store).check()
+
+
+def _set_environment() -> None:
+    """Defaults for a run from the shell, before torch and Prefect read them; what the user has set stays."""
+    defaults = {
+        # Threads that wait by spinning starve each other: 50 times slower beside another busy process.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        # Prefect's own server reports home by default, and its write can collide with a first run's.
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # The first start creates a database; on a busy machine that takes longer than Prefect expects.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that moves with every step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        line = bar.add_task("preparing", total=steps)
+        yield lambda done, total: bar.update(line, completed=done, total=total, description="sampling")
+
+
+def _in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
+    from tasks.progress import listener  # noqa: PLC0415
+
+    token = listener.set(on_step)
+    try:
+        return asyncio.run(start())
+    finally:
+        listener.reset(token)
+
+
+def main() -> None:
+    """Entry point: mistakes become one line each and exit code 2."""
+    _set_environment()
+    try:
+        app()
+    except BadJob as error:
+        _complain(error.mistakes)
+    except RegionalError as error:
+        _complain([error])
+
+
+def _complain(errors: list[BadInput] | list[RegionalError]) -> None:
+    for error in errors:
+        print(error, file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

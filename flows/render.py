@@ -1,0 +1,122 @@
+"""Flow `render`: one job, from its masks to a PNG; started again after a crash, it goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from pydantic import Field
+
+from sampling_core.evaluate import Count
+from sampling_core.job import RenderJob
+from tasks.decoding import decode
+from tasks.loading import load_model
+from tasks.masks import build_masks
+from tasks.prompts import encode_prompts
+from tasks.publishing import Record, publish, versions
+from tasks.run import Run
+from tasks.sampling import Chunk, newest_step, regional_steps, warm_up
+from tasks.settings import settings
+
+ChunkSteps = Annotated[
+    int | None,
+    Field(ge=1, le=1000, title="Steps per chunk", description="State is saved after each chunk. Empty: about a second"),
+]
+Place = Annotated[str | None, Field(title="Store", description="Folder or fsspec URL for latents. Empty: the worker's")]
+Folder = Annotated[str | None, Field(title="Output folder", description="Empty: the worker's")]
+Name = Annotated[str, Field(title="Name", description="Start of the file name", max_length=80)]
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    return f"render {context.parameters['name']}" if context is not None else "render"
+
+
+@flow(name="render", flow_run_name=_run_name, validate_parameters=True)
+async def render(
+    job: RenderJob,
+    chunk_steps: ChunkSteps = None,
+    store: Place = None,
+    out: Folder = None,
+    name: Name = "render",
+) -> dict[str, Any]:
+    """Draw one picture from a base prompt and regions with prompts of their own.
+
+    Returns the record that is also written as JSON beside the picture.
+    """
+    clock = _Clock()
+    store_url, out = store or settings().store, out or settings().out
+    job_hash, mask_hash = build_masks(job, store_url)
+    clock.lap("build masks")
+    fingerprint = load_model(job.model)
+    clock.lap("load model")
+    dtype = str(settings().torch_dtype())
+    run = Run(
+        job=job,
+        job_hash=job_hash,
+        mask_hash=mask_hash,
+        model_fingerprint=fingerprint,
+        dtype=dtype,
+        store_url=store_url,
+    )
+    encode_prompts(run)
+    clock.lap("encode prompts")
+
+    restored = newest_step(run)
+    chunks = _sample(run, restored, chunk_steps)
+    clock.lap("sample")
+    images = decode(run, out, name)
+    clock.lap("decode")
+
+    count = Count(sum(c.count.evaluations for c in chunks), sum(c.count.forwards for c in chunks))
+    record = Record(
+        job=job,
+        job_hash=job_hash,
+        model_fingerprint=fingerprint,
+        latents=run.latents,
+        store=store_url,
+        images=images,
+        steps_computed=sum(c.steps for c in chunks),
+        steps_restored=restored,
+        evaluations=count.evaluations,
+        forwards=count.forwards,
+        seconds=clock.laps,
+        versions=versions(),
+    )
+    await publish(run, record, out, name)
+    return record.as_json()
+
+
+def _sample(run: Run, done: int, chunk_steps: int | None) -> list[Chunk]:
+    """All steps after `done`, first those of the base alone."""
+    chunks: list[Chunk] = []
+    while done < run.plan.steps:
+        size = chunk_steps or _chosen_size(chunks)
+        in_warm_up = done < run.plan.base_only_steps
+        last = min(done + size, run.plan.base_only_steps if in_warm_up else run.plan.steps)
+        chunks.append((warm_up if in_warm_up else regional_steps)(run, done + 1, last))
+        done = last
+    return chunks
+
+
+def _chosen_size(chunks: list[Chunk]) -> int:
+    """As many steps as take about `chunk_seconds`, judged by the last chunk; one step to begin with."""
+    if not chunks:
+        return 1
+    last = chunks[-1]
+    return max(1, round(settings().chunk_seconds * last.steps / max(last.seconds, 1e-3)))
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.laps[stage] = round(now - self._last, 3)
+        self._last = now

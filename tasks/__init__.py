@@ -1,0 +1,1 @@
+"""Prefect tasks, one file each, and what they need: settings, the store, files, loaded models."""

@@ -1,0 +1,43 @@
+"""Task: the finished latent to PNG files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from prefect import task
+
+from tasks.models import loaded
+from tasks.run import Run
+from tasks.sampling import final_state
+
+
+@task(task_run_name="decode")
+def decode(run: Run, out: str, name: str) -> list[str]:
+    """Write one PNG per picture into the folder `out`; returns their paths.
+
+    The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
+    chunk `regional-job`.
+    """
+    pictures = loaded(run.folder).decode(final_state(run).x)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = file_stem(run, name)
+    text = PngInfo()
+    text.add_itxt("regional-job", run.job.model_dump_json(exclude_defaults=True))
+    paths: list[str] = []
+    for i, picture in enumerate(pictures.numpy()):
+        path = folder / (f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png")
+        part = path.with_suffix(".part")
+        Image.fromarray(picture).save(part, format="PNG", pnginfo=text)
+        part.replace(path)
+        paths.append(str(path))
+    return paths
+
+
+def file_stem(run: Run, name: str) -> str:
+    """`name` made safe for a file system, and the start of the job's hash."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "render"
+    return f"{readable}-{run.job_hash[:8]}"

@@ -1,0 +1,24 @@
+"""Task: masks from shapes, images and colour maps to the latent lattice, into the store."""
+
+from __future__ import annotations
+
+import torch
+from prefect import task
+
+from sampling_core.job import RenderJob
+from tasks.preparing import prepare
+from tasks.run import mask_key
+from tasks.store import Store
+
+
+@task(task_run_name="build masks")
+def build_masks(job: RenderJob, store_url: str) -> tuple[str, str]:
+    """Check the job and store its masks; returns the job's hash and the masks' hash."""
+    prepared = prepare(job)
+    store = Store(store_url)
+    key = mask_key(prepared.mask_hash)
+    # Tensors named by position; an empty job has none, and safetensors wants at least one.
+    masks = {f"{i}": mask for i, mask in enumerate(prepared.masks)} or {"none": torch.zeros(1)}
+    if store.read_tensors(key) is None:
+        store.write_tensors(key, masks)
+    return prepared.job_hash, prepared.mask_hash

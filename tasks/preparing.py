@@ -1,0 +1,64 @@
+"""Everything that can be known about a job without loading weights: its masks, its plan, its cost, its mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sampling_core._types import Mask
+from sampling_core.job import RenderJob, content_hash
+from sampling_core.models.folder import ModelFolder, open_folder
+from sampling_core.plan import Cost, cost, make_plan, region_masks, warnings
+from sampling_core.sampler import Plan
+from tasks.files import read_mask_files
+from tasks.settings import settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks."""
+
+    job: RenderJob
+    job_hash: str
+    mask_hash: str
+    folder: ModelFolder
+    masks: tuple[Mask, ...]
+    plan: Plan
+
+    def cost(self) -> Cost:
+        return cost(self.plan)
+
+    def warnings(self) -> list[str]:
+        return warnings(self.job, self.plan, self.folder.trained_pixels)
+
+    def memory_bytes(self) -> int:
+        """A rough estimate of the peak: weights, and the larger of one forward and the decoding.
+
+        The factors were fitted to the peak of the embedded model on a CPU; other models share its
+        kind of layers, so expect the right order of magnitude and no more.
+        """
+        bytes_per_value = torch.finfo(settings().torch_dtype()).bits // 8
+        cells = (self.job.height // self.folder.cell) * (self.job.width // self.folder.cell)
+        # Feature maps alive at once in one forward (per row) and in the decoder, in units of the first level's map.
+        forward = self.cost().most_rows * cells * self.folder.unet_channels * 24
+        decoding = self.job.height * self.job.width * self.folder.vae_channels * 8
+        weights = sum(file.stat().st_size for file in self.folder.weight_files)
+        return weights + max(forward, decoding) * bytes_per_value
+
+
+def prepare(job: RenderJob) -> Prepared:
+    """Check a job against its files and its model folder. Raises BadInput or ModelError."""
+    folder = open_folder(job.model)
+    files = read_mask_files(job)
+    masks = region_masks(job, files.photos, folder.cell)
+    meaning = job.meaning(files.digests)
+    shapes = [(region["mask"], region["feather"]) for region in meaning["regions"]]
+    return Prepared(
+        job=job,
+        job_hash=job.content_hash(files.digests),
+        mask_hash=content_hash([shapes, job.width, job.height, folder.cell]),
+        folder=folder,
+        masks=masks,
+        plan=make_plan(job, folder.levels, masks),
+    )

@@ -1,0 +1,106 @@
+"""Task: what people and programs see of a finished run: preview, summary, record."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from prefect import task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from sampling_core.job import RenderJob
+from tasks.decoding import file_stem
+from tasks.run import Run
+
+PREVIEW_BYTES = 100_000
+"""Artifact lists load every preview at once; larger ones make the UI slow."""
+
+_PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
+
+
+class Record(BaseModel):
+    """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    job: RenderJob
+    job_hash: str
+    model_fingerprint: str
+    latents: str
+    store: str
+    images: list[str]
+    steps_computed: int
+    steps_restored: int
+    evaluations: int
+    forwards: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that the picture depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+@task(task_run_name="publish")
+async def publish(run: Run, record: Record, out: str, name: str) -> str:
+    """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
+    path = Path(out) / f"{file_stem(run, name)}.json"
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(record.as_json(), indent=2) + "\n")
+    part.replace(path)
+    for image in record.images:
+        await acreate_image_artifact(image_url=preview(Path(image)), key="picture", description=_summary(record))
+    await acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}")
+    return str(path)
+
+
+def preview(image: Path) -> str:
+    """A picture as a data URI of a JPEG of at most PREVIEW_BYTES, scaled down as far as that needs."""
+    with Image.open(image) as opened:
+        picture = opened.convert("RGB")
+    edge = 512
+    while True:
+        small = picture.copy()
+        small.thumbnail((edge, edge))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=85)
+        if buffer.tell() <= PREVIEW_BYTES:
+            return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        edge = edge * 3 // 4
+
+
+def _summary(record: Record) -> str:
+    job = record.job
+    regions = "\n".join(
+        f"| {_cell(region.name or f'region {i + 1}')} | {_cell(region.prompt)} | {job.settings_of(region)[0]} |"
+        for i, region in enumerate(job.regions)
+    )
+    total = sum(record.seconds.values())
+    return f"""\
+**{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
+{record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
+{record.steps_restored} restored.
+
+| | prompt | sampler |
+| --- | --- | --- |
+| base | {_cell(job.prompt)} | {job.sampler} |
+{regions}
+
+Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {", ".join(f"`{i}`" for i in record.images)}
+"""
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside one cell of a Markdown table, and stays text."""
+    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return flat.replace("<", "&lt;").replace("`", "'") or " "

@@ -1,0 +1,38 @@
+"""Settings of a machine: environment variables `REGIONAL_*`. They change where and how fast, never what is drawn."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="REGIONAL_", frozen=True)
+
+    store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
+    out: str = Field("renders", description="Folder for finished pictures and records")
+    device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
+    chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
+    max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
+
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype != "auto":
+            return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
+        return torch.float16 if self.torch_device().startswith("cuda") else torch.float32
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,28 @@
+"""Make the embedded model from nothing: `python -m training [--work DIR]` (about two hours on two cores)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training.autoencoder import sharpen_decoder, train_autoencoder
+from training.denoiser import train_denoiser
+from training.export import export
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("training/work"), help="folder for what is being trained")
+    parser.add_argument("--out", type=Path, default=Path("sampling_core/models/embedded"), help="where the model goes")
+    parser.add_argument("--autoencoder-steps", type=int, default=2000)
+    parser.add_argument("--denoiser-steps", type=int, default=10000)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
+    given = parser.parse_args()
+    train_autoencoder(given.work, given.autoencoder_steps)
+    train_denoiser(given.work, given.denoiser_steps)
+    sharpen_decoder(given.work, given.decoder_steps)
+    export(given.work, given.out)
+
+
+if __name__ == "__main__":
+    main()
