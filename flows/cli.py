@@ -18,7 +18,7 @@ from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from tasks.preparing import Prepared
 
@@ -55,7 +55,7 @@ def render(
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
     prepared = _prepare(job, set_)
     _check_store(store)
-    from flows.render import render as render_flow  # noqa: PLC0415  torch, diffusers and Prefect take seconds
+    from flows.render import render as render_flow
 
     with _progress(prepared.plan.steps, shown=not as_json) as on_step:
         record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem))
@@ -67,7 +67,8 @@ def render(
         console.print(image, soft_wrap=True, highlight=False)
     console.print(
         f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
-        f"{record['evaluations']} evaluations in {record['forwards']} forwards, {sum(record['seconds'].values()):.1f} s",
+        f"{record['evaluations']} evaluations in {record['forwards']} forwards, "
+        f"{sum(record['seconds'].values()):.1f} s",
         style="dim",
     )
 
@@ -106,15 +107,15 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
 
 
 def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
-    from tasks.files import read_job  # noqa: PLC0415
-    from tasks.preparing import prepare  # noqa: PLC0415
+    from tasks.files import read_job
+    from tasks.preparing import prepare
 
     return prepare(read_job(file, overrides or []))
 
 
 def _check_store(url: str | None) -> None:
-    from tasks.settings import settings  # noqa: PLC0415
-    from tasks.store import Store  # noqa: PLC0415
+    from tasks.settings import settings
+    from tasks.store import Store
 
     Store(url or settings().store).check()
 
@@ -137,9 +138,9 @@ def _set_environment() -> None:
 
 
 @contextmanager
-def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def _progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
     """A bar on stderr that moves with every step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
@@ -148,7 +149,7 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[int, int], None]
 
 
 def _in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
-    from tasks.progress import listener  # noqa: PLC0415
+    from tasks.progress import listener
 
     token = listener.set(on_step)
     try:

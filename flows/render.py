@@ -14,6 +14,7 @@ from sampling_core.job import RenderJob
 from tasks.decoding import decode
 from tasks.loading import load_model
 from tasks.masks import build_masks
+from tasks.progress import report_step
 from tasks.prompts import encode_prompts
 from tasks.publishing import Record, publish, versions
 from tasks.run import Run
@@ -31,7 +32,8 @@ Name = Annotated[str, Field(title="Name", description="Start of the file name", 
 
 def _run_name() -> str:
     context = FlowRunContext.get()
-    return f"render {context.parameters['name']}" if context is not None else "render"
+    parameters = (context.parameters if context is not None else None) or {}
+    return f"render {parameters.get('name', '')}".strip()
 
 
 @flow(name="render", flow_run_name=_run_name, validate_parameters=True)
@@ -65,12 +67,13 @@ async def render(
     clock.lap("encode prompts")
 
     restored = newest_step(run)
+    report_step(restored, run.plan.steps)
     chunks = _sample(run, restored, chunk_steps)
     clock.lap("sample")
     images = decode(run, out, name)
     clock.lap("decode")
 
-    count = Count(sum(c.count.evaluations for c in chunks), sum(c.count.forwards for c in chunks))
+    count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
         job=job,
         job_hash=job_hash,

@@ -1,9 +1,9 @@
 """Errors that a user can meet. All say which field, which value, and what is allowed, in one line.
 
-    RegionalError
-    ├── BadInput       the job, a mask or a setting is wrong; nothing was loaded yet
-    ├── ModelError     the model folder cannot be used
-    └── StoreError     the store cannot be read or written
+RegionalError
+├── BadInput       the job, a mask or a setting is wrong; nothing was loaded yet
+├── ModelError     the model folder cannot be used
+└── StoreError     the store cannot be read or written
 """
 
 from __future__ import annotations

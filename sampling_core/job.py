@@ -32,7 +32,9 @@ class Region(_Frozen):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Region")
-    name: str = Field("", max_length=80, title="Name", description="For people; changes no picture", json_schema_extra=_at(1))
+    name: str = Field(
+        "", max_length=80, title="Name", description="For people; changes no picture", json_schema_extra=_at(1)
+    )
     prompt: str = Field(title="Prompt", description="What this region shows", json_schema_extra=_at(2))
     negative_prompt: str | None = Field(
         None, title="Negative prompt", description="Empty: the job's", json_schema_extra=_at(3)
@@ -59,13 +61,27 @@ class RenderJob(_Frozen):
         description="`embedded`, or the folder of a diffusers Stable Diffusion model",
         json_schema_extra=_at(1),
     )
-    prompt: str = Field(title="Prompt", description="What the canvas shows outside the regions", json_schema_extra=_at(2))
+    prompt: str = Field(
+        title="Prompt", description="What the canvas shows outside the regions", json_schema_extra=_at(2)
+    )
     negative_prompt: str = Field("", title="Negative prompt", json_schema_extra=_at(3))
     width: int = Field(
-        128, ge=64, le=4096, multiple_of=8, title="Width", description="Pixels, a multiple of 8", json_schema_extra=_at(4)
+        128,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        title="Width",
+        description="Pixels, a multiple of 8",
+        json_schema_extra=_at(4),
     )
     height: int = Field(
-        128, ge=64, le=4096, multiple_of=8, title="Height", description="Pixels, a multiple of 8", json_schema_extra=_at(5)
+        128,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        title="Height",
+        description="Pixels, a multiple of 8",
+        json_schema_extra=_at(5),
     )
     seed: int = Field(
         0, ge=0, le=MAX_SEED, title="Seed", description="Same seed, same picture", json_schema_extra=_at(6)
@@ -78,10 +94,17 @@ class RenderJob(_Frozen):
         1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise", json_schema_extra=_at(9)
     )
     sampler: SamplerName = Field("dpmpp_2m", title="Sampler", json_schema_extra=_at(10))
-    scheduler: SchedulerName = Field("karras", title="Scheduler", description="How noise levels are spaced", json_schema_extra=_at(11))
-    cfg: Guidance = Field(5.0, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=_at(12))
+    scheduler: SchedulerName = Field(
+        "karras", title="Scheduler", description="How noise levels are spaced", json_schema_extra=_at(11)
+    )
+    cfg: Guidance = Field(
+        5.0, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=_at(12)
+    )
     composition: Literal["joint"] = Field(
-        "joint", title="Composition", description="joint: every region takes every step at once", json_schema_extra=_at(13)
+        "joint",
+        title="Composition",
+        description="joint: every region takes every step at once",
+        json_schema_extra=_at(13),
     )
     regions: tuple[Region, ...] = Field((), max_length=64, title="Regions", json_schema_extra=_at(14))
 
@@ -119,7 +142,7 @@ class RenderJob(_Frozen):
             for name in ("image", "color_map"):
                 if name in mask:
                     mask[name] = digests.get(mask[name], mask[name])
-            meaning = {"mask": mask, "prompt": region.prompt, "feather": region.feather}
+            meaning: dict[str, Any] = {"mask": mask, "prompt": region.prompt, "feather": region.feather}
             meaning["weight"] = region.weight if len(self.regions) > 1 else 1.0
             regions.append(meaning | self._asked_of(region))
         return job | self._asked_of(None) | {"base_only_steps": base_only_steps, "regions": regions}

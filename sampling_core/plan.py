@@ -59,9 +59,7 @@ def make_plan(job: RenderJob, levels: ModelLevels, masks: Sequence[Mask]) -> Pla
     `masks` are `region_masks`, one per region.
     """
     lattice = torch.ones_like(masks[0]) if masks else torch.ones(1, 1)
-    base_weight, weights = (
-        partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (lattice, ())
-    )
+    base_weight, weights = partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (lattice, ())
     base_only_steps = job.base_only_steps if job.regions else 0
     base = _participant(job, None, "base", lattice, base_weight)
     regions = [
@@ -147,7 +145,7 @@ def warnings(job: RenderJob, plan: Plan, trained_pixels: int) -> list[str]:
     found: list[str] = []
     if job.denoise < 1:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
-    if all("base" != p.name for step in range(plan.steps) for p, _ in plan.active(step).values()):
+    if all(p.name != "base" for step in range(plan.steps) for p, _ in plan.active(step).values()):
         found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:

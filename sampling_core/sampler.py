@@ -67,9 +67,7 @@ def start(plan: Plan, x: Latent) -> State:
     return State(0, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
-def advance(
-    plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding]
-) -> tuple[State, Count]:
+def advance(plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding]) -> tuple[State, Count]:
     """One step of everyone who takes part, and what it cost."""
     t, s = plan.ladder[state.step], plan.ladder[state.step + 1]
     active = plan.active(state.step)

@@ -12,7 +12,9 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 def refuse(field: str, value: object, allowed: str) -> PydanticCustomError:
     """An error of a check across fields that still names one field (relative to the model)."""
-    return PydanticCustomError("not_allowed", "allowed: {allowed}", {"field": field, "value": value, "allowed": allowed})
+    return PydanticCustomError(
+        "not_allowed", "allowed: {allowed}", {"field": field, "value": value, "allowed": allowed}
+    )
 
 
 def _open_schema(schema: dict[str, Any]) -> None:

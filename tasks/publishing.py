@@ -86,6 +86,7 @@ def _summary(record: Record) -> str:
         for i, region in enumerate(job.regions)
     )
     total = sum(record.seconds.values())
+    pictures = ", ".join(f"`{image}`" for image in record.images)
     return f"""\
 **{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
 {record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
@@ -96,7 +97,7 @@ def _summary(record: Record) -> str:
 | base | {_cell(job.prompt)} | {job.sampler} |
 {regions}
 
-Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {", ".join(f"`{i}`" for i in record.images)}
+Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}
 """
 
 

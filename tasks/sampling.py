@@ -17,10 +17,10 @@ from tasks.run import Run
 
 
 class Chunk(NamedTuple):
-    """What a chunk of steps cost."""
+    """A finished chunk of steps and what it cost."""
 
     steps: int
-    count: Count
+    cost: Count
     seconds: float
 
 
@@ -51,8 +51,8 @@ def _advance(run: Run, first: int, last: int) -> Chunk:
     if state is None:
         raise RuntimeError(f"the state after step {first - 1} is not in {run.store_url}; start the run again")
     total = Count()
-    for state, count in iterate(run.plan, state, model.network, run.embeddings(), until=last):  # noqa: B007
-        total = total.plus(count)
+    for reached, count in iterate(run.plan, state, model.network, run.embeddings(), until=last):
+        state, total = reached, total.plus(count)
         report_step(state.step, run.plan.steps)
     run.store.write_tensors(_key(run, state.step), to_tensors(state))
     return Chunk(last - first + 1, total, time.monotonic() - started)

@@ -8,6 +8,7 @@ or an ellipse with the captioned scene, and the loss counts only there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def collage(rng: np.random.Generator, height: int, width: int) -> Canvas:
     upright = rng.random() < 0.5
     length = width if upright else height
     cuts = np.linspace(0, length // CELL, strips + 1).round().astype(int) * CELL
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts.tolist()):
         box = (0, start, height, stop) if upright else (start, 0, stop, width)
         part = place(random_scene(rng), rng, (height, width), box)
         picture[box[0] : box[2], box[1] : box[3]] = part[box[0] : box[2], box[1] : box[3]]
@@ -84,4 +85,4 @@ def collage(rng: np.random.Generator, height: int, width: int) -> Canvas:
     )
     captioned = place(scene, rng, (height, width), box)
     inside = np.kron(spoken, np.ones((CELL, CELL), np.float32))[..., None]
-    return Canvas(captioned * inside + picture * (1 - inside), scene.caption, spoken)
+    return Canvas(np.where(inside > 0, captioned, picture), scene.caption, spoken)

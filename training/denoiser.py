@@ -49,19 +49,35 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(levels: int) -> UNet2DConditionModel:
+    """A UNet with 2 or 3 resolutions; attention to the prompt on all but the first."""
+    below = levels - 1
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(48, WIDTH),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, *[WIDTH] * below),
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * below),
+        up_block_types=(*["CrossAttnUpBlock2D"] * below, "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
     )
+
+
+def deepen(shallow: dict[str, torch.Tensor], deep: UNet2DConditionModel) -> None:
+    """Put a trained 2-level UNet into a 3-level one; only the new, coarsest level starts from random weights.
+
+    Two levels learn colours and textures, but their shapes are blobs; the third sees the whole shape.
+    """
+    weights = deep.state_dict()
+    for name, value in shallow.items():
+        part, index, *rest = name.split(".")
+        # The decoder's blocks count from the coarsest one, so there they move up by one.
+        moved = ".".join([part, str(int(index) + 1), *rest]) if part == "up_blocks" else name
+        weights[moved] = value
+    deep.load_state_dict(weights)
 
 
 def new_schedule() -> DDPMScheduler:
@@ -124,24 +140,35 @@ def loosen(caption: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def train_denoiser(folder: Path, steps: int, seed: int = 2, resume: bool = False) -> None:
-    """Train for `steps` steps, the last fifth with a falling rate; saves averaged weights every 500."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+def train_denoiser(folder: Path, levels: int, steps: int, *, cool: bool, seed: int = 2, resume: bool = False) -> None:
+    """Train a UNet of 2 or 3 levels for `steps` steps; saves averaged weights every 500.
+
+    3 levels start from the 2-level UNet in `folder`. With `cool`, the rate falls over the last quarter.
+    """
+    torch.manual_seed(seed + levels)
+    rng = np.random.default_rng(seed + levels)
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     tokenizer = new_tokenizer(vocabulary(), folder / "tokenizer")
     schedule = new_schedule()
     schedule.save_pretrained(folder / "scheduler")
-    model = nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()})
+    model = nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet(levels)})
     first = 0
-    if resume:
-        saved = load_file(folder / "training.safetensors")
-        first = int(saved.pop("step"))
-        model.load_state_dict(saved)
+    if resume or levels == 3:
+        saved = load_file(folder / f"training-{levels if resume else 2}.safetensors")
+        step = int(saved.pop("step"))
+        if resume:
+            first = step
+            model.load_state_dict(saved)
+        else:
+            parts = {
+                part: {k.removeprefix(f"{part}."): v for k, v in saved.items() if k.startswith(part)} for part in model
+            }
+            model["text_encoder"].load_state_dict(parts["text_encoder"])
+            deepen(parts["unet"], model["unet"])
     model.to(memory_format=torch.channels_last)
     average = deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3, betas=(0.9, 0.99))
-    cooling = steps // 5
+    cooling = steps // 4 if cool else 1
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / 200, max(0.02, (steps - first - i) / cooling))
     )
@@ -156,7 +183,9 @@ def train_denoiser(folder: Path, steps: int, seed: int = 2, resume: bool = False
         latents, spoken, captions = pool.batch(rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         noise = torch.randn_like(latents)
-        t = torch.randint(0, 1000, (len(latents),))
+        # Where things are is decided at high noise, so half of the batch is drawn from there.
+        t = torch.where(torch.rand(len(latents)) < 0.5, torch.randint(500, 1000, (len(latents),)), 0)
+        t = torch.where(t > 0, t, torch.randint(0, 1000, (len(latents),)))
         words = model["text_encoder"](tokens.input_ids).last_hidden_state
         answer = model["unet"](schedule.add_noise(latents, noise, t), t, words).sample
         error = (answer - schedule.get_velocity(latents, noise, t)).square().mean(dim=1, keepdim=True)
@@ -175,13 +204,13 @@ def train_denoiser(folder: Path, steps: int, seed: int = 2, resume: bool = False
             speed = (step + 1 - first) / (time.monotonic() - started)
             print(f"denoiser {step + 1}/{steps} loss {np.mean(recent[-500:]):.4f} {speed:.2f} steps/s", flush=True)
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            save(folder, average, model, step + 1)
+            save(folder, average, model, levels, step + 1)
 
 
-def save(folder: Path, average: nn.ModuleDict, model: nn.ModuleDict, step: int) -> None:
+def save(folder: Path, average: nn.ModuleDict, model: nn.ModuleDict, levels: int, step: int) -> None:
     """The averaged networks as diffusers folders, and the raw weights to go on from."""
     still = deepcopy(average).to(memory_format=torch.contiguous_format)
     still["text_encoder"].save_pretrained(folder / "text_encoder")
     still["unet"].save_pretrained(folder / "unet")
     raw = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(raw | {"step": torch.tensor(step)}, folder / "training.safetensors")
+    save_file(raw | {"step": torch.tensor(step)}, folder / f"training-{levels}.safetensors")

@@ -113,7 +113,7 @@ def texture_ink(texture: str, height: int, width: int) -> Coverage:
 
 def rgb(name: str) -> Picture:
     """A palette colour as [3] float32 in [0, 1]."""
-    return np.asarray(PALETTE[name], dtype=np.float32) / 255
+    return np.asarray(PALETTE[name], dtype=np.float32) / np.float32(255)
 
 
 def draw(scene: Scene, height: int, width: int, center: tuple[float, float], radius: float) -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
     """Load all weights (safetensors only, no network access). Raises ModelError if they do not load."""
     with _quiet():
         # Imported late, because importing it already complains of torchvision, which nothing here needs.
-        from diffusers import StableDiffusionPipeline  # noqa: PLC0415
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -66,7 +66,7 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """The libraries' loading bars and advice would tear our own output apart."""
     loggers = (diffusers_logging, transformers_logging)
     before = [library.get_verbosity() for library in loggers]

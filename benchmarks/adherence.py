@@ -1,0 +1,173 @@
+"""How often the embedded model draws what it was asked for: `python -m benchmarks.adherence [--json FILE]`.
+
+Whole canvases: 240 pairs of a prompt and a seed. The prompts are captions that training held out, so
+it saw neither the pairs nor the combinations. Regions: 60 jobs with 2 to 4 regions. A rule-based
+reader judges the finished 8-bit pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.reading import read_scene
+from sampling_core.job import RenderJob
+from sampling_core.models.folder import open_folder
+from sampling_core.models.loading import Model, load
+from sampling_core.plan import first_state, make_plan, region_masks
+from sampling_core.sampler import iterate
+from training.scenes import Scene, all_scenes, held_out
+
+WHOLE_CANVASES = 240
+REGION_JOBS = 60
+SIZES = ((128, 128), (128, 128), (192, 128), (128, 192), (192, 192), (256, 128), (256, 256))
+BARS = {
+    "background colour": 0.98,
+    "object colour": 0.95,
+    "texture and shape": 0.85,
+    "region colour": 0.95,
+}
+
+
+def draw(job: RenderJob, model: Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture of a job, uint8 [height, width, 3]."""
+    folder = model.folder
+    plan = make_plan(job, folder.levels, region_masks(job, {}, folder.cell))
+    state = first_state(job, plan, folder.levels, folder.latent_channels, folder.cell)
+    embeddings = model.encode_prompts(plan.prompts)
+    for reached, _ in iterate(plan, state, model.network, embeddings):
+        state = reached
+    return model.decode(state.x)[0].numpy()
+
+
+def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:
+    scenes = [scene for scene in all_scenes() if held_out(scene)]
+    picked = [rng.choice(scenes) for _ in range(WHOLE_CANVASES)]
+    jobs: list[tuple[Scene, RenderJob]] = []
+    for scene in picked:
+        width, height = rng.choice(SIZES)
+        jobs.append(
+            (
+                scene,
+                RenderJob.model_validate(
+                    {"prompt": scene.caption, "width": width, "height": height, "seed": rng.getrandbits(64)}
+                ),
+            )
+        )
+    return jobs
+
+
+def region_jobs(rng: random.Random) -> list[tuple[list[Scene], RenderJob]]:
+    """Columns, rows or a grid of 2 to 4 regions that leave a rim to the base; neighbours differ in colour."""
+    scenes = [scene for scene in all_scenes() if held_out(scene)]
+    jobs: list[tuple[list[Scene], RenderJob]] = []
+    for _ in range(REGION_JOBS):
+        count = rng.randint(2, 4)
+        grid = {2: [(1, 2), (2, 1)], 3: [(1, 3), (3, 1)], 4: [(2, 2)]}[count]
+        rows, columns = rng.choice(grid)
+        chosen: list[Scene] = []
+        while len(chosen) < count:
+            scene = rng.choice(scenes)
+            if all(scene.background != other.background for other in chosen):
+                chosen.append(scene)
+        base = rng.choice([s.background for s in scenes if all(s.background != c.background for c in chosen)])
+        regions = [
+            {"prompt": scene.caption, "mask": _tile(i // columns, i % columns, rows, columns)}
+            for i, scene in enumerate(chosen)
+        ]
+        job = RenderJob.model_validate(
+            {
+                "prompt": f"a {base} background",
+                "width": 96 * columns if columns > 1 else 128,
+                "height": 96 * rows if rows > 1 else 128,
+                "seed": rng.getrandbits(64),
+                "base_only_steps": 1,
+                "regions": regions,
+            }
+        )
+        jobs.append((chosen, job))
+    return jobs
+
+
+def _tile(row: int, column: int, rows: int, columns: int) -> dict[str, float]:
+    rim = 0.02
+    return {
+        "x": column / columns + rim,
+        "y": row / rows + rim,
+        "width": 1 / columns - 2 * rim,
+        "height": 1 / rows - 2 * rim,
+    }
+
+
+def measure(model: Model, worst: Path | None = None) -> dict[str, float]:
+    """The four shares. With `worst`, pictures that were not read as asked are saved there."""
+    rng = random.Random(20261121)
+    right: Counter[str] = Counter()
+    for i, (scene, job) in enumerate(whole_canvas_jobs(rng)):
+        picture = draw(job, model)
+        seen = read_scene(picture)
+        right["background colour"] += seen.background == scene.background
+        right["object colour"] += seen.color == scene.color
+        right["texture and shape"] += (seen.texture, seen.shape) == (scene.texture, scene.shape)
+        right["texture"] += seen.texture == scene.texture
+        right["shape"] += seen.shape == scene.shape
+        if seen != scene:
+            _keep(worst, picture, f"{i:03d} {scene.caption} SEEN {seen.caption}")
+        _tell(i + 1, WHOLE_CANVASES, "whole canvases")
+    shares = {name: right[name] / WHOLE_CANVASES for name in (*list(BARS)[:3], "texture", "shape")}
+
+    judged = good = objects = 0
+    for i, (scenes, job) in enumerate(region_jobs(rng)):
+        picture = draw(job, model)
+        masks = region_masks(job, {}, model.folder.cell)
+        for scene, mask in zip(scenes, masks, strict=True):
+            where = np.kron(mask.numpy() > 0.99, np.ones((model.folder.cell,) * 2)) > 0
+            ys, xs = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
+            seen = read_scene(picture[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1])
+            judged += 1
+            good += seen.background == scene.background
+            objects += seen.color == scene.color
+            if seen.background != scene.background:
+                _keep(worst, picture, f"region {i:03d} {scene.caption} SEEN {seen.caption}")
+        _tell(i + 1, REGION_JOBS, "jobs with regions")
+    return shares | {"region colour": good / judged, "region object colour": objects / judged}
+
+
+def _keep(folder: Path | None, picture: np.ndarray[Any, np.dtype[np.uint8]], name: str) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def _tell(done: int, total: int, what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} {what} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--worst", type=Path, metavar="DIR", help="keep pictures that were read as something else")
+    parser.add_argument("--model", default="embedded", help="a model folder (default: the embedded one)")
+    given = parser.parse_args(arguments)
+    shares = measure(load(open_folder(given.model), "cpu", torch.float32), given.worst)
+    for name, share in shares.items():
+        bar = f"  (bar: {BARS[name]:.0%})" if name in BARS else ""
+        print(f"{name + ' right':28} {share:6.1%}{bar}")
+    if given.json:
+        given.json.write_text(json.dumps(shares, indent=2) + "\n")
+    return 0 if all(shares[name] >= bar for name, bar in BARS.items()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
