@@ -42,7 +42,7 @@ BARS = {
 def draw(job: RenderJob, model: Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
     folder = model.folder
-    plan = make_plan(job, folder.levels, region_masks(job, {}, folder.cell))
+    plan = make_plan(job, folder.levels, folder.cell, region_masks(job, {}, folder.cell))
     state = first_state(job, plan, folder.levels, folder.latent_channels, folder.cell)
     embeddings = model.encode_prompts(plan.prompts)
     for reached, _ in iterate(plan, state, model.network, embeddings):

@@ -1,7 +1,7 @@
 """Tensor types. Axis names are spelled here only.
 
 Axes: `b` pictures, `c` latent channels, `h w` latent cells, `r` network rows, `t d` text tokens and
-features, `H W` pixels.
+features, `H W` pixels of the canvas, `photo_H photo_W` pixels of a file.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ Scalar = Float[Tensor, ""]
 Pixels = UInt8[Tensor, "b H W 3"]
 """Finished pictures, 8-bit RGB."""
 
-Photo = UInt8[Tensor, "H W 3"]
+Photo = UInt8[Tensor, "photo_H photo_W 3"]
 """One picture that came in, 8-bit RGB: a mask image or a colour map."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -13,6 +13,7 @@ from sampling_core.levels import Level
 from sampling_core.solvers.base import Query
 
 
+@runtime_checkable
 class Network(Protocol):
     """A denoiser: answers a batch of rows, each at its own level, with denoised predictions."""
 

@@ -62,7 +62,7 @@ def from_color_map(size: Size, photo: Photo, color: tuple[int, int, int]) -> Pix
     return _resize(same.float(), size)
 
 
-def _resize(mask: PixelMask, size: Size) -> PixelMask:
+def _resize(mask: torch.Tensor, size: Size) -> torch.Tensor:
     if tuple(mask.shape) == size:
         return mask
     return F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)

@@ -53,15 +53,18 @@ def _pixels(size: draw.Size, region: Region, photos: Mapping[str, Photo]) -> Pix
             return draw.from_color_map(size, photos[shape.color_map], shape.color)
 
 
-def make_plan(job: RenderJob, levels: ModelLevels, masks: Sequence[Mask]) -> Plan:
+def make_plan(job: RenderJob, levels: ModelLevels, cell: int, masks: Sequence[Mask]) -> Plan:
     """The run that a job means. A participant whose weight is zero everywhere takes no part.
 
-    `masks` are `region_masks`, one per region.
+    `masks` are `region_masks`, one per region, on a lattice of `cell` pixels.
     """
-    lattice = torch.ones_like(masks[0]) if masks else torch.ones(1, 1)
-    base_weight, weights = partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (lattice, ())
-    base_only_steps = job.base_only_steps if job.regions else 0
-    base = _participant(job, None, "base", lattice, base_weight)
+    everywhere = torch.ones(job.height // cell, job.width // cell)
+    base_weight, weights = (
+        partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (everywhere, ())
+    )
+    # Without regions, the base has all steps to itself.
+    base_only_steps = job.base_only_steps if job.regions else job.steps
+    base = _participant(job, None, "base", everywhere, base_weight)
     regions = [
         _participant(job, region, region.name or f"region {i + 1}", None, weight)
         for i, (region, weight) in enumerate(zip(job.regions, weights, strict=True))

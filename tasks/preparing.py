@@ -60,5 +60,5 @@ def prepare(job: RenderJob) -> Prepared:
         mask_hash=content_hash([shapes, job.width, job.height, folder.cell]),
         folder=folder,
         masks=masks,
-        plan=make_plan(job, folder.levels, masks),
+        plan=make_plan(job, folder.levels, folder.cell, masks),
     )

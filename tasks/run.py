@@ -49,7 +49,7 @@ class Run(BaseModel):
         if found is None:
             raise StoreError("store", self.store_url, f"a store that still has {mask_key(self.mask_hash)}")
         masks = [found[f"{i}"] for i in range(len(self.job.regions))]
-        return make_plan(self.job, self.folder.levels, masks)
+        return make_plan(self.job, self.folder.levels, self.folder.cell, masks)
 
     def prompt_key(self, prompt: str) -> str:
         """Key of an encoded prompt."""

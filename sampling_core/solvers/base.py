@@ -8,7 +8,7 @@ all regions and answer them in one forward; and everything that must survive a c
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from sampling_core._types import Latent
 from sampling_core.levels import Level
@@ -30,6 +30,7 @@ class NoState(NamedTuple):
     """State of a one-step method: nothing."""
 
 
+@runtime_checkable
 class Solver(Protocol[S]):
     """A method that takes a latent from one level to the next.
 
