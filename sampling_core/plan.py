@@ -59,9 +59,7 @@ def make_plan(job: RenderJob, levels: ModelLevels, cell: int, masks: Sequence[Ma
     `masks` are `region_masks`, one per region, on a lattice of `cell` pixels.
     """
     everywhere = torch.ones(job.height // cell, job.width // cell)
-    base_weight, weights = (
-        partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (everywhere, ())
-    )
+    base_weight, weights = partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (everywhere, ())
     # Without regions, the base has all steps to itself.
     base_only_steps = job.base_only_steps if job.regions else job.steps
     base = _participant(job, None, "base", everywhere, base_weight)
@@ -123,24 +121,11 @@ class _NoNetwork:
 
 
 def cost(plan: Plan) -> Cost:
-    """Counted, not calculated: the sampler's own loop is driven without a network, on a one-cell latent."""
-    nothing: Latent = torch.zeros(1, 1, 1, 1)
-    tiny = Plan(plan.ladder, plan.base_only_steps, tuple(_one_cell(p) for p in plan.participants))
+    """Counted, not calculated: the sampler's own loop is driven without a network, on one channel."""
+    _, anywhere = next(iter(plan.active(0).values()))
+    nothing: Latent = torch.zeros(1, 1, *anywhere.shape)
     embeddings = {prompt: torch.zeros(1, 1, 1) for prompt in plan.prompts}
-    return Cost(tuple(count for _, count in iterate(tiny, start(tiny, nothing), _NoNetwork(), embeddings)))
-
-
-def _one_cell(participant: Participant) -> Participant:
-    def shrink(weight: Mask | None) -> Mask | None:
-        return None if weight is None else torch.ones(1, 1)
-
-    return Participant(
-        participant.name,
-        participant.guidance,
-        participant.solver,
-        shrink(participant.warm_up_weight),
-        shrink(participant.regional_weight),
-    )
+    return Cost(tuple(count for _, count in iterate(plan, start(plan, nothing), _NoNetwork(), embeddings)))
 
 
 def warnings(job: RenderJob, plan: Plan, trained_pixels: int) -> list[str]:

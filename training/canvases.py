@@ -35,11 +35,11 @@ def place(scene: Scene, rng: np.random.Generator, size: tuple[int, int], box: tu
     """The scene on a canvas of `size` pixels, its shape inside `box` (top, left, bottom, right; pixels)."""
     top, left, bottom, right = box
     extent = min(bottom - top, right - left)
-    radius = extent * rng.uniform(0.30, 0.42)
+    radius = extent * rng.uniform(0.34, 0.41)
     slack_y, slack_x = (bottom - top) / 2 - radius, (right - left) / 2 - radius
     center = (
-        (top + bottom) / 2 + slack_y * rng.uniform(-0.4, 0.4),
-        (left + right) / 2 + slack_x * rng.uniform(-0.4, 0.4),
+        (top + bottom) / 2 + slack_y * rng.uniform(-0.25, 0.25),
+        (left + right) / 2 + slack_x * rng.uniform(-0.25, 0.25),
     )
     return draw(scene, *size, center, radius)
 

@@ -29,7 +29,7 @@ BUCKETS = {
     (32, 16): 0.04,
     (32, 32): 0.06,
 }
-CELLS_PER_BATCH = 32 * 16 * 16
+CELLS_PER_BATCH = 16 * 16 * 16
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -104,7 +104,7 @@ class Pool:
 
     def add(self, vae: AutoencoderKL, rng: np.random.Generator, count: int, capacity: int) -> None:
         """Draw and encode `count` canvases; over `capacity` they replace random old ones."""
-        make = [whole if rng.random() < 0.4 else collage for _ in range(count)]
+        make = [whole if rng.random() < 0.6 else collage for _ in range(count)]
         canvases = [draw(rng, self.rows * CELL, self.columns * CELL) for draw in make]
         pictures = torch.from_numpy(np.stack([c.picture for c in canvases])).permute(0, 3, 1, 2) * 2 - 1
         with torch.no_grad():
@@ -127,7 +127,7 @@ class Pool:
         captions = [loosen(self.captions[i], rng) for i in picks]
         # Only whole scenes may go without a caption: an unconditional collage has no meaning.
         for row, i in enumerate(picks):
-            if bool(self.spoken[i].all()) and rng.random() < 0.25:
+            if bool(self.spoken[i].all()) and rng.random() < 0.15:
                 captions[row] = ""
         return torch.stack([self.latents[i] for i in picks]), spoken, captions
 
@@ -179,12 +179,12 @@ def train_denoiser(folder: Path, levels: int, steps: int, *, cool: bool, seed: i
     started, recent = time.monotonic(), []
     for step in range(first, steps):
         pool = pools[rng.choice(len(pools), p=odds)]
-        pool.add(vae, rng, max(1, 1024 // (pool.rows * pool.columns)), 6000)
+        pool.add(vae, rng, max(1, 512 // (pool.rows * pool.columns)), 6000)
         latents, spoken, captions = pool.batch(rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         noise = torch.randn_like(latents)
-        # Where things are is decided at high noise, so half of the batch is drawn from there.
-        t = torch.where(torch.rand(len(latents)) < 0.5, torch.randint(500, 1000, (len(latents),)), 0)
+        # Colours and shapes are decided at high noise; the rest is soon learnt.
+        t = torch.where(torch.rand(len(latents)) < 0.75, torch.randint(350, 1000, (len(latents),)), 0)
         t = torch.where(t > 0, t, torch.randint(0, 1000, (len(latents),)))
         words = model["text_encoder"](tokens.input_ids).last_hidden_state
         answer = model["unet"](schedule.add_noise(latents, noise, t), t, words).sample

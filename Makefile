@@ -1,0 +1,42 @@
+# Everything installs into .venv; nothing outside this folder is changed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format serve clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt torch
+	# A torch that is there already stays as it is, so its pin is left out here.
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	touch $@
+
+install: .venv/installed ## install into .venv
+
+demo: .venv/installed ## draw two example jobs into renders/
+	$(BIN)/regional render examples/two_halves.yaml
+	$(BIN)/regional render examples/four_quarters.yaml
+
+test: .venv/installed ## all tests
+	$(BIN)/pytest
+
+check: .venv/installed ## format, lint, types, layer contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: .venv/installed ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: .venv/installed ## offer the flow `render` to a running Prefect server (PREFECT_API_URL)
+	$(BIN)/python -m deployments.serve
+
+clean: ## remove what was installed and rendered here
+	rm -rf .venv .regional renders .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

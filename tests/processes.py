@@ -1,0 +1,88 @@
+"""Real processes for tests: the command line and a Prefect server, each with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def environment(prefect_home: Path, api: str | None = None) -> dict[str, str]:
+    """This process' environment without its Prefect settings, with a fresh Prefect home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REGIONAL_"))}
+    kept |= {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    return kept | ({"PREFECT_API_URL": api} if api else {})
+
+
+def regional(*arguments: object) -> list[str]:
+    """The command line as users run it."""
+    return [str(Path(sys.executable).parent / "regional"), *map(str, arguments)]
+
+
+def render_json(arguments: list[object], cwd: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Run `regional render ... --json` and return the object it printed; fails the test on any other output."""
+    done = subprocess.run(
+        regional("render", *arguments, "--json"), cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """A Prefect server on loopback; yields its API address."""
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1"]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen([*command, "--port", str(port)], env=environment(home), stdout=log, stderr=log)
+    try:
+        _wait_for(f"{api}/health", server, home / "server.log")
+        yield api
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise AssertionError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
+
+
+def post(api: str, path: str, body: dict[str, Any]) -> Any:
+    """Ask a Prefect server."""
+    request = urllib.request.Request(
+        f"{api}/{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)

@@ -1,0 +1,167 @@
+"""What a person types and reads: bad input is one line and exit code 2, before any weights are loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from flows import cli
+from sampling_core.models import EMBEDDED
+from tests.processes import EXAMPLES
+
+JOB: dict[str, Any] = {
+    "prompt": "a blue background",
+    "regions": [{"prompt": "a red circle", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights fails the test: everything here must be known before."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+    monkeypatch.setattr("sampling_core.models.folder.ModelFolder.fingerprint", refuse)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of `regional ARGUMENTS`."""
+    monkeypatch.setattr("sys.argv", ["regional", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def job_file(folder: Path, **changes: Any) -> Path:
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(JOB | changes))
+    return file
+
+
+def region(mask: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"prompt": "a red circle", "mask": mask}]
+
+
+BAD_JOBS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"promt": "x"}, ["promt: 'x'", "prompt (did you mean this?)"]),
+    ({"regions": region({"x": 0.9, "y": 0, "width": 0.5, "height": 1})}, ["regions.0.mask.width: 0.5", "at most 0.1"]),
+    ({"regions": region({"points": [[0.2, 0.5], [0.4, 0.5], [0.6, 0.5]]})}, ["regions.0.mask:", "empty"]),
+    (
+        {"regions": region({"x": 0, "y": 0, "width": 0.02, "height": 0.02})},
+        ["regions.0.mask:", "one latent cell, 8 x 8"],
+    ),
+    ({"regions": region({"image": "none.png"})}, ["regions.0.mask.image:", "none.png", "readable image"]),
+    ({"regions": region({"image": "text.png"})}, ["regions.0.mask.image:", "text.png", "readable image"]),
+    ({"regions": region({"image": "black.png"})}, ["regions.0.mask:", "empty"]),
+    ({"regions": region({"color_map": "black.png", "color": [1, 2, 3]})}, ["regions.0.mask:", "empty"]),
+    ({"model": "hollow"}, ["model:", "hollow", "diffusion_pytorch_model.safetensors is missing"]),
+    ({"model": "nowhere"}, ["model:", "nowhere", "model_index.json"]),
+    ({"steps": 0}, ["steps: 0", "1 or more"]),
+    ({"seed": 2**64}, [f"seed: {2**64}", f"at most {2**64 - 1}"]),
+    ({"width": 130}, ["width: 130", "a multiple of 8"]),
+]
+
+
+@pytest.mark.parametrize("command", ["plan", "render"])
+@pytest.mark.parametrize(
+    ("changes", "says"), BAD_JOBS, ids=[says[0].split(":")[0] + f"-{i}" for i, (_, says) in enumerate(BAD_JOBS)]
+)
+def test_bad_input(
+    command: str,
+    changes: dict[str, Any],
+    says: list[str],
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Image.new("RGB", (16, 16)).save("black.png")
+    Path("text.png").write_text("no picture")
+    shutil.copytree(EMBEDDED, "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert run(monkeypatch, command, job_file(workdir, **changes)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert all(text in err for text in says), err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("prompt: [", "valid YAML"), ("", "a mapping"), ("- 1", "a mapping"), (None, "a readable YAML or JSON file")],
+)
+def test_bad_files(
+    text: str | None, says: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        Path("job.yaml").write_text(text)
+    assert run(monkeypatch, "plan", "job.yaml") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_huge_mask_image_is_refused(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("1", (10_000, 10_000)).save("huge.png")
+    assert run(monkeypatch, "plan", job_file(workdir, regions=region({"image": "huge.png"}))) == 2
+    assert "10000 x 10000" in capsys.readouterr().err
+
+
+def test_an_unusable_store_is_refused(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "render", job_file(workdir), "--store", "nothing://x") == 2
+    assert capsys.readouterr().err.startswith("store: 'nothing://x'")
+
+
+@pytest.mark.parametrize("override", ["seed", "regions.7.prompt=x", "prompt.deeper=1", "regions.x.prompt=1"])
+def test_bad_overrides(
+    override: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", job_file(workdir), "--set", override) == 2
+    assert "--set: " in capsys.readouterr().err
+
+
+def test_plan_as_json(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", job_file(workdir), "--json", "--set", "steps=10", "--set", "regions.0.prompt=a black cross"]
+    assert run(monkeypatch, *arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["steps"], plan["evaluations"], plan["forwards"]) == (10, 2 * 2 + 8 * 3, 10)
+    assert plan["warnings"] == []
+    assert plan["memory_bytes"] > sum(f.stat().st_size for f in EMBEDDED.rglob("*.safetensors"))
+
+
+def test_json_jobs_and_masks_beside_the_job(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workdir / "elsewhere"
+    folder.mkdir()
+    Image.new("L", (8, 8), 255).save(folder / "mask.png")
+    (folder / "job.json").write_text(json.dumps(JOB | {"regions": region({"image": "mask.png"})}))
+    assert run(monkeypatch, "plan", folder / "job.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 2 * 2 + 18 * 2
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_nothing_to_warn_of(
+    example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", example) == 0
+    assert "Warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["render"], ["plan"]])
+def test_help_shows_every_option(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *command, "--help") == 0
+    out = capsys.readouterr().out
+    assert ("--json" in out) == bool(command)

@@ -1,0 +1,148 @@
+"""RenderJob: mistakes get one clear line each; the same meaning has the same hash; forms get a schema they can show."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sampling_core.job import MAX_SEED, RenderJob
+from sampling_core.parsing import BadJob, parse_job
+
+RECTANGLE = {"x": 0, "y": 0, "width": 0.5, "height": 1}
+JOB: dict[str, Any] = {"prompt": "a sea", "regions": [{"prompt": "a boat", "mask": RECTANGLE}]}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """JOB with one field changed."""
+    data = deepcopy(JOB)
+    target: Any = data
+    *parents, last = path.split(".")
+    for name in parents:
+        target = target[int(name)] if isinstance(target, list) else target[name]
+    target[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("promt", "x", "promt: 'x' is not allowed; allowed: prompt (did you mean this?), model,"),
+        ("regions.0.weigth", 2, "regions.0.weigth: 2 is not allowed; allowed: weight (did you mean this?)"),
+        ("regions.0.mask.hight", 1, "regions.0.mask.hight: 1 is not allowed; allowed: height (did you mean this?)"),
+        ("regions.0.mask.width", 1.5, "regions.0.mask.width: 1.5 is not allowed; allowed: at most 1"),
+        ("regions.0.mask.x", 0.7, "regions.0.mask.width: 0.5 is not allowed; allowed: at most 0.3 (x + width"),
+        ("regions.0.mask.width", 0, "regions.0.mask.width: 0 is not allowed; allowed: more than 0"),
+        ("regions.0.mask", {}, "regions.0.mask: {} is not allowed; allowed: rectangle: x, y, width, height; ellipse"),
+        ("regions.0.mask", {"kind": "blob"}, "regions.0.mask: {'kind': 'blob'} is not allowed; allowed: rectangle"),
+        ("regions.0.mask", {"points": [[0, 0], [1, 1]]}, "regions.0.mask.points: [[0, 0], [1, 1]] is not allowed"),
+        ("steps", 0, "steps: 0 is not allowed; allowed: 1 or more"),
+        ("seed", MAX_SEED + 1, f"seed: {MAX_SEED + 1} is not allowed; allowed: at most {MAX_SEED}"),
+        ("seed", -1, "seed: -1 is not allowed; allowed: 0 or more"),
+        ("width", 130, "width: 130 is not allowed; allowed: a multiple of 8"),
+        ("sampler", "dpm_9", "sampler: 'dpm_9' is not allowed; allowed: 'euler', 'heun' or 'dpmpp_2m'"),
+        ("base_only_steps", 20, "base_only_steps: 20 is not allowed; allowed: 0 to 19 (less than steps)"),
+        ("cfg", float("nan"), "cfg: nan is not allowed; allowed: a finite number"),
+        ("steps", "many", "steps: 'many' is not allowed; allowed: a whole number"),
+        ("regions", 3, "regions: 3 is not allowed; allowed: a list"),
+        ("prompt", None, "prompt: None is not allowed; allowed: text"),
+    ],
+)
+def test_mistakes_get_one_line(path: str, value: Any, line: str) -> None:
+    with pytest.raises(BadJob) as caught:
+        parse_job(changed(path, value))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(line)
+    assert len(caught.value.mistakes) == 1
+
+
+def test_missing_fields_and_several_mistakes() -> None:
+    with pytest.raises(BadJob) as caught:
+        parse_job({"steps": 0, "regions": [{"mask": RECTANGLE}]})
+    assert [mistake.field for mistake in caught.value.mistakes] == ["prompt", "steps", "regions.0.prompt"]
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_no_mapping(data: object) -> None:
+    with pytest.raises(BadJob, match=r"^job: .* a mapping with the fields model, prompt"):
+        parse_job(data)
+
+
+@given(shuffled=st.permutations(list(changed("seed", 7).items())))
+def test_hash_ignores_the_order_of_fields(shuffled: list[tuple[str, Any]]) -> None:
+    assert parse_job(dict(shuffled)).content_hash() == parse_job(changed("seed", 7)).content_hash()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("steps", 20),
+        ("cfg", 5),
+        ("regions.0.name", "boat"),
+        ("regions.0.weight", 3.0),
+        ("regions.0.cfg", 5.0),
+        ("regions.0.sampler", "dpmpp_2m"),
+        ("regions.0.negative_prompt", ""),
+        ("regions.0.mask", RECTANGLE | {"kind": "rectangle"}),
+        ("regions.0.mask", {"x": 0.0, "y": 0.0, "width": 0.5, "height": 1.0}),
+    ],
+)
+def test_same_meaning_same_hash(path: str, value: Any) -> None:
+    """Defaults spelled out, names, inherited values and ways to write a number do not change a picture."""
+    assert parse_job(changed(path, value)).content_hash() == parse_job(JOB).content_hash()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("prompt", "a lake"),
+        ("seed", 1),
+        ("steps", 21),
+        ("cfg", 4.0),
+        ("sampler", "euler"),
+        ("base_only_steps", 3),
+        ("regions.0.prompt", "a ship"),
+        ("regions.0.feather", 8),
+        ("regions.0.negative_prompt", "fog"),
+        ("regions.0.mask.width", 0.4),
+        ("regions", []),
+    ],
+)
+def test_other_meaning_other_hash(path: str, value: Any) -> None:
+    assert parse_job(changed(path, value)).content_hash() != parse_job(JOB).content_hash()
+
+
+def test_negative_prompt_means_nothing_without_guidance() -> None:
+    plain, negative = changed("cfg", 1.0), changed("cfg", 1.0) | {"negative_prompt": "fog"}
+    assert parse_job(plain).content_hash() == parse_job(negative).content_hash()
+
+
+def test_mask_files_are_hashed_by_content() -> None:
+    one, two = (parse_job(changed("regions.0.mask", {"image": name})) for name in ("a.png", "b.png"))
+    assert one.content_hash() != two.content_hash()
+    assert one.content_hash({"a.png": "same"}) == two.content_hash({"b.png": "same"})
+
+
+def test_round_trip_through_json() -> None:
+    job = parse_job(JOB)
+    assert RenderJob.model_validate_json(job.model_dump_json()) == job
+
+
+def test_schema_suits_forms() -> None:
+    """Members of the mask union are `anyOf`, open, with the kind hidden; every field has a title and a position."""
+    schema = RenderJob.model_json_schema()
+    region = schema["$defs"]["Region"]
+    assert len(region["properties"]["mask"]["anyOf"]) == 5
+    assert "oneOf" not in json.dumps(schema)
+    for name in ("Rectangle", "Ellipse", "Polygon", "Image", "ColorMap"):
+        shape = schema["$defs"][name]
+        assert "additionalProperties" not in shape
+        assert "kind" not in shape["properties"]
+    for model in (schema, *schema["$defs"].values()):
+        positions = [field["position"] for field in model["properties"].values()]
+        assert positions == sorted(set(positions))
+        assert all("title" in field for field in model["properties"].values())

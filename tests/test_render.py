@@ -1,0 +1,142 @@
+"""The command `regional render` end to end: real processes, a real Prefect server, kills, and what is left behind."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.processes import EXAMPLES, environment, post, prefect_server, regional, render_json
+
+pytestmark = pytest.mark.slow
+JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(tmp_path_factory.mktemp("server")) as api:
+        yield api
+
+
+@pytest.fixture
+def env(tmp_path: Path, server: str) -> dict[str, str]:
+    """Processes with this environment talk to the running server."""
+    home = tmp_path / "prefect"
+    home.mkdir()
+    return environment(home, server)
+
+
+def planned(job: Path, env: dict[str, str]) -> dict[str, int]:
+    done = subprocess.run(regional("plan", job, "--json"), env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_renders_as_planned(example: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    record = render_json([example], tmp_path, env)
+    with Image.open(tmp_path / record["images"][0]) as image:
+        assert image.size == (record["job"]["width"], record["job"]["height"])
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 10, "an empty picture"
+    plan = planned(example, env)
+    for count in ("evaluations", "forwards"):
+        assert record[count] == plan[count]
+    assert (record["steps_computed"], record["steps_restored"]) == (plan["steps"], 0)
+
+
+def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> None:
+    """PNG with its job, JSON record, and on the server: readable task names, a small preview, a summary."""
+    record = render_json([JOB, "--out", tmp_path / "o", "--store", tmp_path / "s", "--set", "seed=77"], tmp_path, env)
+    png = Path(record["images"][0])
+    with Image.open(png) as image:
+        assert json.loads(image.text["regional-job"])["seed"] == 77
+    assert json.loads(png.with_suffix(".json").read_text()) == record
+
+    runs = post(server, "flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})
+    assert (runs[0]["name"], runs[0]["state_type"]) == ("render two_halves", "COMPLETED")
+    mine = {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}
+    names: set[str] = set()
+    for _ in range(100):  # task runs reach the server as events, a little later
+        names = {task["name"].split("-")[0].rstrip("0123456789 ") for task in post(server, "task_runs/filter", mine)}
+        if len(names) == 7:
+            break
+        time.sleep(0.1)
+    assert names == {
+        "build masks",
+        "load model embedded",
+        "encode prompts",
+        "base",
+        "regional steps",
+        "decode",
+        "publish",
+    }
+    artifacts = {
+        a["key"]: a for a in post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
+    }
+    kind, _, data = artifacts["picture"]["data"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert len(base64.b64decode(data)) < 100_000
+    with Image.open(io.BytesIO(base64.b64decode(data))) as preview, Image.open(png) as picture:
+        assert preview.size == picture.size
+    assert "a red striped circle" in artifacts["summary"]["data"]
+
+
+# Moments at which the process is killed: before anything is stored, and when so many states are in the store.
+@pytest.mark.parametrize("states", [0, 1, 4, 7, 10])
+def test_killed_and_started_again_gives_the_same_pixels(states: int, tmp_path: Path, env: dict[str, str]) -> None:
+    undisturbed = render_json([JOB, "--chunk", 2, "--out", "whole", "--store", "whole-store"], tmp_path, env)
+    store = tmp_path / "store"
+    arguments = [JOB, "--chunk", 2, "--out", "again", "--store", store]
+    victim = subprocess.Popen(
+        regional("render", *arguments), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("latents/*/*.safetensors"))) < states and time.monotonic() < deadline:
+        if victim.poll() is not None:
+            break
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    stored = len(list(store.glob("latents/*/*.safetensors")))
+    assert stored >= states
+
+    record = render_json(arguments, tmp_path, env)
+    assert (record["steps_restored"] > 0) == (stored > 0)
+    assert record["steps_restored"] + record["steps_computed"] == undisturbed["steps_computed"]
+    with Image.open(tmp_path / undisturbed["images"][0]) as one, Image.open(tmp_path / record["images"][0]) as two:
+        assert one.tobytes() == two.tobytes()
+
+
+def test_chunk_size_changes_no_pixel(tmp_path: Path, env: dict[str, str]) -> None:
+    pixels: set[bytes] = set()
+    for chunk in (1, 7, 50):
+        record = render_json([JOB, "--chunk", chunk, "--store", f"store-{chunk}"], tmp_path, env)
+        pixels.add(Image.open(tmp_path / record["images"][0]).tobytes())
+    assert len(pixels) == 1
+
+
+def test_a_damaged_state_is_computed_again(tmp_path: Path, env: dict[str, str]) -> None:
+    first = render_json([JOB, "--chunk", 5, "--store", "s"], tmp_path, env)
+    before = (tmp_path / first["images"][0]).read_bytes()
+    newest = max((tmp_path / "s").glob("latents/*/*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    second = render_json([JOB, "--chunk", 5, "--store", "s"], tmp_path, env)
+    assert 0 < second["steps_restored"] < 20
+    assert (tmp_path / second["images"][0]).read_bytes() == before
+
+
+def test_without_a_server(tmp_path: Path) -> None:
+    """Nothing configured: Prefect starts a server of its own for the run."""
+    home = tmp_path / "prefect"
+    home.mkdir()
+    record = render_json([JOB, "--set", "steps=3"], tmp_path, environment(home))
+    assert record["steps_computed"] == 3
+    assert (tmp_path / record["images"][0]).is_file()
