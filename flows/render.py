@@ -21,13 +21,8 @@ from tasks.run import Run
 from tasks.sampling import Chunk, newest_step, regional_steps, warm_up
 from tasks.settings import settings
 
-ChunkSteps = Annotated[
-    int | None,
-    Field(ge=1, le=1000, title="Steps per chunk", description="State is saved after each chunk. Empty: about a second"),
-]
-Place = Annotated[str | None, Field(title="Store", description="Folder or fsspec URL for latents. Empty: the worker's")]
-Folder = Annotated[str | None, Field(title="Output folder", description="Empty: the worker's")]
-Name = Annotated[str, Field(title="Name", description="Start of the file name", max_length=80)]
+ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
+Name = Annotated[str, Field(max_length=80)]
 
 
 def _run_name() -> str:
@@ -36,17 +31,27 @@ def _run_name() -> str:
     return f"render {parameters.get('name', '')}".strip()
 
 
-@flow(name="render", flow_run_name=_run_name, validate_parameters=True)
+@flow(name="render", flow_run_name=_run_name)
 async def render(
     job: RenderJob,
     chunk_steps: ChunkSteps = None,
-    store: Place = None,
-    out: Folder = None,
+    store: str | None = None,
+    out: str | None = None,
     name: Name = "render",
 ) -> dict[str, Any]:
     """Draw one picture from a base prompt and regions with prompts of their own.
 
-    Returns the record that is also written as JSON beside the picture.
+    Prefect's form shows what follows beside the fields.
+
+    Args:
+        job: What to draw.
+        chunk_steps: The state is saved after so many steps. Empty: about every second.
+        store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
+        out: Folder for the finished picture. Empty: where the worker puts them.
+        name: Start of the picture's file name.
+
+    Returns:
+        The record that is also written as JSON beside the picture.
     """
     clock = _Clock()
     store_url, out = store or settings().store, out or settings().out

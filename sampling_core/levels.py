@@ -18,6 +18,8 @@ import torch
 from sampling_core.errors import BadInput
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
+BetaSchedule = Literal["scaled_linear", "linear"]
+BETA_SCHEDULES: dict[str, BetaSchedule] = {"scaled_linear": "scaled_linear", "linear": "linear"}
 
 
 class Level(NamedTuple):
@@ -68,18 +70,13 @@ def beta_levels(
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
     timesteps: int = 1000,
-    schedule: str = "scaled_linear",
+    schedule: BetaSchedule = "scaled_linear",
 ) -> ModelLevels:
-    """Levels of a model trained with DDPM betas (Ho et al. 2020); `scaled_linear` is Stable Diffusion's.
-
-    Raises BadInput for a beta schedule other than linear and scaled_linear.
-    """
+    """Levels of a model trained with DDPM betas (Ho et al. 2020); `scaled_linear` is Stable Diffusion's."""
     if schedule == "scaled_linear":
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
-    elif schedule == "linear":
-        betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     else:
-        raise BadInput("scheduler.beta_schedule", schedule, "linear, scaled_linear")
+        betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     kept = torch.cumprod(1 - betas, dim=0)
     # The network was trained on float32 levels; a timestep is looked up among exactly those.
     return ModelLevels(tuple(((1 - kept) / kept).sqrt().float().tolist()), prediction)

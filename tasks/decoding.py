@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect import task
 
-from tasks.models import loaded
+from tasks.loading import loaded
 from tasks.run import Run
 from tasks.sampling import final_state
 

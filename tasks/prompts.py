@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from tasks.models import loaded
+from tasks.loading import loaded
 from tasks.run import Run
 
 

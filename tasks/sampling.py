@@ -11,7 +11,7 @@ from sampling_core.evaluate import Count
 from sampling_core.plan import first_state
 from sampling_core.sampler import State, iterate
 from sampling_core.state import from_tensors, to_tensors
-from tasks.models import loaded
+from tasks.loading import loaded
 from tasks.progress import report_step
 from tasks.run import Run
 

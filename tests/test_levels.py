@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -43,7 +44,7 @@ def test_ladders_fall_to_zero(scheduler: str, model: str, steps: int, denoise: f
     sigmas = [level.sigma for level in found]
     assert len(sigmas) == steps + 1
     assert sigmas[-1] == 0
-    assert all(high > low for high, low in zip(sigmas[:-1], sigmas[1:], strict=True))
+    assert all(high > low for high, low in pairwise(sigmas))
     assert all(level.alpha == (1 - level.sigma if model == "flow" else 1) for level in found)
 
 

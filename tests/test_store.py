@@ -78,5 +78,5 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["nothing://x", "/proc/no/such/place"])
 def test_unusable_places_are_refused(url: str) -> None:
-    with pytest.raises(StoreError, match="^store: "):
+    with pytest.raises(StoreError, match=r"^store: "):
         Store(url).check()

@@ -21,13 +21,13 @@ from training.words import MAX_TOKENS, new_tokenizer
 WIDTH = 96
 # Canvas sizes (rows, columns; latent cells) and how often a step draws each.
 BUCKETS = {
-    (16, 16): 0.56,
-    (16, 24): 0.11,
-    (24, 16): 0.11,
-    (24, 24): 0.08,
-    (16, 32): 0.04,
-    (32, 16): 0.04,
-    (32, 32): 0.06,
+    (16, 16): 0.40,
+    (16, 24): 0.12,
+    (24, 16): 0.12,
+    (24, 24): 0.14,
+    (16, 32): 0.06,
+    (32, 16): 0.06,
+    (32, 32): 0.10,
 }
 CELLS_PER_BATCH = 16 * 16 * 16
 
@@ -104,7 +104,7 @@ class Pool:
 
     def add(self, vae: AutoencoderKL, rng: np.random.Generator, count: int, capacity: int) -> None:
         """Draw and encode `count` canvases; over `capacity` they replace random old ones."""
-        make = [whole if rng.random() < 0.6 else collage for _ in range(count)]
+        make = [whole if rng.random() < 0.45 else collage for _ in range(count)]
         canvases = [draw(rng, self.rows * CELL, self.columns * CELL) for draw in make]
         pictures = torch.from_numpy(np.stack([c.picture for c in canvases])).permute(0, 3, 1, 2) * 2 - 1
         with torch.no_grad():
@@ -127,7 +127,7 @@ class Pool:
         captions = [loosen(self.captions[i], rng) for i in picks]
         # Only whole scenes may go without a caption: an unconditional collage has no meaning.
         for row, i in enumerate(picks):
-            if bool(self.spoken[i].all()) and rng.random() < 0.15:
+            if bool(self.spoken[i].all()) and rng.random() < 0.2:
                 captions[row] = ""
         return torch.stack([self.latents[i] for i in picks]), spoken, captions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sampling_core.errors import ModelError
-from sampling_core.levels import ModelLevels, Prediction, beta_levels
+from sampling_core.levels import BETA_SCHEDULES, ModelLevels, Prediction, beta_levels
 from sampling_core.models import EMBEDDED
 
 PIPELINE = "StableDiffusionPipeline"
@@ -98,10 +98,13 @@ def _levels(schedule: dict[str, Any], model: str) -> ModelLevels:
     prediction = schedule.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         raise ModelError("model", f"{model} (prediction_type {prediction})", ", ".join(_PREDICTIONS))
+    betas = str(schedule.get("beta_schedule", "linear"))
+    if betas not in BETA_SCHEDULES:
+        raise ModelError("model", f"{model} (beta_schedule {betas})", ", ".join(BETA_SCHEDULES))
     return beta_levels(
         _PREDICTIONS[prediction],
         float(schedule.get("beta_start", 0.0001)),
         float(schedule.get("beta_end", 0.02)),
         int(schedule.get("num_train_timesteps", 1000)),
-        str(schedule.get("beta_schedule", "linear")),
+        BETA_SCHEDULES[betas],
     )

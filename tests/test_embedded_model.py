@@ -1,0 +1,129 @@
+"""The model that comes with the package: standard files, loaded by diffusers and by us, and it knows its colours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.adherence import draw
+from benchmarks.reading import read_scene
+from sampling_core.errors import ModelError
+from sampling_core.models import EMBEDDED
+from sampling_core.models.folder import open_folder
+from sampling_core.models.loading import Model, load
+from sampling_core.parsing import parse_job
+from training.canvases import place
+from training.scenes import Scene, all_scenes, held_out
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(open_folder("embedded"), "cpu", torch.float32)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the model folder that a test may break."""
+    return Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+
+
+def test_is_small_and_complete() -> None:
+    files = [file for file in EMBEDDED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 16e6
+    assert {"model_index.json", "MODEL_CARD.md", "vocab.json", "merges.txt"} <= {file.name for file in files}
+    assert not [file for file in files if file.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
+
+
+def test_diffusers_loads_and_draws_without_our_code() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        "a blue background",
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        width=128,
+        height=128,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+    ).images[0]
+    assert read_scene((picture * 255).round().astype(np.uint8)).background == "blue"
+
+
+@pytest.mark.parametrize("color", ["red", "green", "black"])
+def test_backgrounds_are_drawn_as_asked(model: Model, color: str) -> None:
+    job = parse_job({"prompt": f"a {color} background", "width": 160, "height": 128, "seed": 5})
+    assert read_scene(draw(job, model)) == Scene(color)
+
+
+def test_regions_get_their_own_colors(model: Model) -> None:
+    masks = [{"x": x, "y": 0, "width": 0.5, "height": 1} for x in (0, 0.5)]
+    prompts = ["a yellow background", "a purple background"]
+    regions = [{"prompt": prompt, "mask": mask} for prompt, mask in zip(prompts, masks, strict=True)]
+    job = parse_job({"prompt": "a black background", "width": 192, "regions": regions, "base_only_steps": 1})
+    picture = draw(job, model)
+    assert read_scene(picture[:, :88]).background == "yellow"
+    assert read_scene(picture[:, 104:]).background == "purple"
+
+
+def test_prompts_longer_than_the_model_reads_are_cut(model: Model) -> None:
+    encoded = model.encode_prompts(["red " * 50, ""])
+    assert {tuple(embedding.shape) for embedding in encoded.values()} == {(1, 20, 96)}
+
+
+def test_reader_reads_what_the_script_draws() -> None:
+    rng = np.random.default_rng(0)
+    for scene in all_scenes()[::9]:
+        picture = place(scene, rng, (128, 160), (0, 0, 128, 160))
+        assert read_scene((picture * 255).round().astype(np.uint8)) == scene
+
+
+def test_some_captions_are_held_out() -> None:
+    share = sum(map(held_out, all_scenes())) / len(all_scenes())
+    assert 0.08 < share < 0.18
+
+
+def test_fingerprint_is_of_content(copy: Path) -> None:
+    before = open_folder(str(copy)).fingerprint()
+    assert before == open_folder("embedded").fingerprint()
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file({key: value + (key == name) for key, value in tensors.items()}, weights, metadata={"format": "pt"})
+    assert open_folder(str(copy)).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model_index.json", None, "model_index.json"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ("unet/config.json", None, "unet/config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors is missing"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type sample"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
+    ],
+)
+def test_unusable_folders_are_refused(copy: Path, file: str, content: dict[str, Any] | None, says: str) -> None:
+    if content is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"^model: ") as refused:
+        open_folder(str(copy))
+    assert says in str(refused.value)
+
+
+def test_damaged_weights_are_refused(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"weights load"):
+        load(open_folder(str(copy)), "cpu", torch.float32)
