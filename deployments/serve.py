@@ -5,16 +5,26 @@ The deployment `render/render` then has a form in the UI; runs execute here, one
 
 from __future__ import annotations
 
-from flows.render import render
+import os
+
+from flows.environment import set_defaults
 
 
 def main() -> None:
+    # A served run is watched in the UI: there, logs are wanted.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    set_defaults()
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.render import render
+
     render.serve(
         name="render",
         description="Draw one picture from a base prompt and regions with prompts of their own.",
         tags=["regional"],
         limit=1,
         pause_on_shutdown=False,
+        entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 

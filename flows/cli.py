@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.environment import set_defaults
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
@@ -48,17 +49,20 @@ def render(
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for the picture. [renders]")] = None,
     set_: Overrides = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, metavar="STEPS", help="Save the state after so many steps. [about a second]")
+        int | None,
+        typer.Option(min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. [about a second]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
     prepared = _prepare(job, set_)
-    _check_store(store)
+    _check_places(store, out)
+    for warning in prepared.warnings():
+        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False)
     from flows.render import render as render_flow
 
     with _progress(prepared.plan.steps, shown=not as_json) as on_step:
-        record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem))
+        record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
         return
@@ -77,7 +81,7 @@ def render(
 def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a job will cost, without loading weights: evaluations, forwards, memory, warnings."""
     prepared = _prepare(job, set_)
-    cost = prepared.cost()
+    cost = prepared.cost
     stages = [
         {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
         for first, last, count in cost.runs()
@@ -113,28 +117,18 @@ def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
     return prepare(read_job(file, overrides or []))
 
 
-def _check_store(url: str | None) -> None:
+def _check_places(store: str | None, out: str | None) -> None:
     from tasks.settings import settings
     from tasks.store import Store
 
-    Store(url or settings().store).check()
-
-
-def _set_environment() -> None:
-    """Defaults for a run from the shell, before torch and Prefect read them; what the user has set stays."""
-    defaults = {
-        # Threads that wait by spinning starve each other: 50 times slower beside another busy process.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PREFECT_LOGGING_LEVEL": "ERROR",
-        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-        # Prefect's own server reports home by default, and its write can collide with a first run's.
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        # The first start creates a database; on a busy machine that takes longer than Prefect expects.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    Store(store or settings().store).check()
+    folder = Path(out or settings().out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput("--out", str(folder), f"a folder that can be written ({error.strerror})") from error
 
 
 @contextmanager
@@ -160,7 +154,7 @@ def _in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -
 
 def main() -> None:
     """Entry point: mistakes become one line each and exit code 2."""
-    _set_environment()
+    set_defaults()
     try:
         app()
     except BadJob as error:

@@ -1,7 +1,7 @@
 """Flow `render`: one job, from its masks to a PNG; started again after a crash, it goes on where it was."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot
+# resolve them as text when it loads this file by its path.
 import time
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from tasks.masks import build_masks
 from tasks.progress import report_step
 from tasks.prompts import encode_prompts
 from tasks.publishing import Record, publish, versions
-from tasks.run import Run
+from tasks.run import Run, numerics
 from tasks.sampling import Chunk, newest_step, regional_steps, warm_up
 from tasks.settings import settings
 
@@ -31,7 +31,7 @@ def _run_name() -> str:
     return f"render {parameters.get('name', '')}".strip()
 
 
-@flow(name="render", flow_run_name=_run_name)
+@flow(name="render", flow_run_name=_run_name, persist_result=False)
 async def render(
     job: RenderJob,
     chunk_steps: ChunkSteps = None,
@@ -55,17 +55,16 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store or settings().store, out or settings().out
-    job_hash, mask_hash = build_masks(job, store_url)
+    job_hash, mask_hash, fingerprint = build_masks(job, store_url)
     clock.lap("build masks")
-    fingerprint = load_model(job.model)
+    load_model(job.model, fingerprint)
     clock.lap("load model")
-    dtype = str(settings().torch_dtype())
     run = Run(
         job=job,
         job_hash=job_hash,
         mask_hash=mask_hash,
         model_fingerprint=fingerprint,
-        dtype=dtype,
+        numerics=numerics(),
         store_url=store_url,
     )
     encode_prompts(run)

@@ -8,6 +8,8 @@ RegionalError
 
 from __future__ import annotations
 
+import reprlib
+
 
 class RegionalError(Exception):
     """Base of all errors meant for a person.
@@ -36,5 +38,11 @@ class StoreError(RegionalError):
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = " ".join(repr(value).split())
+    # A value may be nested without end, or an integer too long to print.
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = limit
+    try:
+        text = " ".join(shown.repr(value).split())
+    except ValueError:
+        text = "a very long number"
     return text if len(text) <= limit else text[: limit - 1] + "…"

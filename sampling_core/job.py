@@ -8,13 +8,37 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sampling_core.shapes import ColorMap, Image, Shape, refuse
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 SchedulerName = Literal["normal", "karras", "exponential", "sgm_uniform", "simple"]
-Guidance = Annotated[float, Field(ge=0, le=100)]
+
+
+def _no_flag(value: Any) -> Any:
+    """YAML reads `cfg: yes` as true, and true counts as 1: surely not what was meant."""
+    if isinstance(value, bool):
+        raise refuse("", value, "a number")
+    return value
+
+
+def _writable(text: str) -> str:
+    """Lone surrogates are text to Python, and cannot be written anywhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise refuse("", text, "text in valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+Whole = Annotated[int, BeforeValidator(_no_flag)]
+Number = Annotated[float, BeforeValidator(_no_flag)]
+Guidance = Annotated[Number, Field(ge=0, le=100)]
+
+LONGEST_SCHEDULE = 1000
+"""Levels that models are trained on; a longer schedule would name some of them twice."""
 
 MAX_SEED = 2**64 - 1
 
@@ -32,21 +56,21 @@ class Region(_Frozen):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Region")
-    name: str = Field(
+    name: Text = Field(
         "", max_length=80, title="Name", description="For people; changes no picture", json_schema_extra=_at(1)
     )
-    prompt: str = Field(title="Prompt", description="What this region shows", json_schema_extra=_at(2))
-    negative_prompt: str | None = Field(
+    prompt: Text = Field(title="Prompt", description="What this region shows", json_schema_extra=_at(2))
+    negative_prompt: Text | None = Field(
         None, title="Negative prompt", description="Empty: the job's", json_schema_extra=_at(3)
     )
     mask: Shape = Field(title="Mask", description="Where the region is", json_schema_extra=_at(4))
     sampler: SamplerName | None = Field(None, title="Sampler", description="Empty: the job's", json_schema_extra=_at(5))
     cfg: Guidance | None = Field(None, title="Guidance (cfg)", description="Empty: the job's", json_schema_extra=_at(6))
-    weight: float = Field(
+    weight: Number = Field(
         1.0, gt=0, le=100, title="Weight", description="Share where regions overlap", json_schema_extra=_at(7)
     )
-    feather: int = Field(
-        0, ge=0, le=2048, title="Feather", description="Pixels over which the edge fades", json_schema_extra=_at(8)
+    feather: Whole = Field(
+        0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades", json_schema_extra=_at(8)
     )
 
 
@@ -54,18 +78,18 @@ class RenderJob(_Frozen):
     """One picture: a base prompt over the whole canvas and regions with prompts of their own."""
 
     model_config = ConfigDict(title="Render job")
-    model: str = Field(
+    model: Text = Field(
         "embedded",
         min_length=1,
         title="Model",
         description="`embedded`, or the folder of a diffusers Stable Diffusion model",
         json_schema_extra=_at(1),
     )
-    prompt: str = Field(
+    prompt: Text = Field(
         title="Prompt", description="What the canvas shows outside the regions", json_schema_extra=_at(2)
     )
-    negative_prompt: str = Field("", title="Negative prompt", json_schema_extra=_at(3))
-    width: int = Field(
+    negative_prompt: Text = Field("", title="Negative prompt", json_schema_extra=_at(3))
+    width: Whole = Field(
         128,
         ge=64,
         le=4096,
@@ -74,7 +98,7 @@ class RenderJob(_Frozen):
         description="Pixels, a multiple of 8",
         json_schema_extra=_at(4),
     )
-    height: int = Field(
+    height: Whole = Field(
         128,
         ge=64,
         le=4096,
@@ -83,14 +107,19 @@ class RenderJob(_Frozen):
         description="Pixels, a multiple of 8",
         json_schema_extra=_at(5),
     )
-    seed: int = Field(
-        0, ge=0, le=MAX_SEED, title="Seed", description="Same seed, same picture", json_schema_extra=_at(6)
+    seed: Whole = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        title="Seed",
+        description="Same seed, same picture. Forms in a browser are exact up to 2**53",
+        json_schema_extra=_at(6),
     )
-    steps: int = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps", json_schema_extra=_at(7))
-    base_only_steps: int = Field(
-        2, ge=0, le=999, title="Base-only steps", description="First steps without regions", json_schema_extra=_at(8)
+    steps: Whole = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps", json_schema_extra=_at(7))
+    base_only_steps: Whole = Field(
+        1, ge=0, le=999, title="Base-only steps", description="First steps without regions", json_schema_extra=_at(8)
     )
-    denoise: float = Field(
+    denoise: Number = Field(
         1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise", json_schema_extra=_at(9)
     )
     sampler: SamplerName = Field("dpmpp_2m", title="Sampler", json_schema_extra=_at(10))
@@ -104,14 +133,26 @@ class RenderJob(_Frozen):
         "joint",
         title="Composition",
         description="joint: every region takes every step at once",
-        json_schema_extra=_at(13),
+        json_schema_extra={"position": 13, "enum": ["joint"]},
     )
     regions: tuple[Region, ...] = Field((), max_length=64, title="Regions", json_schema_extra=_at(14))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_step_leaves_none_to_the_base(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("steps") == 1:
+            return {"base_only_steps": 0, **data}
+        return data
+
     @model_validator(mode="after")
-    def _regions_get_steps(self) -> RenderJob:
+    def _fields_fit_together(self) -> RenderJob:
         if self.regions and self.base_only_steps >= self.steps:
             raise refuse("base_only_steps", self.base_only_steps, f"0 to {self.steps - 1} (less than steps)")
+        if self.steps > self.denoise * LONGEST_SCHEDULE:
+            least = self.steps / LONGEST_SCHEDULE
+            raise refuse(
+                "denoise", self.denoise, f"{least:g} or more with {self.steps} steps (a schedule of at most 1000)"
+            )
         return self
 
     def mask_files(self) -> dict[str, str]:
@@ -130,8 +171,8 @@ class RenderJob(_Frozen):
     def meaning(self, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
         """What the job draws, with everything inherited filled in and everything without effect left out.
 
-        `digests` gives the SHA-256 of each mask file by its path, so that two files with the same
-        bytes mean the same.
+        `digests` gives the SHA-256 of each mask file and of the model's weights by the path that the job
+        names, so that the same bytes mean the same wherever they lie.
         """
         digests = digests or {}
         job = self.model_dump(mode="json", exclude={"regions", "base_only_steps", "sampler", "cfg", "negative_prompt"})
@@ -145,6 +186,7 @@ class RenderJob(_Frozen):
             meaning: dict[str, Any] = {"mask": mask, "prompt": region.prompt, "feather": region.feather}
             meaning["weight"] = region.weight if len(self.regions) > 1 else 1.0
             regions.append(meaning | self._asked_of(region))
+        job["model"] = digests.get(self.model, self.model)
         return job | self._asked_of(None) | {"base_only_steps": base_only_steps, "regions": regions}
 
     def _asked_of(self, region: Region | None) -> dict[str, Any]:
@@ -169,5 +211,13 @@ class RenderJob(_Frozen):
 
 def content_hash(value: Any) -> str:
     """SHA-256 (hex) of a JSON value, written in one canonical way."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(_without_negative_zero(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_negative_zero(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_negative_zero(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_negative_zero(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value

@@ -59,7 +59,7 @@ def _explain(detail: ErrorDetails) -> BadInput:
     path = [part for i, part in enumerate(detail["loc"]) if not _is_tag(detail["loc"], i)]
     value = detail["input"]
     if kind == "not_allowed":
-        return BadInput(_dotted([*path, context["field"]]), context["value"], context["allowed"])
+        return BadInput(_dotted([*path, *filter(None, [context["field"]])]), context["value"], context["allowed"])
     if kind == "extra_forbidden":
         return BadInput(_dotted(path), value, _instead_of(str(path[-1]), _fields_at(detail["loc"])))
     if kind in {"union_tag_not_found", "union_tag_invalid"}:

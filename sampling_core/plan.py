@@ -59,7 +59,11 @@ def make_plan(job: RenderJob, levels: ModelLevels, cell: int, masks: Sequence[Ma
     `masks` are `region_masks`, one per region, on a lattice of `cell` pixels.
     """
     everywhere = torch.ones(job.height // cell, job.width // cell)
-    base_weight, weights = partition_of_unity(masks, [r.weight for r in job.regions]) if masks else (everywhere, ())
+    base_weight, weights = (
+        partition_of_unity(masks, [region.weight if len(masks) > 1 else 1.0 for region in job.regions])
+        if masks
+        else (everywhere, ())
+    )
     # Without regions, the base has all steps to itself.
     base_only_steps = job.base_only_steps if job.regions else job.steps
     base = _participant(job, None, "base", everywhere, base_weight)
@@ -70,13 +74,13 @@ def make_plan(job: RenderJob, levels: ModelLevels, cell: int, masks: Sequence[Ma
     return Plan(ladder(levels, job.scheduler, job.steps, job.denoise), base_only_steps, (base, *regions))
 
 
-def _participant(job: RenderJob, region: Region | None, name: str, warm_up: Mask | None, weight: Mask) -> Participant:
+def _participant(job: RenderJob, region: Region | None, name: str, base_only: Mask | None, weight: Mask) -> Participant:
     sampler, cfg, negative = job.settings_of(region)
     return Participant(
         name=name,
         guidance=Guidance(cfg, job.prompt if region is None else region.prompt, negative),
         solver=solver_named(sampler),
-        warm_up_weight=warm_up,
+        base_only_weight=base_only,
         regional_weight=weight if bool((weight > 0).any()) else None,
     )
 
@@ -133,7 +137,7 @@ def warnings(job: RenderJob, plan: Plan, trained_pixels: int) -> list[str]:
     found: list[str] = []
     if job.denoise < 1:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
-    if all(p.name != "base" for step in range(plan.steps) for p, _ in plan.active(step).values()):
+    if all(0 not in plan.active(step) for step in range(plan.steps)):
         found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:

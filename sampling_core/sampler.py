@@ -18,14 +18,14 @@ from sampling_core.solvers import Query, Solver, Step
 class Participant:
     """The base or a region: what it asks for, how it steps, and where it counts.
 
-    `weight` is None where the participant takes no part; over the participants of a step, weights
-    sum to 1 at every latent cell.
+    There is a weight for the base-only steps and one for the regional steps, None where the participant
+    takes no part; over the participants of a step, weights sum to 1 at every latent cell.
     """
 
     name: str
     guidance: Guidance
     solver: Solver[Any]
-    warm_up_weight: Mask | None
+    base_only_weight: Mask | None
     regional_weight: Mask | None
 
 
@@ -49,8 +49,8 @@ class Plan:
 
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
         """Who takes part in a step (0-based), by index, and with which weight."""
-        warm_up = step < self.base_only_steps
-        weights = [p.warm_up_weight if warm_up else p.regional_weight for p in self.participants]
+        base_only = step < self.base_only_steps
+        weights = [p.base_only_weight if base_only else p.regional_weight for p in self.participants]
         return {i: (self.participants[i], w) for i, w in enumerate(weights) if w is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from pathlib import Path
 
 from PIL import Image
@@ -14,23 +15,24 @@ from tasks.run import Run
 from tasks.sampling import final_state
 
 
-@task(task_run_name="decode")
+@task(task_run_name="decode", persist_result=False)
 def decode(run: Run, out: str, name: str) -> list[str]:
     """Write one PNG per picture into the folder `out`; returns their paths.
 
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
     """
-    pictures = loaded(run.folder).decode(final_state(run).x)
+    pictures = loaded(run.folder, run.model_fingerprint).decode(final_state(run).x)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stem = file_stem(run, name)
     text = PngInfo()
-    text.add_itxt("regional-job", run.job.model_dump_json(exclude_defaults=True))
+    text.add_itxt("regional-job", run.job.model_dump_json())
     paths: list[str] = []
     for i, picture in enumerate(pictures.numpy()):
         path = folder / (f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png")
-        part = path.with_suffix(".part")
+        # Two copies of a run may be here at once; each writes a file of its own.
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
         Image.fromarray(picture).save(part, format="PNG", pnginfo=text)
         part.replace(path)
         paths.append(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sampling_core._types import Photo
 from sampling_core.errors import BadInput
@@ -30,15 +31,26 @@ def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
     Mask files and model folders are looked for beside the job file. Raises BadInput or BadJob.
     """
     try:
-        data = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise BadInput("job file", str(file), f"a readable YAML or JSON file ({_reason(error)})") from error
-    except yaml.YAMLError as error:
+    try:
+        data = json.loads(text) if file.suffix.lower() == ".json" else _yaml(text)
+    except (ValueError, RecursionError) as error:
         raise BadInput("job file", str(file), f"valid YAML or JSON ({_reason(error)})") from error
     for override in overrides:
         _set(data, override)
     job = parse_job(data)
     return _beside(job, file.resolve().parent)
+
+
+def _yaml(text: str) -> Any:
+    """YAML without aliases left in it. Raises ValueError, whatever the library stumbles over."""
+    try:
+        # Aliases make two fields one object; an override of the one would change the other.
+        return json.loads(json.dumps(yaml.safe_load(text), default=str))
+    except Exception as error:
+        raise ValueError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -56,10 +68,10 @@ def _set(data: Any, override: str) -> None:
         for name in parents:
             target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
         if isinstance(target, list):
-            target[int(last)] = yaml.safe_load(text)
+            target[int(last)] = _yaml(text)
         else:
-            target[last] = yaml.safe_load(text)
-    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+            target[last] = _yaml(text)
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise BadInput("--set", override, f"{_SET_FORM} ({_reason(error)})") from error
 
 
@@ -69,10 +81,18 @@ def _beside(job: RenderJob, folder: Path) -> RenderJob:
     for region in data.get("regions", ()):
         for name in ("image", "color_map"):
             if name in region["mask"]:
-                region["mask"][name] = str(folder / Path(region["mask"][name]).expanduser())
+                region["mask"][name] = str(folder / _expanded(region["mask"][name]))
     if job.model != "embedded":
-        data["model"] = str(folder / Path(job.model).expanduser())
+        data["model"] = str(folder / _expanded(job.model))
     return RenderJob.model_validate(data)
+
+
+def _expanded(path: str) -> Path:
+    """`~` is the home folder; that of an unknown user stays as it is, and is then not found."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 @dataclass(frozen=True)
@@ -98,24 +118,41 @@ def read_mask_files(job: RenderJob) -> MaskFiles:
 def _read_limited(field: str, name: str) -> bytes:
     limit = settings().max_mask_bytes
     try:
-        size = Path(name).stat().st_size
-        if size > limit:
-            raise BadInput(field, name, f"an image file of at most {limit} bytes (this one has {size})")
-        return Path(name).read_bytes()
+        if not Path(name).is_file():
+            raise BadInput(field, name, "a readable image file (there is none)")
+        with Path(name).open("rb") as file:
+            data = file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
+    if len(data) > limit:
+        raise BadInput(field, name, f"an image file of at most {limit} bytes")
+    return data
 
 
 def _decode(field: str, name: str, data: bytes) -> Photo:
-    limit = settings().max_mask_pixels
     try:
         with warnings.catch_warnings():
-            # Pillow only warns about a picture that unpacks to a huge size; its size is checked here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > limit:
-                    size = f"{image.width} x {image.height}"
-                    raise BadInput(field, name, f"an image of at most {limit} pixels (this one is {size})")
-                return torch.from_numpy(np.array(image.convert("RGB")))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            # Pillow warns of what is checked here or does not matter: sizes, odd palettes, odd metadata.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return torch.from_numpy(np.array(_flat(image, settings().max_mask_pixels)))
+    except Exception as error:  # decoders fail in many ways on damaged files
         raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
+
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def _flat(image: Image.Image, limit: int) -> Image.Image:
+    """8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
+    if image.width * image.height > limit:
+        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode.startswith("I"):
+        deep = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        return Image.fromarray((deep / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
 from prefect import task
 
 from sampling_core.models.folder import ModelFolder, open_folder
 from sampling_core.models.loading import Model, load
 from tasks.settings import settings
 
-
-@task(task_run_name="load model {model}")
-def load_model(model: str) -> str:
-    """Load a model folder (once per process) and return the fingerprint of its weights."""
-    folder = open_folder(model)
-    loaded(folder)
-    return folder.fingerprint()
+# One at a time: two models of Stable Diffusion's size would not fit on the cards that many people have.
+_loaded: dict[str, Model] = {}
 
 
-def loaded(folder: ModelFolder) -> Model:
-    """The model of a folder, loaded on first use on the device that the settings name. It is never a task result."""
-    return _loaded(folder, settings().torch_device(), settings().torch_dtype())
+@task(task_run_name="load model {model}", persist_result=False)
+def load_model(model: str, fingerprint: str) -> None:
+    """Load a model folder, once per process; `fingerprint` is what the job was planned with."""
+    loaded(open_folder(model), fingerprint)
 
 
-# One only: two models of Stable Diffusion's size would not fit on the cards that many people have.
-@lru_cache(maxsize=1)
-def _loaded(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
-    return load(folder, device, dtype)
+def loaded(folder: ModelFolder, fingerprint: str) -> Model:
+    """The model with these weights, loaded on first use on the device that the settings name."""
+    if fingerprint not in _loaded:
+        _loaded.clear()
+        _loaded[fingerprint] = load(folder, settings().torch_device(), settings().torch_dtype())
+    return _loaded[fingerprint]

@@ -11,9 +11,9 @@ from tasks.run import mask_key
 from tasks.store import Store
 
 
-@task(task_run_name="build masks")
-def build_masks(job: RenderJob, store_url: str) -> tuple[str, str]:
-    """Check the job and store its masks; returns the job's hash and the masks' hash."""
+@task(task_run_name="build masks", persist_result=False)
+def build_masks(job: RenderJob, store_url: str) -> tuple[str, str, str]:
+    """Check the job and store its masks; returns the hashes of job and masks and the model's fingerprint."""
     prepared = prepare(job)
     store = Store(store_url)
     key = mask_key(prepared.mask_hash)
@@ -21,4 +21,4 @@ def build_masks(job: RenderJob, store_url: str) -> tuple[str, str]:
     masks = {f"{i}": mask for i, mask in enumerate(prepared.masks)} or {"none": torch.zeros(1)}
     if store.read_tensors(key) is None:
         store.write_tensors(key, masks)
-    return prepared.job_hash, prepared.mask_hash
+    return prepared.job_hash, prepared.mask_hash, prepared.model_fingerprint

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import platform
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-@task(task_run_name="publish")
+@task(task_run_name="publish", persist_result=False)
 async def publish(run: Run, record: Record, out: str, name: str) -> str:
     """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
     path = Path(out) / f"{file_stem(run, name)}.json"
-    part = path.with_suffix(".json.part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(record.as_json(), indent=2) + "\n")
     part.replace(path)
     for image in record.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,10 +13,9 @@ from sampling_core.job import RenderJob, content_hash
 from sampling_core.models.folder import ModelFolder, open_folder
 from sampling_core.plan import make_plan
 from sampling_core.sampler import Plan
+from tasks.preparing import FORMAT
+from tasks.settings import settings
 from tasks.store import Store
-
-_FORMAT = 1
-"""Part of every latent's key: raise it when the sampler's arithmetic changes, so that no old latent is continued."""
 
 
 class Run(BaseModel):
@@ -26,13 +26,14 @@ class Run(BaseModel):
     job_hash: str
     mask_hash: str
     model_fingerprint: str
-    dtype: str
+    numerics: str
+    """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
     store_url: str
 
     @property
     def latents(self) -> str:
         """Key prefix of the run's latents: everything that determines them."""
-        return f"latents/{content_hash([_FORMAT, self.job_hash, self.model_fingerprint, self.dtype])}"
+        return f"latents/{content_hash([FORMAT, self.job_hash, self.numerics])}"
 
     @cached_property
     def store(self) -> Store:
@@ -53,7 +54,7 @@ class Run(BaseModel):
 
     def prompt_key(self, prompt: str) -> str:
         """Key of an encoded prompt."""
-        return f"prompts/{content_hash([self.model_fingerprint, self.dtype, prompt])}"
+        return f"prompts/{content_hash([FORMAT, self.model_fingerprint, self.numerics, prompt])}"
 
     def embeddings(self) -> dict[str, Embedding]:
         """All encoded prompts of the run. Raises StoreError if one is not there."""
@@ -64,6 +65,13 @@ class Run(BaseModel):
                 raise StoreError("store", self.store_url, f"a store that still has {self.prompt_key(prompt)}")
             encoded[prompt] = tensors["embedding"]
         return encoded
+
+
+def numerics() -> str:
+    """The numerics of this machine, as part of keys."""
+    device = settings().torch_device().partition(":")[0]
+    libraries = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
+    return f"{device} {settings().torch_dtype()} {libraries}"
 
 
 def mask_key(mask_hash: str) -> str:

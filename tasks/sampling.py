@@ -32,13 +32,13 @@ def newest_step(run: Run) -> int:
     return 0
 
 
-@task(task_run_name="base-only steps {first}-{last}")
+@task(task_run_name="base-only steps {first}-{last}", persist_result=False)
 def warm_up(run: Run, first: int, last: int) -> Chunk:
     """Steps in which the base has the whole canvas (counted from 1, both included)."""
     return _advance(run, first, last)
 
 
-@task(task_run_name="regional steps {first}-{last}")
+@task(task_run_name="regional steps {first}-{last}", persist_result=False)
 def regional_steps(run: Run, first: int, last: int) -> Chunk:
     """Steps in which the base and all regions move together (counted from 1, both included)."""
     return _advance(run, first, last)
@@ -46,7 +46,7 @@ def regional_steps(run: Run, first: int, last: int) -> Chunk:
 
 def _advance(run: Run, first: int, last: int) -> Chunk:
     started = time.monotonic()
-    model = loaded(run.folder)
+    model = loaded(run.folder, run.model_fingerprint)
     state = _restore(run, first - 1)
     if state is None:
         raise RuntimeError(f"the state after step {first - 1} is not in {run.store_url}; start the run again")

@@ -6,8 +6,10 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sampling_core.errors import BadInput
 
 
 class Settings(BaseSettings):
@@ -31,8 +33,21 @@ class Settings(BaseSettings):
             return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
         return torch.float16 if self.torch_device().startswith("cuda") else torch.float32
 
+    def check(self) -> None:
+        """Raise BadInput for a device that is not there."""
+        try:
+            torch.empty(0, device=self.torch_device())
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise BadInput("REGIONAL_DEVICE", self.device, f"auto, cpu, cuda ({reason})") from error
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()  # pyright: ignore[reportCallIssue]
+    """The settings of this process, read once. Raises BadInput for one that is not allowed."""
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = f"REGIONAL_{wrong['loc'][0]}".upper()
+        raise BadInput(name, wrong["input"], str(wrong["msg"])) from None

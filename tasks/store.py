@@ -35,7 +35,7 @@ class Store:
         self.url = url
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError("store", url, f"a folder or an fsspec URL such as s3://bucket/path ({error})") from error
 
     def check(self) -> None:
@@ -44,8 +44,9 @@ class Store:
         try:
             self._write(probe, b"ok")
             self._fs.rm_file(self._path(probe))
-        except (OSError, ValueError) as error:
-            raise StoreError("store", self.url, f"a place that can be written ({error})") from error
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise StoreError("store", self.url, f"a place that can be written ({reason})") from error
 
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Write `key`.safetensors atomically; returns its size in bytes."""

@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from flows import cli
+from sampling_core.errors import BadInput
 from sampling_core.models import EMBEDDED
+from sampling_core.parsing import parse_job
+from tasks.files import read_mask_files
+from tasks.settings import settings
 from tests.processes import EXAMPLES
 
 JOB: dict[str, Any] = {
@@ -28,8 +33,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("safetensors.torch.load_file", refuse)
-    monkeypatch.setattr("sampling_core.models.folder.ModelFolder.fingerprint", refuse)
+    monkeypatch.setattr("sampling_core.models.loading.load", refuse)
+    monkeypatch.setattr("tasks.loading.load", refuse)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -94,7 +99,17 @@ def test_bad_input(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("prompt: [", "valid YAML"), ("", "a mapping"), ("- 1", "a mapping"), (None, "a readable YAML or JSON file")],
+    [
+        ("prompt: [", "valid YAML"),
+        ("prompt: 2024-13-45", "valid YAML"),
+        ("seed: !!bool maybe", "valid YAML"),
+        ("[" * 3000, "valid YAML"),
+        ("seed: 0x" + "f" * 5000, "valid YAML"),
+        ("", "a mapping"),
+        ("- 1", "a mapping"),
+        (None, "a readable YAML or JSON file"),
+    ],
+    ids=range(8),
 )
 def test_bad_files(
     text: str | None, says: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -107,19 +122,71 @@ def test_bad_files(
     assert says in err
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "I;16", "RGBA", "LA"])
+def test_white_is_inside_in_every_kind_of_image(mode: str, workdir: Path) -> None:
+    """The left half is white and the right half black, or transparent where the format can."""
+    half = np.zeros((16, 32), dtype=np.uint8)
+    half[:, :16] = 255
+    if mode == "I;16":
+        Image.fromarray(half.astype(np.uint16) * 257).save("mask.png")
+    elif mode.endswith("A"):
+        white = Image.new("L", (32, 16), 255)
+        Image.merge("LA", [white, Image.fromarray(half)]).convert(mode).save("mask.png")
+    else:
+        Image.fromarray(half).convert(mode).save("mask.png")
+    job = parse_job(JOB | {"regions": region({"image": "mask.png"})})
+    photo = read_mask_files(job).photos["mask.png"]
+    assert photo[:, :16].eq(255).all()
+    assert photo[:, 16:].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["folder", "device", "float"])
+def test_odd_mask_files_are_refused(kind: str, workdir: Path) -> None:
+    path = {"folder": str(workdir), "device": "/dev/zero", "float": "float.tiff"}[kind]
+    Image.fromarray(np.zeros((16, 16), dtype=np.float32)).save("float.tiff")
+    with pytest.raises(BadInput, match=r"regions\.0\.mask\.image: .*a readable image file"):
+        read_mask_files(parse_job(JOB | {"regions": region({"image": path})}))
+
+
 def test_a_huge_mask_image_is_refused(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("1", (10_000, 10_000)).save("huge.png")
     assert run(monkeypatch, "plan", job_file(workdir, regions=region({"image": "huge.png"}))) == 2
-    assert "10000 x 10000" in capsys.readouterr().err
+    assert "10000 x 10000 is more than" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["nothing://x", "github://x", "/proc/no/such/place"])
 def test_an_unusable_store_is_refused(
+    url: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "render", job_file(workdir), "--store", url) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"store: '{url}'")
+    assert err.count("\n") == 1
+
+
+def test_an_unusable_output_folder_is_refused(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "render", job_file(workdir), "--store", "nothing://x") == 2
-    assert capsys.readouterr().err.startswith("store: 'nothing://x'")
+    Path("taken").write_text("a file")
+    assert run(monkeypatch, "render", job_file(workdir), "--out", "taken") == 2
+    assert capsys.readouterr().err.startswith("--out: 'taken'")
+
+
+@pytest.mark.parametrize(("name", "value"), [("REGIONAL_DTYPE", "int8"), ("REGIONAL_DEVICE", "gpu")])
+def test_bad_settings_are_refused(
+    name: str, value: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    try:
+        assert run(monkeypatch, "plan", job_file(workdir)) == 2
+    finally:
+        settings.cache_clear()
+    err = capsys.readouterr().err
+    assert err.startswith(f"{name}: '{value}'")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("override", ["seed", "regions.7.prompt=x", "prompt.deeper=1", "regions.x.prompt=1"])

@@ -110,9 +110,12 @@ def test_fingerprint_is_of_content(copy: Path) -> None:
         ("unet/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors is missing"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type sample"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("vae/config.json", {}, "block_out_channels"),
+        ("model_index.json", [], "is a mapping"),
     ],
 )
-def test_unusable_folders_are_refused(copy: Path, file: str, content: dict[str, Any] | None, says: str) -> None:
+def test_unusable_folders_are_refused(copy: Path, file: str, content: Any, says: str) -> None:
     if content is None:
         (copy / file).unlink()
     else:
@@ -122,8 +125,20 @@ def test_unusable_folders_are_refused(copy: Path, file: str, content: dict[str, 
     assert says in str(refused.value)
 
 
-def test_damaged_weights_are_refused(copy: Path) -> None:
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"weights load"):
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_damaged_weights_are_refused(copy: Path, part: str) -> None:
+    weights = copy / f"{part}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"whole weights"):
+        open_folder(str(copy))
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_incomplete_weights_are_refused(copy: Path, part: str) -> None:
+    """The libraries would fill the gap with random numbers."""
+    weights = copy / f"{part}.safetensors"
+    tensors = load_file(weights)
+    tensors.pop(sorted(tensors)[-1])
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"weights"):
         load(open_folder(str(copy)), "cpu", torch.float32)

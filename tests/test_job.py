@@ -50,6 +50,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("steps", "many", "steps: 'many' is not allowed; allowed: a whole number"),
         ("regions", 3, "regions: 3 is not allowed; allowed: a list"),
         ("prompt", None, "prompt: None is not allowed; allowed: text"),
+        ("prompt", "\ud800", "prompt: "),
+        ("cfg", True, "cfg: True is not allowed; allowed: a number"),
+        ("denoise", 1e-300, "denoise: 1e-300 is not allowed; allowed: 0.02 or more with 20 steps"),
     ],
 )
 def test_mistakes_get_one_line(path: str, value: Any, line: str) -> None:
@@ -58,6 +61,11 @@ def test_mistakes_get_one_line(path: str, value: Any, line: str) -> None:
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(line)
     assert len(caught.value.mistakes) == 1
+
+
+def test_a_number_too_long_to_print() -> None:
+    with pytest.raises(BadJob, match=r"^steps: a very long number is not allowed"):
+        parse_job(changed("steps", 10**5000))
 
 
 def test_missing_fields_and_several_mistakes() -> None:
@@ -82,6 +90,7 @@ def test_hash_ignores_the_order_of_fields(shuffled: list[tuple[str, Any]]) -> No
     [
         ("steps", 20),
         ("cfg", 5),
+        ("regions.0.mask", {"x": -0.0, "y": 0, "width": 0.5, "height": 1}),
         ("regions.0.name", "boat"),
         ("regions.0.weight", 3.0),
         ("regions.0.cfg", 5.0),
@@ -105,6 +114,7 @@ def test_same_meaning_same_hash(path: str, value: Any) -> None:
         ("cfg", 4.0),
         ("sampler", "euler"),
         ("base_only_steps", 3),
+        ("model", "elsewhere"),
         ("regions.0.prompt", "a ship"),
         ("regions.0.feather", 8),
         ("regions.0.negative_prompt", "fog"),
@@ -125,6 +135,15 @@ def test_mask_files_are_hashed_by_content() -> None:
     one, two = (parse_job(changed("regions.0.mask", {"image": name})) for name in ("a.png", "b.png"))
     assert one.content_hash() != two.content_hash()
     assert one.content_hash({"a.png": "same"}) == two.content_hash({"b.png": "same"})
+
+
+def test_models_are_hashed_by_content() -> None:
+    one, two = (parse_job(changed("model", name)) for name in ("/a/sd", "/b/sd"))
+    assert one.content_hash({"/a/sd": "same"}) == two.content_hash({"/b/sd": "same"})
+
+
+def test_a_single_step_has_room_for_regions() -> None:
+    assert parse_job(changed("steps", 1)).base_only_steps == 0
 
 
 def test_round_trip_through_json() -> None:

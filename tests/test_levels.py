@@ -36,7 +36,7 @@ def test_agrees_with_recorded_schedules(case: dict) -> None:
 @given(
     scheduler=st.sampled_from(sorted(SCHEDULES)),
     model=st.sampled_from(sorted(MODELS)),
-    steps=st.integers(1, 60),
+    steps=st.integers(1, 50),
     denoise=st.floats(0.05, 1),
 )
 def test_ladders_fall_to_zero(scheduler: str, model: str, steps: int, denoise: float) -> None:

@@ -89,14 +89,13 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     assert "a red striped circle" in artifacts["summary"]["data"]
 
 
-# Moments at which the process is killed: before anything is stored, and when so many states are in the store.
-@pytest.mark.parametrize("states", [0, 1, 4, 7, 10])
-def test_killed_and_started_again_gives_the_same_pixels(states: int, tmp_path: Path, env: dict[str, str]) -> None:
-    undisturbed = render_json([JOB, "--chunk", 2, "--out", "whole", "--store", "whole-store"], tmp_path, env)
-    store = tmp_path / "store"
-    arguments = [JOB, "--chunk", 2, "--out", "again", "--store", store]
+def kill_and_render_again(example: Path, states: int, cwd: Path, env: dict[str, str]) -> None:
+    """Kill a run when `states` states are in its store, start it again, and compare with an undisturbed one."""
+    undisturbed = render_json([example, "--chunk", 2, "--out", "whole", "--store", "whole-store"], cwd, env)
+    store = cwd / "store"
+    arguments = [example, "--chunk", 2, "--out", "again", "--store", store]
     victim = subprocess.Popen(
-        regional("render", *arguments), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        regional("render", *arguments), cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while len(list(store.glob("latents/*/*.safetensors"))) < states and time.monotonic() < deadline:
@@ -104,15 +103,26 @@ def test_killed_and_started_again_gives_the_same_pixels(states: int, tmp_path: P
             break
         time.sleep(0.002)
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    assert victim.wait() == -signal.SIGKILL, "it was done before it could be killed"
     stored = len(list(store.glob("latents/*/*.safetensors")))
     assert stored >= states
 
-    record = render_json(arguments, tmp_path, env)
+    record = render_json(arguments, cwd, env)
     assert (record["steps_restored"] > 0) == (stored > 0)
     assert record["steps_restored"] + record["steps_computed"] == undisturbed["steps_computed"]
-    with Image.open(tmp_path / undisturbed["images"][0]) as one, Image.open(tmp_path / record["images"][0]) as two:
+    with Image.open(cwd / undisturbed["images"][0]) as one, Image.open(cwd / record["images"][0]) as two:
         assert one.tobytes() == two.tobytes()
+
+
+# Before anything is stored, and when so many states are in the store; the last of eleven is the finished latent.
+@pytest.mark.parametrize("states", [0, 1, 4, 7, 11])
+def test_killed_at_different_moments(states: int, tmp_path: Path, env: dict[str, str]) -> None:
+    kill_and_render_again(JOB, states, tmp_path, env)
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e != JOB], ids=lambda path: path.stem)
+def test_every_example_survives_a_kill(example: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    kill_and_render_again(example, 3, tmp_path, env)
 
 
 def test_chunk_size_changes_no_pixel(tmp_path: Path, env: dict[str, str]) -> None:

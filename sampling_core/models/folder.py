@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from sampling_core.errors import ModelError
 from sampling_core.levels import BETA_SCHEDULES, ModelLevels, Prediction, beta_levels
 from sampling_core.models import EMBEDDED
 
 PIPELINE = "StableDiffusionPipeline"
+PARTS_WITH_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
-_PARTS_WITH_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 @dataclass(frozen=True)
@@ -33,31 +36,46 @@ class ModelFolder:
     """Edge of the canvases that the model was trained on."""
 
     def fingerprint(self) -> str:
-        """SHA-256 over all weights and configurations: two folders with the same one draw the same pictures."""
+        """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
         total = hashlib.sha256()
-        configs = (self.path / part / "config.json" for part in _PARTS_WITH_WEIGHTS)
-        schedule = self.path / "scheduler" / "scheduler_config.json"
-        words = sorted((self.path / "tokenizer").glob("*"))
-        for file in (*configs, schedule, *words, *self.weight_files):
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+        parts = (*PARTS_WITH_WEIGHTS, "tokenizer", "scheduler")
+        for file in sorted(f for part in parts for f in (self.path / part).glob("*") if f.is_file()):
+            facts = file.stat()
+            total.update(f"{file.relative_to(self.path).as_posix()} ".encode())
+            total.update(_digest(file, facts.st_size, facts.st_mtime_ns))
         return total.hexdigest()
 
 
-def resolve(model: str) -> Path:
-    """The folder behind a job's `model`: `embedded`, or a path."""
-    return EMBEDDED if model == "embedded" else Path(model).expanduser()
+@lru_cache(maxsize=256)
+def _digest(file: Path, size: int, modified: int) -> bytes:
+    """SHA-256 of a file; size and time are part of the question, so that a changed file is read again."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def open_folder(model: str) -> ModelFolder:
     """Read the configurations of a model folder. Raises ModelError if it is none, or one that is not supported."""
-    path = resolve(model)
-    if not (path / "model_index.json").is_file():
-        raise ModelError("model", model, "`embedded`, or a folder with model_index.json (diffusers layout)")
-    pipeline = _read(path / "model_index.json", model).get("_class_name")
+    try:
+        path = EMBEDDED if model == "embedded" else Path(model).expanduser()
+        if not (path / "model_index.json").is_file():
+            raise ModelError("model", model, "`embedded`, or a folder with model_index.json (diffusers layout)")
+        return _open(path, model)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError("model", model, f"a model folder that can be read ({_reason(error)})") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError("model", model, f"a folder with complete configurations ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:120]
+
+
+def _open(path: Path, model: str) -> ModelFolder:
+    pipeline = _read(path / "model_index.json", model)["_class_name"]
     if pipeline != PIPELINE:
         raise ModelError("model", f"{model} ({pipeline})", f"a {PIPELINE} folder")
-    weights = [file for part, stem in _PARTS_WITH_WEIGHTS.items() for file in _weights(path / part, stem, model)]
+    weights = [file for part, stem in PARTS_WITH_WEIGHTS.items() for file in _weights(path / part, stem, model)]
+    _read(path / "text_encoder" / "config.json", model)
     vae = _read(path / "vae" / "config.json", model)
     unet = _read(path / "unet" / "config.json", model)
     cell = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -76,22 +94,30 @@ def open_folder(model: str) -> ModelFolder:
 
 def _read(file: Path, model: str) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelError("model", model, f"a folder with a readable {file.parent.name}/{file.name}") from error
+    if not isinstance(content, dict):
+        raise ModelError("model", model, f"a folder whose {file.parent.name}/{file.name} is a mapping")
+    return content
 
 
 def _weights(folder: Path, stem: str, model: str) -> list[Path]:
     """The safetensors files of one part: a single one, or the shards of an index. Pickled weights are not read."""
-    single = folder / f"{stem}.safetensors"
-    if single.is_file():
-        return [single]
     index = folder / f"{stem}.safetensors.index.json"
+    files = [folder / f"{stem}.safetensors"]
     if index.is_file():
-        shards = sorted({folder / name for name in _read(index, model)["weight_map"].values()})
-        if all(shard.is_file() for shard in shards):
-            return shards
-    raise ModelError("model", model, f"a folder with weights ({folder.name}/{stem}.safetensors is missing)")
+        files = sorted({folder / name for name in _read(index, model)["weight_map"].values()})
+    for file in files:
+        if not file.is_file():
+            raise ModelError("model", model, f"a folder with weights ({folder.name}/{file.name} is missing)")
+        try:
+            # Reads the header only, and compares it with the file's size.
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelError("model", model, f"whole weights ({folder.name}/{file.name}: {error})") from error
+    return files
 
 
 def _levels(schedule: dict[str, Any], model: str) -> ModelLevels:
@@ -101,6 +127,9 @@ def _levels(schedule: dict[str, Any], model: str) -> ModelLevels:
     betas = str(schedule.get("beta_schedule", "linear"))
     if betas not in BETA_SCHEDULES:
         raise ModelError("model", f"{model} (beta_schedule {betas})", ", ".join(BETA_SCHEDULES))
+    for name in ("trained_betas", "rescale_betas_zero_snr"):
+        if schedule.get(name):
+            raise ModelError("model", f"{model} ({name} is set)", f"a scheduler without {name}")
     return beta_levels(
         _PREDICTIONS[prediction],
         float(schedule.get("beta_start", 0.0001)),

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from sampling_core._types import Embedding, Latent, Pixels
 from sampling_core.errors import ModelError
-from sampling_core.models.folder import ModelFolder
+from sampling_core.models.folder import PARTS_WITH_WEIGHTS, ModelFolder
 from sampling_core.models.unet import UNetDenoiser
 
 
@@ -40,6 +41,10 @@ class Model:
         vae = self._pipeline.vae
         clean = (latent / self.folder.scaling_factor).to(vae.device, vae.dtype)
         pictures = vae.decode(clean, return_dict=False)[0].float().cpu()
+        if not bool(pictures.isfinite().all()):
+            raise ModelError(
+                "REGIONAL_DTYPE", str(vae.dtype), "a wider type (the picture has values that are not finite)"
+            )
         return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -59,10 +64,34 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
                 feature_extractor=None,
                 requires_safety_checker=False,
             ).to(device)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # whatever the libraries raise: it is the folder that does not load
             reason = " ".join(str(error).split())[:200]
             raise ModelError("model", str(folder.path), f"a folder whose weights load ({reason})") from error
+    _check_weights(folder, pipeline)
     return Model(folder, UNetDenoiser(pipeline.unet, folder.levels), pipeline)
+
+
+_OLD_ATTENTION_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Autoencoders of the first Stable Diffusion releases; diffusers renames them when it loads."""
+
+
+def _check_weights(folder: ModelFolder, pipeline: Any) -> None:
+    """The libraries fill weights that a file lacks with random numbers, and only warn. Raises ModelError instead."""
+    for part in PARTS_WITH_WEIGHTS:
+        stored: set[str] = set()
+        for file in folder.weight_files:
+            if file.parent.name == part:
+                with safe_open(file, framework="pt") as tensors:
+                    stored |= set(tensors.keys())
+        for old, new in _OLD_ATTENTION_NAMES.items():
+            stored = {name.replace(old, new) for name in stored}
+        # The library's class may have dropped or gained a prefix since the file was written.
+        bare = {name.removeprefix("text_model.") for name in stored}
+        wanted = {name.removeprefix("text_model.") for name, _ in getattr(pipeline, part).named_parameters()}
+        missing = sorted(wanted - bare)
+        if missing:
+            allowed = f"complete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)"
+            raise ModelError("model", str(folder.path), allowed)
 
 
 @contextlib.contextmanager

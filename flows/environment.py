@@ -1,0 +1,23 @@
+"""Defaults of environment variables that torch and Prefect read when they are imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def set_defaults() -> None:
+    """To be called before torch and Prefect are imported; what the user has set stays."""
+    defaults = {
+        # Threads that wait by spinning starve each other: 50 times slower beside another busy process.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # The command line says itself what went wrong; Prefect would print tracebacks.
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        # Prefect's own server reports home by default, and its write can collide with a first run's.
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # The first start creates a database; on a busy machine that takes longer than Prefect expects.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
