@@ -28,7 +28,7 @@ def _writable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise refuse("", text, "text in valid Unicode") from None
+        raise refuse("", ascii(text), "text in valid Unicode") from None
     return text
 
 

@@ -201,7 +201,7 @@ def test_plan_as_json(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     arguments = ["plan", job_file(workdir), "--json", "--set", "steps=10", "--set", "regions.0.prompt=a black cross"]
     assert run(monkeypatch, *arguments) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["steps"], plan["evaluations"], plan["forwards"]) == (10, 2 * 2 + 8 * 3, 10)
+    assert (plan["steps"], plan["evaluations"], plan["forwards"]) == (10, 2 + 9 * 3, 10)
     assert plan["warnings"] == []
     assert plan["memory_bytes"] > sum(f.stat().st_size for f in EMBEDDED.rglob("*.safetensors"))
 
@@ -214,7 +214,7 @@ def test_json_jobs_and_masks_beside_the_job(
     Image.new("L", (8, 8), 255).save(folder / "mask.png")
     (folder / "job.json").write_text(json.dumps(JOB | {"regions": region({"image": "mask.png"})}))
     assert run(monkeypatch, "plan", folder / "job.json", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["evaluations"] == 2 * 2 + 18 * 2
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 2 + 19 * 2
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
