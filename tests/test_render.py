@@ -8,12 +8,16 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tasks.files import read_job
+from tasks.preparing import prepare
 from tests.processes import EXAMPLES, environment, post, prefect_server, regional, render_json
 
 pytestmark = pytest.mark.slow
@@ -34,22 +38,31 @@ def env(tmp_path: Path, server: str) -> dict[str, str]:
     return environment(home, server)
 
 
-def planned(job: Path, env: dict[str, str]) -> dict[str, int]:
-    done = subprocess.run(regional("plan", job, "--json"), env=env, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+Undisturbed = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The record of an example rendered in one go (once per example); its image path is absolute."""
+
+    @cache
+    def rendered(example: Path) -> dict[str, Any]:
+        home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("undisturbed")
+        return render_json([example, "--out", folder], folder, environment(home, server))
+
+    return rendered
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_renders_as_planned(example: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    record = render_json([example], tmp_path, env)
-    with Image.open(tmp_path / record["images"][0]) as image:
+def test_every_example_renders_as_planned(example: Path, undisturbed: Undisturbed) -> None:
+    record = undisturbed(example)
+    with Image.open(record["images"][0]) as image:
         assert image.size == (record["job"]["width"], record["job"]["height"])
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(2**24) or []) > 10, "an empty picture"
-    plan = planned(example, env)
-    for count in ("evaluations", "forwards"):
-        assert record[count] == plan[count]
-    assert (record["steps_computed"], record["steps_restored"]) == (plan["steps"], 0)
+    plan = prepare(read_job(example, []))
+    assert (record["evaluations"], record["forwards"]) == (plan.cost.evaluations, plan.cost.forwards)
+    assert (record["steps_computed"], record["steps_restored"]) == (plan.plan.steps, 0)
 
 
 def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> None:
@@ -89,9 +102,8 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     assert "a red striped circle" in artifacts["summary"]["data"]
 
 
-def kill_and_render_again(example: Path, states: int, cwd: Path, env: dict[str, str]) -> None:
-    """Kill a run when `states` states are in its store, start it again, and compare with an undisturbed one."""
-    undisturbed = render_json([example, "--chunk", 2, "--out", "whole", "--store", "whole-store"], cwd, env)
+def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd: Path, env: dict[str, str]) -> None:
+    """Kill a run when `states` states are in its store, start it again, and compare with the undisturbed record."""
     store = cwd / "store"
     arguments = [example, "--chunk", 2, "--out", "again", "--store", store]
     victim = subprocess.Popen(
@@ -109,25 +121,29 @@ def kill_and_render_again(example: Path, states: int, cwd: Path, env: dict[str, 
 
     record = render_json(arguments, cwd, env)
     assert (record["steps_restored"] > 0) == (stored > 0)
-    assert record["steps_restored"] + record["steps_computed"] == undisturbed["steps_computed"]
-    with Image.open(cwd / undisturbed["images"][0]) as one, Image.open(cwd / record["images"][0]) as two:
+    assert record["steps_restored"] + record["steps_computed"] == whole["steps_computed"]
+    with Image.open(whole["images"][0]) as one, Image.open(cwd / record["images"][0]) as two:
         assert one.tobytes() == two.tobytes()
 
 
 # Before anything is stored, and when so many states are in the store; the last of eleven is the finished latent.
 @pytest.mark.parametrize("states", [0, 1, 4, 7, 11])
-def test_killed_at_different_moments(states: int, tmp_path: Path, env: dict[str, str]) -> None:
-    kill_and_render_again(JOB, states, tmp_path, env)
+def test_killed_at_different_moments(
+    states: int, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
+) -> None:
+    kill_and_render_again(JOB, states, undisturbed(JOB), tmp_path, env)
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e != JOB], ids=lambda path: path.stem)
-def test_every_example_survives_a_kill(example: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    kill_and_render_again(example, 3, tmp_path, env)
+def test_every_example_survives_a_kill(
+    example: Path, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
+) -> None:
+    kill_and_render_again(example, 3, undisturbed(example), tmp_path, env)
 
 
-def test_chunk_size_changes_no_pixel(tmp_path: Path, env: dict[str, str]) -> None:
-    pixels: set[bytes] = set()
-    for chunk in (1, 7, 50):
+def test_chunk_size_changes_no_pixel(tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed) -> None:
+    pixels = {Image.open(undisturbed(JOB)["images"][0]).tobytes()}
+    for chunk in (1, 50):
         record = render_json([JOB, "--chunk", chunk, "--store", f"store-{chunk}"], tmp_path, env)
         pixels.add(Image.open(tmp_path / record["images"][0]).tobytes())
     assert len(pixels) == 1
