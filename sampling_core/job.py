@@ -127,7 +127,7 @@ class RenderJob(_Frozen):
         "karras", title="Scheduler", description="How noise levels are spaced", json_schema_extra=_at(11)
     )
     cfg: Guidance = Field(
-        2.0, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=_at(12)
+        1.5, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=_at(12)
     )
     composition: Literal["joint"] = Field(
         "joint",

@@ -1,11 +1,11 @@
-"""Make the embedded model from nothing: `python -m training [--work DIR]` (about two hours on two cores)."""
+"""Make the embedded model from nothing: `python -m training [--work DIR]` (about three hours on two cores)."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from training.autoencoder import sharpen_decoder, train_autoencoder
+from training.autoencoder import train_autoencoder
 from training.denoiser import train_denoiser
 from training.export import export
 
@@ -16,13 +16,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("sampling_core/models/embedded"), help="where the model goes")
     parser.add_argument("--autoencoder-steps", type=int, default=2000)
     parser.add_argument("--shallow-steps", type=int, default=2500)
-    parser.add_argument("--deep-steps", type=int, default=8400)
-    parser.add_argument("--decoder-steps", type=int, default=2000)
+    parser.add_argument("--deep-steps", type=int, default=22000)
     given = parser.parse_args()
     train_autoencoder(given.work, given.autoencoder_steps)
     train_denoiser(given.work, 2, given.shallow_steps, cool=False)
     train_denoiser(given.work, 3, given.deep_steps, cool=True)
-    sharpen_decoder(given.work, given.decoder_steps)
     export(given.work, given.out)
 
 

@@ -62,29 +62,3 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 8, seed: int = 1) -
         z = model.encode(pictures(rng, 64, 128)).latent_dist.mean
     model.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
     model.eval().to(memory_format=torch.contiguous_format).save_pretrained(folder / "vae")
-
-
-def sharpen_decoder(folder: Path, steps: int, batch: int = 8, seed: int = 3) -> None:
-    """Go on with the decoder alone, on latents that the denoiser is trained on: the encoder must stay as it is."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
-    learning = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
-    optimizer = torch.optim.AdamW(learning, lr=1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
-    started = time.monotonic()
-    for step in range(steps):
-        x = pictures(rng, batch, 128 if step % 4 == 0 else 96).to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            z = model.encode(x).latent_dist.mean
-        error = (model.decode(z + 0.08 * z.std() * torch.randn_like(z)).sample - x).abs()
-        loss = error.mean() + error.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            rate = (step + 1) / (time.monotonic() - started)
-            print(f"decoder {step}/{steps} error {error.mean().item():.4f} {rate:.2f} steps/s", flush=True)
-    model.eval().to(memory_format=torch.contiguous_format).save_pretrained(folder / "vae")

@@ -140,10 +140,13 @@ def loosen(caption: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def train_denoiser(folder: Path, levels: int, steps: int, *, cool: bool, seed: int = 2, resume: bool = False) -> None:
+def train_denoiser(
+    folder: Path, levels: int, steps: int, *, cool: bool, seed: int = 2, resume: bool = False, peak: float = 1e-3
+) -> None:
     """Train a UNet of 2 or 3 levels for `steps` steps; saves averaged weights every 500.
 
-    3 levels start from the 2-level UNet in `folder`. With `cool`, the rate falls over the last quarter.
+    3 levels start from the 2-level UNet in `folder`, or with `resume` from their own last step. With `cool`,
+    the learning rate falls from `peak` over the last quarter of all steps.
     """
     torch.manual_seed(seed + levels)
     rng = np.random.default_rng(seed + levels)
@@ -167,7 +170,7 @@ def train_denoiser(folder: Path, levels: int, steps: int, *, cool: bool, seed: i
             deepen(parts["unet"], model["unet"])
     model.to(memory_format=torch.channels_last)
     average = deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=1e-3, betas=(0.9, 0.99))
     cooling = steps // 4 if cool else 1
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / 200, max(0.02, (steps - first - i) / cooling))
