@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sampling_core.evaluate import evaluate
 from sampling_core.guidance import Guidance
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels, ladder
+from sampling_core.levels import ModelLevels, beta_levels, flow_levels
 from sampling_core.models.unet import UNetDenoiser
 from sampling_core.noise import add_noise, initial_noise
 from sampling_core.sampler import Participant, Plan
+from sampling_core.schedules import ladder
 from sampling_core.solvers import Query, solver_named
 from tests.goldens import CASES, FOLDER, SCALING, conditionings, latents, tensors
 from tests.problems import finish
