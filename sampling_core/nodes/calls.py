@@ -147,7 +147,7 @@ def _separated(setting: Setting, call: Call, latent: Latent, using: Networks, ra
     sigmas = (torch.tensor(part.sigmas, dtype=torch.float32) * ratio).tolist()
     path = part.path if setting.sampler in _WHOLE_PATH else None
     result = masked_pass(setting, call, latent, using, sigmas, path)
-    return (result.x if call.leftover else result.denoised), result.count
+    return (result.x if call.leftover else result.denoised), result.cost
 
 
 def masked_pass(
@@ -198,7 +198,7 @@ def ksampler(
     if part is None:
         return latent, Count()
     result = masked_pass(setting, call, latent, using, part.sigmas)
-    return result.x, result.count
+    return result.x, result.cost
 
 
 def wrapped_ksampler(

@@ -87,7 +87,7 @@ class Result(NamedTuple):
 
     x: Latent
     denoised: Latent
-    count: Count
+    cost: Count
 
 
 def run(work: Pass, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]) -> Result:

@@ -40,7 +40,7 @@ def descend(t: Level, s: Level) -> Descent:
 
 def climb(x: Latent, descent: Descent, at: Interval) -> Latent:
     """From the descent's lower level to `at.s`, with fresh noise."""
-    return descent.rescale * x + descent.renoise * at.noise.fresh(at.index)
+    return descent.rescale * x + descent.renoise * at.noise.fresh(at.step_index)
 
 
 class EulerAncestral(OneStep):

@@ -57,10 +57,10 @@ class Noise(Protocol):
 
 
 class Interval(NamedTuple):
-    """The step that is to be taken: from `ladder[index]` to `ladder[index + 1]`."""
+    """The step that is to be taken: from `ladder[step_index]` to `ladder[step_index + 1]`."""
 
     ladder: tuple[Level, ...]
-    index: int
+    step_index: int
     levels: ModelLevels
     """What the model was trained on."""
     noise: Noise
@@ -68,17 +68,17 @@ class Interval(NamedTuple):
     @property
     def t(self) -> Level:
         """The level that x is at."""
-        return self.ladder[self.index]
+        return self.ladder[self.step_index]
 
     @property
     def s(self) -> Level:
         """The level to go to."""
-        return self.ladder[self.index + 1]
+        return self.ladder[self.step_index + 1]
 
     @property
     def remaining(self) -> int:
         """Steps that follow this one."""
-        return len(self.ladder) - 2 - self.index
+        return len(self.ladder) - 2 - self.step_index
 
 
 class NoState(NamedTuple):

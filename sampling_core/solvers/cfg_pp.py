@@ -41,4 +41,4 @@ class EulerAncestralCfgPP(OneStep):
         down = ratio_s**2 / ratio_t
         up = max(ratio_s**2 - down**2, 0.0) ** 0.5
         moved = s.alpha * answer.denoised + s.alpha * down * noise
-        return moved + s.alpha * up * at.noise.fresh(at.index), state
+        return moved + s.alpha * up * at.noise.fresh(at.step_index), state

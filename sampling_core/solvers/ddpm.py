@@ -22,4 +22,4 @@ class DDPM(OneStep):
         if s == 0:
             return mean, state
         spread = math.sqrt((1 - alpha) * (1 - kept_s) / (1 - kept_t))
-        return (mean + spread * at.noise.fresh(at.index)) / math.sqrt(kept_s), state
+        return (mean + spread * at.noise.fresh(at.step_index)) / math.sqrt(kept_s), state

@@ -51,4 +51,4 @@ class ERSDE(Multistep):
                 moment = float(np.sum((points - here) * inverse))
                 moved = moved + s.alpha * (width**2 / 2 + moment * scale_there) * bend
         spread = math.sqrt(max(there**2 - (here * kept) ** 2, 0.0))
-        return moved + s.alpha * spread * at.noise.fresh(at.index), now
+        return moved + s.alpha * spread * at.noise.fresh(at.step_index), now

@@ -21,7 +21,7 @@ class HeunPP2(OneStep):
             return transfer(x, denoised, t, s), state
         ahead = x + (s.sigma - t.sigma) * here
         next_slope = slope(ahead, (yield Query(ahead, s)).denoised, s)
-        after = at.ladder[at.index + 2]
+        after = at.ladder[at.step_index + 2]
         if after.sigma == last:
             share = s.sigma / (2 * first)
             mean = (1 - share) * here + share * next_slope

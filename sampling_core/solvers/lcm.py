@@ -14,4 +14,4 @@ class LCM(OneStep):
         denoised = (yield Query(x, at.t)).denoised
         if at.s.sigma == 0:
             return denoised, state
-        return at.s.alpha * denoised + at.s.sigma * at.noise.fresh(at.index), state
+        return at.s.alpha * denoised + at.s.sigma * at.noise.fresh(at.step_index), state

@@ -47,5 +47,5 @@ class RESMultistep(Multistep):
             weights = phi_1 - phi_2 / ratio, phi_2 / ratio
             moved = math.exp(-h) * x + h * (weights[0] * believed + weights[1] * state.values[-1])
         if up > 0:
-            moved = moved + up * at.noise.fresh(at.index)
+            moved = moved + up * at.noise.fresh(at.step_index)
         return moved, state.with_(believed, at.t, 1)

@@ -44,7 +44,7 @@ def _tau(s: Level, levels: ModelLevels) -> float:
 
 def _draws_before(at: Interval) -> int:
     """Steps before this one that drew noise."""
-    return sum(_tau(level, at.levels) > 0 for level in at.ladder[1 : at.index + 1])
+    return sum(_tau(level, at.levels) > 0 for level in at.ladder[1 : at.step_index + 1])
 
 
 def _adams_weights(lambdas: Sequence[float], start: float, stop: float, tau: float) -> list[float]:

@@ -52,10 +52,10 @@ class SEEDS2(OneStep):
         start = half_log_snr(t)
         h = half_log_snr(s) - start
         middle = between(t, s, 1 / 2)
-        noise = _mixed(None, at.noise.fresh(at.index, 0), h / 2)
+        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 2)
         halfway = _carry(x, t, middle, h / 2) + middle.alpha * _phi_1(h / 2) * denoised + middle.sigma * noise
         there = (yield Query(halfway, middle)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.index, 1), h / 2)
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 2)
         return _carry(x, t, s, h) + s.alpha * _phi_1(h) * there + s.sigma * noise, state
 
 
@@ -71,15 +71,15 @@ class SEEDS3(OneStep):
         start = half_log_snr(t)
         h = half_log_snr(s) - start
         third, two_thirds = between(t, s, 1 / 3), between(t, s, 2 / 3)
-        noise = _mixed(None, at.noise.fresh(at.index, 0), h / 3)
+        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 3)
         guess = _carry(x, t, third, h / 3) + third.alpha * _phi_1(h / 3) * first + third.sigma * noise
         second = (yield Query(guess, third)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.index, 1), h / 3)
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 3)
         late = 2 * _phi_2(2 * h / 3)
         mean = weighted_sum([_phi_1(2 * h / 3) - late, late], [first, second])
         guess = _carry(x, t, two_thirds, 2 * h / 3) + two_thirds.alpha * mean + two_thirds.sigma * noise
         last = (yield Query(guess, two_thirds)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.index, 2), h / 3)
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 2), h / 3)
         late = 1.5 * _phi_2(h)
         mean = weighted_sum([_phi_1(h) - late, late], [first, last])
         return _carry(x, t, s, h) + s.alpha * mean + s.sigma * noise, state

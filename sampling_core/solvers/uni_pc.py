@@ -40,7 +40,8 @@ class UniPC:
     rescales its latent.
     """
 
-    order = 3
+    order = 2
+    """3 between steps of order 3; 2 over a run, which begins and ends with lower orders."""
     draws = 0
 
     def __init__(self, *, bh2: bool = False, short: bool = False) -> None:
@@ -55,16 +56,16 @@ class UniPC:
         past = History(state.values, state.levels)
         denoised = (yield Query(x, t)).denoised
         seen = past.with_(denoised, t, ORDER)
-        if self._short and at.index + at.remaining == 0:
+        if self._short and at.step_index + at.remaining == 0:
             return x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2)), UniPCState(*seen, x)
         if len(past) > 0:
-            x = self._corrected(state.corrected, past, denoised, t, self._order_at(at.index, at))
-        moved = self._predicted(x, seen, s, self._order_at(at.index + 1, at))
+            x = self._corrected(state.corrected, past, denoised, t, self._order_at(at.step_index, at))
+        moved = self._predicted(x, seen, s, self._order_at(at.step_index + 1, at))
         return moved, UniPCState(*seen, x)
 
     def _order_at(self, index: int, at: Interval) -> int:
         """The order of the update that ends at `ladder[index]`: it grows from 1 and falls towards the end."""
-        steps = at.index + at.remaining + 1
+        steps = at.step_index + at.remaining + 1
         most = min(ORDER, steps - 1 if self._short else max(steps - 1, 1))
         return index if index < most else min(most, steps + 1 - index)
 
