@@ -18,6 +18,12 @@ Mask = Float[Tensor, "h w"]
 PixelMask = Float[Tensor, "H W"]
 """A mask in pixels, 0 to 1; 1 is inside the region."""
 
+AnyMask = Float[Tensor, "... mask_H mask_W"]
+"""One mask [H, W] or several, in pixels or latent cells, as the original nodes take them."""
+
+MaskStack = Float[Tensor, "masks 1 stack_H stack_W"]
+"""Several masks with a channel axis."""
+
 Embedding = Float[Tensor, "1 t d"]
 """One encoded prompt."""
 

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from sampling_core._types import Embedding, Latent, RowEmbeddings, Rows
+from sampling_core._types import Embedding, RowEmbeddings, Rows
 from sampling_core.guidance import Guidance, Row
 from sampling_core.levels import Level
-from sampling_core.solvers.base import Query
+from sampling_core.solvers.base import Prediction, Query
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class Count(NamedTuple):
 
 def evaluate(
     asked: Sequence[tuple[Query, Guidance]], network: Network, embeddings: Mapping[str, Embedding]
-) -> tuple[list[Latent], Count]:
+) -> tuple[list[Prediction], Count]:
     """One guided prediction per query, in one forward over the distinct rows.
 
     Rows with the same latent, level and prompt are evaluated once: regions that share a negative

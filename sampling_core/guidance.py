@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sampling_core._types import Latent
 from sampling_core.levels import Level
-from sampling_core.solvers.base import Query
+from sampling_core.solvers.base import Prediction, Query
 
 
 class Row(NamedTuple):
@@ -34,11 +34,13 @@ class Guidance(NamedTuple):
         return (self.negative, self.positive)
 
     def expand(self, query: Query) -> list[Row]:
-        return [Row(query.x, query.level, prompt) for prompt in self.prompts]
+        """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
+        prompts = (self.negative, self.positive) if query.unconditional else self.prompts
+        return [Row(query.x, query.level, prompt) for prompt in prompts]
 
-    def combine(self, denoised: Sequence[Latent]) -> Latent:
+    def combine(self, denoised: Sequence[Latent]) -> Prediction:
         """The guided prediction from the answers to `expand`, in its order."""
         if len(denoised) == 1:
-            return denoised[0]
+            return Prediction(denoised[0])
         negative, positive = denoised
-        return negative + self.cfg * (positive - negative)
+        return Prediction(negative + self.cfg * (positive - negative), negative)

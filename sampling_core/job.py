@@ -13,7 +13,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sampling_core.shapes import ColorMap, Image, Shape, refuse
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
-SchedulerName = Literal["normal", "karras", "exponential", "sgm_uniform", "simple"]
+SchedulerName = Literal[
+    "normal",
+    "karras",
+    "exponential",
+    "sgm_uniform",
+    "simple",
+    "ddim_uniform",
+    "beta",
+    "linear_quadratic",
+    "kl_optimal",
+    "AYS SD1",
+    "AYS SDXL",
+    "AYS SVD",
+    "GITS",
+]
 
 
 def _no_flag(value: Any) -> Any:

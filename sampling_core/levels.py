@@ -1,4 +1,4 @@
-"""Noise levels: what a model was trained on, and the ladder of levels that a run walks down.
+"""Noise levels: what a model was trained on. The levels that a run walks down are in `schedules`.
 
 Everything is in the variance-exploding parametrisation of Karras et al. 2022 (EDM): a noisy latent is
 `alpha * clean + sigma * noise`, with `alpha = 1` for models trained on betas (eps and v prediction)
@@ -7,15 +7,11 @@ and `alpha = 1 - sigma` for rectified flow (Liu et al. 2022).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
-
-from sampling_core.errors import BadInput
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -35,6 +31,8 @@ class ModelLevels:
 
     sigmas: tuple[float, ...]
     prediction: Prediction
+    log_sigmas: tuple[float, ...] = ()
+    """Logarithms of the levels before they were rounded to float32; empty for flow, which has no use for them."""
 
     @property
     def smallest(self) -> float:
@@ -45,24 +43,50 @@ class ModelLevels:
         return self.sigmas[-1]
 
     @cached_property
-    def _log_sigmas(self) -> torch.Tensor:
-        return torch.tensor(self.sigmas, dtype=torch.float64).log()
+    def _logs(self) -> torch.Tensor:
+        return torch.tensor(self.log_sigmas, dtype=torch.float32)
 
     def level(self, sigma: float) -> Level:
         """The level with this sigma."""
         return Level(1.0 - sigma if self.prediction == "flow" else 1.0, sigma)
 
+    @cached_property
+    def _shift(self) -> float:
+        """Flow: the shift, recovered from the first level shift / n / (1 + (shift - 1) / n)."""
+        n, first = len(self.sigmas), self.smallest
+        # Levels are float32, shifts that people use have few digits.
+        return round(first * (n - 1) / (1 - first), 5)
+
     def sigma_at(self, timestep: float) -> float:
-        """Sigma at a (fractional) training timestep, interpolated in log sigma."""
-        t = min(max(timestep, 0.0), len(self.sigmas) - 1.0)
-        low, high, part = math.floor(t), math.ceil(t), t - math.floor(t)
-        return math.exp((1 - part) * math.log(self.sigmas[low]) + part * math.log(self.sigmas[high]))
+        """Sigma at a (fractional) training timestep: interpolated in log sigma, or by the shift of a flow model.
+
+        Timesteps are 0 .. n - 1, or 0 .. 1000 before the shift for flow. In float32, step for step as ComfyUI
+        computes it: a Brownian path moves by the root of a difference, so the last digit can be seen.
+        """
+        t = torch.tensor(timestep, dtype=torch.float32)
+        if self.prediction == "flow":
+            return float(_shifted(t / 1000, self._shift))
+        t = t.clamp(0, len(self.sigmas) - 1)
+        low, high, part = int(t.floor()), int(t.ceil()), t.frac()
+        return float(((1 - part) * self._logs[low] + part * self._logs[high]).exp())
 
     def timestep_of(self, sigma: float) -> float:
-        """The timestep the network is told: nearest in log sigma, or `1000 sigma` for flow."""
+        """The timestep the network is told: nearest in log sigma (float32), or `1000 sigma` for flow."""
         if self.prediction == "flow":
             return sigma * 1000.0
-        return float((self._log_sigmas - math.log(sigma)).abs().argmin())
+        return float((self._logs - torch.tensor(sigma, dtype=torch.float32).log()).abs().argmin())
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """Sigma after this share (0 to 1) of the way down the training timesteps, as ComfyUI counts it.
+
+        At 0 that is a sigma no run starts above, at 1 it is 0.
+        """
+        if percent >= 1:
+            return 0.0
+        if self.prediction == "flow":
+            return 1.0 if percent <= 0 else _shifted(1 - percent, self._shift)
+        # ComfyUI's stand-in for infinity.
+        return 999999999.9 if percent <= 0 else self.sigma_at((1 - percent) * 999)
 
 
 def beta_levels(
@@ -79,85 +103,18 @@ def beta_levels(
         betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     kept = torch.cumprod(1 - betas, dim=0)
     # The network was trained on float32 levels; a timestep is looked up among exactly those.
-    return ModelLevels(tuple(((1 - kept) / kept).sqrt().float().tolist()), prediction)
+    sigmas = ((1 - kept) / kept).sqrt()
+    return ModelLevels(tuple(sigmas.float().tolist()), prediction, tuple(sigmas.log().float().tolist()))
 
 
 def flow_levels(shift: float = 3.0, timesteps: int = 1000) -> ModelLevels:
     """Levels of a rectified-flow model: sigma = shift t / (1 + (shift - 1) t), t = 1/n .. 1 (Esser et al. 2024)."""
-    t = [(i + 1) / timesteps for i in range(timesteps)]
-    return ModelLevels(tuple(shift * x / (1 + (shift - 1) * x) for x in t), "flow")
+    t = (torch.arange(1, timesteps + 1) / timesteps * 1000) / 1000
+    return ModelLevels(tuple(_shifted(t, shift).tolist()), "flow")
 
 
-def _normal(levels: ModelLevels, steps: int) -> list[float]:
-    """Even steps in training timesteps, first to last (k-diffusion `get_sigmas`)."""
-    return _even_timesteps(levels, steps, leave_out_last=False)
+T = TypeVar("T", float, torch.Tensor)
 
 
-def _sgm_uniform(levels: ModelLevels, steps: int) -> list[float]:
-    """As `normal`, but spaced as if one more step followed, which is left out (Stability generative-models)."""
-    return _even_timesteps(levels, steps, leave_out_last=True)
-
-
-def _even_timesteps(levels: ModelLevels, steps: int, *, leave_out_last: bool) -> list[float]:
-    if levels.prediction == "flow":
-        first, last = levels.largest * 1000, levels.smallest * 1000
-    else:
-        first, last = len(levels.sigmas) - 1.0, 0.0
-    count = steps + 1 if leave_out_last else steps
-    timesteps = torch.linspace(first, last, count, dtype=torch.float64)[:steps].tolist()
-    if levels.prediction == "flow":
-        shift = _flow_shift(levels)
-        return [shift * t / 1000 / (1 + (shift - 1) * t / 1000) for t in timesteps] + [0.0]
-    return [levels.sigma_at(t) for t in timesteps] + [0.0]
-
-
-def _flow_shift(levels: ModelLevels) -> float:
-    """Recover the shift from the first level: sigma_0 = shift / n / (1 + (shift - 1) / n)."""
-    n, first = len(levels.sigmas), levels.sigmas[0]
-    return first * (n - 1) / (1 - first)
-
-
-def _simple(levels: ModelLevels, steps: int) -> list[float]:
-    """Every n-th training level, counted from the noisiest (the common default)."""
-    stride = len(levels.sigmas) / steps
-    return [levels.sigmas[-(1 + int(i * stride))] for i in range(steps)] + [0.0]
-
-
-def _karras(levels: ModelLevels, steps: int, rho: float = 7.0) -> list[float]:
-    """Karras et al. 2022, equation 5."""
-    low, high = levels.smallest ** (1 / rho), levels.largest ** (1 / rho)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64).tolist()
-    return [(high + r * (low - high)) ** rho for r in ramp] + [0.0]
-
-
-def _exponential(levels: ModelLevels, steps: int) -> list[float]:
-    """Even steps in log sigma."""
-    logs = torch.linspace(math.log(levels.largest), math.log(levels.smallest), steps, dtype=torch.float64)
-    return [*logs.exp().tolist(), 0.0]
-
-
-SCHEDULES: dict[str, Callable[[ModelLevels, int], list[float]]] = {
-    "normal": _normal,
-    "karras": _karras,
-    "exponential": _exponential,
-    "sgm_uniform": _sgm_uniform,
-    "simple": _simple,
-}
-
-
-def ladder(levels: ModelLevels, scheduler: str, steps: int, denoise: float = 1.0) -> tuple[Level, ...]:
-    """The `steps + 1` levels of a run, noisiest first, ending at sigma 0.
-
-    With `denoise` < 1 the run takes the last `steps` steps of a schedule of `int(steps / denoise)`.
-    Raises BadInput for an unknown scheduler, steps < 1 or denoise outside (0, 1].
-    """
-    if scheduler not in SCHEDULES:
-        raise BadInput("scheduler", scheduler, ", ".join(SCHEDULES))
-    if steps < 1:
-        raise BadInput("steps", steps, "1 or more")
-    if not 0 < denoise <= 1:
-        raise BadInput("denoise", denoise, "more than 0, at most 1")
-    # 7 / 0.07 is 99.99999999999999: rounding first keeps the whole number that was meant.
-    total = steps if denoise > 0.9999 else int(round(steps / denoise, 9))
-    sigmas = SCHEDULES[scheduler](levels, total)[-(steps + 1) :]
-    return tuple(levels.level(sigma) for sigma in sigmas)
+def _shifted(t: T, shift: float) -> T:
+    return shift * t / (1 + (shift - 1) * t)

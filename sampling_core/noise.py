@@ -1,19 +1,53 @@
-"""Noise as a function of its seed; the process-wide random state is never touched."""
+"""Noise as a function of its seed; the process-wide random state is never touched.
+
+Functions named `original_...` reproduce the original nodes (Impact Pack 7.10.6), oddities included.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from torch.nn.functional import interpolate
 
-from sampling_core._types import Latent
+from sampling_core._types import AnyMask, Latent
+from sampling_core.errors import BadInput
 from sampling_core.levels import Level, ModelLevels
 
+VariationMethod = Literal["linear", "slerp"]
 
-def initial_noise(seed: int, shape: tuple[int, int, int, int]) -> Latent:
-    """Unit noise [b, c, h, w], float32, drawn on the CPU as ComfyUI does, so that its seeds carry over."""
+HIGHEST_SEED = 2**64 - 1
+LOWEST_SEED = -(2**63)
+"""Torch reads a negative seed as 2**64 plus that seed."""
+
+
+def check_seed(seed: int, field: str = "seed", lowest: int = LOWEST_SEED) -> None:
+    """Raise BadInput for a seed that the generator of the noise cannot take."""
+    if not lowest <= seed <= HIGHEST_SEED:
+        raise BadInput(field, seed, f"an integer from {lowest} to {HIGHEST_SEED}")
+
+
+def initial_noise(seed: int, shape: tuple[int, int, int, int], batch_index: Sequence[int] | None = None) -> Latent:
+    """Unit noise [b, c, h, w], float32, drawn on the CPU as ComfyUI does, so that its seeds carry over.
+
+    `batch_index` says which members of a larger batch these b pictures were: each keeps the noise it
+    has there. Members are then drawn one by one, which for a picture whose size is no multiple of 16
+    is other noise than the whole batch drawn at once (ComfyUI's prepare_noise).
+    """
+    check_seed(seed)
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32)
+    if batch_index is None:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    if not batch_index or min(batch_index) < 0:
+        raise BadInput("batch_index", list(batch_index), "indices from 0, one per picture")
+    kept: dict[int, Latent] = {}
+    for index in range(max(batch_index) + 1):
+        drawn = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float32)
+        if index in batch_index:
+            kept[index] = drawn
+    return torch.cat([kept[index] for index in batch_index])
 
 
 def add_noise(clean: Latent, noise: Latent, start: Level, levels: ModelLevels) -> Latent:
@@ -27,3 +61,65 @@ def add_noise(clean: Latent, noise: Latent, start: Level, levels: ModelLevels) -
     )
     strength = math.sqrt(1 + start.sigma**2) if at_top else start.sigma
     return start.alpha * clean + strength * noise
+
+
+def mix_noise(noise: Latent, other: Latent, strength: float, method: VariationMethod) -> Latent:
+    """A blend of two noises [b, c, h, w]: the first at strength 0, the other at 1.
+
+    `linear` divides by the blend's standard deviation, so that two independent unit noises blend into
+    unit noise. `slerp` turns each picture's noise towards the other at constant speed (Shoemake,
+    "Animating rotation with quaternion curves", 1985); noises along one line have no angle to turn
+    through and are blended straight.
+    """
+    blend = original_mix_noise(noise, other, strength, method)
+    if method == "linear":
+        return blend
+    straight = (1 - strength) * noise + strength * other
+    turned = (_angle(noise, other).sin() > 1e-3).unflatten(1, (1, 1, 1))
+    return torch.where(turned, blend, straight)
+
+
+def original_mix_noise(noise: Latent, other: Latent, strength: float, method: VariationMethod) -> Latent:
+    """Impact's mix_noise. Its slerp of equal noises divides by the sine of 0, and is mostly NaN."""
+    if method == "linear":
+        blend = (1 - strength) * noise + strength * other
+        return blend / math.sqrt((1 - strength) ** 2 + strength**2)
+    angle = _angle(noise, other)
+    sine = angle.sin()
+    start = ((1 - strength) * angle).sin() / sine * noise.flatten(1)
+    end = (strength * angle).sin() / sine * other.flatten(1)
+    return (start + end).reshape(noise.shape)
+
+
+def _angle(noise: Latent, other: Latent) -> torch.Tensor:
+    """The angle [b, 1] between each picture's two noises; NaN where rounding takes its cosine over 1."""
+    first, second = (
+        torch.nan_to_num(flat / flat.norm(dim=1, keepdim=True), nan=0.0)
+        for flat in (noise.flatten(1), other.flatten(1))
+    )
+    return (first * second).sum(dim=1, keepdim=True).acos()
+
+
+def original_touch_noise(
+    noise: Latent, mask: AnyMask, variation_seed: int, strength: float, method: VariationMethod
+) -> Latent:
+    """The noise [b, c, h, w] with a region's variation inside its mask [H, W] (pixels or latent cells).
+
+    Impact's touch_noise; regions apply it in turn. A cell that the resized mask covers in part gets no
+    noise at all, and one NaN in the blend spreads over its whole picture.
+    Raises BadInput for masks of several pictures.
+    """
+    if strength <= 0:
+        return noise
+    check_seed(variation_seed, "variation_seed")
+    rows, columns = mask.shape[-2:]
+    if mask.numel() != rows * columns:
+        raise BadInput("mask", list(mask.shape), "one mask [H, W]")
+    inside = interpolate(mask.reshape(1, 1, rows, columns), size=noise.shape[2:], mode="bilinear")
+    blend = original_mix_noise(noise, initial_noise(variation_seed, _shape(noise)), strength, method)
+    return (inside == 1).float() * blend + (inside == 0).float() * noise
+
+
+def _shape(latent: Latent) -> tuple[int, int, int, int]:
+    batch, channels, rows, columns = latent.shape
+    return batch, channels, rows, columns

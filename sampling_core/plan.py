@@ -10,14 +10,16 @@ import torch
 
 from sampling_core import masks as draw
 from sampling_core._types import Latent, Mask, Photo, PixelMask, RowEmbeddings, Rows
+from sampling_core.draws import NoNoise
 from sampling_core.errors import BadInput
 from sampling_core.evaluate import Count
 from sampling_core.guidance import Guidance
 from sampling_core.job import Region, RenderJob
-from sampling_core.levels import Level, ModelLevels, ladder
+from sampling_core.levels import Level, ModelLevels
 from sampling_core.noise import add_noise, initial_noise
 from sampling_core.regions import partition_of_unity
 from sampling_core.sampler import Participant, Plan, State, iterate, start
+from sampling_core.schedules import ladder
 from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
 from sampling_core.solvers import solver_named
 
@@ -64,14 +66,15 @@ def make_plan(job: RenderJob, levels: ModelLevels, cell: int, masks: Sequence[Ma
         if masks
         else (everywhere, ())
     )
-    # Without regions, the base has all steps to itself.
-    base_only_steps = job.base_only_steps if job.regions else job.steps
+    rungs = ladder(levels, job.scheduler, job.steps, job.denoise)
+    # Without regions, the base has all steps to itself: some schedules have more or fewer than were asked for.
+    base_only_steps = min(job.base_only_steps, len(rungs) - 1) if job.regions else len(rungs) - 1
     base = _participant(job, None, "base", everywhere, base_weight)
     regions = [
         _participant(job, region, region.name or f"region {i + 1}", None, weight)
         for i, (region, weight) in enumerate(zip(job.regions, weights, strict=True))
     ]
-    return Plan(ladder(levels, job.scheduler, job.steps, job.denoise), base_only_steps, (base, *regions))
+    return Plan(rungs, base_only_steps, (base, *regions), levels, NoNoise())
 
 
 def _participant(job: RenderJob, region: Region | None, name: str, base_only: Mask | None, weight: Mask) -> Participant:

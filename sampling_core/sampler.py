@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from sampling_core._types import Embedding, Latent, Mask
 from sampling_core.evaluate import Count, Network, evaluate
 from sampling_core.guidance import Guidance
-from sampling_core.levels import Level
+from sampling_core.levels import Level, ModelLevels
 from sampling_core.regions import merge
-from sampling_core.solvers import Query, Solver, Step
+from sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, Step
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Plan:
     ladder: tuple[Level, ...]
     base_only_steps: int
     participants: tuple[Participant, ...]
+    levels: ModelLevels
+    noise: Noise
 
     @property
     def steps(self) -> int:
@@ -69,35 +71,35 @@ def start(plan: Plan, x: Latent) -> State:
 
 def advance(plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding]) -> tuple[State, Count]:
     """One step of everyone who takes part, and what it cost."""
-    t, s = plan.ladder[state.step], plan.ladder[state.step + 1]
+    at = Interval(plan.ladder, state.step, plan.levels, plan.noise)
     active = plan.active(state.step)
     count = Count()
 
-    def answer(asked: dict[int, Query]) -> list[Latent]:
+    def answer(asked: dict[int, Query]) -> list[Prediction]:
         nonlocal count
         queries = [(query, active[i][0].guidance) for i, query in asked.items()]
         answers, cost = evaluate(queries, network, embeddings)
         count = count.plus(cost)
         return answers
 
-    moved = lockstep({i: p.solver.step(state.x, state.solvers[i], t, s) for i, (p, _) in active.items()}, answer)
+    moved = lockstep({i: p.solver.step(state.x, state.solvers[i], at) for i, (p, _) in active.items()}, answer)
     x = merge([moved[i][0] for i in active], [weight for _, weight in active.values()])
     solvers = tuple(moved[i][1] if i in moved else old for i, old in enumerate(state.solvers))
     return State(state.step + 1, x, solvers), count
 
 
 def lockstep(
-    steps: Mapping[int, Step[Any]], answer: Callable[[dict[int, Query]], Sequence[Latent]]
+    steps: Mapping[int, Step[Any]], answer: Callable[[dict[int, Query]], Sequence[Prediction]]
 ) -> dict[int, tuple[Latent, Any]]:
     """Drive all steps at once: in each round, the open queries are answered together."""
     done: dict[int, tuple[Latent, Any]] = {}
-    reply: dict[int, Latent | None] = dict.fromkeys(steps)
+    reply: dict[int, Prediction | None] = dict.fromkeys(steps)
     while reply:
         asked: dict[int, Query] = {}
-        for i, latent in reply.items():
+        for i, prediction in reply.items():
             try:
                 # A generator's first `send` must be None: it starts it.
-                asked[i] = steps[i].send(latent)  # pyright: ignore[reportArgumentType]
+                asked[i] = steps[i].send(prediction)  # pyright: ignore[reportArgumentType]
             except StopIteration as stop:
                 done[i] = stop.value
         reply = dict(zip(asked, answer(asked), strict=True)) if asked else {}

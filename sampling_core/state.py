@@ -15,7 +15,8 @@ def to_tensors(state: State) -> dict[str, Tensor]:
     named = {"step": torch.tensor(state.step), "x": state.x}
     for i, solver in enumerate(state.solvers):
         named |= {f"solver.{i}.{name}": value for name, value in solver._asdict().items()}
-    return {name: value.contiguous() for name, value in named.items()}
+    # Cloned, because a fresh solver may remember x itself, and safetensors writes no tensor twice.
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 
 def from_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> State:

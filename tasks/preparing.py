@@ -18,7 +18,7 @@ from sampling_core.sampler import Plan
 from tasks.files import read_mask_files
 from tasks.settings import settings
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 

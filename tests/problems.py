@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sampling_core.draws import SequentialNoise, Shape, span
 from sampling_core.guidance import Guidance
-from sampling_core.levels import Level
+from sampling_core.levels import Level, ModelLevels, beta_levels, flow_levels
 from sampling_core.sampler import Participant, Plan, State, iterate, start
 from sampling_core.solvers import SOLVERS
 
@@ -48,7 +49,17 @@ def single(solver: str, ladder: Sequence[Level], x: Tensor, cfg: float = 1.0) ->
     """One participant over the whole canvas of x."""
     everywhere = torch.ones(x.shape[-2:])
     base = Participant("base", Guidance(cfg, "base", ""), SOLVERS[solver], everywhere, everywhere)
-    return Plan(tuple(ladder), 0, (base,))
+    return Plan(tuple(ladder), 0, (base,), levels_of(ladder), SequentialNoise(_shape(x), 0, 3, *span(tuple(ladder))))
+
+
+def levels_of(ladder: Sequence[Level]) -> ModelLevels:
+    """Levels of a model that the ladder could belong to."""
+    return beta_levels("epsilon") if ladder[0].alpha == 1 else flow_levels()
+
+
+def _shape(x: Tensor) -> Shape:
+    batch, channels, rows, columns = x.shape
+    return batch, channels, rows, columns
 
 
 def finish(plan: Plan, x: Tensor, network: object, embeddings: dict[str, Tensor] | None = None) -> State:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from sampling_core.job import RenderJob
+from sampling_core.job import RenderJob, SamplerName
 from sampling_core.levels import Level, beta_levels, flow_levels
 from sampling_core.parsing import parse_job
 from sampling_core.plan import cost, first_state, make_plan, region_masks, warnings
 from sampling_core.sampler import Plan, iterate
-from sampling_core.solvers import SOLVERS
 from sampling_core.state import from_tensors, to_tensors
 from tests.problems import GaussianData, PromptColors
 
 LEVELS = beta_levels("v_prediction")
+SAMPLERS = get_args(SamplerName)
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 RIGHT = {"x": 0.5, "y": 0, "width": 0.5, "height": 1}
 MIDDLE = {"center_x": 0.5, "center_y": 0.5, "radius_x": 0.3, "radius_y": 0.3}
@@ -50,7 +50,7 @@ def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
     torch.testing.assert_close(state.x[0, 0], wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("solvers", list(itertools.combinations_with_replacement(SOLVERS, 2)))
+@pytest.mark.parametrize("solvers", list(itertools.combinations_with_replacement(SAMPLERS, 2)))
 @pytest.mark.parametrize("levels", [LEVELS, flow_levels()], ids=["diffusion", "flow"])
 def test_every_cell_has_the_noise_of_its_level(solvers: tuple[str, str], levels: Any) -> None:
     """With data at a known point, what is left after removing it is noise; it must have each level's sigma."""
@@ -98,7 +98,7 @@ def test_heun_adds_a_round_for_its_own_rows_only() -> None:
     assert _counted(asked) == [(2, 1)] * 2 + [(6, 2)] * 3 + [(4, 1)]
 
 
-@pytest.mark.parametrize("sampler", SOLVERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_plan_counts_what_is_executed(sampler: str) -> None:
     asked = job({"mask": LEFT, "sampler": "heun"}, {"mask": MIDDLE, "cfg": 1.0}, sampler=sampler)
     plan = plan_of(asked)

@@ -1,51 +1,21 @@
-"""Noise levels and sigma schedules, against recorded schedules of ComfyUI and against their definitions."""
+"""Noise levels of models, and the noise that a run starts from."""
 
 from __future__ import annotations
-
-from itertools import pairwise
-from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.errors import BadInput
-from sampling_core.job import SchedulerName
-from sampling_core.levels import SCHEDULES, ModelLevels, beta_levels, flow_levels, ladder
+from sampling_core.levels import ModelLevels, beta_levels, flow_levels
 from sampling_core.noise import add_noise, initial_noise
-from tests.goldens import CASES, tensors
+from sampling_core.schedules import ladder
 
 MODELS: dict[str, ModelLevels] = {
     "eps": beta_levels("epsilon"),
     "v": beta_levels("v_prediction"),
     "flow": flow_levels(),
 }
-RECORDED = [case for case in CASES if case["group"] == "sigmas"]
-
-
-@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["id"])
-def test_agrees_with_recorded_schedules(case: dict) -> None:
-    params = case["params"]
-    denoise = params.get("denoise") or 1.0
-    found = ladder(MODELS[params["model"]], params["scheduler"], params["steps"], denoise)
-    recorded = tensors("sigmas")[case["expect"]["tensor"]]
-    torch.testing.assert_close(torch.tensor([level.sigma for level in found]), recorded, rtol=2e-5, atol=1e-6)
-
-
-@given(
-    scheduler=st.sampled_from(sorted(SCHEDULES)),
-    model=st.sampled_from(sorted(MODELS)),
-    steps=st.integers(1, 50),
-    denoise=st.floats(0.05, 1),
-)
-def test_ladders_fall_to_zero(scheduler: str, model: str, steps: int, denoise: float) -> None:
-    found = ladder(MODELS[model], scheduler, steps, denoise)
-    sigmas = [level.sigma for level in found]
-    assert len(sigmas) == steps + 1
-    assert sigmas[-1] == 0
-    assert all(high > low for high, low in pairwise(sigmas))
-    assert all(level.alpha == (1 - level.sigma if model == "flow" else 1) for level in found)
 
 
 @given(timestep=st.integers(0, 999), model=st.sampled_from(["eps", "v"]))
@@ -54,27 +24,22 @@ def test_timestep_of_a_trained_level(timestep: int, model: str) -> None:
     assert levels.timestep_of(levels.sigma_at(timestep)) == timestep
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("cosine", 10, 1.0), "scheduler: 'cosine'"),
-        (("normal", 0, 1.0), "steps: 0"),
-        (("normal", 10, 0.0), "denoise: 0.0"),
-    ],
-)
-def test_refuses(arguments: tuple[str, int, float], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        ladder(MODELS["eps"], *arguments)
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_sigma_at_is_the_table_where_there_is_one(model: str) -> None:
+    """Training timesteps count from 0, and a flow model's from 1 to 1000."""
+    levels = MODELS[model]
+    first = 1 if model == "flow" else 0
+    found = [levels.sigma_at(i + first) for i in range(1000)]
+    assert found == pytest.approx(levels.sigmas, rel=1e-6)
 
 
-def test_registry_is_what_the_job_allows() -> None:
-    assert set(get_args(SchedulerName)) == set(SCHEDULES)
-
-
-def test_whole_number_of_steps_survives_division() -> None:
-    """7 / 0.07 is 99.99999999999999 in floating point; the schedule has 100 steps all the same."""
-    whole = ladder(MODELS["eps"], "normal", 100)
-    assert ladder(MODELS["eps"], "normal", 7, 0.07) == whole[-8:]
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_percent_to_sigma_falls_to_zero(model: str) -> None:
+    levels = MODELS[model]
+    found = [levels.percent_to_sigma(percent) for percent in (0, 0.001, 0.25, 0.5, 0.75, 0.999, 1)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] >= levels.largest
+    assert found[-1] == 0
 
 
 def test_noise_is_a_function_of_its_seed() -> None:

@@ -1,20 +1,80 @@
-"""Samplers by the names that users know. One file a method; `base` has the contract."""
+"""Samplers by the names that users know. One file a method or family; `base` has the contract."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sampling_core.errors import BadInput
-from sampling_core.solvers.base import Query, Solver, Step
-from sampling_core.solvers.dpmpp_2m import DPMpp2M
+from sampling_core.solvers.ancestral import EulerAncestral
+from sampling_core.solvers.base import Interval, Noise, Prediction, Query, Solver, Step
+from sampling_core.solvers.cfg_pp import EulerAncestralCfgPP, EulerCfgPP
+from sampling_core.solvers.ddpm import DDPM
+from sampling_core.solvers.deis import DEIS
+from sampling_core.solvers.dpm_2 import DPM2, DPM2Ancestral
+from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
+from sampling_core.solvers.dpmpp_2m import DPMpp2M, DPMpp2MCfgPP
+from sampling_core.solvers.dpmpp_2s_ancestral import DPMpp2SAncestral, DPMpp2SAncestralCfgPP
+from sampling_core.solvers.dpmpp_multistep_sde import DPMpp2MSDE, DPMpp3MSDE
+from sampling_core.solvers.dpmpp_sde import DPMppSDE
+from sampling_core.solvers.er_sde import ERSDE
 from sampling_core.solvers.euler import Euler
+from sampling_core.solvers.gradient_estimation import GradientEstimation
 from sampling_core.solvers.heun import Heun
+from sampling_core.solvers.heunpp2 import HeunPP2
+from sampling_core.solvers.ipndm import IPNDM, IPNDMV
+from sampling_core.solvers.lcm import LCM
+from sampling_core.solvers.lms import LMS
+from sampling_core.solvers.res_multistep import RESMultistep
+from sampling_core.solvers.sa_solver import SASolver
+from sampling_core.solvers.seeds import SEEDS2, SEEDS3
+from sampling_core.solvers.uni_pc import UniPC
 
-SOLVERS: dict[str, Solver[Any]] = {
+_METHODS: dict[str, Solver[Any]] = {
     "euler": Euler(),
+    "euler_cfg_pp": EulerCfgPP(),
+    "euler_ancestral": EulerAncestral(),
+    "euler_ancestral_cfg_pp": EulerAncestralCfgPP(),
     "heun": Heun(),
+    "heunpp2": HeunPP2(),
+    "dpm_2": DPM2(),
+    "dpm_2_ancestral": DPM2Ancestral(),
+    "lms": LMS(),
+    "dpm_fast": DPMFast(),
+    "dpm_adaptive": DPMAdaptive(),
+    "dpmpp_2s_ancestral": DPMpp2SAncestral(),
+    "dpmpp_2s_ancestral_cfg_pp": DPMpp2SAncestralCfgPP(),
+    "dpmpp_sde": DPMppSDE(),
     "dpmpp_2m": DPMpp2M(),
+    "dpmpp_2m_cfg_pp": DPMpp2MCfgPP(),
+    "dpmpp_2m_sde": DPMpp2MSDE(),
+    "dpmpp_2m_sde_heun": DPMpp2MSDE(heun=True),
+    "dpmpp_3m_sde": DPMpp3MSDE(),
+    "ddpm": DDPM(),
+    "lcm": LCM(),
+    "ipndm": IPNDM(),
+    "ipndm_v": IPNDMV(),
+    "deis": DEIS(),
+    "res_multistep": RESMultistep(),
+    "res_multistep_cfg_pp": RESMultistep(cfg_pp=True),
+    "res_multistep_ancestral": RESMultistep(ancestral=True),
+    "res_multistep_ancestral_cfg_pp": RESMultistep(ancestral=True, cfg_pp=True),
+    "gradient_estimation": GradientEstimation(),
+    "gradient_estimation_cfg_pp": GradientEstimation(cfg_pp=True),
+    "er_sde": ERSDE(),
+    "seeds_2": SEEDS2(),
+    "seeds_3": SEEDS3(),
+    "sa_solver": SASolver(),
+    "sa_solver_pece": SASolver(pece=True),
+    # DDIM with eta 0 is Euler's method (Song et al. 2020); the originals differ in how they mask it.
+    "ddim": Euler(),
+    "uni_pc": UniPC(),
+    "uni_pc_bh2": UniPC(bh2=True),
 }
+
+_DRAWN_ON_GPU = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
+"""In ComfyUI, `_gpu` names differ in where the Brownian path is drawn; the formula is the same."""
+
+SOLVERS = _METHODS | {f"{name}_gpu": _METHODS[name] for name in _DRAWN_ON_GPU}
 
 
 def solver_named(name: str, field: str = "sampler") -> Solver[Any]:
@@ -24,4 +84,4 @@ def solver_named(name: str, field: str = "sampler") -> Solver[Any]:
     return SOLVERS[name]
 
 
-__all__ = ["SOLVERS", "Query", "Solver", "Step", "solver_named"]
+__all__ = ["SOLVERS", "Interval", "Noise", "Prediction", "Query", "Solver", "Step", "solver_named"]

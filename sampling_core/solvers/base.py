@@ -1,33 +1,114 @@
 """The solver contract: solvers ask for predictions, they never call a model.
 
-A step is a generator. It yields a `Query` whenever it needs a denoised prediction, is sent the
-answer, and returns the next latent and the next state. So the driver can collect the questions of
-all regions and answer them in one forward; and everything that must survive a crash is in the state.
+A step is a generator. It yields a `Query` whenever it needs a prediction, is sent the answer, and
+returns the next latent and the next state. So the driver can collect the questions of all regions
+and answer them in one forward; and everything that must survive a crash is in the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from sampling_core._types import Latent
-from sampling_core.levels import Level
+from sampling_core.levels import Level, ModelLevels
 
 S = TypeVar("S", bound=tuple[object, ...])
 
 
 class Query(NamedTuple):
-    """A request for the denoised prediction of `x` at `level`."""
+    """A request for the denoised prediction of `x` at `level`.
+
+    `unconditional` asks for the prediction under the negative prompt as well, also where guidance is
+    off and it would not be evaluated.
+    """
 
     x: Latent
     level: Level
+    unconditional: bool = False
 
 
-Step = Generator[Query, Latent, tuple[Latent, S]]
+class Prediction(NamedTuple):
+    """The answer: the guided denoised latent, and the one under the negative prompt if there is one."""
+
+    denoised: Latent
+    unconditional: Latent | None = None
+
+
+Step = Generator[Query, Prediction, tuple[Latent, S]]
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """Where a stochastic step gets its unit noise [b, c, h, w]. The same question gets the same answer."""
+
+    def fresh(self, step: int, stage: int = 0) -> Latent:
+        """Draw number `stage` of a step; independent of all others."""
+        ...
+
+    def between(self, sigma: float, sigma_next: float) -> Latent:
+        """The increment of one Brownian path over `sigma`, divided by the root of the distance."""
+        ...
+
+
+class Interval(NamedTuple):
+    """The step that is to be taken: from `ladder[step_index]` to `ladder[step_index + 1]`."""
+
+    ladder: tuple[Level, ...]
+    step_index: int
+    levels: ModelLevels
+    """What the model was trained on."""
+    noise: Noise
+
+    @property
+    def t(self) -> Level:
+        """The level that x is at."""
+        return self.ladder[self.step_index]
+
+    @property
+    def s(self) -> Level:
+        """The level to go to."""
+        return self.ladder[self.step_index + 1]
+
+    @property
+    def remaining(self) -> int:
+        """Steps that follow this one."""
+        return len(self.ladder) - 2 - self.step_index
 
 
 class NoState(NamedTuple):
     """State of a one-step method: nothing."""
+
+
+class History(NamedTuple):
+    """What a multistep method remembers, oldest first, with the levels it belongs to."""
+
+    values: Float[Tensor, "k b c h w"]
+    levels: Float[Tensor, "k 2"]
+
+    @classmethod
+    def empty(cls, x: Latent) -> History:
+        return cls(x.new_zeros((0, *x.shape)), torch.zeros(0, 2, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        # A tuple's own length would be its number of fields.
+        return len(self.values)
+
+    def with_(self, value: Latent, level: Level, most: int) -> History:
+        """The history with one more entry, of which the latest `most` are kept."""
+        values = torch.cat([self.values, value[None]])[-most:]
+        levels = torch.cat([self.levels, torch.tensor([level], dtype=torch.float64)])[-most:]
+        return History(values, levels)
+
+    def level(self, back: int) -> Level:
+        """The level of an entry; 1 is the latest."""
+        alpha, sigma = self.levels[-back].tolist()
+        return Level(alpha, sigma)
 
 
 @runtime_checkable
@@ -38,15 +119,36 @@ class Solver(Protocol[S]):
     """
 
     order: int
-    """Order of convergence that the method reaches on a smooth problem."""
+    """Order of convergence that the method reaches on a smooth problem; 0 for methods that draw noise."""
+
+    draws: int
+    """How many fresh draws of noise a step makes."""
 
     def init(self, x: Latent) -> S:
         """The state before the first step of a run that starts at `x`."""
         ...
 
-    def step(self, x: Latent, state: S, t: Level, s: Level) -> Step[S]:
-        """One step from level `t` down to `s`: returns `(x_next, state_next)`."""
+    def step(self, x: Latent, state: S, at: Interval) -> Step[S]:
+        """One step from level `at.t` down to `at.s`: returns `(x_next, state_next)`."""
         ...
+
+
+class OneStep:
+    """Base of methods that remember nothing between steps."""
+
+    draws = 0
+
+    def init(self, x: Latent) -> NoState:
+        return NoState()
+
+
+class Multistep:
+    """Base of methods that remember earlier predictions or slopes."""
+
+    draws = 0
+
+    def init(self, x: Latent) -> History:
+        return History.empty(x)
 
 
 def transfer(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
@@ -57,3 +159,54 @@ def transfer(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
     """
     ratio = s.sigma / t.sigma
     return ratio * x + (s.alpha - ratio * t.alpha) * denoised
+
+
+def slope(x: Latent, denoised: Latent, t: Level) -> Latent:
+    """dx / dsigma of the probability-flow ODE at level `t` (Karras et al. 2022, algorithm 1, line 4)."""
+    return (x - denoised) / t.sigma
+
+
+def same_kind(t: Level, sigma: float) -> Level:
+    """The level with this sigma on the ladder that `t` (sigma > 0) belongs to."""
+    return Level(1.0 if t.alpha == 1 else 1.0 - sigma, sigma)
+
+
+def half_log_snr(level: Level) -> float:
+    """lambda = log(alpha / sigma), the time of exponential integrators; infinite at the ends."""
+    return math.log(level.alpha / level.sigma)
+
+
+def between(t: Level, s: Level, share: float) -> Level:
+    """The level that lies `share` of the way from `t` to `s` in half log-SNR.
+
+    In float32, because that is where the network's timestep and the Brownian path are looked up: the last
+    digit decides between two timesteps, and a path moves by the root of the distance.
+    """
+    sigmas = torch.tensor([t.sigma, s.sigma], dtype=torch.float32)
+    lambdas = -sigmas.log() if t.alpha == 1 else -sigmas.logit()
+    middle = lambdas[0] + share * (lambdas[1] - lambdas[0])
+    if t.alpha == 1:
+        return Level(1.0, float((-middle).exp()))
+    sigma = float((-middle).sigmoid())
+    # Not 1 - sigma: near sigma 1 float32 has few digits left of that.
+    return Level(sigma * math.exp(float(middle)), sigma)
+
+
+NEARLY_FIRST = 1e-4
+"""Share of the way down at which methods in log-SNR time start a flow model."""
+
+
+def finite_snr(level: Level, levels: ModelLevels) -> Level:
+    """The level itself, or one a little below where its signal is zero and log-SNR has no value (flow at sigma 1)."""
+    if level.alpha > 0:
+        return level
+    # Rounded to float32, of which so little is left of the signal that the rounding can be seen.
+    return levels.level(float(torch.tensor(levels.percent_to_sigma(NEARLY_FIRST), dtype=torch.float32)))
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Latent]) -> Latent:
+    """The linear combination of latents that multistep methods end in."""
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total + weight * value
+    return total

@@ -7,35 +7,39 @@ for alpha = 1 and, unlike the paper's, finite at the first level of a flow model
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-import torch
-
-from sampling_core._types import Latent, Scalar
-from sampling_core.levels import Level
-from sampling_core.solvers.base import Query, Step, transfer
+from sampling_core._types import Latent
+from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, transfer
+from sampling_core.solvers.cfg_pp import unconditional
 
 
-class Previous(NamedTuple):
-    """The last step's prediction and its sigma; sigma 0 means that there was no step yet."""
-
-    denoised: Latent
-    sigma: Scalar
+def _slope_weight(history: History, at: Interval) -> float:
+    """h / (2 h_before): how far the last change of the prediction is carried on."""
+    return math.log(at.t.sigma / at.s.sigma) / (2 * math.log(history.level(1).sigma / at.t.sigma))
 
 
-class DPMpp2M:
+class DPMpp2M(Multistep):
     order = 2
 
-    def init(self, x: Latent) -> Previous:
-        return Previous(torch.zeros_like(x), torch.zeros((), dtype=torch.float64))
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        denoised = (yield Query(x, at.t)).denoised
+        now = state.with_(denoised, at.t, 1)
+        if len(state) == 0 or at.s.sigma == 0:
+            return transfer(x, denoised, at.t, at.s), now
+        ahead = denoised + _slope_weight(state, at) * (denoised - state.values[-1])
+        return transfer(x, ahead, at.t, at.s), now
 
-    def step(self, x: Latent, state: Previous, t: Level, s: Level) -> Step[Previous]:
-        denoised = yield Query(x, t)
-        now = Previous(denoised, torch.tensor(t.sigma, dtype=torch.float64))
-        before = float(state.sigma)
-        if before == 0 or s.sigma == 0:
-            return transfer(x, denoised, t, s), now
-        h = math.log(t.sigma / s.sigma)
-        h_before = math.log(before / t.sigma)
-        slope = (denoised - state.denoised) * (h / (2 * h_before))
-        return transfer(x, denoised + slope, t, s), now
+
+class DPMpp2MCfgPP(Multistep):
+    """DPM++ 2M with CFG++ (Chung et al. 2024): the noise in x is judged by the unconditional prediction."""
+
+    order = 1
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        answer = yield Query(x, at.t, unconditional=True)
+        plain = unconditional(answer)
+        ratio = at.s.sigma / at.t.sigma
+        moved = answer.denoised + ratio * (x - plain)
+        if len(state) > 0 and at.s.sigma > 0:
+            moved = moved + (1 - ratio) * _slope_weight(state, at) * (answer.denoised - state.values[-1])
+        return moved, state.with_(plain, at.t, 1)

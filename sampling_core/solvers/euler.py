@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import NoState, Query, Step, transfer
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, transfer
 
 
-class Euler:
+class Euler(OneStep):
     order = 1
 
-    def init(self, x: Latent) -> NoState:
-        return NoState()
-
-    def step(self, x: Latent, state: NoState, t: Level, s: Level) -> Step[NoState]:
-        denoised = yield Query(x, t)
-        return transfer(x, denoised, t, s), state
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        denoised = (yield Query(x, at.t)).denoised
+        return transfer(x, denoised, at.t, at.s), state

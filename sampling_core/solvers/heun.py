@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import NoState, Query, Step, transfer
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope, transfer
 
 
-class Heun:
+class Heun(OneStep):
     order = 2
 
-    def init(self, x: Latent) -> NoState:
-        return NoState()
-
-    def step(self, x: Latent, state: NoState, t: Level, s: Level) -> Step[NoState]:
-        denoised = yield Query(x, t)
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = at.t, at.s
+        denoised = (yield Query(x, t)).denoised
         guess = transfer(x, denoised, t, s)
         if s.sigma == 0:
             # The slope is not defined at sigma 0, and the Euler step already landed on the prediction.
             return guess, state
-        corrected = yield Query(guess, s)
-        slope = (x - denoised) / t.sigma
-        slope_ahead = (guess - corrected) / s.sigma
-        return x + (s.sigma - t.sigma) * (slope + slope_ahead) / 2, state
+        corrected = (yield Query(guess, s)).denoised
+        return x + (s.sigma - t.sigma) * (slope(x, denoised, t) + slope(guess, corrected, s)) / 2, state

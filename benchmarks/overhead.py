@@ -1,0 +1,116 @@
+"""What a pass of the original nodes costs outside the network: `python -m benchmarks.overhead [--json FILE]`.
+
+RegionalSampler with two regions, timed with a network that is a wrapper around the real one and keeps its
+own time. One thread, so that time is processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from sampling_core._types import RowEmbeddings, Rows
+from sampling_core.evaluate import Count
+from sampling_core.guidance import Guidance
+from sampling_core.levels import Level, beta_levels
+from sampling_core.models.unet import UNetDenoiser
+from sampling_core.nodes.calls import Networks, Setting
+from sampling_core.nodes.regional import Region, regional_sampler
+from sampling_core.nodes.turns import Played, play
+
+LEVELS = beta_levels("epsilon")
+GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"
+
+
+class Timed:
+    """A network that adds up the time spent inside it."""
+
+    def __init__(self, inner: UNetDenoiser) -> None:
+        self.inner = inner
+        self.seconds = 0.0
+
+    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+        started = time.perf_counter()
+        answer = self.inner(x, levels, embeddings)
+        self.seconds += time.perf_counter() - started
+        return answer
+
+
+def large() -> UNet2DConditionModel:
+    """A UNet of about 20 M parameters with random weights."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(96, 192, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+
+
+def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any]:
+    """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
+    network = Timed(UNetDenoiser(unet.eval(), LEVELS))
+    embeddings = {name: torch.randn(1, 8, 32) for name in ("base", "a", "b", "negative")}
+    using = Networks({"": network}, {"": LEVELS}, embeddings)
+    settings = {
+        name: Setting("", "euler", "normal", Guidance(4.0, prompt, "negative"))
+        for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))
+    }
+    pixels = cells * 8
+    left, right = torch.zeros(pixels, pixels), torch.zeros(pixels, pixels)
+    left[:, : pixels // 3], right[:, -pixels // 3 :] = 1, 1
+    regions = [Region("left", left), Region("right", right)]
+    latent: Tensor = torch.zeros(1, 4, cells, cells)
+    turns = regional_sampler(regions, (1, 4, cells, cells), seed=1, steps=steps)
+
+    def run() -> Count:
+        total = Count()
+        for _, count in play(turns, settings, Played(0, latent), using):
+            total = total.plus(count)
+        return total
+
+    run()
+    network.seconds = 0.0
+    started = time.perf_counter()
+    total = run()
+    whole = time.perf_counter() - started
+    outside = whole - network.seconds
+    return {
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "forwards": total.forwards,
+        "rows": total.evaluations,
+        "passes": len(turns),
+        "outside_ms_per_pass": round(1000 * outside / len(turns), 3),
+        "outside_over_inside": round(outside / network.seconds, 5),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    golden = UNet2DConditionModel.from_pretrained(GOLDEN)
+    figures = {"golden network": measure(golden, 16, 20), "large network": measure(large(), 32, 6)}
+    for name, found in figures.items():
+        print(f"{name}: {found}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

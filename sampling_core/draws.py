@@ -1,0 +1,57 @@
+"""Where stochastic steps get their noise: each source answers the same question with the same numbers."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from sampling_core._types import Latent
+from sampling_core.brownian import BrownianNoise
+from sampling_core.levels import Level
+from sampling_core.noise import check_seed
+
+Shape = tuple[int, int, int, int]
+
+
+class NoNoise:
+    """For runs whose methods draw nothing."""
+
+    def fresh(self, step: int, stage: int = 0) -> Latent:
+        raise LookupError("this run has no noise to draw from")
+
+    def between(self, sigma: float, sigma_next: float) -> Latent:
+        raise LookupError("this run has no noise to draw from")
+
+
+class SequentialNoise:
+    """ComfyUI's noise: one generator, started with the seed, draws for step after step.
+
+    The first draw is the same tensor as the initial noise of that seed. `draws` is how many a step
+    makes; the Brownian path spans the sigmas `low` to `high`. Raises BadInput for impossible seeds.
+    """
+
+    def __init__(self, shape: Shape, seed: int, draws: int, low: float, high: float) -> None:
+        check_seed(seed)
+        self._shape, self._seed, self._draws, self._span = shape, seed, draws, (low, high)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._drawn: list[Latent] = []
+
+    def fresh(self, step: int, stage: int = 0) -> Latent:
+        number = step * self._draws + stage
+        while len(self._drawn) <= number:
+            self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
+        return self._drawn[number]
+
+    @cached_property
+    def _path(self) -> BrownianNoise:
+        return BrownianNoise(self._shape, self._seed, *self._span)
+
+    def between(self, sigma: float, sigma_next: float) -> Latent:
+        return self._path.increment(sigma, sigma_next)
+
+
+def span(ladder: tuple[Level, ...]) -> tuple[float, float]:
+    """The smallest positive and the largest sigma of a ladder: what a Brownian path has to reach."""
+    sigmas = [level.sigma for level in ladder]
+    return min((sigma for sigma in sigmas if sigma > 0), default=0.0), max(sigmas)

@@ -1,0 +1,165 @@
+"""A masked pass: one sampler over a stretch of its schedule, as the original nodes call it.
+
+Inside, x lives in model space; a pass takes and returns a *boundary latent* [b, c, h, w], which for
+flow models is x / (1 - sigma) and for all others x itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from sampling_core._types import Embedding, Latent
+from sampling_core.draws import SequentialNoise, Shape, span
+from sampling_core.evaluate import Count, Network, evaluate
+from sampling_core.guidance import Guidance
+from sampling_core.levels import Level, ModelLevels
+from sampling_core.noise import add_noise, initial_noise
+from sampling_core.sampler import lockstep
+from sampling_core.solvers import Interval, Prediction, Query, Solver, solver_named
+from sampling_core.solvers.base import same_kind
+from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast, Seen
+from sampling_core.solvers.sa_solver import SASolver
+from sampling_core.solvers.uni_pc import LAST_SIGMA, UniPC
+
+_AS_RECORDED: dict[str, Solver[Any]] = {
+    "sa_solver": SASolver(unfinished=True),
+    "sa_solver_pece": SASolver(pece=True, unfinished=True),
+    "uni_pc": UniPC(short=True),
+    "uni_pc_bh2": UniPC(bh2=True, short=True),
+}
+"""Methods that the originals run with a fault; it changes pictures, so it is kept here."""
+
+
+def original_solver(name: str, field: str = "sampler") -> Solver[Any]:
+    """The solver as the original nodes run it. Raises BadInput for an unknown name."""
+    return _AS_RECORDED.get(name) or solver_named(name, field)
+
+
+class Inpaint(NamedTuple):
+    """What a masked pass sees outside its mask: the latent it began with, noised to the level at hand."""
+
+    mask: Latent
+    clean: Latent
+    noise: Latent
+
+    def hide(self, query: Query) -> Query:
+        """The query with everything outside the mask put back."""
+        outside = query.level.alpha * self.clean + query.level.sigma * self.noise
+        return query._replace(x=query.x * self.mask + outside * (1 - self.mask))
+
+    def show(self, answer: Prediction) -> Prediction:
+        """The answer with everything outside the mask known. The unconditional half stays as it is."""
+        return answer._replace(denoised=answer.denoised * self.mask + self.clean * (1 - self.mask))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass does. `mask` [b, c, h, w] is 1 where the latent may change; without one it all may.
+
+    `noise` is added at the start (zeros: none); the Brownian path of SDE methods spans `path` (sigmas).
+    """
+
+    sampler: str
+    ladder: tuple[Level, ...]
+    guidance: Guidance
+    seed: int
+    noise: Latent
+    mask: Latent | None
+    levels: ModelLevels
+    path: tuple[float, float]
+
+
+class PassState(NamedTuple):
+    """A pass after `step` steps: x in model space, and the first prediction of the last step."""
+
+    step: int
+    x: Latent
+    solver: Any
+    denoised: Latent
+
+
+class Result(NamedTuple):
+    """What a pass leaves, as boundary latents: the sampler's x, and its last prediction (for previews)."""
+
+    x: Latent
+    denoised: Latent
+    cost: Count
+
+
+def run(work: Pass, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]) -> Result:
+    """The whole pass from the boundary latent [b, c, h, w]."""
+    state, count = begin(work, latent), Count()
+    while state.step < len(work.ladder) - 1:
+        state, cost = advance(work, state, latent, network, embeddings)
+        count = count.plus(cost)
+    last = work.ladder[-1]
+    # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
+    x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
+    return Result(x, state.denoised if state.step > 0 else x, count)
+
+
+def begin(work: Pass, latent: Latent) -> PassState:
+    """The state before the first step."""
+    x = add_noise(latent, work.noise, work.ladder[0], work.levels)
+    return PassState(0, x, original_solver(work.sampler).init(x), x)
+
+
+def advance(
+    work: Pass, state: PassState, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]
+) -> tuple[PassState, Count]:
+    """One step; methods that choose their own steps do all of them at once."""
+    solver = original_solver(work.sampler)
+    inpaint = _inpaint(work, latent)
+    count, seen = Count(), list[Latent]()
+
+    def answer(asked: dict[int, Query]) -> list[Prediction]:
+        nonlocal count
+        (query,) = asked.values()
+        known = inpaint is not None and not bool(inpaint.mask.any())
+        if inpaint is not None and known and not query.unconditional:
+            # Whatever the network would say is masked out.
+            prediction = Prediction(inpaint.clean)
+        else:
+            shown = query if inpaint is None else inpaint.hide(query)
+            (prediction,), cost = evaluate([(shown, work.guidance)], network, embeddings)
+            prediction = prediction if inpaint is None else inpaint.show(prediction)
+            count = count.plus(cost)
+        seen.append(prediction.denoised)
+        return [prediction]
+
+    noise = SequentialNoise(_shape(latent), work.seed, solver.draws, *work.path)
+    interval = Interval(work.ladder, state.step, work.levels, noise)
+    x, memory = lockstep({0: solver.step(state.x, state.solver, interval)}, answer)[0]
+    if isinstance(solver, DPMFast | DPMAdaptive):
+        assert isinstance(memory, Seen)
+        return PassState(len(work.ladder) - 1, x, memory, memory.denoised if seen else x), count
+    return PassState(state.step + 1, x, memory, seen[0]), count
+
+
+def _inpaint(work: Pass, latent: Latent) -> Inpaint | None:
+    if work.mask is None:
+        return None
+    # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
+    renoise = initial_noise(work.seed + 1, _shape(latent)) if work.sampler == "ddim" else work.noise
+    return Inpaint(work.mask, latent, renoise)
+
+
+def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The ladder as the sampler walks it: UniPC cannot reach sigma 0 and stops just above."""
+    if sampler in {"uni_pc", "uni_pc_bh2"} and len(ladder) > 1 and ladder[-1].sigma == 0:
+        return (*ladder[:-1], same_kind(ladder[0], LAST_SIGMA))
+    return ladder
+
+
+def whole_path(ladder: tuple[Level, ...]) -> tuple[float, float]:
+    """The span of a Brownian path over this ladder."""
+    return span(ladder)
+
+
+def _shape(latent: Latent) -> Shape:
+    batch, channels, rows, columns = latent.shape
+    return batch, channels, rows, columns

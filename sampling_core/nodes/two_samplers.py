@@ -1,0 +1,72 @@
+"""TwoSamplersForMask and TwoAdvancedSamplersForMask: one sampler outside a mask, another inside."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sampling_core._types import AnyMask, Latent
+from sampling_core.draws import Shape
+from sampling_core.errors import BadInput
+from sampling_core.evaluate import Count
+from sampling_core.nodes.calls import Call, Networks, Recovery, Setting, lengthened, wrapped_ksampler
+from sampling_core.nodes.masks import base_mask_of_two, grown_in_latent_cells
+from sampling_core.nodes.turns import Turn
+
+BASE, MASK = "base", "mask"
+WHOLE_STEP_AGAIN = Recovery("ratio additional", "AUTO", 1.0)
+"""The recovery of this node cannot be set: special samplers take every step twice."""
+
+
+class FullRun(NamedTuple):
+    """A KSAMPLER: a setting with its own seed, steps and denoise."""
+
+    setting: Setting
+    seed: int
+    steps: int
+    denoise: float = 1.0
+
+
+def two_samplers(
+    base: FullRun, inside: FullRun, mask: AnyMask, latent: Latent, using: Networks
+) -> tuple[Latent, Count]:
+    """TwoSamplersForMask: a full run wherever the mask is not 1, then a full run under the mask.
+
+    Unlike the original it leaves the caller's latent alone.
+    """
+    total = Count()
+    for work, where in ((base, base_mask_of_two(mask)), (inside, mask)):
+        latent, count = wrapped_ksampler(work.setting, work.seed, work.steps, work.denoise, latent, where, using)
+        total = total.plus(count)
+    return latent, total
+
+
+def two_advanced_samplers(
+    mask: AnyMask,
+    shape: Shape,
+    *,
+    seed: int,
+    steps: int,
+    denoise: float = 1.0,
+    overlap_factor: int = 10,
+    recovery: Recovery = WHOLE_STEP_AGAIN,
+    always_noise: bool = False,
+) -> list[Turn]:
+    """TwoAdvancedSamplersForMask: for every step the base outside the mask, then the other under the grown mask.
+
+    `overlap_factor` is in latent cells. `always_noise` adds noise in every pass and leaves it, which is what
+    later versions make of this node's words 'enable' and 'disable'.
+    Raises BadInput for no steps, denoise 0 and a negative overlap.
+    """
+    if steps < 1:
+        raise BadInput("steps", steps, "1 or more")
+    outside = base_mask_of_two(mask)
+    grown = grown_in_latent_cells(mask, (shape[2], shape[3]), overlap_factor)
+    total = lengthened(steps, denoise)
+    start = total - steps
+    turns: list[Turn] = []
+    for i in range(start, total):
+        first, last = i == start or always_noise, i + 1 == total and not always_noise
+        base = Call(total, i, i + 1, seed, first, leftover=True, mask=outside, recovery=recovery)
+        turns.append(Turn(BASE, base))
+        turns.append(Turn(MASK, base._replace(mask=grown, add_noise=always_noise, leftover=not last)))
+    return turns

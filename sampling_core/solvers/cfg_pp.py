@@ -1,0 +1,44 @@
+"""CFG++ (Chung et al. 2024): go to the guided prediction, but keep the noise that the unconditional one sees."""
+
+from __future__ import annotations
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import Interval, NoState, OneStep, Prediction, Query, Step, slope
+
+
+def unconditional(answer: Prediction) -> Latent:
+    """The unconditional prediction that a query with `unconditional=True` is answered with."""
+    if answer.unconditional is None:
+        raise ValueError("the query asked for the unconditional prediction and got none")
+    return answer.unconditional
+
+
+class EulerCfgPP(OneStep):
+    """Euler's method with CFG++ (order 1 where guidance is off)."""
+
+    order = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        answer = yield Query(x, at.t, unconditional=True)
+        noise = slope(x, at.t.alpha * unconditional(answer), at.t)
+        return at.s.alpha * answer.denoised + at.s.sigma * noise, state
+
+
+class EulerAncestralCfgPP(OneStep):
+    """The same with fresh noise after every step."""
+
+    order = 0
+    draws = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        answer = yield Query(x, at.t, unconditional=True)
+        if at.s.sigma == 0:
+            return answer.denoised, state
+        noise = slope(x, at.t.alpha * unconditional(answer), at.t)
+        # The split is made of sigma / alpha, the noise level of a flow latent scaled to alpha = 1.
+        s = at.s
+        ratio_t, ratio_s = at.t.sigma / max(at.t.alpha, 1e-300), s.sigma / s.alpha
+        down = ratio_s**2 / ratio_t
+        up = max(ratio_s**2 - down**2, 0.0) ** 0.5
+        moved = s.alpha * answer.denoised + s.alpha * down * noise
+        return moved + s.alpha * up * at.noise.fresh(at.step_index), state

@@ -1,0 +1,25 @@
+"""DDPM's own ancestral step (Ho et al. 2020, algorithm 2), in variance-preserving coordinates."""
+
+from __future__ import annotations
+
+import math
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope
+
+
+class DDPM(OneStep):
+    order = 0
+    draws = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = at.t.sigma, at.s.sigma
+        denoised = (yield Query(x, at.t)).denoised
+        kept_t, kept_s = 1 / (t * t + 1), 1 / (s * s + 1)
+        alpha = kept_t / kept_s
+        noise = slope(x, denoised, at.t)
+        mean = (x * math.sqrt(kept_t) - (1 - alpha) / math.sqrt(1 - kept_t) * noise) / math.sqrt(alpha)
+        if s == 0:
+            return mean, state
+        spread = math.sqrt((1 - alpha) * (1 - kept_s) / (1 - kept_t))
+        return (mean + spread * at.noise.fresh(at.step_index)) / math.sqrt(kept_s), state

@@ -1,0 +1,121 @@
+"""DPM-Solver (Lu et al. 2022) of orders 1 to 3 in t = -log sigma: methods that choose their own steps.
+
+`fast` spends a given number of evaluations on steps of order 3; `adaptive` steps by an error estimate.
+A step of theirs is a whole run: from `at.t` to the ladder's last positive level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.base import Interval, Prediction, Query, Step, same_kind
+
+Asking = Generator[Query, Prediction, Latent]
+
+
+class Seen(NamedTuple):
+    """The prediction at the start of the last step that was tried; zeros before any was."""
+
+    denoised: Latent
+
+
+def last_positive(ladder: tuple[Level, ...]) -> Level:
+    """The last level with noise: log sigma goes no further."""
+    return ladder[-1] if ladder[-1].sigma > 0 else ladder[-2]
+
+
+def _noise_in(x: Latent, t: float, like: Level) -> Asking:
+    """The noise that the model sees in x at time t (equation 3.1's epsilon)."""
+    sigma = math.exp(-t)
+    return (x - (yield Query(x, same_kind(like, sigma))).denoised) / sigma
+
+
+def _first_order(x: Latent, noise: Latent, t: float, s: float) -> Latent:
+    return x - math.exp(-s) * math.expm1(s - t) * noise
+
+
+def _second_order(x: Latent, noise: Latent, middle: Latent, share: float, t: float, s: float) -> Latent:
+    """Algorithm 1; `middle` is the noise seen `share` of the way."""
+    grown = math.exp(-s) * math.expm1(s - t)
+    return x - grown * noise - grown / (2 * share) * (middle - noise)
+
+
+def _third_order(x: Latent, noise: Latent, t: float, s: float, like: Level, third: Latent) -> Asking:
+    """Algorithm 2 with r1 = 1/3 and r2 = 2/3; `third` is the noise seen a third of the way."""
+    h = s - t
+    far = t + 2 / 3 * h
+    bend = math.exp(-far) * 2 * (math.expm1(2 / 3 * h) / (2 / 3 * h) - 1)
+    guess = _first_order(x, noise, t, far) - bend * (third - noise)
+    further = yield from _noise_in(guess, far, like)
+    return _first_order(x, noise, t, s) - math.exp(-s) * 1.5 * (math.expm1(h) / h - 1) * (further - noise)
+
+
+class DPMFast:
+    """As many evaluations as the run has steps, in steps of order 3 and a shorter last one (section 3.4)."""
+
+    order = 3
+    draws = 0
+
+    def init(self, x: Latent) -> Seen:
+        return Seen(torch.zeros_like(x))
+
+    def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
+        like = at.t
+        start, stop = -math.log(at.t.sigma), -math.log(last_positive(at.ladder).sigma)
+        evaluations = at.remaining + 1
+        count = evaluations // 3 + 1
+        rest = evaluations % 3
+        orders = [3] * (count - 1) + [rest] if rest else [3] * (count - 2) + [2, 1]
+        times = torch.linspace(start, stop, count + 1, dtype=torch.float64).tolist()
+        for order, (t, s) in zip(orders, pairwise(times), strict=True):
+            noise = yield from _noise_in(x, t, like)
+            state = Seen(x - math.exp(-t) * noise)
+            if order == 1:
+                x = _first_order(x, noise, t, s)
+                continue
+            share = 1 / order
+            near = t + share * (s - t)
+            seen = yield from _noise_in(_first_order(x, noise, t, near), near, like)
+            if order == 2:
+                x = _second_order(x, noise, seen, share, t, s)
+            else:
+                x = yield from _third_order(x, noise, t, s, like, seen)
+        return x, state
+
+
+class DPMAdaptive:
+    """Order 3 with an order-2 estimate of its error, steps by an integral controller (appendix C)."""
+
+    order = 3
+    draws = 0
+    absolute, relative, first_step, safety = 0.0078, 0.05, 0.05, 0.81
+
+    def init(self, x: Latent) -> Seen:
+        return Seen(torch.zeros_like(x))
+
+    def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
+        like = at.t
+        t, stop = -math.log(at.t.sigma), -math.log(last_positive(at.ladder).sigma)
+        h, before = self.first_step, x
+        while t < stop - 1e-5:
+            s = min(stop, t + h)
+            noise = yield from _noise_in(x, t, like)
+            state = Seen(x - math.exp(-t) * noise)
+            near = t + (s - t) / 3
+            third = yield from _noise_in(_first_order(x, noise, t, near), near, like)
+            low = _second_order(x, noise, third, 1 / 3, t, s)
+            high = yield from _third_order(x, noise, t, s, like, third)
+            allowed = (self.relative * torch.maximum(low.abs(), before.abs())).clamp(min=self.absolute)
+            error = float(((low - high) / allowed).square().mean().sqrt())
+            factor = 1 + math.atan((1 / (error + 1e-8)) ** (1 / self.order) - 1)
+            if factor >= self.safety:
+                before, x, t = low, high, s
+            h *= factor
+        return x, state

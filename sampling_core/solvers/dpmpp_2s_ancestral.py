@@ -1,0 +1,55 @@
+"""DPM-Solver++(2S) steps down, fresh noise up (Lu et al. 2022, algorithm 1; ancestral as in k-diffusion)."""
+
+from __future__ import annotations
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.ancestral import climb, descend
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, same_kind, transfer
+from sampling_core.solvers.cfg_pp import unconditional
+
+_BELOW_ONE = 0.9999
+"""Where a flow model's first step looks, in the place of a midpoint in log-SNR that does not exist."""
+
+
+def _middle(t: Level, s: Level) -> Level:
+    """The level halfway in log-SNR."""
+    if t.alpha == 0:
+        return same_kind(t, _BELOW_ONE)
+    return between(t, s, 1 / 2)
+
+
+class DPMpp2SAncestral(OneStep):
+    order = 0
+    draws = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t = at.t
+        denoised = (yield Query(x, t)).denoised
+        if at.s.sigma == 0:
+            return transfer(x, denoised, t, at.s), state
+        descent = descend(t, at.s)
+        middle = _middle(t, descent.down)
+        there = (yield Query(transfer(x, denoised, t, middle), middle)).denoised
+        return climb(transfer(x, there, t, descent.down), descent, at), state
+
+
+class DPMpp2SAncestralCfgPP(OneStep):
+    """The same with CFG++ (Chung et al. 2024), as ComfyUI 0.3.64 has it: with alpha = 1 for flow models too."""
+
+    order = 0
+    draws = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = Level(1.0, at.t.sigma), Level(1.0, at.s.sigma)
+        answer = yield Query(x, at.t, unconditional=True)
+        denoised = answer.denoised
+        if s.sigma == 0:
+            return denoised, state
+        descent = descend(t, s)
+        middle = between(t, descent.down, 1 / 2)
+        shifted = x + (denoised - unconditional(answer))
+        there = yield Query(transfer(shifted, denoised, t, middle), same_kind(at.t, middle.sigma), unconditional=True)
+        # The whole step is shifted by what the second evaluation says without the prompt.
+        shifted = x + (denoised - unconditional(there))
+        return climb(transfer(shifted, there.denoised, t, descent.down), descent, at), state

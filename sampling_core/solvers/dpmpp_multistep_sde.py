@@ -1,0 +1,72 @@
+"""DPM-Solver++ multistep on the reverse SDE (Lu et al. 2022, appendix; 2M and 3M as in k-diffusion, eta 1)."""
+
+from __future__ import annotations
+
+import math
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, finite_snr, half_log_snr
+
+
+def _exponential(x: Latent, denoised: Latent, t: Level, s: Level, h: float) -> Latent:
+    """The exact solution of the SDE's linear part over half log-SNR `h`, for a constant prediction."""
+    return (s.sigma / t.sigma) * math.exp(-h) * x - s.alpha * math.expm1(-2 * h) * denoised
+
+
+def _noise(t: Level, s: Level, h: float, at: Interval) -> Latent:
+    return s.sigma * math.sqrt(-math.expm1(-2 * h)) * at.noise.between(t.sigma, s.sigma)
+
+
+class DPMpp2MSDE(Multistep):
+    """Two predictions; `heun` weighs their difference by phi_2 instead of the midpoint's one half."""
+
+    order = 0
+
+    def __init__(self, *, heun: bool = False) -> None:
+        self._heun = heun
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        denoised = (yield Query(x, t)).denoised
+        now = state.with_(denoised, t, 1)
+        if s.sigma == 0:
+            return denoised, now
+        h = half_log_snr(s) - half_log_snr(t)
+        moved = _exponential(x, denoised, t, s, h)
+        if len(state) > 0:
+            ratio = (half_log_snr(t) - half_log_snr(state.level(1))) / h
+            grown = -math.expm1(-2 * h)
+            weight = 1 - grown / (2 * h) if self._heun else grown / 2
+            moved = moved + s.alpha * weight / ratio * (denoised - state.values[-1])
+        return moved + _noise(t, s, h, at), now
+
+
+class DPMpp3MSDE(Multistep):
+    """Three predictions: divided differences of first and second order."""
+
+    order = 0
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        denoised = (yield Query(x, t)).denoised
+        now = state.with_(denoised, t, 2)
+        if s.sigma == 0:
+            return denoised, now
+        lam = half_log_snr(t)
+        h = half_log_snr(s) - lam
+        moved = _exponential(x, denoised, t, s, h)
+        phi_2 = math.expm1(-2 * h) / (2 * h) + 1
+        if len(state) > 0:
+            last = half_log_snr(state.level(1))
+            r0 = (lam - last) / h
+            change = (denoised - state.values[-1]) / r0
+            if len(state) > 1:
+                r1 = (last - half_log_snr(state.level(2))) / h
+                before = (state.values[-1] - state.values[-2]) / r1
+                bend = (change - before) / (r0 + r1)
+                phi_3 = phi_2 / (2 * h) - 0.5
+                moved = moved + s.alpha * (phi_2 * (change + r0 * bend) - phi_3 * bend)
+            else:
+                moved = moved + s.alpha * phi_2 * change
+        return moved + _noise(t, s, h, at), now

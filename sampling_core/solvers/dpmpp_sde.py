@@ -1,0 +1,43 @@
+"""DPM-Solver++(2S) on the reverse SDE, with a Brownian path (Lu et al. 2022; stochastic as in k-diffusion)."""
+
+from __future__ import annotations
+
+import torch
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.ancestral import descend
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, finite_snr, half_log_snr
+
+
+def _to(x: Latent, denoised: Latent, t: Level, s: Level, at: Interval) -> Latent:
+    """An ancestral step of noise ratio sigma / alpha from `t` to `s`, with the Brownian path's noise."""
+    ratio_t, ratio_s = _noise_ratio(t), _noise_ratio(s)
+    descent = descend(Level(1.0, ratio_t), Level(1.0, ratio_s))
+    kept = descent.down.sigma / ratio_t
+    moved = (s.alpha / t.alpha) * kept * x + s.alpha * (1 - kept) * denoised
+    return moved + s.alpha * descent.renoise * at.noise.between(t.sigma, s.sigma)
+
+
+def _noise_ratio(level: Level) -> float:
+    """sigma / alpha, in float32 as k-diffusion has it: an ancestral step from high noise cancels all but a few digits.
+
+    A level of the ladder is known by its sigma, one in between by its log-SNR.
+    """
+    if level.alpha == 1 - level.sigma:
+        return float(torch.tensor(level.sigma, dtype=torch.float32).logit().exp())
+    return float((-torch.tensor(half_log_snr(level), dtype=torch.float32)).exp())
+
+
+class DPMppSDE(OneStep):
+    order = 0
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        denoised = (yield Query(x, t)).denoised
+        if s.sigma == 0:
+            return denoised, state
+        middle = between(t, s, 1 / 2)
+        there = (yield Query(_to(x, denoised, t, middle, at), middle)).denoised
+        # With the midpoint at one half, the second prediction stands for the whole step.
+        return _to(x, there, t, s, at), state

@@ -1,0 +1,33 @@
+"""Heun++ (sd-webui-samplers-scheduler): slopes at this, the next and the level after it, weighted by sigma.
+
+The weights tend to a first-order method's: they depend on where the run started, not on the step.
+"""
+
+from __future__ import annotations
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope, transfer
+
+
+class HeunPP2(OneStep):
+    order = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = at.t, at.s
+        first, last = at.ladder[0].sigma, at.ladder[-1].sigma
+        denoised = (yield Query(x, t)).denoised
+        here = slope(x, denoised, t)
+        if s.sigma == last:
+            return transfer(x, denoised, t, s), state
+        ahead = x + (s.sigma - t.sigma) * here
+        next_slope = slope(ahead, (yield Query(ahead, s)).denoised, s)
+        after = at.ladder[at.step_index + 2]
+        if after.sigma == last:
+            share = s.sigma / (2 * first)
+            mean = (1 - share) * here + share * next_slope
+        else:
+            further = ahead + (after.sigma - s.sigma) * next_slope
+            last_slope = slope(further, (yield Query(further, after)).denoised, after)
+            share, share_after = s.sigma / (3 * first), after.sigma / (3 * first)
+            mean = (1 - share - share_after) * here + share * next_slope + share_after * last_slope
+        return x + (s.sigma - t.sigma) * mean, state

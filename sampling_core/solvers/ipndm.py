@@ -1,0 +1,61 @@
+"""Improved pseudo numerical methods (Zhang & Chen 2022, iPNDM): Adams-Bashforth, for even and for uneven steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope, weighted_sum
+
+_EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+"""Weights for equal steps, by number of slopes, latest first."""
+
+
+class IPNDM(Multistep):
+    """Weights for equal steps, whatever the steps are: order 4 on ladders even in sigma only."""
+
+    order = 1
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        denoised = (yield Query(x, at.t)).denoised
+        slopes = state.with_(slope(x, denoised, at.t), at.t, 4)
+        if at.s.sigma == 0:
+            return denoised, slopes
+        mean = weighted_sum(_EVEN[len(slopes) - 1], list(slopes.values.flip(0)))
+        return x + (at.s.sigma - at.t.sigma) * mean, slopes
+
+
+class IPNDMV(Multistep):
+    """Weights for the steps as they are (diff-sampler)."""
+
+    order = 2
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        denoised = (yield Query(x, at.t)).denoised
+        slopes = state.with_(slope(x, denoised, at.t), at.t, 4)
+        if at.s.sigma == 0:
+            return denoised, slopes
+        sigmas = [at.s.sigma, *reversed(slopes.levels[:, 1].tolist())]
+        steps = [a - b for a, b in pairwise(sigmas)]
+        mean = weighted_sum(_uneven(steps), list(slopes.values.flip(0)))
+        return x + steps[0] * mean, slopes
+
+
+def _uneven(h: list[float]) -> list[float]:
+    """Weights by the step sizes: the coming one, the last one, and so on; latest slope first."""
+    if len(h) == 1:
+        return [1.0]
+    a = h[0] / h[1]
+    if len(h) == 2:
+        return [1 + a / 2, -a / 2]
+    r = h[1] / h[2]
+    bend = (1 - h[0] / (3 * (h[0] + h[1])) * (h[0] * (h[0] + h[1])) / (h[1] * (h[1] + h[2]))) / 2
+    weights = [1 + a / 2 + bend, -a / 2 - (1 + r) * bend, r * bend]
+    if len(h) == 3:
+        return weights
+    far = h[1] * (h[1] + h[2]) / (h[2] * (h[2] + h[3]))
+    twist = (
+        (1 - h[0] / (3 * (h[0] + h[1]))) / 2 + (1 - h[0] / (2 * (h[0] + h[1]))) * h[0] / (6 * (h[0] + h[1] + h[2]))
+    ) * (h[0] * (h[0] + h[1]) * (h[0] + h[1] + h[2]) / (h[1] * (h[1] + h[2]) * (h[1] + h[2] + h[3])))
+    third = [twist, -(1 + r + far) * twist, (r + far * (1 + h[2] / h[3])) * twist, -far * r * twist]
+    return [a + b for a, b in zip([*weights, 0.0], third, strict=True)]

@@ -1,0 +1,17 @@
+"""Consistency sampling (Luo et al. 2023, latent consistency models, algorithm 3): predict, then noise anew."""
+
+from __future__ import annotations
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step
+
+
+class LCM(OneStep):
+    order = 0
+    draws = 1
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        denoised = (yield Query(x, at.t)).denoised
+        if at.s.sigma == 0:
+            return denoised, state
+        return at.s.alpha * denoised + at.s.sigma * at.noise.fresh(at.step_index), state

@@ -1,0 +1,25 @@
+"""Linear multistep (Adams-Bashforth on uneven sigmas, order 4), as k-diffusion uses it."""
+
+from __future__ import annotations
+
+from sampling_core._types import Latent
+from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope, weighted_sum
+from sampling_core.solvers.lagrange import lagrange_basis
+
+SLOPES = 4
+
+
+class LMS(Multistep):
+    """Order 4 between steps of order 4; 2 over a run, whose first step is Euler's."""
+
+    order = 2
+
+    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
+        denoised = (yield Query(x, at.t)).denoised
+        slopes = state.with_(slope(x, denoised, at.t), at.t, SLOPES)
+        if at.s.sigma == 0:
+            return denoised, slopes
+        start, stop = at.t.sigma, at.s.sigma
+        basis = lagrange_basis(slopes.levels[:, 1].tolist(), origin=start)
+        weights = [float(polynomial.integ()(stop - start)) for polynomial in basis]
+        return x + weighted_sum(weights, list(slopes.values)), slopes

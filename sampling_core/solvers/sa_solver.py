@@ -1,0 +1,113 @@
+"""SA-Solver (Xue et al. 2023): stochastic Adams predictor of order 3 and corrector of order 4.
+
+Noise is drawn between 20 % and 80 % of the way down; elsewhere the step is that of the ODE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level, ModelLevels
+from sampling_core.solvers.base import (
+    History,
+    Interval,
+    Query,
+    Step,
+    finite_snr,
+    half_log_snr,
+    weighted_sum,
+)
+from sampling_core.solvers.lagrange import lagrange_basis
+
+PREDICTOR, CORRECTOR = 3, 4
+
+
+class SAState(NamedTuple):
+    """Predictions and their levels as in History, the corrected latent at the last level, and its step's noise."""
+
+    values: torch.Tensor
+    levels: torch.Tensor
+    corrected: Latent
+    noise: Latent
+    tau: torch.Tensor
+
+
+def _tau(s: Level, levels: ModelLevels) -> float:
+    """Strength of the noise on the way to level s."""
+    return 1.0 if levels.percent_to_sigma(0.2) >= s.sigma >= levels.percent_to_sigma(0.8) else 0.0
+
+
+def _draws_before(at: Interval) -> int:
+    """Steps before this one that drew noise."""
+    return sum(_tau(level, at.levels) > 0 for level in at.ladder[1 : at.step_index + 1])
+
+
+def _adams_weights(lambdas: Sequence[float], start: float, stop: float, tau: float) -> list[float]:
+    """Integrals of Lagrange polynomials against the SDE's exponential (equations 15 and 18, divided by alpha)."""
+    rate, h = 1 + tau**2, stop - start
+    basis = lagrange_basis(lambdas, origin=stop)
+    # Moments of rate * exp(rate * u) over u in [-h, 0], by parts.
+    moments = [-math.expm1(-rate * h)]
+    for power in range(1, len(lambdas)):
+        moments.append(-math.exp(-rate * h) * (-h) ** power - power / rate * moments[-1])
+    return [float(sum(c * m for c, m in zip(p.coef, moments, strict=False))) for p in basis]
+
+
+class SASolver:
+    """`pece` evaluates the corrected latent again.
+
+    With `unfinished`, a run that does not end at sigma 0 returns the latent before its last prediction,
+    as ComfyUI 0.3.64 does.
+    """
+
+    order = 0
+    draws = 1
+
+    def __init__(self, *, pece: bool = False, unfinished: bool = False) -> None:
+        self._pece, self._unfinished = pece, unfinished
+
+    def init(self, x: Latent) -> SAState:
+        empty = History.empty(x)
+        return SAState(empty.values, empty.levels, x, torch.zeros_like(x), torch.zeros((), dtype=torch.float64))
+
+    def step(self, x: Latent, state: SAState, at: Interval) -> Step[SAState]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        past = History(state.values, state.levels)
+        denoised = (yield Query(x, t)).denoised
+        seen = past.with_(denoised, t, CORRECTOR)
+        # A ladder that ends at sigma 0 is walked with lower orders towards its end.
+        ends = at.ladder[-1].sigma == 0
+        corrector = 0 if len(past) == 0 or (s.sigma == 0 and not self._pece) else len(seen)
+        corrector = min(corrector, at.remaining + 1) if ends else corrector
+        if corrector > 0:
+            before = past.level(1)
+            x = self._move(state.corrected, seen, corrector, before, t, float(state.tau)) + state.noise
+            if self._pece:
+                denoised = (yield Query(x, t)).denoised
+                seen = past.with_(denoised, t, CORRECTOR)
+        tau, noise = _tau(s, at.levels), torch.zeros_like(x)
+        if s.sigma == 0:
+            return denoised, SAState(*seen, x, noise, state.tau)
+        if tau > 0:
+            h = half_log_snr(s) - half_log_snr(t)
+            noise = s.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h)) * at.noise.fresh(_draws_before(at))
+        now = SAState(*seen, x, noise, torch.tensor(tau, dtype=torch.float64))
+        if self._unfinished and at.remaining == 0:
+            return x, now
+        predictor = min(PREDICTOR, len(seen))
+        predictor = min(predictor, at.remaining) if ends else predictor
+        return self._move(x, seen, predictor, t, s, tau) + noise, now
+
+    @staticmethod
+    def _move(x: Latent, seen: History, order: int, t: Level, s: Level, tau: float) -> Latent:
+        """From `t` to `s` by the last `order` predictions, without noise."""
+        start, stop = half_log_snr(t), half_log_snr(s)
+        lambdas = [half_log_snr(seen.level(back)) for back in range(order, 0, -1)]
+        weights = [s.alpha * weight for weight in _adams_weights(lambdas, start, stop, tau)]
+        kept = (s.sigma / t.sigma) * math.exp(-(tau**2) * (stop - start))
+        return kept * x + weighted_sum(weights, list(seen.values[-order:]))

@@ -1,0 +1,85 @@
+"""SEEDS-2 and SEEDS-3 (Gonzalez et al. 2023, arXiv 2305.14267): exponential Runge-Kutta methods on the SDE."""
+
+from __future__ import annotations
+
+import math
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    between,
+    finite_snr,
+    half_log_snr,
+    weighted_sum,
+)
+
+
+def _carry(x: Latent, t: Level, s: Level, h: float) -> Latent:
+    """The part of x that survives half log-SNR `h` of the SDE."""
+    return (s.sigma / t.sigma) * math.exp(-h) * x
+
+
+def _phi_1(h: float) -> float:
+    """h phi_1(h) of the doubled step of the SDE, negated: 1 - exp(-2h)."""
+    return -math.expm1(-2 * h)
+
+
+def _phi_2(h: float) -> float:
+    """h phi_2(h) of the doubled step, negated."""
+    return -(math.expm1(-2 * h) + 2 * h) / (-2 * h)
+
+
+def _mixed(noise: Latent | None, fresh: Latent, h: float) -> Latent:
+    """The noise of all stages so far, `h` of half log-SNR later: what is left of it, and fresh noise."""
+    spread = math.sqrt(-math.expm1(-2 * h))
+    return spread * fresh if noise is None else math.exp(-h) * noise + spread * fresh
+
+
+class SEEDS2(OneStep):
+    order = 0
+    draws = 2
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        denoised = (yield Query(x, t)).denoised
+        if s.sigma == 0:
+            return denoised, state
+        start = half_log_snr(t)
+        h = half_log_snr(s) - start
+        middle = between(t, s, 1 / 2)
+        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 2)
+        halfway = _carry(x, t, middle, h / 2) + middle.alpha * _phi_1(h / 2) * denoised + middle.sigma * noise
+        there = (yield Query(halfway, middle)).denoised
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 2)
+        return _carry(x, t, s, h) + s.alpha * _phi_1(h) * there + s.sigma * noise, state
+
+
+class SEEDS3(OneStep):
+    order = 0
+    draws = 3
+
+    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
+        t, s = finite_snr(at.t, at.levels), at.s
+        first = (yield Query(x, t)).denoised
+        if s.sigma == 0:
+            return first, state
+        start = half_log_snr(t)
+        h = half_log_snr(s) - start
+        third, two_thirds = between(t, s, 1 / 3), between(t, s, 2 / 3)
+        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 3)
+        guess = _carry(x, t, third, h / 3) + third.alpha * _phi_1(h / 3) * first + third.sigma * noise
+        second = (yield Query(guess, third)).denoised
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 3)
+        late = 2 * _phi_2(2 * h / 3)
+        mean = weighted_sum([_phi_1(2 * h / 3) - late, late], [first, second])
+        guess = _carry(x, t, two_thirds, 2 * h / 3) + two_thirds.alpha * mean + two_thirds.sigma * noise
+        last = (yield Query(guess, two_thirds)).denoised
+        noise = _mixed(noise, at.noise.fresh(at.step_index, 2), h / 3)
+        late = 1.5 * _phi_2(h)
+        mean = weighted_sum([_phi_1(h) - late, late], [first, last])
+        return _carry(x, t, s, h) + s.alpha * mean + s.sigma * noise, state

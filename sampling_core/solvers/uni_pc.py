@@ -1,0 +1,111 @@
+"""UniPC (Zhao et al. 2023): unified predictor-corrector of order 3 in -log sigma, B(h) = -h or exp(-h) - 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sampling_core._types import Latent
+from sampling_core.levels import Level
+from sampling_core.solvers.base import History, Interval, Query, Step, same_kind, weighted_sum
+
+ORDER = 3
+LAST_SIGMA = 0.001
+"""Where a run that goes to sigma 0 ends: -log sigma has no value there."""
+
+
+class UniPCState(NamedTuple):
+    """Predictions and their levels as in History, and the corrected latent at the last level."""
+
+    values: torch.Tensor
+    levels: torch.Tensor
+    corrected: Latent
+
+
+class _Coefficients(NamedTuple):
+    """Weights of the differences D1 to the latest prediction, and B(h)."""
+
+    rhos: Sequence[float]
+    big_b: float
+
+
+class UniPC:
+    """`bh2` takes B(h) = exp(-h) - 1 instead of -h.
+
+    With `short`, the order is less than the number of steps, as in ComfyUI: a run of one step then only
+    rescales its latent.
+    """
+
+    order = 2
+    """3 between steps of order 3; 2 over a run, which begins and ends with lower orders."""
+    draws = 0
+
+    def __init__(self, *, bh2: bool = False, short: bool = False) -> None:
+        self._bh2, self._short = bh2, short
+
+    def init(self, x: Latent) -> UniPCState:
+        return UniPCState(*History.empty(x), x)
+
+    def step(self, x: Latent, state: UniPCState, at: Interval) -> Step[UniPCState]:
+        t = at.t
+        s = at.s if at.s.sigma > 0 else same_kind(t, LAST_SIGMA)
+        past = History(state.values, state.levels)
+        denoised = (yield Query(x, t)).denoised
+        seen = past.with_(denoised, t, ORDER)
+        if self._short and at.step_index + at.remaining == 0:
+            return x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2)), UniPCState(*seen, x)
+        if len(past) > 0:
+            x = self._corrected(state.corrected, past, denoised, t, self._order_at(at.step_index, at))
+        moved = self._predicted(x, seen, s, self._order_at(at.step_index + 1, at))
+        return moved, UniPCState(*seen, x)
+
+    def _order_at(self, index: int, at: Interval) -> int:
+        """The order of the update that ends at `ladder[index]`: it grows from 1 and falls towards the end."""
+        steps = at.step_index + at.remaining + 1
+        most = min(ORDER, steps - 1 if self._short else max(steps - 1, 1))
+        return index if index < most else min(most, steps + 1 - index)
+
+    def _solve(self, ratios: list[float], h: float, order: int, count: int) -> _Coefficients:
+        """Solve R rho = b (equation 9 of the paper) for the first `count` conditions."""
+        big_b = math.expm1(-h) if self._bh2 else -h
+        rows, right = [], []
+        phi, factorial = math.expm1(-h) / -h - 1, 1
+        for i in range(1, order + 1):
+            rows.append([ratio ** (i - 1) for ratio in ratios])
+            right.append(phi * factorial / big_b)
+            factorial *= i + 1
+            phi = phi / -h - 1 / factorial
+        matrix, vector = np.array(rows)[:count, :count], np.array(right)[:count]
+        return _Coefficients(np.linalg.solve(matrix, vector).tolist(), big_b)
+
+    def _predicted(self, x: Latent, seen: History, s: Level, order: int) -> Latent:
+        latest, t = seen.values[-1], seen.level(1)
+        h = math.log(t.sigma / s.sigma)
+        moved = (s.sigma / t.sigma) * x - math.expm1(-h) * latest
+        ratios, differences = _differences(seen, h, order)
+        if not differences:
+            return moved
+        rhos, big_b = self._solve([*ratios, 1.0], h, order, order - 1)
+        # At order 2 any rho solves the conditions; the paper takes one half.
+        return moved - big_b * weighted_sum([0.5] if order == 2 else rhos, differences)
+
+    def _corrected(self, x: Latent, past: History, denoised: Latent, s: Level, order: int) -> Latent:
+        latest, t = past.values[-1], past.level(1)
+        h = math.log(t.sigma / s.sigma)
+        ratios, differences = _differences(past, h, order)
+        rhos, big_b = self._solve([*ratios, 1.0], h, order, order)
+        change = weighted_sum([0.5] if order == 1 else rhos, [*differences, denoised - latest])
+        return (s.sigma / t.sigma) * x - math.expm1(-h) * latest - big_b * change
+
+
+def _differences(seen: History, h: float, order: int) -> tuple[list[float], list[Latent]]:
+    """Where earlier predictions lie, in steps of h, and their divided differences to the latest."""
+    t = seen.level(1).sigma
+    earlier = range(2, order + 1)
+    ratios = [math.log(t / seen.level(back).sigma) / h for back in earlier]
+    differences = [(seen.values[-b] - seen.values[-1]) / ratio for b, ratio in zip(earlier, ratios, strict=True)]
+    return ratios, differences

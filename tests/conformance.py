@@ -1,0 +1,88 @@
+"""Agreement with the recorded originals: `python -m tests.conformance [DIR] [--tier core|all] [--group NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sampling_core.errors import RegionalError
+from tests.conformers import GROUPS
+from tests.recordings import Case, Recordings, tolerance
+
+GOLDENS = Path(__file__).parent / "goldens"
+Conformer = Callable[[Case, Recordings], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one case went; `error` is the largest difference over the tolerance."""
+
+    id: str
+    passed: bool
+    error: float
+    why: str = ""
+
+
+def judge(case: Case, recordings: Recordings) -> Verdict:
+    """Run one case on our code and compare it with what was recorded."""
+    expect = case["expect"]
+    refuses = expect["type"] == "raises" or bool(expect.get("swallowed_errors"))
+    try:
+        found = GROUPS[case["group"]](case, recordings)
+    except RegionalError as error:
+        return Verdict(case["id"], refuses, 0.0, "" if refuses else f"refused: {error}")
+    except Exception as error:  # noqa: BLE001 - any other error is a failed case, and is named
+        return Verdict(case["id"], False, 0.0, f"{type(error).__name__}: {error}")
+    if refuses:
+        return Verdict(case["id"], False, 0.0, "should have been refused")
+    wanted = recordings.expected(case)
+    if found.shape != wanted.shape:
+        return Verdict(case["id"], False, 0.0, f"shape {tuple(found.shape)}, recorded {tuple(wanted.shape)}")
+    if not bool((found.isfinite() == wanted.isfinite()).all()):
+        return Verdict(case["id"], False, 0.0, "other cells are not finite")
+    finite = wanted.isfinite()
+    worst = float((found - wanted)[finite].abs().max()) if bool(finite.any()) else 0.0
+    error = worst / tolerance(case)
+    return Verdict(case["id"], error <= 1, error, "" if error <= 1 else f"{worst:.3g} off, {error:.3g} x tolerance")
+
+
+def selected(recordings: Recordings, tier: str, group: str | None) -> list[Case]:
+    """The cases of a tier and group; only `node` cases have a tier, all others belong to both."""
+    return [
+        case
+        for case in recordings.cases
+        if (group is None or case["group"] == group) and (tier == "all" or case.get("tier", "core") == "core")
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dir", nargs="?", type=Path, default=GOLDENS, metavar="DIR", help="recordings")
+    parser.add_argument("--tier", choices=["core", "all"], default="all")
+    parser.add_argument("--group", help="only this group")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
+    given = parser.parse_args(arguments)
+    recordings = Recordings(given.dir)
+    by_group: dict[str, list[Verdict]] = {}
+    for case in selected(recordings, given.tier, given.group):
+        by_group.setdefault(case["group"], []).append(judge(case, recordings))
+    for group, verdicts in by_group.items():
+        failed = [verdict for verdict in verdicts if not verdict.passed]
+        worst = max(verdict.error for verdict in verdicts)
+        print(f"{group:20} {len(verdicts) - len(failed)}/{len(verdicts)}  worst error / tolerance {worst:.2f}")
+        for verdict in failed:
+            print(f"  {verdict.id}: {verdict.why}")
+    if given.json:
+        report = {group: [vars(verdict) for verdict in verdicts] for group, verdicts in by_group.items()}
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if by_group and all(v.passed for verdicts in by_group.values() for v in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
