@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 from benchmarks.reading import read_scene
+from sampling_core.evaluate import Networks
 from sampling_core.job import RenderJob
 from sampling_core.models.folder import open_folder
 from sampling_core.models.loading import Model, load
-from sampling_core.plan import first_state, make_plan, region_masks
-from sampling_core.sampler import iterate
+from sampling_core.plan import compose
+from sampling_core.region_masks import region_masks
 from training.scenes import Scene, all_scenes, held_out
 
 WHOLE_CANVASES = 240
@@ -42,12 +43,10 @@ BARS = {
 def draw(job: RenderJob, model: Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
     folder = model.folder
-    plan = make_plan(job, folder.levels, folder.cell, region_masks(job, {}, folder.cell))
-    state = first_state(job, plan, folder.levels, folder.latent_channels, folder.cell)
-    embeddings = model.encode_prompts(plan.prompts)
-    for reached, _ in iterate(plan, state, model.network, embeddings):
-        state = reached
-    return model.decode(state.x)[0].numpy()
+    run = compose(job, folder.levels, folder.latent_channels, folder.cell, region_masks(job, {}, folder.cell))
+    using = Networks({job.model: model.network}, model.encode_prompts(run.prompts))
+    *_, (last, _) = run.iterate(run.begin(), using)
+    return model.decode(run.pictures(last))[0].numpy()
 
 
 def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:

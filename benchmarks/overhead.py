@@ -18,13 +18,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from sampling_core._types import RowEmbeddings, Rows
-from sampling_core.evaluate import Count
+from sampling_core.evaluate import Count, Networks
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, beta_levels
 from sampling_core.models.unet import UNetDenoiser
-from sampling_core.nodes.calls import Networks, Setting
+from sampling_core.nodes.calls import Setting
 from sampling_core.nodes.regional import Region, regional_sampler
-from sampling_core.nodes.turns import Played, play
+from sampling_core.nodes.sequential import Sequential
+from sampling_core.nodes.turns import stages
 
 LEVELS = beta_levels("epsilon")
 GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"
@@ -65,7 +66,7 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
     embeddings = {name: torch.randn(1, 8, 32) for name in ("base", "a", "b", "negative")}
-    using = Networks({"": network}, {"": LEVELS}, embeddings)
+    using = Networks({"": network}, embeddings)
     settings = {
         name: Setting("", "euler", "normal", Guidance(4.0, prompt, "negative"))
         for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))
@@ -78,8 +79,10 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     turns = regional_sampler(regions, (1, 4, cells, cells), seed=1, steps=steps)
 
     def run() -> Count:
+        # Planning counts: it is part of every run.
+        sequence = Sequential(tuple(stages(turns, settings, {"": LEVELS})), latent)
         total = Count()
-        for _, count in play(turns, settings, Played(0, latent), using):
+        for _, count in sequence.iterate(sequence.begin(), using):
             total = total.plus(count)
         return total
 

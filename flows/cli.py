@@ -61,7 +61,7 @@ def render(
         Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False)
     from flows.render import render as render_flow
 
-    with _progress(prepared.plan.steps, shown=not as_json) as on_step:
+    with _progress(prepared.run.steps, shown=not as_json) as on_step:
         record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
@@ -88,7 +88,7 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     ]
     facts: dict[str, Any] = {
         "job_hash": prepared.job_hash,
-        "steps": prepared.plan.steps,
+        "steps": prepared.run.steps,
         "evaluations": cost.evaluations,
         "forwards": cost.forwards,
         "rows_per_step": stages,
@@ -98,7 +98,7 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    table = Table("Steps", "Rows per step", "Forwards per step", title=f"{job.name}: {prepared.plan.steps} steps")
+    table = Table("Steps", "Rows per step", "Forwards per step", title=f"{job.name}: {prepared.run.steps} steps")
     for stage in stages:
         first, last = stage["first_step"], stage["last_step"]
         table.add_row(f"{first}" if first == last else f"{first} to {last}", f"{stage['rows']}", f"{stage['forwards']}")

@@ -71,7 +71,7 @@ async def render(
     clock.lap("encode prompts")
 
     restored = newest_step(run)
-    report_step(restored, run.plan.steps)
+    report_step(restored, run.composition.steps)
     chunks = _sample(run, restored, chunk_steps)
     clock.lap("sample")
     images = decode(run, out, name)
@@ -99,10 +99,10 @@ async def render(
 def _sample(run: Run, done: int, chunk_steps: int | None) -> list[Chunk]:
     """All steps after `done`, first those of the base alone."""
     chunks: list[Chunk] = []
-    while done < run.plan.steps:
+    while done < run.composition.steps:
         size = chunk_steps or _chosen_size(chunks)
-        in_warm_up = done < run.plan.base_only_steps
-        last = min(done + size, run.plan.base_only_steps if in_warm_up else run.plan.steps)
+        in_warm_up = done < run.composition.base_only_steps
+        last = min(done + size, run.composition.base_only_steps if in_warm_up else run.composition.steps)
         chunks.append((warm_up if in_warm_up else regional_steps)(run, done + 1, last))
         done = last
     return chunks

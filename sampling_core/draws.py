@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 
 import torch
@@ -14,14 +15,27 @@ from sampling_core.noise import check_seed
 Shape = tuple[int, int, int, int]
 
 
-class NoNoise:
-    """For runs whose methods draw nothing."""
+class StepNoise:
+    """Noise as a function of (seed, step, stage): the same in whatever order it is asked for.
+
+    One field [b, c, h, w] for all who take a step together; the Brownian path spans the sigmas `low` to `high`.
+    """
+
+    def __init__(self, shape: Shape, seed: int, low: float, high: float) -> None:
+        self._shape, self._seed, self._span = shape, seed, (low, high)
 
     def fresh(self, step: int, stage: int = 0) -> Latent:
-        raise LookupError("this run has no noise to draw from")
+        # Hashed, so that neighbouring seeds and steps have nothing in common, nor any with the initial noise.
+        key = hashlib.blake2b(f"{self._seed}/{step}/{stage}".encode(), digest_size=8).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little"))
+        return torch.randn(self._shape, generator=generator, dtype=torch.float32)
+
+    @cached_property
+    def _path(self) -> BrownianNoise:
+        return BrownianNoise(self._shape, self._seed, *self._span)
 
     def between(self, sigma: float, sigma_next: float) -> Latent:
-        raise LookupError("this run has no noise to draw from")
+        return self._path.increment(sigma, sigma_next)
 
 
 class SequentialNoise:

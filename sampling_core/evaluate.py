@@ -20,6 +20,13 @@ class Network(Protocol):
     def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows: ...
 
 
+class Networks(NamedTuple):
+    """What a run is evaluated with: networks by model name, embeddings by prompt."""
+
+    networks: Mapping[str, Network]
+    embeddings: Mapping[str, Embedding]
+
+
 class Count(NamedTuple):
     """What was asked of the network: rows (evaluations of one latent under one prompt) and calls."""
 

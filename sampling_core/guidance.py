@@ -25,11 +25,13 @@ class Guidance(NamedTuple):
     cfg: float
     positive: str
     negative: str
+    always_both: bool = False
+    """The sampler asks for the unconditional prediction too, also where guidance is off."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts that every query is evaluated with."""
-        if math.isclose(self.cfg, 1.0):
+        """The prompts that queries are evaluated with."""
+        if math.isclose(self.cfg, 1.0) and not self.always_both:
             return (self.positive,)
         return (self.negative, self.positive)
 

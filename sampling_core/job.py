@@ -2,93 +2,74 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from sampling_core.shapes import ColorMap, Image, Shape, refuse
+from sampling_core.composing import check_composition
+from sampling_core.fields import Frozen, Number, SamplerName, SchedulerName, Seed, Text, Whole, at, refuse
+from sampling_core.noise import VariationMethod
+from sampling_core.original_node import UNTOUCHED, Node
+from sampling_core.shapes import ColorMap, Image, Shape
 
-SamplerName = Literal["euler", "heun", "dpmpp_2m"]
-SchedulerName = Literal[
-    "normal",
-    "karras",
-    "exponential",
-    "sgm_uniform",
-    "simple",
-    "ddim_uniform",
-    "beta",
-    "linear_quadratic",
-    "kl_optimal",
-    "AYS SD1",
-    "AYS SDXL",
-    "AYS SVD",
-    "GITS",
-]
-
-
-def _no_flag(value: Any) -> Any:
-    """YAML reads `cfg: yes` as true, and true counts as 1: surely not what was meant."""
-    if isinstance(value, bool):
-        raise refuse("", value, "a number")
-    return value
-
-
-def _writable(text: str) -> str:
-    """Lone surrogates are text to Python, and cannot be written anywhere."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise refuse("", ascii(text), "text in valid Unicode") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_writable)]
-Whole = Annotated[int, BeforeValidator(_no_flag)]
-Number = Annotated[float, BeforeValidator(_no_flag)]
 Guidance = Annotated[Number, Field(ge=0, le=100)]
 
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
 
-MAX_SEED = 2**64 - 1
 
-
-def _at(position: int) -> dict[str, Any]:
-    """Forms list fields by position."""
-    return {"position": position}
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Region(_Frozen):
+class Region(Frozen):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Region")
     name: Text = Field(
-        "", max_length=80, title="Name", description="For people; changes no picture", json_schema_extra=_at(1)
+        "", max_length=80, title="Name", description="For people; changes no picture", json_schema_extra=at(1)
     )
-    prompt: Text = Field(title="Prompt", description="What this region shows", json_schema_extra=_at(2))
+    prompt: Text = Field(title="Prompt", description="What this region shows", json_schema_extra=at(2))
     negative_prompt: Text | None = Field(
-        None, title="Negative prompt", description="Empty: the job's", json_schema_extra=_at(3)
+        None, title="Negative prompt", description="Empty: the job's", json_schema_extra=at(3)
     )
-    mask: Shape = Field(title="Mask", description="Where the region is", json_schema_extra=_at(4))
-    sampler: SamplerName | None = Field(None, title="Sampler", description="Empty: the job's", json_schema_extra=_at(5))
-    cfg: Guidance | None = Field(None, title="Guidance (cfg)", description="Empty: the job's", json_schema_extra=_at(6))
+    mask: Shape = Field(title="Mask", description="Where the region is", json_schema_extra=at(4))
+    sampler: SamplerName | None = Field(None, title="Sampler", description="Empty: the job's", json_schema_extra=at(5))
+    cfg: Guidance | None = Field(None, title="Guidance (cfg)", description="Empty: the job's", json_schema_extra=at(6))
     weight: Number = Field(
-        1.0, gt=0, le=100, title="Weight", description="Share where regions overlap", json_schema_extra=_at(7)
+        1.0, gt=0, le=100, title="Weight", description="Share where regions overlap", json_schema_extra=at(7)
     )
     feather: Whole = Field(
-        0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades", json_schema_extra=_at(8)
+        0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades", json_schema_extra=at(8)
     )
+    scheduler: SchedulerName | None = Field(
+        None,
+        title="Scheduler",
+        description="Empty: the job's. Sequential composition only",
+        json_schema_extra=at(9),
+    )
+    sigma_factor: Number = Field(
+        1.0,
+        gt=0,
+        le=10,
+        title="Sigma factor",
+        description="Multiplies the region's sigmas. Sequential composition only",
+        json_schema_extra=at(10),
+    )
+    variation_seed: Seed = Field(
+        0,
+        title="Variation seed",
+        description="Of the noise that is mixed in. Sequential composition only",
+        json_schema_extra=at(11),
+    )
+    variation_strength: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Variation strength",
+        description="Share of that noise inside the region",
+        json_schema_extra=at(12),
+    )
+    variation_method: VariationMethod = Field("linear", title="Variation method", json_schema_extra=at(13))
 
 
-class RenderJob(_Frozen):
+class RenderJob(Frozen):
     """One picture: a base prompt over the whole canvas and regions with prompts of their own."""
 
     model_config = ConfigDict(title="Render job")
@@ -97,12 +78,12 @@ class RenderJob(_Frozen):
         min_length=1,
         title="Model",
         description="`embedded`, or the folder of a diffusers Stable Diffusion model",
-        json_schema_extra=_at(1),
+        json_schema_extra=at(1),
     )
     prompt: Text = Field(
-        title="Prompt", description="What the canvas shows outside the regions", json_schema_extra=_at(2)
+        title="Prompt", description="What the canvas shows outside the regions", json_schema_extra=at(2)
     )
-    negative_prompt: Text = Field("", title="Negative prompt", json_schema_extra=_at(3))
+    negative_prompt: Text = Field("", title="Negative prompt", json_schema_extra=at(3))
     width: Whole = Field(
         128,
         ge=64,
@@ -110,7 +91,7 @@ class RenderJob(_Frozen):
         multiple_of=8,
         title="Width",
         description="Pixels, a multiple of 8",
-        json_schema_extra=_at(4),
+        json_schema_extra=at(4),
     )
     height: Whole = Field(
         128,
@@ -119,94 +100,95 @@ class RenderJob(_Frozen):
         multiple_of=8,
         title="Height",
         description="Pixels, a multiple of 8",
-        json_schema_extra=_at(5),
+        json_schema_extra=at(5),
     )
-    seed: Whole = Field(
+    seed: Seed = Field(
         0,
-        ge=0,
-        le=MAX_SEED,
         title="Seed",
         description="Same seed, same picture. Forms in a browser are exact up to 2**53",
-        json_schema_extra=_at(6),
+        json_schema_extra=at(6),
     )
-    steps: Whole = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps", json_schema_extra=_at(7))
-    base_only_steps: Whole = Field(
-        1, ge=0, le=999, title="Base-only steps", description="First steps without regions", json_schema_extra=_at(8)
+    steps: Whole = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps", json_schema_extra=at(7))
+    base_only_steps: Annotated[Whole, Field(ge=0, le=999)] | None = Field(
+        None,
+        title="Base-only steps",
+        description="First steps without regions. Empty: 1, of RegionalSampler 2",
+        json_schema_extra=at(8),
     )
     denoise: Number = Field(
-        1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise", json_schema_extra=_at(9)
+        1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise", json_schema_extra=at(9)
     )
-    sampler: SamplerName = Field("dpmpp_2m", title="Sampler", json_schema_extra=_at(10))
+    sampler: SamplerName = Field("dpmpp_2m", title="Sampler", json_schema_extra=at(10))
     scheduler: SchedulerName = Field(
-        "karras", title="Scheduler", description="How noise levels are spaced", json_schema_extra=_at(11)
+        "karras", title="Scheduler", description="How noise levels are spaced", json_schema_extra=at(11)
     )
     cfg: Guidance = Field(
-        1.5, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=_at(12)
+        1.5, title="Guidance (cfg)", description="How strictly prompts are followed", json_schema_extra=at(12)
     )
-    composition: Literal["joint"] = Field(
+    composition: Literal["joint", "sequential"] = Field(
         "joint",
         title="Composition",
-        description="joint: every region takes every step at once",
-        json_schema_extra={"position": 13, "enum": ["joint"]},
+        description="joint: every region takes every step at once; sequential: what an original node does",
+        json_schema_extra=at(13),
     )
-    regions: tuple[Region, ...] = Field((), max_length=64, title="Regions", json_schema_extra=_at(14))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_step_leaves_none_to_the_base(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("steps") == 1:
-            return {"base_only_steps": 0, **data}
-        return data
+    regions: tuple[Region, ...] = Field((), max_length=64, title="Regions", json_schema_extra=at(14))
+    batch_size: Whole = Field(
+        1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own", json_schema_extra=at(15)
+    )
+    batch_index: tuple[Annotated[Whole, Field(ge=0, le=15)], ...] = Field(
+        (),
+        max_length=16,
+        title="Batch index",
+        description="Which pictures of the batch to draw, from 0. Empty: all",
+        json_schema_extra=at(16),
+    )
+    node: Node = Field(UNTOUCHED, description="For sequential composition", json_schema_extra=at(17))
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> RenderJob:
-        if self.regions and self.base_only_steps >= self.steps:
-            raise refuse("base_only_steps", self.base_only_steps, f"0 to {self.steps - 1} (less than steps)")
-        if self.steps > self.denoise * LONGEST_SCHEDULE:
-            least = self.steps / LONGEST_SCHEDULE
-            raise refuse(
-                "denoise", self.denoise, f"{least:g} or more with {self.steps} steps (a schedule of at most 1000)"
-            )
+        check_composition(self)
+        first, steps = self.base_only_steps, self.steps
+        if self.regions and first is not None and first >= steps:
+            raise refuse("base_only_steps", first, f"0 to {steps - 1} (less than steps)")
+        if steps > self.denoise * LONGEST_SCHEDULE:
+            least = steps / LONGEST_SCHEDULE
+            raise refuse("denoise", self.denoise, f"{least:g} or more with {steps} steps (a schedule of at most 1000)")
+        for index in self.batch_index:
+            if index >= self.batch_size:
+                raise refuse("batch_index", index, f"0 to {self.batch_size - 1} (less than batch_size)")
         return self
+
+    @property
+    def first_steps(self) -> int:
+        """Steps of the base alone. Left empty, they are what suits the composition."""
+        if self.base_only_steps is not None:
+            return self.base_only_steps
+        usual = 1 if self.composition == "joint" else 2 if self.node.name == "RegionalSampler" else 0
+        return min(usual, self.steps - 1)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that are drawn at once."""
+        return len(self.batch_index) or self.batch_size
+
+    def drawn_masks(self) -> list[tuple[str, Shape, int]]:
+        """What masks are made of: field, shape, and feather in pixels. One per region, or the grid's tile."""
+        if self.composition == "sequential" and self.node.name == "MaskGridNKSamplersAdvanced":
+            return [("node.tile", self.node.tile, 0)]
+        return [(f"regions.{i}.mask", region.mask, region.feather) for i, region in enumerate(self.regions)]
 
     def mask_files(self) -> dict[str, str]:
         """Image files that masks are read from: field -> path."""
         files: dict[str, str] = {}
-        for i, region in enumerate(self.regions):
-            match region.mask:
+        for field, shape, _ in self.drawn_masks():
+            match shape:
                 case Image(image=path):
-                    files[f"regions.{i}.mask.image"] = path
+                    files[f"{field}.image"] = path
                 case ColorMap(color_map=path):
-                    files[f"regions.{i}.mask.color_map"] = path
+                    files[f"{field}.color_map"] = path
                 case _:
                     pass
         return files
-
-    def meaning(self, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What the job draws, with everything inherited filled in and everything without effect left out.
-
-        `digests` gives the SHA-256 of each mask file and of the model's weights by the path that the job
-        names, so that the same bytes mean the same wherever they lie.
-        """
-        digests = digests or {}
-        job = self.model_dump(mode="json", exclude={"regions", "base_only_steps", "sampler", "cfg", "negative_prompt"})
-        base_only_steps = self.base_only_steps if self.regions else 0
-        regions: list[dict[str, Any]] = []
-        for region in self.regions:
-            mask = region.mask.model_dump(mode="json")
-            for name in ("image", "color_map"):
-                if name in mask:
-                    mask[name] = digests.get(mask[name], mask[name])
-            meaning: dict[str, Any] = {"mask": mask, "prompt": region.prompt, "feather": region.feather}
-            meaning["weight"] = region.weight if len(self.regions) > 1 else 1.0
-            regions.append(meaning | self._asked_of(region))
-        job["model"] = digests.get(self.model, self.model)
-        return job | self._asked_of(None) | {"base_only_steps": base_only_steps, "regions": regions}
-
-    def _asked_of(self, region: Region | None) -> dict[str, Any]:
-        sampler, cfg, negative = self.settings_of(region)
-        # With guidance off, the negative prompt is never evaluated.
-        return {"sampler": sampler, "cfg": cfg, "negative_prompt": "" if math.isclose(cfg, 1.0) else negative}
 
     def settings_of(self, region: Region | None) -> tuple[str, float, str]:
         """Sampler, cfg and negative prompt of a region (None: of the base), inheritance resolved."""
@@ -217,21 +199,3 @@ class RenderJob(_Frozen):
             self.cfg if region.cfg is None else region.cfg,
             self.negative_prompt if region.negative_prompt is None else region.negative_prompt,
         )
-
-    def content_hash(self, digests: Mapping[str, str] | None = None) -> str:
-        """SHA-256 of `meaning`, as hex: same meaning, same hash."""
-        return content_hash(self.meaning(digests))
-
-
-def content_hash(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, written in one canonical way."""
-    text = json.dumps(_without_negative_zero(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_negative_zero(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_negative_zero(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_negative_zero(item) for item in value]
-    return value + 0.0 if isinstance(value, float) else value

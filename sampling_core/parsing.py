@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from sampling_core.errors import BadInput
 from sampling_core.job import Region, RenderJob
+from sampling_core.original_node import Node
 from sampling_core.shapes import SHAPE_HELP, ColorMap, Ellipse, Image, Polygon, Rectangle
 
 _SHAPES: dict[str, type[BaseModel]] = {
@@ -19,6 +20,7 @@ _SHAPES: dict[str, type[BaseModel]] = {
     "image": Image,
     "color_map": ColorMap,
 }
+_SHAPE_FIELDS = ("mask", "tile")
 _BOUNDS = {
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -73,8 +75,8 @@ def _explain(detail: ErrorDetails) -> BadInput:
 
 
 def _is_tag(loc: tuple[int | str, ...], i: int) -> bool:
-    """Pydantic puts the union member's tag behind the field `mask`; a person never wrote it."""
-    return i > 0 and loc[i - 1] == "mask" and loc[i] in _SHAPES
+    """Pydantic puts the union member's tag behind a field with a shape; a person never wrote it."""
+    return i > 0 and loc[i - 1] in _SHAPE_FIELDS and loc[i] in _SHAPES
 
 
 def _dotted(path: list[int | str]) -> str:
@@ -82,9 +84,12 @@ def _dotted(path: list[int | str]) -> str:
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    if "mask" in loc[:-1]:
-        return [name for name in _SHAPES[str(loc[loc.index("mask") + 1])].model_fields if name != "kind"]
-    return list((Region if loc[0] == "regions" else RenderJob).model_fields)
+    for i, part in enumerate(loc[:-1]):
+        if part in _SHAPE_FIELDS:
+            return [name for name in _SHAPES[str(loc[i + 1])].model_fields if name != "kind"]
+    if len(loc) == 1:
+        return list(RenderJob.model_fields)
+    return list((Region if loc[0] == "regions" else Node).model_fields)
 
 
 def _instead_of(unknown: str, known: list[str]) -> str:

@@ -7,23 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
 
-
-def refuse(field: str, value: object, allowed: str) -> PydanticCustomError:
-    """An error of a check across fields that still names one field (relative to the model)."""
-    return PydanticCustomError(
-        "not_allowed", "allowed: {allowed}", {"field": field, "value": value, "allowed": allowed}
-    )
+from sampling_core.fields import at, refuse
 
 
 def _open_schema(schema: dict[str, Any]) -> None:
     # `kind` is hidden from forms, so a closed schema would refuse a caller who writes it.
     schema.pop("additionalProperties", None)
-
-
-def _titled(position: int) -> dict[str, Any]:
-    return {"position": position}
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -40,10 +31,10 @@ class Rectangle(_Shape):
 
     model_config = ConfigDict(title="Rectangle")
     kind: SkipJsonSchema[Literal["rectangle"]] = "rectangle"
-    x: Fraction = Field(title="Left edge", description="0 to 1 of the width", json_schema_extra=_titled(1))
-    y: Fraction = Field(title="Top edge", description="0 to 1 of the height", json_schema_extra=_titled(2))
-    width: Extent = Field(title="Width", description="0 to 1 of the width", json_schema_extra=_titled(3))
-    height: Extent = Field(title="Height", description="0 to 1 of the height", json_schema_extra=_titled(4))
+    x: Fraction = Field(title="Left edge", description="0 to 1 of the width", json_schema_extra=at(1))
+    y: Fraction = Field(title="Top edge", description="0 to 1 of the height", json_schema_extra=at(2))
+    width: Extent = Field(title="Width", description="0 to 1 of the width", json_schema_extra=at(3))
+    height: Extent = Field(title="Height", description="0 to 1 of the height", json_schema_extra=at(4))
 
     @model_validator(mode="after")
     def _inside(self) -> Rectangle:
@@ -60,10 +51,10 @@ class Ellipse(_Shape):
 
     model_config = ConfigDict(title="Ellipse")
     kind: SkipJsonSchema[Literal["ellipse"]] = "ellipse"
-    center_x: Fraction = Field(title="Centre, from left", description="0 to 1", json_schema_extra=_titled(1))
-    center_y: Fraction = Field(title="Centre, from top", description="0 to 1", json_schema_extra=_titled(2))
-    radius_x: Extent = Field(title="Radius across", description="0 to 1 of the width", json_schema_extra=_titled(3))
-    radius_y: Extent = Field(title="Radius down", description="0 to 1 of the height", json_schema_extra=_titled(4))
+    center_x: Fraction = Field(title="Centre, from left", description="0 to 1", json_schema_extra=at(1))
+    center_y: Fraction = Field(title="Centre, from top", description="0 to 1", json_schema_extra=at(2))
+    radius_x: Extent = Field(title="Radius across", description="0 to 1 of the width", json_schema_extra=at(3))
+    radius_y: Extent = Field(title="Radius down", description="0 to 1 of the height", json_schema_extra=at(4))
 
     @model_validator(mode="after")
     def _inside(self) -> Ellipse:
@@ -81,7 +72,7 @@ class Polygon(_Shape):
     model_config = ConfigDict(title="Polygon")
     kind: SkipJsonSchema[Literal["polygon"]] = "polygon"
     points: tuple[tuple[Fraction, Fraction], ...] = Field(
-        min_length=3, title="Points", description="[[x, y], ...] with x and y from 0 to 1", json_schema_extra=_titled(1)
+        min_length=3, title="Points", description="[[x, y], ...] with x and y from 0 to 1", json_schema_extra=at(1)
     )
 
 
@@ -90,7 +81,7 @@ class Image(_Shape):
 
     model_config = ConfigDict(title="Image")
     kind: SkipJsonSchema[Literal["image"]] = "image"
-    image: str = Field(min_length=1, title="Image file", description="White is inside", json_schema_extra=_titled(1))
+    image: str = Field(min_length=1, title="Image file", description="White is inside", json_schema_extra=at(1))
 
 
 class ColorMap(_Shape):
@@ -98,9 +89,9 @@ class ColorMap(_Shape):
 
     model_config = ConfigDict(title="Colour of a colour map")
     kind: SkipJsonSchema[Literal["color_map"]] = "color_map"
-    color_map: str = Field(min_length=1, title="Image file", json_schema_extra=_titled(1))
+    color_map: str = Field(min_length=1, title="Image file", json_schema_extra=at(1))
     color: tuple[Channel, Channel, Channel] = Field(
-        title="Colour", description="[red, green, blue], 0 to 255 each", json_schema_extra=_titled(2)
+        title="Colour", description="[red, green, blue], 0 to 255 each", json_schema_extra=at(2)
     )
 
 

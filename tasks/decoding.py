@@ -12,7 +12,7 @@ from prefect import task
 
 from tasks.loading import loaded
 from tasks.run import Run
-from tasks.sampling import final_state
+from tasks.sampling import finished_latents
 
 
 @task(task_run_name="decode", persist_result=False)
@@ -22,18 +22,20 @@ def decode(run: Run, out: str, name: str) -> list[str]:
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
     """
-    pictures = loaded(run.folder, run.model_fingerprint).decode(final_state(run).x)
+    model = loaded(run.folder, run.model_fingerprint)
+    # One after the other: a decoder needs more memory for a picture than a forward does.
+    pictures = [model.decode(latent[None])[0] for latent in finished_latents(run)]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stem = file_stem(run, name)
     text = PngInfo()
     text.add_itxt("regional-job", run.job.model_dump_json())
     paths: list[str] = []
-    for i, picture in enumerate(pictures.numpy()):
+    for i, picture in enumerate(pictures):
         path = folder / (f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png")
         # Two copies of a run may be here at once; each writes a file of its own.
         part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        Image.fromarray(picture).save(part, format="PNG", pnginfo=text)
+        Image.fromarray(picture.numpy()).save(part, format="PNG", pnginfo=text)
         part.replace(path)
         paths.append(str(path))
     return paths

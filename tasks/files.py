@@ -78,10 +78,12 @@ def _set(data: Any, override: str) -> None:
 def _beside(job: RenderJob, folder: Path) -> RenderJob:
     """The job with relative mask and model paths taken from the job file's folder, made absolute."""
     data = job.model_dump(exclude_unset=True)
-    for region in data.get("regions", ()):
+    shapes = [region["mask"] for region in data.get("regions", ())]
+    shapes += filter(None, [data.get("node", {}).get("tile")])
+    for shape in shapes:
         for name in ("image", "color_map"):
-            if name in region["mask"]:
-                region["mask"][name] = str(folder / _expanded(region["mask"][name]))
+            if name in shape:
+                shape[name] = str(folder / _expanded(shape[name]))
     if job.model != "embedded":
         data["model"] = str(folder / _expanded(job.model))
     return RenderJob.model_validate(data)

@@ -6,19 +6,22 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from sampling_core._types import Mask
-from sampling_core.job import RenderJob, content_hash
+from sampling_core._types import AnyMask
+from sampling_core.composition import Composition
+from sampling_core.job import RenderJob
+from sampling_core.meaning import content_hash, meaning, shape_meaning
 from sampling_core.models.folder import ModelFolder, open_folder
-from sampling_core.plan import Cost, cost, make_plan, region_masks, warnings
-from sampling_core.sampler import Plan
+from sampling_core.plan import Cost, compose, cost, warnings
+from sampling_core.region_masks import region_masks
 from tasks.files import read_mask_files
 from tasks.settings import settings
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 
@@ -31,15 +34,15 @@ class Prepared:
     mask_hash: str
     model_fingerprint: str
     folder: ModelFolder
-    masks: tuple[Mask, ...]
-    plan: Plan
+    masks: tuple[AnyMask, ...]
+    run: Composition[Any]
 
     @cached_property
     def cost(self) -> Cost:
-        return cost(self.plan)
+        return cost(self.run, self.job.model)
 
     def warnings(self) -> list[str]:
-        return warnings(self.job, self.plan, self.folder.trained_pixels)
+        return warnings(self.job, self.run, self.folder.trained_pixels)
 
     def memory_bytes(self) -> int:
         """A rough estimate of the peak: weights, and the larger of one forward and the decoding.
@@ -72,14 +75,14 @@ def prepare(job: RenderJob) -> Prepared:
     files = read_mask_files(job)
     masks = region_masks(job, files.photos, folder.cell)
     digests = {**files.digests, job.model: fingerprint}
-    meaning = job.meaning(digests)
-    shapes = [(region["mask"], region["feather"]) for region in meaning["regions"]]
+    means = meaning(job, digests)
+    drawn = [(shape_meaning(shape, digests), feather) for _, shape, feather in job.drawn_masks()]
     return Prepared(
         job=job,
-        job_hash=content_hash(meaning),
-        mask_hash=content_hash([FORMAT, shapes, job.width, job.height, folder.cell]),
+        job_hash=content_hash(means),
+        mask_hash=content_hash([FORMAT, job.composition, means.get("node"), drawn, job.width, job.height, folder.cell]),
         model_fingerprint=fingerprint,
         folder=folder,
         masks=masks,
-        plan=make_plan(job, folder.levels, folder.cell, masks),
+        run=compose(job, folder.levels, folder.latent_channels, folder.cell, masks),
     )

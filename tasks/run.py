@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from importlib.metadata import version
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core._types import Embedding
+from sampling_core.composition import Composition
 from sampling_core.errors import StoreError
-from sampling_core.job import RenderJob, content_hash
+from sampling_core.job import RenderJob
+from sampling_core.meaning import content_hash
 from sampling_core.models.folder import ModelFolder, open_folder
-from sampling_core.plan import make_plan
-from sampling_core.sampler import Plan
+from sampling_core.plan import compose
 from tasks.preparing import FORMAT
 from tasks.settings import settings
 from tasks.store import Store
@@ -44,13 +46,14 @@ class Run(BaseModel):
         return open_folder(self.job.model)
 
     @cached_property
-    def plan(self) -> Plan:
-        """The plan, with masks from the store. Raises StoreError if they are not there."""
+    def composition(self) -> Composition[Any]:
+        """The run itself, with masks from the store. Raises StoreError if they are not there."""
         found = self.store.read_tensors(mask_key(self.mask_hash))
         if found is None:
             raise StoreError("store", self.store_url, f"a store that still has {mask_key(self.mask_hash)}")
-        masks = [found[f"{i}"] for i in range(len(self.job.regions))]
-        return make_plan(self.job, self.folder.levels, self.folder.cell, masks)
+        masks = [found[f"{i}"] for i in range(len(self.job.drawn_masks()))]
+        folder = self.folder
+        return compose(self.job, folder.levels, folder.latent_channels, folder.cell, masks)
 
     def prompt_key(self, prompt: str) -> str:
         """Key of an encoded prompt."""
@@ -59,7 +62,7 @@ class Run(BaseModel):
     def embeddings(self) -> dict[str, Embedding]:
         """All encoded prompts of the run. Raises StoreError if one is not there."""
         encoded: dict[str, Embedding] = {}
-        for prompt in self.plan.prompts:
+        for prompt in self.composition.prompts:
             tensors = self.store.read_tensors(self.prompt_key(prompt))
             if tensors is None:
                 raise StoreError("store", self.store_url, f"a store that still has {self.prompt_key(prompt)}")

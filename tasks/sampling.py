@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefect import task
 
-from sampling_core.evaluate import Count
-from sampling_core.plan import first_state
-from sampling_core.sampler import State, iterate
-from sampling_core.state import from_tensors, to_tensors
+from sampling_core._types import Latent
+from sampling_core.evaluate import Count, Networks
 from tasks.loading import loaded
 from tasks.progress import report_step
 from tasks.run import Run
@@ -27,7 +25,7 @@ class Chunk(NamedTuple):
 def newest_step(run: Run) -> int:
     """The last step whose state is in the store whole; 0 if there is none."""
     for name in reversed(run.store.names(run.latents)):
-        if name.isdecimal() and int(name) <= run.plan.steps and _restore(run, int(name)) is not None:
+        if name.isdecimal() and int(name) <= run.composition.steps and _restore(run, int(name)) is not None:
             return int(name)
     return 0
 
@@ -46,32 +44,32 @@ def regional_steps(run: Run, first: int, last: int) -> Chunk:
 
 def _advance(run: Run, first: int, last: int) -> Chunk:
     started = time.monotonic()
-    model = loaded(run.folder, run.model_fingerprint)
-    state = _restore(run, first - 1)
-    if state is None:
+    model, composition = loaded(run.folder, run.model_fingerprint), run.composition
+    start = reached = _restore(run, first - 1)
+    if start is None:
         raise RuntimeError(f"the state after step {first - 1} is not in {run.store_url}; start the run again")
-    total = Count()
-    for reached, count in iterate(run.plan, state, model.network, run.embeddings(), until=last):
-        state, total = reached, total.plus(count)
-        report_step(state.step, run.plan.steps)
-    run.store.write_tensors(_key(run, state.step), to_tensors(state))
+    using, total = Networks({run.job.model: model.network}, run.embeddings()), Count()
+    for reached, count in composition.iterate(start, using, until=last):
+        total = total.plus(count)
+        report_step(composition.done(reached), composition.steps)
+    run.store.write_tensors(_key(run, last), composition.to_tensors(reached))
     return Chunk(last - first + 1, total, time.monotonic() - started)
 
 
-def final_state(run: Run) -> State:
-    """The state after the last step. Raises RuntimeError if the run is not finished."""
-    state = _restore(run, run.plan.steps)
-    if state is None:
+def finished_latents(run: Run) -> Latent:
+    """The latents [b, c, h, w] after the last step. Raises RuntimeError if the run is not finished."""
+    reached = _restore(run, run.composition.steps)
+    if reached is None:
         raise RuntimeError(f"the finished latent is not in {run.store_url}; start the run again")
-    return state
+    return run.composition.pictures(reached)
 
 
-def _restore(run: Run, step: int) -> State | None:
+def _restore(run: Run, step: int) -> Any:
+    """The state after a step; None if it is not in the store."""
     if step == 0:
-        folder = run.folder
-        return first_state(run.job, run.plan, folder.levels, folder.latent_channels, folder.cell)
+        return run.composition.begin()
     tensors = run.store.read_tensors(_key(run, step))
-    return None if tensors is None else from_tensors(run.plan, tensors)
+    return None if tensors is None else run.composition.from_tensors(tensors)
 
 
 def _key(run: Run, step: int) -> str:

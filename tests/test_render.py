@@ -62,7 +62,7 @@ def test_every_example_renders_as_planned(example: Path, undisturbed: Undisturbe
         assert len(image.convert("RGB").getcolors(2**24) or []) > 10, "an empty picture"
     plan = prepare(read_job(example, []))
     assert (record["evaluations"], record["forwards"]) == (plan.cost.evaluations, plan.cost.forwards)
-    assert (record["steps_computed"], record["steps_restored"]) == (plan.plan.steps, 0)
+    assert (record["steps_computed"], record["steps_restored"]) == (plan.run.steps, 0)
 
 
 def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> None:

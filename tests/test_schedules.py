@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampling_core.errors import BadInput
-from sampling_core.job import SchedulerName
+from sampling_core.fields import SchedulerName
 from sampling_core.levels import ModelLevels, beta_levels, flow_levels
 from sampling_core.schedules import SCHEDULES, TABLES, align_your_steps, gits, ladder, original_sigmas
 from sampling_core.schedules.gits_rows import ROWS

@@ -1,47 +1,31 @@
-"""`sample_advanced`: how the Impact Pack calls a sampler for a range of steps, with its recovery sampler.
+"""Calls: how the Impact Pack and ComfyUI run a sampler over a range of steps, with the Impact Pack's recovery.
 
 Mirrors KSamplerAdvancedWrapper and KSamplerWrapper (Impact Pack 7.10.6) and KSamplerAdvanced (ComfyUI 0.3.64).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
-from sampling_core._types import AnyMask, Embedding, Latent
+from sampling_core._types import AnyMask, Latent
 from sampling_core.draws import Shape, span
 from sampling_core.errors import BadInput
-from sampling_core.evaluate import Count, Network
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
-from sampling_core.nodes.masks import composite, noise_mask, repeated
-from sampling_core.nodes.passes import Pass, Result, as_walked, original_solver, run
-from sampling_core.noise import initial_noise
+from sampling_core.nodes.masks import composite, noise_mask
+from sampling_core.nodes.passes import CHOOSE_THEIR_STEPS, Pass, Result, as_walked, original_solver
+from sampling_core.noise import LOWEST_SEED, check_seed, initial_noise
 from sampling_core.schedules import original_sigmas
+from sampling_core.solvers import BROWNIAN
 
 RecoveryMode = Literal["DISABLE", "ratio additional", "ratio between"]
 _WHOLE_PATH = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde_gpu", "dpmpp_2m_sde_gpu", "dpmpp_3m_sde_gpu")
 """SDE samplers whose Brownian path the Impact Pack spans over the whole schedule, not over the call's part of it."""
 SPECIAL = ("uni_pc", "uni_pc_bh2", *_WHOLE_PATH)
 """Samplers that get a recovery pass."""
-
-
-class Networks(NamedTuple):
-    """What passes are evaluated with: networks and levels by model name, embeddings by prompt."""
-
-    networks: Mapping[str, Network]
-    levels: Mapping[str, ModelLevels]
-    embeddings: Mapping[str, Embedding]
-    channels: int = 4
-    """Channels of the latents that the networks take."""
-
-    def fit(self, latent: Latent) -> Latent:
-        """An empty latent (all zeros) with as many channels as the networks take; any other as it is."""
-        if latent.shape[1] == self.channels or bool(latent.any()):
-            return latent
-        return repeated(latent.transpose(0, 1), self.channels).transpose(0, 1)
 
 
 class Setting(NamedTuple):
@@ -116,100 +100,113 @@ def stretch(sigmas: Sequence[float], call: Call) -> Stretch | None:
     return Stretch(tuple(part[call.start :]), span(tuple(Level(1.0, sigma) for sigma in whole)))
 
 
-def sample_advanced(setting: Setting, call: Call, latent: Latent, using: Networks) -> tuple[Latent, Count]:
-    """The call on a boundary latent [b, c, h, w]: its result, and what it cost.
+class PlannedPass(NamedTuple):
+    """One pass over `sigmas`, not yet run. A call is none of them, one, or with a recovery sampler two."""
+
+    setting: Setting
+    call: Call
+    levels: ModelLevels
+    sigmas: tuple[float, ...]
+    path: tuple[float, float] | None = None
+    """The span of the Brownian path (sigmas); None: that of `sigmas`."""
+    last_prediction: bool = False
+    """Whether its result is the last prediction in the place of the sampler's own x."""
+    keep: AnyMask | None = None
+    """Where its result is kept; the rest stays as it was before the pass. None: everywhere."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that can be saved one by one; methods that choose their own are taken as one."""
+        return 1 if self.setting.sampler in CHOOSE_THEIR_STEPS else len(self.sigmas) - 1
+
+    def opened(self, latent: Latent) -> Pass:
+        """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""
+        call, shape = self.call, _shape(latent)
+        noise = call.noise
+        if noise is None:
+            noise = initial_noise(call.seed, shape, call.batch_index) if call.add_noise else torch.zeros_like(latent)
+        ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
+        return Pass(
+            sampler=self.setting.sampler,
+            ladder=as_walked(self.setting.sampler, ladder),
+            guidance=self.setting.guidance,
+            seed=call.seed,
+            noise=noise,
+            mask=None if call.mask is None else noise_mask(call.mask, shape),
+            levels=self.levels,
+            path=self.path or span(ladder),
+        )
+
+    def closed(self, result: Result, latent: Latent) -> Latent:
+        """What is left of the pass: its result laid over the latent that it began with."""
+        reached = result.denoised if self.last_prediction else result.x
+        return reached if self.keep is None else composite(latent, reached, 0, 0, self.keep)
+
+
+def passes_of(setting: Setting, call: Call, levels: ModelLevels) -> list[PlannedPass]:
+    """The passes of an Impact Pack call (KSamplerAdvancedWrapper): one, and one more for recovery.
 
     Raises BadInput for unknown samplers and schedulers, impossible seeds, and a recovery without mask.
     """
+    _check(setting, call, "sampler")
     recovery = call.recovery
     special = setting.sampler in SPECIAL and recovery.mode != "DISABLE"
     ratio = 1.0 - recovery.ratio if special and recovery.mode == "ratio between" else 1.0
-    reached, count = latent, Count()
-    if ratio > 0:
-        reached, count = _separated(setting, call, latent, using, ratio * setting.sigma_factor)
+    first = _separated(setting, call, levels, ratio * setting.sigma_factor) if ratio > 0 else []
     if not special or recovery.ratio <= 0:
-        return reached, count
+        return first
     if call.mask is None:
         raise BadInput("additional_mode", recovery.mode, "DISABLE where there is no mask")
-    reached = composite(latent, reached, 0, 0, _flat(call.mask))
+    first = [planned._replace(keep=_flat(call.mask)) for planned in first]
     again = setting._replace(sampler=recovery.sampler_after(setting.sampler))
+    _check(again, call, "additional_sampler")
     # The recovery pass adds the seed's own noise anew, whatever noise the first one was given.
-    reached, cost = _separated(again, call._replace(noise=None), reached, using, recovery.ratio * setting.sigma_factor)
-    return reached, count.plus(cost)
+    return first + _separated(again, call._replace(noise=None), levels, recovery.ratio * setting.sigma_factor)
 
 
-def _separated(setting: Setting, call: Call, latent: Latent, using: Networks, ratio: float) -> tuple[Latent, Count]:
-    """One pass of the Impact Pack: sigmas times `ratio`; without leftover noise, the last prediction."""
-    part = stretch(original_sigmas(using.levels[setting.model], setting.sampler, setting.scheduler, call.steps), call)
+def _check(setting: Setting, call: Call, field: str) -> None:
+    original_solver(setting.sampler, field)
+    # Brownian paths have no negative seeds.
+    check_seed(call.seed, lowest=0 if setting.sampler in BROWNIAN else LOWEST_SEED)
+
+
+def _separated(setting: Setting, call: Call, levels: ModelLevels, ratio: float) -> list[PlannedPass]:
+    """At most one pass of the Impact Pack: sigmas times `ratio`; without leftover noise, the last prediction."""
+    part = stretch(original_sigmas(levels, setting.sampler, setting.scheduler, call.steps), call)
     if part is None or part.sigmas == (0.0,):
-        return latent, Count()
+        return []
     # In float32, as the originals have them: a Brownian path moves by the root of a difference.
-    sigmas = (torch.tensor(part.sigmas, dtype=torch.float32) * ratio).tolist()
+    sigmas = tuple((torch.tensor(part.sigmas, dtype=torch.float32) * ratio).tolist())
     path = part.path if setting.sampler in _WHOLE_PATH else None
-    result = masked_pass(setting, call, latent, using, sigmas, path)
-    return (result.x if call.leftover else result.denoised), result.cost
+    return [PlannedPass(setting, call, levels, sigmas, path, last_prediction=not call.leftover)]
 
 
-def masked_pass(
-    setting: Setting,
-    call: Call,
-    latent: Latent,
-    using: Networks,
-    sigmas: Sequence[float],
-    path: tuple[float, float] | None = None,
-) -> Result:
-    """One pass over these sigmas, the noise and the mask being those of the call."""
-    original_solver(setting.sampler)
-    latent = using.fit(latent)
-    levels, shape = using.levels[setting.model], _shape(latent)
-    ladder = tuple(levels.level(sigma) for sigma in sigmas)
-    noise = call.noise
-    if noise is None:
-        noise = initial_noise(call.seed, shape, call.batch_index) if call.add_noise else torch.zeros_like(latent)
-    work = Pass(
-        sampler=setting.sampler,
-        ladder=as_walked(setting.sampler, ladder),
-        guidance=setting.guidance,
-        seed=call.seed,
-        noise=noise,
-        mask=None if call.mask is None else noise_mask(call.mask, shape),
-        levels=levels,
-        path=path or span(ladder),
-    )
-    return run(work, latent, using.networks[setting.model], using.embeddings)
-
-
-def ksampler(
-    setting: Setting, call: Call, latent: Latent, using: Networks, denoise: float = 1.0
-) -> tuple[Latent, Count]:
-    """ComfyUI's KSampler (Advanced): returns the sampler's x, not its last prediction.
+def ksampler_passes(setting: Setting, call: Call, levels: ModelLevels, denoise: float = 1.0) -> list[PlannedPass]:
+    """The pass of ComfyUI's KSampler (Advanced), if it has one: its result is the sampler's x.
 
     With `denoise` < 1 the schedule is the end of a longer one, and the range counts from there; at 0
-    nothing is sampled.
+    nothing is sampled. Raises BadInput as `passes_of` does.
     """
+    _check(setting, call, "sampler")
     if denoise <= 0:
-        return latent, Count()
-    levels = using.levels[setting.model]
+        return []
     total = call.steps if denoise > 0.9999 else lengthened(call.steps, denoise)
     sigmas = original_sigmas(levels, setting.sampler, setting.scheduler, total)
     if denoise <= 0.9999:
         sigmas = sigmas[-(call.steps + 1) :]
     part = stretch(sigmas, call)
-    if part is None:
-        return latent, Count()
-    result = masked_pass(setting, call, latent, using, part.sigmas)
-    return result.x, result.cost
+    return [] if part is None else [PlannedPass(setting, call, levels, part.sigmas)]
 
 
-def wrapped_ksampler(
-    setting: Setting, seed: int, steps: int, denoise: float, latent: Latent, mask: AnyMask | None, using: Networks
-) -> tuple[Latent, Count]:
-    """A KSAMPLER of the Impact Pack: a full run, the end of a longer one where denoise < 1."""
+def full_run(
+    seed: int, steps: int, denoise: float, mask: AnyMask | None, batch_index: tuple[int, ...] | None = None
+) -> Call:
+    """The call that a KSAMPLER of the Impact Pack makes: a full run, the end of a longer one where denoise < 1.
+
+    Raises BadInput for denoise 0.
+    """
     total = lengthened(steps, denoise)
-    if total == 0:
-        return latent, Count()
-    call = Call(total, total - steps, total, seed, add_noise=True, leftover=False, mask=mask)
-    return sample_advanced(setting, call, latent, using)
+    return Call(total, total - steps, total, seed, add_noise=True, leftover=False, mask=mask, batch_index=batch_index)
 
 
 def lengthened(steps: int, denoise: float) -> int:

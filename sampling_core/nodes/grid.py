@@ -6,63 +6,54 @@ from typing import Literal
 
 import torch
 
-from sampling_core._types import AnyMask, Latent
+from sampling_core._types import AnyMask
+from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
-from sampling_core.evaluate import Count
-from sampling_core.nodes.calls import Call, Networks, Setting, ksampler
+from sampling_core.nodes.calls import Call
 from sampling_core.nodes.masks import PIXELS_PER_CELL
+from sampling_core.nodes.sequential import Cells
+from sampling_core.nodes.turns import Turn
 
+BASE = "base"
 ForkMode = Literal["Sample then Fork", "Fork then Sample"]
 
 
 def mask_grid(
-    setting: Setting,
     call: Call,
-    latent: Latent,
+    shape: Shape,
     tile: AnyMask,
-    using: Networks,
     *,
     rows: int = 1,
     columns: int = 3,
     mode: ForkMode = "Sample then Fork",
     denoise: float = 1.0,
-) -> tuple[Latent, Count]:
-    """Latents [rows * columns * b, c, h, w], cell by cell from the top left; `tile` [H, W] is one cell's mask.
+) -> tuple[list[Turn], Cells]:
+    """The turns on a latent of `shape`, and the cells to cut its result into; `tile` [H, W] is one cell's mask.
 
-    `Sample then Fork` samples once under the whole grid, and each output takes its own cell of the first
-    picture from that. `Fork then Sample` samples once per cell, under that cell's mask alone.
+    `Sample then Fork` samples once under the whole grid, and each picture takes its own cell of the first
+    one from that. `Fork then Sample` samples once per cell, under that cell's mask alone.
     Raises BadInput for an unknown mode, and for a grid that does not fit the canvas.
     """
     height, width = tile.shape
-    canvas = (latent.shape[2] * PIXELS_PER_CELL, latent.shape[3] * PIXELS_PER_CELL)
+    # Cells are cut to whole latent cells.
+    cells = Cells(rows, columns, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+    canvas = (shape[2] * PIXELS_PER_CELL, shape[3] * PIXELS_PER_CELL)
     if mode == "Sample then Fork":
         grid = tile.repeat(rows, columns)
         if tuple(grid.shape) != canvas:
             raise BadInput("mask", f"{grid.shape[1]} x {grid.shape[0]} pixels of grid", _fits("exactly", canvas))
-        sampled, count = ksampler(setting, call._replace(mask=grid), latent, using, denoise)
-        return torch.cat([_cell(latent, sampled, r, c, tile) for r in range(rows) for c in range(columns)]), count
+        return [Turn(BASE, call._replace(mask=grid), ksampler_denoise=denoise)], cells
     if mode != "Fork then Sample":
         raise BadInput("mode", mode, "Sample then Fork, Fork then Sample")
     if height * rows > canvas[0] or width * columns > canvas[1]:
         raise BadInput("mask", f"{width * columns} x {height * rows} pixels of grid", _fits("at most", canvas))
-    total, forks = Count(), list[Latent]()
+    turns: list[Turn] = []
     for r in range(rows):
         for c in range(columns):
             mask = torch.zeros(canvas)
             mask[height * r : height * (r + 1), width * c : width * (c + 1)] = tile
-            fork, count = ksampler(setting, call._replace(mask=mask), latent, using, denoise)
-            forks.append(fork)
-            total = total.plus(count)
-    return torch.cat(forks), total
-
-
-def _cell(latent: Latent, sampled: Latent, row: int, column: int, tile: AnyMask) -> Latent:
-    """The latent with one cell of the first sampled picture; cells are cut to whole latent cells."""
-    height, width = (side // PIXELS_PER_CELL for side in tile.shape)
-    fork = latent.clone()
-    where = (0, slice(None), slice(height * row, height * (row + 1)), slice(width * column, width * (column + 1)))
-    fork[where] = sampled[where]
-    return fork
+            turns.append(Turn(BASE, call._replace(mask=mask), fork=True, ksampler_denoise=denoise))
+    return turns, cells
 
 
 def _fits(how: str, canvas: tuple[int, int]) -> str:

@@ -6,14 +6,14 @@ flow models is x / (1 - sigma) and for all others x itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from sampling_core._types import Embedding, Latent
-from sampling_core.draws import SequentialNoise, Shape, span
+from sampling_core.draws import SequentialNoise, Shape
 from sampling_core.evaluate import Count, Network, evaluate
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
@@ -21,7 +21,7 @@ from sampling_core.noise import add_noise, initial_noise
 from sampling_core.sampler import lockstep
 from sampling_core.solvers import Interval, Prediction, Query, Solver, solver_named
 from sampling_core.solvers.base import same_kind
-from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast, Seen
+from sampling_core.solvers.dpm_solver import Seen
 from sampling_core.solvers.sa_solver import SASolver
 from sampling_core.solvers.uni_pc import LAST_SIGMA, UniPC
 
@@ -32,6 +32,9 @@ _AS_RECORDED: dict[str, Solver[Any]] = {
     "uni_pc_bh2": UniPC(bh2=True, short=True),
 }
 """Methods that the originals run with a fault; it changes pictures, so it is kept here."""
+
+CHOOSE_THEIR_STEPS = frozenset({"dpm_fast", "dpm_adaptive"})
+"""Methods that do not step where they are told."""
 
 
 def original_solver(name: str, field: str = "sampler") -> Solver[Any]:
@@ -87,57 +90,73 @@ class Result(NamedTuple):
 
     x: Latent
     denoised: Latent
-    cost: Count
-
-
-def run(work: Pass, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]) -> Result:
-    """The whole pass from the boundary latent [b, c, h, w]."""
-    state, count = begin(work, latent), Count()
-    while state.step < len(work.ladder) - 1:
-        state, cost = advance(work, state, latent, network, embeddings)
-        count = count.plus(cost)
-    last = work.ladder[-1]
-    # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
-    x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
-    return Result(x, state.denoised if state.step > 0 else x, count)
 
 
 def begin(work: Pass, latent: Latent) -> PassState:
-    """The state before the first step."""
+    """The state before the first step, from the boundary latent [b, c, h, w]."""
     x = add_noise(latent, work.noise, work.ladder[0], work.levels)
     return PassState(0, x, original_solver(work.sampler).init(x), x)
 
 
-def advance(
+def iterate(
     work: Pass, state: PassState, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]
-) -> tuple[PassState, Count]:
-    """One step; methods that choose their own steps do all of them at once."""
-    solver = original_solver(work.sampler)
-    inpaint = _inpaint(work, latent)
-    count, seen = Count(), list[Latent]()
+) -> Iterator[tuple[PassState, Count]]:
+    """Every state after `state`, with what each step cost; `latent` is the boundary latent that the pass began with.
 
-    def answer(asked: dict[int, Query]) -> list[Prediction]:
-        nonlocal count
-        (query,) = asked.values()
-        known = inpaint is not None and not bool(inpaint.mask.any())
-        if inpaint is not None and known and not query.unconditional:
-            # Whatever the network would say is masked out.
-            prediction = Prediction(inpaint.clean)
+    Methods that choose their own steps take all of them at once.
+    """
+    solver = original_solver(work.sampler)
+    noise = SequentialNoise(_shape(latent), work.seed, solver.draws, *work.path)
+    answers = _Answers(_inpaint(work, latent), work.guidance, network, embeddings)
+    while state.step < len(work.ladder) - 1:
+        answers.seen.clear()
+        interval = Interval(work.ladder, state.step, work.levels, noise)
+        x, memory = lockstep({0: solver.step(state.x, state.solver, interval)}, answers)[0]
+        if isinstance(memory, Seen):
+            state = PassState(len(work.ladder) - 1, x, memory, memory.denoised if answers.seen else x)
         else:
-            shown = query if inpaint is None else inpaint.hide(query)
-            (prediction,), cost = evaluate([(shown, work.guidance)], network, embeddings)
-            prediction = prediction if inpaint is None else inpaint.show(prediction)
-            count = count.plus(cost)
-        seen.append(prediction.denoised)
+            state = PassState(state.step + 1, x, memory, answers.seen[0])
+        yield state, answers.spent()
+
+
+class _Answers:
+    """Answers a solver's queries from the network, under the mask; knows what that cost."""
+
+    def __init__(
+        self, inpaint: Inpaint | None, guidance: Guidance, network: Network, embeddings: Mapping[str, Embedding]
+    ) -> None:
+        self._inpaint, self._guidance = inpaint, guidance
+        self._network, self._embeddings = network, embeddings
+        # Under an empty mask nothing of what the network would say is kept.
+        self._known = inpaint is not None and not bool(inpaint.mask.any())
+        self._count = Count()
+        self.seen: list[Latent] = []
+        """The step's predictions so far."""
+
+    def __call__(self, asked: dict[int, Query]) -> list[Prediction]:
+        (query,) = asked.values()
+        if self._inpaint is not None and self._known and not query.unconditional:
+            prediction = Prediction(self._inpaint.clean)
+        else:
+            shown = query if self._inpaint is None else self._inpaint.hide(query)
+            (prediction,), cost = evaluate([(shown, self._guidance)], self._network, self._embeddings)
+            prediction = prediction if self._inpaint is None else self._inpaint.show(prediction)
+            self._count = self._count.plus(cost)
+        self.seen.append(prediction.denoised)
         return [prediction]
 
-    noise = SequentialNoise(_shape(latent), work.seed, solver.draws, *work.path)
-    interval = Interval(work.ladder, state.step, work.levels, noise)
-    x, memory = lockstep({0: solver.step(state.x, state.solver, interval)}, answer)[0]
-    if isinstance(solver, DPMFast | DPMAdaptive):
-        assert isinstance(memory, Seen)
-        return PassState(len(work.ladder) - 1, x, memory, memory.denoised if seen else x), count
-    return PassState(state.step + 1, x, memory, seen[0]), count
+    def spent(self) -> Count:
+        """What was asked of the network since the last time."""
+        spent, self._count = self._count, Count()
+        return spent
+
+
+def result(work: Pass, state: PassState) -> Result:
+    """What a finished pass leaves."""
+    last = work.ladder[-1]
+    # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
+    x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
+    return Result(x, state.denoised)
 
 
 def _inpaint(work: Pass, latent: Latent) -> Inpaint | None:
@@ -153,11 +172,6 @@ def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:
     if sampler in {"uni_pc", "uni_pc_bh2"} and len(ladder) > 1 and ladder[-1].sigma == 0:
         return (*ladder[:-1], same_kind(ladder[0], LAST_SIGMA))
     return ladder
-
-
-def whole_path(ladder: tuple[Level, ...]) -> tuple[float, float]:
-    """The span of a Brownian path over this ladder."""
-    return span(ladder)
 
 
 def _shape(latent: Latent) -> Shape:

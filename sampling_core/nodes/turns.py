@@ -1,40 +1,54 @@
-"""A node as a list of turns, taken one after the other on one latent: the sequential composition."""
+"""Turns: what a node does one after the other on one latent, and the passes that come of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sampling_core._types import Latent
-from sampling_core.evaluate import Count
-from sampling_core.nodes.calls import Call, Networks, Setting, sample_advanced
-from sampling_core.nodes.masks import composite
+from sampling_core._types import AnyMask
+from sampling_core.levels import ModelLevels
+from sampling_core.nodes.calls import Call, PlannedPass, Setting, ksampler_passes, passes_of
 
 
 class Turn(NamedTuple):
-    """One sampler call of a node. With `restore`, only what its mask covers is taken from the result."""
+    """One sampler call of a node."""
 
     who: str
     """Name of the setting: `base`, or a region's."""
     call: Call
     restore: bool = False
+    """Only what the call's mask covers is taken from its result."""
+    fork: bool = False
+    """It begins with the node's own latent, and its result is a picture of its own."""
+    ksampler_denoise: float | None = None
+    """The call is one of ComfyUI's KSampler with this denoise. None: of the Impact Pack's."""
 
 
-class Played(NamedTuple):
-    """A node after `turn` turns. Together with the node's turns it is all that is needed to go on."""
+class Stage(NamedTuple):
+    """A pass, and how it hangs together with those before and after it."""
 
-    turn: int
-    latent: Latent
+    planned: PlannedPass
+    opens: bool
+    """It is the first one of its turn."""
+    restore: AnyMask | None
+    """Where its result is laid over the latent that its turn began with; None: it is not."""
+    fork: bool
 
 
-def play(
-    turns: Sequence[Turn], settings: Mapping[str, Setting], played: Played, using: Networks
-) -> Iterator[tuple[Played, Count]]:
-    """Every state after `played`, with what each turn cost. Latents are boundary latents [b, c, h, w]."""
-    for number in range(played.turn, len(turns)):
-        turn = turns[number]
-        reached, count = sample_advanced(settings[turn.who], turn.call, played.latent, using)
-        if turn.restore:
-            reached = composite(played.latent, reached, 0, 0, turn.call.mask)
-        played = Played(number + 1, reached)
-        yield played, count
+def stages(turns: Sequence[Turn], settings: Mapping[str, Setting], levels: Mapping[str, ModelLevels]) -> list[Stage]:
+    """All passes of a node in their order; `levels` by model name. Turns that change nothing have none.
+
+    Raises BadInput for samplers, schedulers, seeds and recoveries that cannot be.
+    """
+    found: list[Stage] = []
+    for turn in turns:
+        setting = settings[turn.who]
+        own = levels[setting.model]
+        if turn.ksampler_denoise is None:
+            passes = passes_of(setting, turn.call, own)
+        else:
+            passes = ksampler_passes(setting, turn.call, own, turn.ksampler_denoise)
+        for number, planned in enumerate(passes):
+            restore = turn.call.mask if turn.restore and number == len(passes) - 1 else None
+            found.append(Stage(planned, number == 0, restore, turn.fork))
+    return found

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sampling_core._types import AnyMask, Latent
+from sampling_core._types import AnyMask
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
-from sampling_core.evaluate import Count
-from sampling_core.nodes.calls import Call, Networks, Recovery, Setting, lengthened, wrapped_ksampler
+from sampling_core.nodes.calls import Call, Recovery, full_run, lengthened
 from sampling_core.nodes.masks import base_mask_of_two, grown_in_latent_cells
 from sampling_core.nodes.turns import Turn
 
@@ -18,26 +17,24 @@ WHOLE_STEP_AGAIN = Recovery("ratio additional", "AUTO", 1.0)
 
 
 class FullRun(NamedTuple):
-    """A KSAMPLER: a setting with its own seed, steps and denoise."""
+    """What a KSAMPLER has of its own beside its setting: seed, steps and denoise."""
 
-    setting: Setting
     seed: int
     steps: int
     denoise: float = 1.0
 
 
 def two_samplers(
-    base: FullRun, inside: FullRun, mask: AnyMask, latent: Latent, using: Networks
-) -> tuple[Latent, Count]:
+    base: FullRun, inside: FullRun, mask: AnyMask, batch_index: tuple[int, ...] | None = None
+) -> list[Turn]:
     """TwoSamplersForMask: a full run wherever the mask is not 1, then a full run under the mask.
 
-    Unlike the original it leaves the caller's latent alone.
+    Unlike the original it leaves the caller's latent alone. Raises BadInput for denoise 0.
     """
-    total = Count()
-    for work, where in ((base, base_mask_of_two(mask)), (inside, mask)):
-        latent, count = wrapped_ksampler(work.setting, work.seed, work.steps, work.denoise, latent, where, using)
-        total = total.plus(count)
-    return latent, total
+    return [
+        Turn(BASE, full_run(base.seed, base.steps, base.denoise, base_mask_of_two(mask), batch_index)),
+        Turn(MASK, full_run(inside.seed, inside.steps, inside.denoise, mask, batch_index)),
+    ]
 
 
 def two_advanced_samplers(
@@ -49,6 +46,7 @@ def two_advanced_samplers(
     denoise: float = 1.0,
     overlap_factor: int = 10,
     recovery: Recovery = WHOLE_STEP_AGAIN,
+    batch_index: tuple[int, ...] | None = None,
     always_noise: bool = False,
 ) -> list[Turn]:
     """TwoAdvancedSamplersForMask: for every step the base outside the mask, then the other under the grown mask.
@@ -66,7 +64,9 @@ def two_advanced_samplers(
     turns: list[Turn] = []
     for i in range(start, total):
         first, last = i == start or always_noise, i + 1 == total and not always_noise
-        base = Call(total, i, i + 1, seed, first, leftover=True, mask=outside, recovery=recovery)
+        base = Call(
+            total, i, i + 1, seed, first, leftover=True, mask=outside, recovery=recovery, batch_index=batch_index
+        )
         turns.append(Turn(BASE, base))
         turns.append(Turn(MASK, base._replace(mask=grown, add_noise=always_noise, leftover=not last)))
     return turns

@@ -71,10 +71,15 @@ _METHODS: dict[str, Solver[Any]] = {
     "uni_pc_bh2": UniPC(bh2=True),
 }
 
-_DRAWN_ON_GPU = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
-"""In ComfyUI, `_gpu` names differ in where the Brownian path is drawn; the formula is the same."""
+_ALONG_A_PATH = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
+_GPU = {f"{name}_gpu": _METHODS[name] for name in _ALONG_A_PATH}
+"""In ComfyUI, these differ in where the Brownian path is drawn; the formula is the same."""
 
-SOLVERS = _METHODS | {f"{name}_gpu": _METHODS[name] for name in _DRAWN_ON_GPU}
+SOLVERS = _METHODS | _GPU
+BROWNIAN = frozenset({*_ALONG_A_PATH, *_GPU})
+"""Samplers whose noise is the increments of one Brownian path."""
+CFG_PP = frozenset(name for name in SOLVERS if name.endswith("_cfg_pp"))
+"""Samplers that want the unconditional prediction in every step, also where guidance is off."""
 
 
 def solver_named(name: str, field: str = "sampler") -> Solver[Any]:
@@ -84,4 +89,15 @@ def solver_named(name: str, field: str = "sampler") -> Solver[Any]:
     return SOLVERS[name]
 
 
-__all__ = ["SOLVERS", "Interval", "Noise", "Prediction", "Query", "Solver", "Step", "solver_named"]
+__all__ = [
+    "BROWNIAN",
+    "CFG_PP",
+    "SOLVERS",
+    "Interval",
+    "Noise",
+    "Prediction",
+    "Query",
+    "Solver",
+    "Step",
+    "solver_named",
+]

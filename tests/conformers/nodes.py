@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from sampling_core.draws import Shape
-from sampling_core.evaluate import Count
 from sampling_core.nodes.calls import Setting
 from sampling_core.nodes.grid import mask_grid
 from sampling_core.nodes.regional import Region, regional_sampler, regional_sampler_advanced
-from sampling_core.nodes.turns import Played, Turn, play
+from sampling_core.nodes.turns import Turn, stages
 from sampling_core.nodes.two_samplers import FullRun, two_advanced_samplers, two_samplers
 from sampling_core.solvers import SOLVERS
-from tests.conformers.passes import check_cost, ksampler_call, latent_of, recovery, setting, using
+from tests.conformers.passes import LEVELS, check_cost, ksampler_call, latent_of, recovery, setting, walked
 from tests.recordings import SCALING, Case, Recordings
 
 COMFYUI_SCHEDULES = {
@@ -53,11 +52,9 @@ def _shape(latent: Tensor) -> Shape:
 def _play(
     case: Case, recordings: Recordings, turns: list[Turn], settings: Mapping[str, Setting], latent: Tensor
 ) -> Tensor:
-    played, total = Played(0, latent), Count()
-    for reached, count in play(turns, settings, played, using(recordings)):
-        played, total = reached, total.plus(count)
-    check_cost(case, total)
-    return played.latent / SCALING
+    found, count = walked(recordings, stages(turns, settings, LEVELS), latent)
+    check_cost(case, count)
+    return found / SCALING
 
 
 def _regional(case: Case, recordings: Recordings) -> Tensor:
@@ -87,17 +84,12 @@ def _regional_advanced(case: Case, recordings: Recordings) -> Tensor:
     return _play(case, recordings, turns, _settings(case), latent)
 
 
-def _full_run(case: Case, role: str) -> FullRun:
-    config = case["samplers"][case[role]]
-    return FullRun(setting(config), config["seed"], config["steps"], config["denoise"])
-
-
 def _two(case: Case, recordings: Recordings) -> Tensor:
     latent, _, _ = latent_of(case, recordings)
-    base, inside = _full_run(case, "base_sampler"), _full_run(case, "mask_sampler")
-    found, count = two_samplers(base, inside, recordings.mask(case["mask"]), latent, using(recordings))
-    check_cost(case, count)
-    return found / SCALING
+    configs = {role: case["samplers"][case[f"{role}_sampler"]] for role in ("base", "mask")}
+    runs = [FullRun(config["seed"], config["steps"], config["denoise"]) for config in configs.values()]
+    settings = {role: setting(config) for role, config in configs.items()}
+    return _play(case, recordings, two_samplers(*runs, recordings.mask(case["mask"])), settings, latent)
 
 
 def _two_advanced(case: Case, recordings: Recordings) -> Tensor:
@@ -121,17 +113,16 @@ def _grid(case: Case, recordings: Recordings) -> Tensor:
         sampler=own.sampler if own.sampler in SOLVERS else "euler",
         scheduler=own.scheduler if own.scheduler in COMFYUI_SCHEDULES else "simple",
     )
-    found, count = mask_grid(
-        own,
+    turns, cells = mask_grid(
         ksampler_call(params, mask, index),
-        latent,
+        _shape(latent),
         recordings.mask(case["mask"])[0, :, :, 0],
-        using(recordings),
         rows=params["rows"],
         columns=params["columns"],
         mode=params["mode"],
         denoise=params["denoise"],
     )
+    found, count = walked(recordings, stages(turns, {"base": own}, LEVELS), latent, cells)
     check_cost(case, count)
     return found / SCALING
 

@@ -9,23 +9,18 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from sampling_core.evaluate import Count, evaluate
+from sampling_core.evaluate import Count, Networks, evaluate
 from sampling_core.guidance import Guidance
 from sampling_core.levels import ModelLevels, beta_levels, flow_levels
 from sampling_core.models.unet import UNetDenoiser
-from sampling_core.nodes.calls import (
-    NO_RECOVERY,
-    Call,
-    Networks,
-    Recovery,
-    Setting,
-    ksampler,
-    sample_advanced,
-    wrapped_ksampler,
-)
+from sampling_core.nodes.calls import NO_RECOVERY, Call, Recovery, Setting, full_run
+from sampling_core.nodes.masks import repeated
+from sampling_core.nodes.sequential import Cells, Sequential
+from sampling_core.nodes.turns import Stage, Turn, stages
 from sampling_core.solvers import Query
 from tests.recordings import SCALING, Case, Recordings
 
+CHANNELS = 4
 LEVELS: dict[str, ModelLevels] = {
     "eps": beta_levels("epsilon"),
     "v": beta_levels("v_prediction"),
@@ -42,7 +37,26 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
 
 
 def using(recordings: Recordings) -> Networks:
-    return Networks(networks(recordings.folder), LEVELS, recordings.conditionings)
+    return Networks(networks(recordings.folder), recordings.conditionings)
+
+
+def walked(
+    recordings: Recordings, stages: list[Stage], latent: Tensor, cells: Cells | None = None
+) -> tuple[Tensor, Count]:
+    """What a node makes of a latent, and what it cost."""
+    if latent.shape[1] != CHANNELS and not bool(latent.any()):
+        # Empty latents get as many channels as the networks take.
+        latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if stages else latent
+    run = Sequential(tuple(stages), latent, cells=cells)
+    walk, total = run.begin(), Count()
+    for reached, count in run.iterate(walk, using(recordings)):
+        walk, total = reached, total.plus(count)
+    return run.pictures(walk), total
+
+
+def alone(recordings: Recordings, config: dict[str, Any], turn: Turn, latent: Tensor) -> tuple[Tensor, Count]:
+    """One call, as a node of one turn."""
+    return walked(recordings, stages([turn], {turn.who: setting(config)}, LEVELS), latent)
 
 
 def setting(config: dict[str, Any]) -> Setting:
@@ -81,7 +95,8 @@ def denoiser(case: Case, recordings: Recordings) -> Tensor:
 def ksampler_advanced(case: Case, recordings: Recordings) -> Tensor:
     latent, mask, index = latent_of(case, recordings)
     call = ksampler_call(case["params"], mask, index)
-    found, count = ksampler(setting(case["sampler"]), call, latent, using(recordings), case["params"]["denoise"])
+    turn = Turn("", call, ksampler_denoise=case["params"]["denoise"])
+    found, count = alone(recordings, case["sampler"], turn, latent)
     check_cost(case, count)
     return found / SCALING
 
@@ -107,7 +122,7 @@ def advanced(case: Case, recordings: Recordings) -> Tensor:
         NO_RECOVERY if params["recovery_mode"] == "DISABLE" else recovery(params, "recovery"),
         index,
     )
-    found, count = sample_advanced(setting(case["sampler"]), call, latent, using(recordings))
+    found, count = alone(recordings, case["sampler"], Turn("", call), latent)
     check_cost(case, count)
     return found / SCALING
 
@@ -115,9 +130,8 @@ def advanced(case: Case, recordings: Recordings) -> Tensor:
 def ksampler_wrapper(case: Case, recordings: Recordings) -> Tensor:
     config = case["sampler"]
     latent, mask, _ = latent_of(case, recordings)
-    found, count = wrapped_ksampler(
-        setting(config), config["seed"], config["steps"], config["denoise"], latent, mask, using(recordings)
-    )
+    call = full_run(config["seed"], config["steps"], config["denoise"], mask)
+    found, count = alone(recordings, config, Turn("", call), latent)
     check_cost(case, count)
     return found / SCALING
 

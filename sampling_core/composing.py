@@ -1,0 +1,85 @@
+"""Which fields of a job go together with its composition; what does not is refused, never ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sampling_core.fields import refuse
+from sampling_core.original_node import PARAMETERS, UNTOUCHED, Node
+
+if TYPE_CHECKING:
+    from sampling_core.job import Region, RenderJob
+
+_SEQUENTIAL_ONLY = ("scheduler", "sigma_factor", "variation_seed", "variation_strength", "variation_method")
+_CHOOSE_THEIR_STEPS = ("dpm_fast", "dpm_adaptive")
+_REGIONS = {
+    "RegionalSampler": (1, 64, "1 or more regions"),
+    "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
+    "TwoSamplersForMask": (1, 1, "1 region: the one under the mask"),
+    "TwoAdvancedSamplersForMask": (1, 1, "1 region: the one under the mask"),
+    "MaskGridNKSamplersAdvanced": (0, 0, "no regions: what is drawn is node.tile"),
+}
+
+
+def check_composition(job: RenderJob) -> None:
+    """Raises the error of a field that the job's composition has no use for, or cannot do with."""
+    if job.composition == "joint":
+        _check_joint(job)
+    else:
+        _check_sequential(job)
+
+
+def _check_joint(job: RenderJob) -> None:
+    if job.node != UNTOUCHED:
+        raise refuse("node", job.node.name, "left out with joint composition")
+    for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
+        if sampler in _CHOOSE_THEIR_STEPS:
+            raise refuse(field, sampler, "a sampler that takes the given steps, with joint composition")
+    for name in _SEQUENTIAL_ONLY:
+        for field, value in _of_regions(job, name).items():
+            if value != _default(job.regions[0], name):
+                raise refuse(field, value, "left out with joint composition")
+
+
+def _check_sequential(job: RenderJob) -> None:
+    node = job.node
+    for name, field in Node.model_fields.items():
+        value = getattr(node, name)
+        if name != "name" and name not in PARAMETERS[node.name] and value != field.default:
+            raise refuse(f"node.{name}", value, f"left out: {node.name} has no such parameter")
+    least, most, wanted = _REGIONS[node.name]
+    if not least <= len(job.regions) <= most:
+        raise refuse("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
+    for field, weight in _of_regions(job, "weight").items():
+        if weight != 1:
+            raise refuse(field, weight, "left out with sequential composition: regions go one after the other")
+    if job.base_only_steps and node.name != "RegionalSampler":
+        raise refuse("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
+    if job.denoise < 1 and node.name == "RegionalSamplerAdvanced":
+        raise refuse("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
+    varies = node.name == "RegionalSamplerAdvanced" or node.vary_noise
+    for field, strength in _of_regions(job, "variation_strength").items():
+        if strength and not varies:
+            raise refuse(field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise")
+    _check_range(job)
+
+
+def _check_range(job: RenderJob) -> None:
+    node = job.node
+    if node.start_at_step >= job.steps:
+        raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
+    if node.end_at_step <= node.start_at_step:
+        raise refuse("node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})")
+    if node.name == "MaskGridNKSamplersAdvanced":
+        for name, parts, pixels in (("rows", node.rows, job.height), ("columns", node.columns, job.width)):
+            if pixels % parts:
+                side = "height" if name == "rows" else "width"
+                raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
+
+
+def _of_regions(job: RenderJob, name: str) -> dict[str, object]:
+    return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
+
+
+def _default(region: Region, name: str) -> object:
+    return type(region).model_fields[name].default

@@ -1,0 +1,100 @@
+"""Composition: how the base and the regions share a canvas. A run is a row of steps, whatever they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from sampling_core import sampler
+from sampling_core import state as written
+from sampling_core._types import Latent
+from sampling_core.evaluate import Count, Networks
+from sampling_core.sampler import Plan, State
+
+S = TypeVar("S")
+
+
+@runtime_checkable
+class Composition(Protocol[S]):
+    """What tasks need to know of a run. Its states are NamedTuples of tensors, written by `to_tensors`."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that can be saved one by one."""
+        ...
+
+    @property
+    def base_only_steps(self) -> int:
+        """How many of them, the first ones, are of the base alone."""
+        ...
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts that are evaluated, in order of first use."""
+        ...
+
+    def begin(self) -> S:
+        """The state before the first step."""
+        ...
+
+    def done(self, state: S) -> int:
+        """Steps that are finished in a state."""
+        ...
+
+    def iterate(self, state: S, using: Networks, until: int | None = None) -> Iterator[tuple[S, Count]]:
+        """Every state after `state` up to step `until` (default: the end), with what each step cost."""
+        ...
+
+    def pictures(self, state: S) -> Latent:
+        """The latents [b, c, h, w] to decode, once all steps are done."""
+        ...
+
+    def to_tensors(self, state: S) -> dict[str, Tensor]:
+        """A state as named tensors."""
+        ...
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> S:
+        """The state that `to_tensors` wrote. Raises KeyError if it belongs to another run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Joint composition: all take each step together. `noised` [b, c, h, w] is where the plan's ladder begins."""
+
+    plan: Plan
+    noised: Latent
+    model: str
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    @property
+    def base_only_steps(self) -> int:
+        return self.plan.base_only_steps
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.plan.prompts
+
+    def begin(self) -> State:
+        return sampler.start(self.plan, self.noised)
+
+    def done(self, state: State) -> int:
+        return state.step
+
+    def iterate(self, state: State, using: Networks, until: int | None = None) -> Iterator[tuple[State, Count]]:
+        return sampler.iterate(self.plan, state, using.networks[self.model], using.embeddings, until)
+
+    def pictures(self, state: State) -> Latent:
+        return state.x
+
+    def to_tensors(self, state: State) -> dict[str, Tensor]:
+        return written.to_tensors(state)
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
+        return written.from_tensors(self.plan, tensors)

@@ -1,0 +1,84 @@
+"""The content hash of a job: same meaning, same hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sampling_core.job import Region, RenderJob
+from sampling_core.original_node import PARAMETERS
+from sampling_core.shapes import Shape
+from sampling_core.solvers import CFG_PP
+
+_RESOLVED = {"regions", "base_only_steps", "sampler", "cfg", "negative_prompt", "node", "batch_size", "batch_index"}
+
+
+def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the job draws, with everything inherited filled in and everything without effect left out.
+
+    `digests` gives the SHA-256 of each mask file and of the model's weights by the path that the job
+    names, so that the same bytes mean the same wherever they lie.
+    """
+    digests = digests or {}
+    means = job.model_dump(mode="json", exclude=_RESOLVED) | _asked_of(job, None)
+    means["model"] = digests.get(job.model, job.model)
+    means["base_only_steps"] = job.first_steps if job.regions else 0
+    means["pictures"] = list(job.batch_index) or job.batch_size
+    means["regions"] = [_region(job, region, digests) for region in job.regions]
+    if job.composition == "sequential":
+        node = job.node.model_dump(mode="json", include={"name", *PARAMETERS[job.node.name]})
+        means["node"] = node | ({"tile": shape_meaning(job.node.tile, digests)} if "tile" in node else {})
+    return means
+
+
+def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[str, Any]:
+    means: dict[str, Any] = {
+        "mask": shape_meaning(region.mask, digests),
+        "prompt": region.prompt,
+        "feather": region.feather,
+    }
+    means |= _asked_of(job, region)
+    if job.composition == "joint":
+        return means | {"weight": region.weight if len(job.regions) > 1 else 1.0}
+    means |= {"scheduler": region.scheduler or job.scheduler, "sigma_factor": region.sigma_factor}
+    if region.variation_strength > 0:
+        means["variation"] = [region.variation_seed, region.variation_strength, region.variation_method]
+    return means
+
+
+def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:
+    """A shape with the content of its file in the place of the file's path."""
+    means = shape.model_dump(mode="json")
+    for name in ("image", "color_map"):
+        if name in means:
+            means[name] = digests.get(means[name], means[name])
+    return means
+
+
+def _asked_of(job: RenderJob, region: Region | None) -> dict[str, Any]:
+    sampler, cfg, negative = job.settings_of(region)
+    # With guidance off, the negative prompt is evaluated for CFG++ alone.
+    unused = math.isclose(cfg, 1.0) and sampler not in CFG_PP
+    return {"sampler": sampler, "cfg": cfg, "negative_prompt": "" if unused else negative}
+
+
+def job_hash(job: RenderJob, digests: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of the job's meaning, as hex."""
+    return content_hash(meaning(job, digests))
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, written in one canonical way."""
+    text = json.dumps(_without_negative_zero(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_negative_zero(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_negative_zero(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_negative_zero(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value

@@ -1,0 +1,147 @@
+"""Sequential composition: a node's passes, taken one step at a time; the driver of the five originals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sampling_core._types import Latent
+from sampling_core.evaluate import Count, Networks
+from sampling_core.nodes.masks import composite
+from sampling_core.nodes.passes import PassState, begin, iterate, original_solver, result
+from sampling_core.nodes.turns import Stage
+
+
+class Walk(NamedTuple):
+    """A node on its way. Together with its stages it is all that is needed to go on.
+
+    Latents are boundary latents [b, c, h, w]: `latent` is what the open pass began with, `turn` what its
+    turn began with, `forks` [n * b, c, h, w] the pictures that are finished. `inside` is the open pass
+    after some of its steps; None before the first.
+    """
+
+    number: int
+    """Finished passes."""
+    latent: Latent
+    turn: Latent
+    forks: Latent
+    inside: PassState | None
+
+
+class Cells(NamedTuple):
+    """A grid whose cells become pictures: each is the first latent with one cell of the sampled one."""
+
+    rows: int
+    columns: int
+    height: int
+    """Latent cells of one grid cell."""
+    width: int
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with."""
+
+    stages: tuple[Stage, ...]
+    clean: Latent
+    base_only_steps: int = 0
+    cells: Cells | None = None
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Steps done after each pass."""
+        return list(accumulate(stage.planned.steps for stage in self.stages))
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps of all passes together."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts that the run evaluates, in order of first use."""
+        used = (prompt for stage in self.stages for prompt in stage.planned.setting.guidance.prompts)
+        return tuple(dict.fromkeys(used))
+
+    def begin(self) -> Walk:
+        """The state before the first step."""
+        return Walk(0, self.clean, self.clean, self.clean[:0], None)
+
+    def done(self, state: Walk) -> int:
+        """Steps that are finished."""
+        before = self._ends[state.number - 1] if state.number else 0
+        return before + (state.inside.step if state.inside else 0)
+
+    def iterate(self, state: Walk, using: Networks, until: int | None = None) -> Iterator[tuple[Walk, Count]]:
+        """Every state after `state` up to step `until` (default: the end), with what each step cost."""
+        last = self.steps if until is None else until
+        while state.number < len(self.stages) and self.done(state) < last:
+            stage = self.stages[state.number]
+            if state.inside is None and stage.opens:
+                start = self.clean if stage.fork else state.latent
+                state = state._replace(latent=start, turn=start)
+            planned, latent = stage.planned, state.latent
+            work = planned.opened(latent)
+            inside = begin(work, latent) if state.inside is None else state.inside
+            network = using.networks[planned.setting.model]
+            for reached, count in iterate(work, inside, latent, network, using.embeddings):
+                if reached.step < len(work.ladder) - 1:
+                    state = state._replace(inside=reached)
+                else:
+                    state = self._closed(state, stage, planned.closed(result(work, reached), latent))
+                yield state, count
+                if self.done(state) >= last:
+                    return
+
+    def _closed(self, state: Walk, stage: Stage, reached: Latent) -> Walk:
+        """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
+        if stage.restore is not None:
+            reached = composite(state.turn, reached, 0, 0, stage.restore)
+        ends = state.number + 1 == len(self.stages) or self.stages[state.number + 1].opens
+        forks = torch.cat([state.forks, reached]) if stage.fork and ends else state.forks
+        return Walk(state.number + 1, reached, state.turn, forks, None)
+
+    def pictures(self, state: Walk) -> Latent:
+        """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""
+        if len(state.forks):
+            return state.forks
+        if self.cells is None:
+            return state.latent
+        grid = [(row, column) for row in range(self.cells.rows) for column in range(self.cells.columns)]
+        return torch.cat([self._cell(state.latent, self.cells, row, column) for row, column in grid])
+
+    def _cell(self, sampled: Latent, cells: Cells, row: int, column: int) -> Latent:
+        """The first latent with one cell of the first sampled picture, as the original has it."""
+        fork = self.clean.clone()
+        down = slice(cells.height * row, cells.height * (row + 1))
+        across = slice(cells.width * column, cells.width * (column + 1))
+        fork[0, :, down, across] = sampled[0, :, down, across]
+        return fork
+
+    def to_tensors(self, state: Walk) -> dict[str, Tensor]:
+        """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""
+        named = {"number": torch.tensor(state.number)} | {name: getattr(state, name) for name in _LATENTS}
+        if state.inside is not None:
+            named |= {"inside.step": torch.tensor(state.inside.step)}
+            named |= {"inside.x": state.inside.x, "inside.denoised": state.inside.denoised}
+            named |= {f"inside.solver.{name}": value for name, value in state.inside.solver._asdict().items()}
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Walk:
+        """The state that `to_tensors` wrote. Raises KeyError if it belongs to another run."""
+        state = Walk(int(tensors["number"]), *(tensors[name] for name in _LATENTS), inside=None)
+        if "inside.step" not in tensors:
+            return state
+        x = tensors["inside.x"]
+        fresh: Any = original_solver(self.stages[state.number].planned.setting.sampler).init(x)
+        solver = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
+        return state._replace(inside=PassState(int(tensors["inside.step"]), x, solver, tensors["inside.denoised"]))
+
+
+_LATENTS = ("latent", "turn", "forks")

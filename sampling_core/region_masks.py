@@ -1,0 +1,45 @@
+"""Shapes -> masks, as the composition of a job wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sampling_core import masks as draw
+from sampling_core._types import AnyMask, Photo, PixelMask
+from sampling_core.errors import BadInput
+from sampling_core.job import RenderJob
+from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, Shape
+
+
+def region_masks(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> tuple[AnyMask, ...]:
+    """Each region's mask, feathered; of a grid, its tile's. `photos` holds the mask files by path.
+
+    On the latent lattice for joint composition, in pixels for sequential, whose nodes resize masks themselves.
+    Raises BadInput for a canvas that is no multiple of the cell, and for regions that are empty or
+    smaller than one latent cell.
+    """
+    for name, pixels in (("width", job.width), ("height", job.height)):
+        if pixels % cell:
+            raise BadInput(name, pixels, f"a multiple of {cell} for this model")
+    built: list[AnyMask] = []
+    for field, shape, feather in job.drawn_masks():
+        tiles = (job.node.rows, job.node.columns) if field == "node.tile" else (1, 1)
+        mask = _pixels((job.height // tiles[0], job.width // tiles[1]), shape, photos)
+        draw.check_extent(mask, cell, field, shape.model_dump(exclude={"kind"}))
+        mask = draw.feathered(mask, feather)
+        built.append(draw.to_lattice(mask, cell) if job.composition == "joint" else mask)
+    return tuple(built)
+
+
+def _pixels(size: draw.Size, shape: Shape, photos: Mapping[str, Photo]) -> PixelMask:
+    match shape:
+        case Rectangle():
+            return draw.rectangle(size, shape.x, shape.y, shape.width, shape.height)
+        case Ellipse():
+            return draw.ellipse(size, shape.center_x, shape.center_y, shape.radius_x, shape.radius_y)
+        case Polygon():
+            return draw.polygon(size, shape.points)
+        case Image():
+            return draw.from_image(size, photos[shape.image])
+        case ColorMap():
+            return draw.from_color_map(size, photos[shape.color_map], shape.color)

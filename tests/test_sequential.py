@@ -1,0 +1,241 @@
+"""Jobs with sequential composition: a job gives the picture that was recorded, and goes on bit-equal from any step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from sampling_core.evaluate import Networks
+from sampling_core.job import RenderJob
+from sampling_core.levels import beta_levels
+from sampling_core.nodes.cautions import cautions
+from sampling_core.nodes.sequential import Sequential
+from sampling_core.original_node import PARAMETERS, Node
+from sampling_core.parsing import BadJob, parse_job
+from sampling_core.plan import cost
+from sampling_core.region_masks import region_masks
+from sampling_core.sequential_plan import sequential
+from tests.conformance import GOLDENS
+from tests.conformers.passes import LEVELS, networks
+from tests.problems import GaussianData
+from tests.recordings import SCALING, Case, Recordings, tolerance
+
+RECORDINGS = Recordings(GOLDENS)
+SIDE = {"x": 0, "y": 0, "width": 0.5, "height": 1}
+_OF_THE_JOB = {"seed", "noise_seed", "steps", "base_only_steps", "denoise", "cfg"}
+
+
+def job_of(case: Case) -> RenderJob | None:
+    """The job that asks for what a case recorded; None where jobs have no words for it."""
+    samplers = case["samplers"]
+    base, node = samplers[case["base_sampler"]], case["node"]
+    if case["expect"]["type"] != "tensor" or len({config["model"] for config in samplers.values()}) > 1:
+        return None
+    if "source" in case or "flags" in case or not isinstance(case["latent"], str):
+        return None
+    if RECORDINGS.latent(case["latent"]).shape[1] != 4 or "fall back" in case["notes"]:
+        return None
+    params = dict(case["params"])
+    # ComfyUI's strings for switches.
+    params = {name: value == "enable" if value in {"enable", "disable"} else value for name, value in params.items()}
+    regions = case.get("regions", [])
+    if node.startswith("Two"):
+        regions = [{"sampler": case["mask_sampler"]}]
+    if node == "TwoSamplersForMask":
+        inside = samplers[case["mask_sampler"]]
+        params |= {f"mask_{name}": inside[name] for name in ("seed", "steps", "denoise")}
+        params |= {name: base[name] for name in ("seed", "steps", "denoise")}
+    fields = {"seed": params.get("seed", params.get("noise_seed"))}
+    fields |= {name: params[name] for name in ("steps", "base_only_steps", "denoise") if name in params}
+    own = {name: value for name, value in params.items() if name in Node.model_fields}
+    if "sigma_factor" in base and "sigma_factor" in PARAMETERS[node]:
+        own["sigma_factor"] = base["sigma_factor"]
+    height, width = (8 * side for side in RECORDINGS.latent(case["latent"]).shape[2:])
+    asked = fields | {
+        "model": base["model"],
+        "width": width,
+        "height": height,
+        "batch_size": len(RECORDINGS.latent(case["latent"])),
+        "composition": "sequential",
+        "scheduler": base["scheduler"],
+        **_asked(base),
+        "regions": [_region(region, samplers[region["sampler"]]) for region in regions],
+        "node": {"name": node, **own},
+    }
+    try:
+        return parse_job(asked)
+    except BadJob:
+        return None
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt": config["positive"],
+        "negative_prompt": config["negative"],
+        "sampler": config["sampler_name"],
+        "cfg": config["cfg"],
+    }
+
+
+def _region(region: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    varies = {name: region[name] for name in region if name.startswith("variation_")}
+    own = {"scheduler": config["scheduler"], "sigma_factor": config.get("sigma_factor", 1.0), "mask": SIDE}
+    return own | _asked(config) | varies
+
+
+def _masks(case: Case) -> list[torch.Tensor]:
+    if case["node"].startswith("MaskGrid"):
+        return [RECORDINGS.mask(case["mask"])[0, :, :, 0]]
+    if case["node"].startswith("Two"):
+        return [RECORDINGS.mask(case["mask"])]
+    return [RECORDINGS.mask(region["mask"]) for region in case["regions"]]
+
+
+EXPRESSIBLE = [
+    (case, job) for case in RECORDINGS.cases if case["group"] == "node" and (job := job_of(case)) is not None
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "job"), [pair for pair in EXPRESSIBLE if pair[0]["tier"] == "core"], ids=lambda value: _id(value)
+)
+def test_a_job_gives_the_recorded_picture(case: Case, job: RenderJob) -> None:
+    clean = RECORDINGS.latent(case["latent"]) * SCALING
+    channels = clean.shape[1]
+    run = replace(sequential(job, LEVELS[job.model], channels, 8, _masks(case)), clean=clean)
+    error = (_finished(run, networks(GOLDENS), RECORDINGS.conditionings) / SCALING - RECORDINGS.expected(case)).abs()
+    assert float(error.max()) <= tolerance(case)
+
+
+def _id(value: object) -> str:
+    return str(value["id"]) if isinstance(value, dict) else ""
+
+
+def test_most_recordings_can_be_asked_for() -> None:
+    found = Counter(case["node"] for case, _ in EXPRESSIBLE)
+    assert set(found) == set(PARAMETERS)
+    assert sum(found.values()) > 150
+
+
+def _finished(run: Sequential, nets: Any, embeddings: Any) -> torch.Tensor:
+    walk = run.begin()
+    for reached, _ in run.iterate(walk, Networks(nets, embeddings)):
+        walk = reached
+    return run.pictures(walk)
+
+
+def _job(name: str, **fields: Any) -> RenderJob:
+    regions = [] if name.startswith("MaskGrid") else [{"prompt": "region", "mask": SIDE, "feather": 16}]
+    own = fields.pop("node", {})
+    asked = {"prompt": "base", "steps": 5, "composition": "sequential", "regions": regions} | fields
+    return parse_job(asked | {"node": {"name": name} | own})
+
+
+def _run(job: RenderJob) -> Sequential:
+    return sequential(job, beta_levels("v_prediction"), 4, 8, region_masks(job, {}, 8))
+
+
+JOBS = [
+    _job("RegionalSampler", sampler="dpmpp_2m_sde"),
+    _job("RegionalSamplerAdvanced", sampler="heun", node={"restore_latent": False}),
+    _job("TwoSamplersForMask", sampler="dpmpp_2m", node={"mask_steps": 4}),
+    _job("TwoAdvancedSamplersForMask", sampler="uni_pc", denoise=0.5),
+    _job("MaskGridNKSamplersAdvanced", sampler="euler_ancestral", node={"columns": 2}),
+    _job("MaskGridNKSamplersAdvanced", sampler="lms", node={"columns": 2, "rows": 2, "mode": "Fork then Sample"}),
+    _job("TwoSamplersForMask", sampler="dpm_adaptive", batch_size=2),
+]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
+def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
+    """Also within a pass: what a full run of one sampler has done by then is not lost."""
+    run = _run(job)
+    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
+    states = [run.begin(), *(state for state, _ in run.iterate(run.begin(), using))]
+    assert [run.done(state) for state in states] == list(range(run.steps + 1))
+    whole = run.pictures(states[-1])
+    for state in states:
+        resumed = run.from_tensors(load(save(run.to_tensors(state))))
+        assert run.done(resumed) == run.done(state)
+        for reached, _ in run.iterate(resumed, using):
+            resumed = reached
+        assert torch.equal(run.pictures(resumed), whole)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
+def test_stops_where_it_is_told(job: RenderJob) -> None:
+    run = _run(job)
+    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
+    half = run.steps // 2
+    *_, (reached, _) = run.iterate(run.begin(), using, until=half)
+    assert run.done(reached) == half
+    assert list(run.iterate(reached, using, until=half)) == []
+
+
+@pytest.mark.parametrize("job", JOBS[:-1], ids=lambda job: f"{job.node.name} {job.sampler}")
+def test_plan_counts_what_is_executed(job: RenderJob) -> None:
+    run = _run(job)
+    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
+    assert list(cost(run, "embedded").per_step) == [count for _, count in run.iterate(run.begin(), using)]
+
+
+def test_a_region_that_covers_all_spares_the_base() -> None:
+    """20 steps, 2 of the base alone: the base passes under an empty mask cost nothing."""
+    everywhere = [{"prompt": "region", "mask": SIDE | {"width": 1}}]
+    run = _run(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
+    assert cost(run, "embedded").evaluations == 2 * (2 + 18)
+
+
+def test_fork_modes_give_one_picture_per_cell() -> None:
+    for job in JOBS[4:6]:
+        run = _run(job)
+        found = _finished(run, {"embedded": GaussianData()}, {p: torch.zeros(1, 1, 1) for p in run.prompts})
+        assert found.shape == (job.node.rows * job.node.columns, 4, 16, 16)
+        assert len({tuple(picture.flatten().tolist()) for picture in found}) == len(found)
+
+
+def test_cautions() -> None:
+    soft = _run(_job("RegionalSampler", node={"overlap_factor": 0}))
+    assert cautions(soft) == [text for text in cautions(soft) if "soft edges that no pass denoises" in text] != []
+    assert ["noise of sigma" in text for text in cautions(_run(JOBS[1]))] == [True]
+    assert ["chooses its own steps" in text for text in cautions(_run(JOBS[6]))] == [True]
+    assert not cautions(_run(_job("TwoSamplersForMask")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"node": {"name": "RegionalSampler", "rows": 2}}, "node.rows: 2 is not allowed; allowed: left out"),
+        ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: 'RegionalSampler', "),
+        ({"node": {"overlap": 2}}, "node.overlap: 2 is not allowed; allowed: overlap_factor (did you mean"),
+        ({"node": {"tile": {"x": 2}}}, "node.tile.x: 2 is not allowed; allowed: at most 1"),
+        ({"regions": []}, "regions: '0 regions' is not allowed; allowed: 1 or more regions with RegionalSampler"),
+        ({"regions.weight": 2}, "regions.0.weight: 2.0 is not allowed; allowed: left out with sequential"),
+        ({"regions.variation_strength": 0.5}, "regions.0.variation_strength: 0.5 is not allowed; allowed: 0, or"),
+        ({"node": {"name": "TwoSamplersForMask"}, "base_only_steps": 2}, "base_only_steps: 2 is not allowed"),
+        ({"node": {"name": "RegionalSamplerAdvanced"}, "denoise": 0.5}, "denoise: 0.5 is not allowed; allowed: 1:"),
+        ({"node": {"name": "RegionalSamplerAdvanced", "start_at_step": 20}}, "node.start_at_step: 20 is not allowed"),
+        ({"node": {"name": "MaskGridNKSamplersAdvanced"}}, "regions: '1 regions' is not allowed; allowed: no regions"),
+        (
+            {"node": {"name": "MaskGridNKSamplersAdvanced"}, "regions": []},
+            "node.columns: 3 is not allowed; allowed: a number that divides the width, 128 pixels",
+        ),
+        ({"composition": "joint", "node": {"name": "TwoSamplersForMask"}}, "node: 'TwoSamplersForMask' is not"),
+        ({"composition": "joint", "sampler": "dpm_adaptive"}, "sampler: 'dpm_adaptive' is not allowed; allowed: a"),
+        ({"composition": "joint", "regions.sampler": "dpm_fast"}, "regions.0.sampler: 'dpm_fast' is not allowed"),
+        ({"composition": "joint", "regions.scheduler": "beta"}, "regions.0.scheduler: 'beta' is not allowed"),
+        ({"batch_size": 2, "batch_index": [2]}, "batch_index: 2 is not allowed; allowed: 0 to 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], line: str) -> None:
+    region = {"prompt": "region", "mask": SIDE}
+    region |= {name.removeprefix("regions."): value for name, value in changes.items() if name.startswith("regions.")}
+    asked = {"prompt": "base", "composition": "sequential", "regions": [region]}
+    with pytest.raises(BadJob) as caught:
+        parse_job(asked | {name: value for name, value in changes.items() if not name.startswith("regions.")})
+    assert str(caught.value).startswith(line)
