@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,6 +22,8 @@ from sampling_core.parsing import BadJob
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from sampling_core.evaluate import Count
+    from sampling_core.plan import Cost
     from tasks.preparing import Prepared
 
 BAD_INPUT = 2
@@ -99,15 +102,22 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
         print(json.dumps(facts))
         return
     table = Table("Steps", "Rows per step", "Forwards per step", title=f"{job.name}: {prepared.run.steps} steps")
-    for stage in stages:
-        first, last = stage["first_step"], stage["last_step"]
-        table.add_row(f"{first}" if first == last else f"{first} to {last}", f"{stage['rows']}", f"{stage['forwards']}")
+    for steps, count in _told_shortly(cost):
+        table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
     console = Console()
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     for warning in facts["warnings"]:
         console.print(f"Warning: {warning}", style="yellow")
+
+
+def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
+    """Steps of the same cost: as stretches, or where these are many, as how many there are of each."""
+    stretches = cost.runs()
+    if len(stretches) > 8:
+        return [(f"{number} of {len(cost.per_step)}", count) for count, number in Counter(cost.per_step).items()]
+    return [(f"{first}" if first == last else f"{first} to {last}", count) for first, last, count in stretches]
 
 
 def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
