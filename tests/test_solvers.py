@@ -13,7 +13,7 @@ from sampling_core.errors import BadInput
 from sampling_core.fields import SamplerName
 from sampling_core.levels import Level
 from sampling_core.sampler import advance, iterate, start
-from sampling_core.solvers import SOLVERS, solver_named
+from sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
 from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from sampling_core.state import from_tensors, to_tensors
 from tests.problems import EMBEDDINGS, GaussianData, finish, single
@@ -44,6 +44,46 @@ def test_order_of_convergence(name: str, kind: str) -> None:
     """At least the stated order: one first step of lower order can be small enough not to be seen."""
     coarse, fine = _error(name, kind, 128), _error(name, kind, 256)
     assert math.log2(coarse / fine) >= SOLVERS[name].order - 0.25
+
+
+def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[float, int]:
+    """Error and evaluations of a method that goes down the ladder by steps of its own."""
+    problem, ladder = GaussianData(), _ladder(kind, steps)
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * ladder[0].sigma
+    plan = single("euler", ladder, x)
+    step = solver.step(x, solver.init(x), Interval(plan.ladder, 0, plan.levels, plan.noise))
+    query, evaluations = next(step), 0
+    while True:
+        evaluations += 1
+        answer = problem(query.x, [query.level] * len(query.x), EMBEDDINGS["base"])
+        try:
+            query = step.send(Prediction(answer))
+        except StopIteration as stop:
+            reached = stop.value[0]
+            return float((reached - problem.solution(x, ladder[0], ladder[-1])).abs().max()), evaluations
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_order_of_dpm_fast(kind: str) -> None:
+    """In runs of 3 k + 2 steps: with a step less or more, a last step of order 1 limits the whole."""
+    (coarse, few), (fine, many) = _own_steps(DPMFast(), kind, 47), _own_steps(DPMFast(), kind, 95)
+    assert (few, many) == (47, 95)
+    assert math.log2(coarse / fine) >= DPMFast.order - 0.25
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_order_of_dpm_adaptive(kind: str) -> None:
+    """With a tighter tolerance, the error falls as the third power of the evaluations or faster."""
+
+    class Tight(DPMAdaptive):
+        absolute, relative = DPMAdaptive.absolute / 64, DPMAdaptive.relative / 64
+
+    class Tighter(DPMAdaptive):
+        absolute, relative = DPMAdaptive.absolute / 4096, DPMAdaptive.relative / 4096
+
+    (coarse, few), (fine, many) = _own_steps(Tight(), kind, 10), _own_steps(Tighter(), kind, 10)
+    assert many > few
+    assert math.log(coarse / fine) / math.log(many / few) >= DPMAdaptive.order - 0.25
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
