@@ -43,8 +43,10 @@ BARS = {
 def draw(job: RenderJob, model: Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
     folder = model.folder
-    run = compose(job, folder.levels, folder.latent_channels, folder.cell, region_masks(job, {}, folder.cell))
-    using = Networks({job.model: model.network}, model.encode_prompts(run.prompts))
+    empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
+    run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
+    embeddings = model.encode_prompts(words.prompt for words in run.prompts)
+    using = Networks({job.model: model.network}, {job.model: embeddings})
     *_, (last, _) = run.iterate(run.begin(), using)
     return model.decode(run.pictures(last))[0].numpy()
 

@@ -66,9 +66,9 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
     embeddings = {name: torch.randn(1, 8, 32) for name in ("base", "a", "b", "negative")}
-    using = Networks({"": network}, embeddings)
+    using = Networks({"": network}, {"": embeddings})
     settings = {
-        name: Setting("", "euler", "normal", Guidance(4.0, prompt, "negative"))
+        name: Setting("euler", "normal", Guidance(4.0, prompt, "negative"))
         for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))
     }
     pixels = cells * 8

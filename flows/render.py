@@ -15,7 +15,7 @@ from tasks.decoding import decode
 from tasks.loading import load_model
 from tasks.masks import build_masks
 from tasks.progress import report_step
-from tasks.prompts import encode_prompts
+from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
 from tasks.run import Run, numerics
 from tasks.sampling import Chunk, newest_step, regional_steps, warm_up
@@ -55,18 +55,21 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store or settings().store, out or settings().out
-    job_hash, mask_hash, fingerprint = build_masks(job, store_url)
+    job_hash, mask_hash, fingerprints = build_masks(job, store_url)
     clock.lap("build masks")
-    load_model(job.model, fingerprint)
+    for model in job.models:
+        load_model(model, fingerprints)
     clock.lap("load model")
     run = Run(
         job=job,
         job_hash=job_hash,
         mask_hash=mask_hash,
-        model_fingerprint=fingerprint,
+        fingerprints=fingerprints,
         numerics=numerics(),
         store_url=store_url,
     )
+    if job.start_image is not None:
+        encode_start(run)
     encode_prompts(run)
     clock.lap("encode prompts")
 
@@ -81,7 +84,7 @@ async def render(
     record = Record(
         job=job,
         job_hash=job_hash,
-        model_fingerprint=fingerprint,
+        model_fingerprint=fingerprints[job.model],
         latents=run.latents,
         store=store_url,
         images=images,

@@ -10,7 +10,9 @@ from sampling_core.original_node import PARAMETERS, UNTOUCHED, Node
 if TYPE_CHECKING:
     from sampling_core.job import Region, RenderJob
 
-_SEQUENTIAL_ONLY = ("scheduler", "sigma_factor", "variation_seed", "variation_strength", "variation_method")
+_SEQUENTIAL_ONLY = ("scheduler", "sigma_factor")
+_JOINT_ONLY = ("overlap", "noise", "protect")
+_JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
 _CHOOSE_THEIR_STEPS = ("dpm_fast", "dpm_adaptive")
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),
@@ -40,6 +42,13 @@ def _check_joint(job: RenderJob) -> None:
             if value != _default(job.regions[0], name):
                 raise refuse(field, value, "left out with joint composition")
 
+    for i, region in enumerate(job.regions):
+        first, last = region.start_at_step or 0, region.end_at_step
+        if last is not None and last <= first:
+            raise refuse(f"regions.{i}.end_at_step", last, f"more than start_at_step ({first})")
+    if job.protect and job.start_image is None:
+        raise refuse("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
+
 
 def _check_sequential(job: RenderJob) -> None:
     node = job.node
@@ -50,9 +59,13 @@ def _check_sequential(job: RenderJob) -> None:
     least, most, wanted = _REGIONS[node.name]
     if not least <= len(job.regions) <= most:
         raise refuse("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
-    for field, weight in _of_regions(job, "weight").items():
-        if weight != 1:
-            raise refuse(field, weight, "left out with sequential composition: regions go one after the other")
+    for name in _JOINT_ONLY:
+        if getattr(job, name) != type(job).model_fields[name].default:
+            raise refuse(name, getattr(job, name), "left out with sequential composition")
+    for name in _JOINT_ONLY_OF_REGIONS:
+        for field, value in _of_regions(job, name).items():
+            if value != _default(job.regions[0], name):
+                raise refuse(field, value, "left out with sequential composition: regions go one after the other")
     if job.base_only_steps and node.name != "RegionalSampler":
         raise refuse("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
     if job.denoise < 1 and node.name == "RegionalSamplerAdvanced":

@@ -12,6 +12,7 @@ from sampling_core import sampler
 from sampling_core import state as written
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
+from sampling_core.guidance import Words
 from sampling_core.sampler import Plan, State
 
 S = TypeVar("S")
@@ -32,7 +33,7 @@ class Composition(Protocol[S]):
         ...
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def prompts(self) -> tuple[Words, ...]:
         """The distinct prompts that are evaluated, in order of first use."""
         ...
 
@@ -67,7 +68,6 @@ class Joint:
 
     plan: Plan
     noised: Latent
-    model: str
 
     @property
     def steps(self) -> int:
@@ -78,7 +78,7 @@ class Joint:
         return self.plan.base_only_steps
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def prompts(self) -> tuple[Words, ...]:
         return self.plan.prompts
 
     def begin(self) -> State:
@@ -88,7 +88,7 @@ class Joint:
         return state.step
 
     def iterate(self, state: State, using: Networks, until: int | None = None) -> Iterator[tuple[State, Count]]:
-        return sampler.iterate(self.plan, state, using.networks[self.model], using.embeddings, until)
+        return sampler.iterate(self.plan, state, using, until)
 
     def pictures(self, state: State) -> Latent:
         return state.x

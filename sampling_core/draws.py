@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -16,26 +17,34 @@ Shape = tuple[int, int, int, int]
 
 
 class StepNoise:
-    """Noise as a function of (seed, step, stage): the same in whatever order it is asked for.
+    """Noise as a function of (seed, picture, step, stage): the same in whatever order and company it is asked for.
 
-    One field [b, c, h, w] for all who take a step together; the Brownian path spans the sigmas `low` to `high`.
+    One field [b, c, h, w] for all who take a step together, so `b` is one picture for each of `indices`, its
+    place in the whole batch. The Brownian path spans the sigmas `low` to `high`.
     """
 
-    def __init__(self, shape: Shape, seed: int, low: float, high: float) -> None:
-        self._shape, self._seed, self._span = shape, seed, (low, high)
+    def __init__(self, shape: Shape, seed: int, indices: Sequence[int], low: float, high: float) -> None:
+        self._shape, self._seed, self._indices = (1, *shape[1:]), seed, tuple(indices)
+        self._span = (low, high)
 
-    def fresh(self, step: int, stage: int = 0) -> Latent:
-        # Hashed, so that neighbouring seeds and steps have nothing in common, nor any with the initial noise.
-        key = hashlib.blake2b(f"{self._seed}/{step}/{stage}".encode(), digest_size=8).digest()
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little"))
+    def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
+        return torch.cat([self._drawn(f"{self._seed}/{index}/{step}/{stage}") for index in self._indices])
+
+    def _drawn(self, key: str) -> Latent:
+        generator = torch.Generator("cpu").manual_seed(_hashed(key))
         return torch.randn(self._shape, generator=generator, dtype=torch.float32)
 
     @cached_property
-    def _path(self) -> BrownianNoise:
-        return BrownianNoise(self._shape, self._seed, *self._span)
+    def _paths(self) -> list[BrownianNoise]:
+        return [BrownianNoise(self._shape, _hashed(f"{self._seed}/{i}"), *self._span) for i in self._indices]
 
     def between(self, sigma: float, sigma_next: float) -> Latent:
-        return self._path.increment(sigma, sigma_next)
+        return torch.cat([path.increment(sigma, sigma_next) for path in self._paths])
+
+
+def _hashed(key: str) -> int:
+    """A seed from a name, so that neighbours have nothing in common, nor any with the initial noise."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 class SequentialNoise:
@@ -51,8 +60,8 @@ class SequentialNoise:
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._drawn: list[Latent] = []
 
-    def fresh(self, step: int, stage: int = 0) -> Latent:
-        number = step * self._draws + stage
+    def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
+        number = step * self._draws + stage - skipped
         while len(self._drawn) <= number:
             self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
         return self._drawn[number]

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from sampling_core._types import Embedding, RowEmbeddings, Rows
+from sampling_core._types import Embedding, Latent, RowEmbeddings, Rows
 from sampling_core.guidance import Guidance, Row
 from sampling_core.levels import Level
 from sampling_core.solvers.base import Prediction, Query
@@ -21,10 +21,12 @@ class Network(Protocol):
 
 
 class Networks(NamedTuple):
-    """What a run is evaluated with: networks by model name, embeddings by prompt."""
+    """What a run is evaluated with: networks by model, encoded prompts by model and prompt."""
 
     networks: Mapping[str, Network]
-    embeddings: Mapping[str, Embedding]
+    embeddings: Mapping[str, Mapping[str, Embedding]]
+    max_rows: int | None = None
+    """Most rows of one forward; None: as many as there are."""
 
 
 class Count(NamedTuple):
@@ -37,33 +39,55 @@ class Count(NamedTuple):
         return Count(self.evaluations + other.evaluations, self.forwards + other.forwards)
 
 
-def evaluate(
-    asked: Sequence[tuple[Query, Guidance]], network: Network, embeddings: Mapping[str, Embedding]
-) -> tuple[list[Prediction], Count]:
-    """One guided prediction per query, in one forward over the distinct rows.
+def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
+    """One guided prediction per query, from the distinct rows in one forward per model.
 
-    Rows with the same latent, level and prompt are evaluated once: regions that share a negative
-    prompt share that row.
+    Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
+    prompt share that row. Forwards that exceed `max_rows`, or for which memory does not suffice, are split.
     """
     wanted = [guidance.expand(query) for query, guidance in asked]
-    distinct: dict[tuple[int, Level, str], Row] = {}
+    distinct: dict[_Identity, Row] = {}
     for row in (row for rows in wanted for row in rows):
         distinct.setdefault(_identity(row), row)
-    rows = list(distinct.values())
-    pictures = [row.x.shape[0] for row in rows]
-    answer = network(
-        torch.cat([row.x for row in rows]),
-        [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)],
-        torch.cat([embeddings[row.prompt].expand(n, -1, -1) for row, n in zip(rows, pictures, strict=True)]),
-    )
-    answers = dict(zip(distinct, answer.split(pictures), strict=True))
+    answers: dict[_Identity, Latent] = {}
+    total = Count()
+    for model in dict.fromkeys(row.model for row in distinct.values()):
+        group = {identity: row for identity, row in distinct.items() if row.model == model}
+        found, count = _answered(list(group.values()), using)
+        answers |= dict(zip(group, found, strict=True))
+        total = total.plus(count)
     guided = [
         guidance.combine([answers[_identity(row)] for row in rows])
         for rows, (_, guidance) in zip(wanted, asked, strict=True)
     ]
-    return guided, Count(sum(pictures), 1)
+    return guided, total
 
 
-def _identity(row: Row) -> tuple[int, Level, str]:
+_Identity = tuple[int, Level, str, str]
+
+
+def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.level, row.prompt
+    return id(row.x), row.level, row.model, row.prompt
+
+
+def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count]:
+    """The denoised latents of rows of one model. A row of n pictures is n rows to the network."""
+    pictures = [row.x.shape[0] for row in rows]
+    x = torch.cat([row.x for row in rows])
+    levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
+    encoded = using.embeddings[rows[0].model]
+    words = torch.cat([encoded[row.prompt].expand(n, -1, -1) for row, n in zip(rows, pictures, strict=True)])
+    network, most = using.networks[rows[0].model], using.max_rows or len(x)
+    while True:
+        try:
+            parts = [
+                network(x[at : at + most], levels[at : at + most], words[at : at + most])
+                for at in range(0, len(x), most)
+            ]
+            break
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+            most = -(-most // 2)
+    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))

@@ -11,12 +11,20 @@ from sampling_core.levels import Level
 from sampling_core.solvers.base import Prediction, Query
 
 
+class Words(NamedTuple):
+    """A prompt, as the model understands it that it is for."""
+
+    model: str
+    prompt: str
+
+
 class Row(NamedTuple):
     """One network input: a latent, its level, and the prompt it is conditioned on."""
 
     x: Latent
     level: Level
     prompt: str
+    model: str
 
 
 class Guidance(NamedTuple):
@@ -27,6 +35,7 @@ class Guidance(NamedTuple):
     negative: str
     always_both: bool = False
     """The sampler asks for the unconditional prediction too, also where guidance is off."""
+    model: str = ""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -35,10 +44,15 @@ class Guidance(NamedTuple):
             return (self.positive,)
         return (self.negative, self.positive)
 
+    @property
+    def words(self) -> tuple[Words, ...]:
+        """The same with the model whose encoder reads them."""
+        return tuple(Words(self.model, prompt) for prompt in self.prompts)
+
     def expand(self, query: Query) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, prompt) for prompt in prompts]
+        return [Row(query.x, query.level, prompt, self.model) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> Prediction:
         """The guided prediction from the answers to `expand`, in its order."""

@@ -55,7 +55,7 @@ class Region(Frozen):
     variation_seed: Seed = Field(
         0,
         title="Variation seed",
-        description="Of the noise that is mixed in. Sequential composition only",
+        description="Of the noise that is mixed in",
         json_schema_extra=at(11),
     )
     variation_strength: Number = Field(
@@ -67,6 +67,25 @@ class Region(Frozen):
         json_schema_extra=at(12),
     )
     variation_method: VariationMethod = Field("linear", title="Variation method", json_schema_extra=at(13))
+    model: Text | None = Field(
+        None,
+        min_length=1,
+        title="Model",
+        description="Empty: the job's. A folder whose latents are the same kind",
+        json_schema_extra=at(14),
+    )
+    start_at_step: Annotated[Whole, Field(ge=0, le=999)] | None = Field(
+        None,
+        title="Start at step",
+        description="Steps that are done when the region enters. Empty: the base-only steps. Joint composition only",
+        json_schema_extra=at(15),
+    )
+    end_at_step: Annotated[Whole, Field(ge=1, le=1001)] | None = Field(
+        None,
+        title="End at step",
+        description="Steps that are done when the region leaves. Empty: never. Joint composition only",
+        json_schema_extra=at(16),
+    )
 
 
 class RenderJob(Frozen):
@@ -142,7 +161,33 @@ class RenderJob(Frozen):
         description="Which pictures of the batch to draw, from 0. Empty: all",
         json_schema_extra=at(16),
     )
-    node: Node = Field(UNTOUCHED, description="For sequential composition", json_schema_extra=at(17))
+    overlap: Literal["weight", "order"] = Field(
+        "weight",
+        title="Overlap",
+        description="weight: regions share where they overlap; order: later ones lie over earlier ones",
+        json_schema_extra=at(17),
+    )
+    noise: Literal["keyed", "comfyui"] = Field(
+        "keyed",
+        title="Step noise",
+        description="Of samplers that draw noise. keyed: by seed, picture and step; comfyui: as ComfyUI draws it",
+        json_schema_extra=at(18),
+    )
+    start_image: Text | None = Field(
+        None,
+        min_length=1,
+        title="Start image",
+        description="Image file to start from, with denoise below 1. Empty: start from noise alone",
+        json_schema_extra=at(19),
+    )
+    protect: tuple[Shape, ...] = Field(
+        (),
+        max_length=16,
+        title="Protect",
+        description="Masks of what stays as it is in the start image, to the last bit",
+        json_schema_extra=at(20),
+    )
+    node: Node = Field(UNTOUCHED, description="For sequential composition", json_schema_extra=at(21))
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> RenderJob:
@@ -171,16 +216,24 @@ class RenderJob(Frozen):
         """Pictures that are drawn at once."""
         return len(self.batch_index) or self.batch_size
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are used, the job's own first."""
+        return tuple(dict.fromkeys([self.model, *(region.model or self.model for region in self.regions)]))
+
     def drawn_masks(self) -> list[tuple[str, Shape, int]]:
         """What masks are made of: field, shape, and feather in pixels. One per region, or the grid's tile."""
         if self.composition == "sequential" and self.node.name == "MaskGridNKSamplersAdvanced":
             return [("node.tile", self.node.tile, 0)]
         return [(f"regions.{i}.mask", region.mask, region.feather) for i, region in enumerate(self.regions)]
 
-    def mask_files(self) -> dict[str, str]:
-        """Image files that masks are read from: field -> path."""
+    def image_files(self) -> dict[str, str]:
+        """Image files that are read, the start image among them: field -> path."""
         files: dict[str, str] = {}
-        for field, shape, _ in self.drawn_masks():
+        if self.start_image is not None:
+            files["start_image"] = self.start_image
+        protect = [(f"protect.{i}", shape, 0) for i, shape in enumerate(self.protect)]
+        for field, shape, _ in [*self.drawn_masks(), *protect]:
             match shape:
                 case Image(image=path):
                     files[f"{field}.image"] = path

@@ -6,52 +6,117 @@ from collections.abc import Sequence
 
 import torch
 
-from sampling_core._types import Mask
+from sampling_core._types import Latent, Mask
 from sampling_core.composition import Joint
-from sampling_core.draws import StepNoise, span
+from sampling_core.draws import SequentialNoise, Shape, StepNoise, span
+from sampling_core.errors import BadInput
 from sampling_core.guidance import Guidance
 from sampling_core.job import Region, RenderJob
-from sampling_core.levels import ModelLevels
-from sampling_core.noise import add_noise, initial_noise
-from sampling_core.regions import partition_of_unity
-from sampling_core.sampler import Participant, Plan
+from sampling_core.levels import Level, ModelLevels
+from sampling_core.noise import add_noise, initial_noise, mix_noise, varied_noise
+from sampling_core.regions import by_order, by_weight, parted
+from sampling_core.sampler import Known, Participant, Plan, Stage
 from sampling_core.schedules import ladder
-from sampling_core.solvers import CFG_PP, solver_named
+from sampling_core.solvers import CFG_PP, SOLVERS, Noise
 
 
-def joint(job: RenderJob, levels: ModelLevels, channels: int, cell: int, masks: Sequence[Mask]) -> Joint:
-    """The run, from the noised empty latent. A participant whose weight is zero everywhere takes no part.
+def joint(
+    job: RenderJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None = None
+) -> Joint:
+    """The run, from the noised `clean` latent [b, c, h, w]. Whose weight is zero everywhere takes no part.
 
-    `masks` are `region_masks`, one per region, on a lattice of `cell` pixels. Raises BadInput for
-    a schedule that does not suit the model.
+    `masks` are `region_masks`, one per region, [h, w]; cells that are `protected` stay as they are in `clean`.
+    Raises BadInput for a schedule that does not suit the model, and windows beyond its end.
     """
-    shape = (job.pictures, channels, job.height // cell, job.width // cell)
-    everywhere = torch.ones(shape[2:])
-    base_weight, weights = (
-        partition_of_unity(masks, [region.weight if len(masks) > 1 else 1.0 for region in job.regions])
-        if masks
-        else (everywhere, ())
-    )
+    batch, channels, rows, columns = clean.shape
+    shape = (batch, channels, rows, columns)
     rungs = ladder(levels, job.scheduler, job.steps, job.denoise)
-    # Without regions, the base has all steps to itself: some schedules have more or fewer than were asked for.
-    base_only_steps = min(job.first_steps, len(rungs) - 1) if job.regions else len(rungs) - 1
-    base = _participant(job, None, "base", everywhere, base_weight)
-    regions = [
-        _participant(job, region, region.name or f"region {i + 1}", None, weight)
-        for i, (region, weight) in enumerate(zip(job.regions, weights, strict=True))
-    ]
-    plan = Plan(rungs, base_only_steps, (base, *regions), levels, StepNoise(shape, job.seed, *span(rungs)))
-    noise = initial_noise(job.seed, shape, job.batch_index or None)
-    return Joint(plan, add_noise(torch.zeros_like(noise), noise, rungs[0], levels), job.model)
+    participants = tuple(_participant(job, region, i) for i, region in enumerate((None, *job.regions)))
+    kinds = [_kind(job.settings_of(region)[0]) for region in (None, *job.regions)]
+    stages = _stages(job, masks, kinds, rungs, shape)
+    noise = _initial_noise(job, masks, shape)
+    known = None if protected is None else Known(_seam(protected, kinds), clean, noise)
+    plan = Plan(rungs, stages, participants, levels, _noise(job, shape, rungs), known)
+    return Joint(plan, add_noise(clean, noise, rungs[0], levels))
 
 
-def _participant(job: RenderJob, region: Region | None, name: str, base_only: Mask | None, weight: Mask) -> Participant:
+def _participant(job: RenderJob, region: Region | None, number: int) -> Participant:
     sampler, cfg, negative = job.settings_of(region)
-    prompt = job.prompt if region is None else region.prompt
-    return Participant(
-        name=name,
-        guidance=Guidance(cfg, prompt, negative, sampler in CFG_PP),
-        solver=solver_named(sampler),
-        base_only_weight=base_only,
-        regional_weight=weight if bool((weight > 0).any()) else None,
-    )
+    prompt, name = (job.prompt, "base") if region is None else (region.prompt, region.name or f"region {number}")
+    model = job.model if region is None else region.model or job.model
+    return Participant(name, Guidance(cfg, prompt, negative, sampler in CFG_PP, model), SOLVERS[sampler])
+
+
+def _kind(sampler: str) -> str:
+    """Samplers of a kind carry the same noise at every level: all that draw none, or the same one twice."""
+    return "deterministic" if SOLVERS[sampler].order > 0 else sampler.removesuffix("_gpu")
+
+
+def _stages(
+    job: RenderJob, masks: Sequence[Mask], kinds: Sequence[str], rungs: Sequence[Level], shape: Shape
+) -> tuple[Stage, ...]:
+    """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
+    steps = len(rungs) - 1
+    windows: list[tuple[int, int]] = []
+    for i, region in enumerate(job.regions):
+        first = min(job.first_steps, steps) if region.start_at_step is None else region.start_at_step
+        last = steps if region.end_at_step is None else region.end_at_step
+        for name, value, most in (("start_at_step", first, steps - 1), ("end_at_step", last, steps)):
+            if value > most and getattr(region, name) is not None:
+                raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
+        windows.append((first, last))
+    stages: list[Stage] = []
+    everywhere, entered = torch.ones(shape[2:]), None
+    for step in sorted({0, *(step for window in windows for step in window if step < steps)}):
+        present = [i for i, (first, last) in enumerate(windows) if first <= step < last]
+        if present == entered:
+            continue
+        entered = present
+        weights: list[Mask | None] = [None] * (len(windows) + 1)
+        for i, weight in zip(
+            [0, *(i + 1 for i in present)], _shared(job, masks, present, kinds, everywhere), strict=True
+        ):
+            weights[i] = weight if bool((weight > 0).any()) else None
+        stages.append(Stage(step, tuple(weights)))
+    return tuple(stages)
+
+
+def _shared(
+    job: RenderJob, masks: Sequence[Mask], present: Sequence[int], kinds: Sequence[str], everywhere: Mask
+) -> tuple[Mask, ...]:
+    """The weights of the base and of the regions that are present."""
+    if not present:
+        return (everywhere,)
+    inside = [masks[i] for i in present]
+    if job.overlap == "order":
+        base, weights = by_order(inside)
+    else:
+        base, weights = by_weight(inside, [job.regions[i].weight if len(present) > 1 else 1.0 for i in present])
+    return parted((base, *weights), [kinds[0], *(kinds[i + 1] for i in present)])
+
+
+def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
+    """What is protected keeps its noise, so beside samplers that draw new noise its edge is hard."""
+    return protected if set(kinds) == {"deterministic"} else (protected >= 0.5).to(protected.dtype)
+
+
+def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Latent:
+    """ComfyUI's noise of the job's seed, varied inside the regions that ask for it."""
+    index = job.batch_index or None
+    noise = initial_noise(job.seed, shape, index)
+    varied = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
+    if not varied:
+        return noise
+    variations: list[Latent] = []
+    for region in (job.regions[i] for i in varied):
+        other = initial_noise(region.variation_seed, shape, index)
+        variations.append(mix_noise(noise, other, region.variation_strength, region.variation_method))
+    _, weights = by_weight([masks[i] for i in varied], [job.regions[i].weight for i in varied])
+    return varied_noise(noise, variations, weights)
+
+
+def _noise(job: RenderJob, shape: Shape, rungs: tuple[Level, ...]) -> Noise:
+    if job.noise == "comfyui":
+        draws = max(SOLVERS[job.settings_of(region)[0]].draws for region in (None, *job.regions))
+        return SequentialNoise(shape, job.seed, draws, *span(rungs))
+    return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(rungs))

@@ -11,9 +11,12 @@ from typing import Any
 from sampling_core.job import Region, RenderJob
 from sampling_core.original_node import PARAMETERS
 from sampling_core.shapes import Shape
-from sampling_core.solvers import CFG_PP
+from sampling_core.solvers import CFG_PP, SOLVERS
 
-_RESOLVED = {"regions", "base_only_steps", "sampler", "cfg", "negative_prompt", "node", "batch_size", "batch_index"}
+_RESOLVED = {
+    *("regions", "base_only_steps", "sampler", "cfg", "negative_prompt", "node", "batch_size", "batch_index"),
+    *("overlap", "noise", "start_image", "protect"),
+}
 
 
 def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -27,6 +30,13 @@ def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[st
     means["model"] = digests.get(job.model, job.model)
     means["base_only_steps"] = job.first_steps if job.regions else 0
     means["pictures"] = list(job.batch_index) or job.batch_size
+    if job.start_image is not None:
+        means["start"] = digests.get(job.start_image, job.start_image)
+        means["protect"] = [shape_meaning(shape, digests) for shape in job.protect]
+    if len(job.regions) > 1 and job.overlap != "weight":
+        means["overlap"] = job.overlap
+    if job.noise != "keyed" and any(SOLVERS[job.settings_of(region)[0]].order == 0 for region in (None, *job.regions)):
+        means["noise"] = job.noise
     means["regions"] = [_region(job, region, digests) for region in job.regions]
     if job.composition == "sequential":
         node = job.node.model_dump(mode="json", include={"name", *PARAMETERS[job.node.name]})
@@ -41,12 +51,15 @@ def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[
         "feather": region.feather,
     }
     means |= _asked_of(job, region)
-    if job.composition == "joint":
-        return means | {"weight": region.weight if len(job.regions) > 1 else 1.0}
-    means |= {"scheduler": region.scheduler or job.scheduler, "sigma_factor": region.sigma_factor}
+    model = region.model or job.model
+    means["model"] = digests.get(model, model)
     if region.variation_strength > 0:
         means["variation"] = [region.variation_seed, region.variation_strength, region.variation_method]
-    return means
+    if job.composition == "sequential":
+        return means | {"scheduler": region.scheduler or job.scheduler, "sigma_factor": region.sigma_factor}
+    weighs = len(job.regions) > 1 and job.overlap == "weight"
+    window = [job.first_steps if region.start_at_step is None else region.start_at_step, region.end_at_step]
+    return means | {"weight": region.weight if weighs else 1.0, "steps": window}
 
 
 def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import interpolate
 
-from sampling_core._types import AnyMask, Latent
+from sampling_core._types import AnyMask, Latent, Mask
 from sampling_core.errors import BadInput
 from sampling_core.levels import Level, ModelLevels
 
@@ -77,6 +77,20 @@ def mix_noise(noise: Latent, other: Latent, strength: float, method: VariationMe
     straight = (1 - strength) * noise + strength * other
     turned = (_angle(noise, other).sin() > 1e-3).unflatten(1, (1, 1, 1))
     return torch.where(turned, blend, straight)
+
+
+def varied_noise(noise: Latent, variations: Sequence[Latent], weights: Sequence[Mask]) -> Latent:
+    """The noise [b, c, h, w] with variations of it where their weights [h, w] (at most 1 together) are not 0.
+
+    Every cell has the variance of `noise`: a blend is divided by what it loses, which is known from how alike
+    the fields are.
+    """
+    fields = torch.stack([noise, *variations])
+    shares = torch.stack([1 - torch.stack(list(weights)).sum(dim=0), *weights])
+    flat = fields.flatten(2)
+    alike = torch.einsum("kbn,lbn->bkl", flat, flat)
+    variance = torch.einsum("khw,lhw,bkl->bhw", shares, shares, alike / alike[:, :1, :1])
+    return torch.einsum("kbchw,khw->bchw", fields, shares) / variance.sqrt()[:, None]
 
 
 def original_mix_noise(noise: Latent, other: Latent, strength: float, method: VariationMethod) -> Latent:

@@ -76,7 +76,11 @@ def _explain(detail: ErrorDetails) -> BadInput:
 
 def _is_tag(loc: tuple[int | str, ...], i: int) -> bool:
     """Pydantic puts the union member's tag behind a field with a shape; a person never wrote it."""
-    return i > 0 and loc[i - 1] in _SHAPE_FIELDS and loc[i] in _SHAPES
+    return i > 0 and _holds_a_shape(loc, i - 1) and loc[i] in _SHAPES
+
+
+def _holds_a_shape(loc: tuple[int | str, ...], i: int) -> bool:
+    return loc[i] in _SHAPE_FIELDS or (i > 0 and loc[i - 1] == "protect")
 
 
 def _dotted(path: list[int | str]) -> str:
@@ -84,8 +88,8 @@ def _dotted(path: list[int | str]) -> str:
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    for i, part in enumerate(loc[:-1]):
-        if part in _SHAPE_FIELDS:
+    for i in range(len(loc) - 1):
+        if _holds_a_shape(loc, i) and loc[i + 1] in _SHAPES:
             return [name for name in _SHAPES[str(loc[i + 1])].model_fields if name != "kind"]
     if len(loc) == 1:
         return list(RenderJob.model_fields)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sampling_core._types import AnyMask, Embedding, RowEmbeddings, Rows
+from sampling_core._types import AnyMask, Embedding, Latent, Mask, RowEmbeddings, Rows
 from sampling_core.composition import Composition, Joint
 from sampling_core.evaluate import Count, Networks
 from sampling_core.job import RenderJob
@@ -21,14 +21,20 @@ from sampling_core.sequential_plan import sequential
 
 
 def compose(
-    job: RenderJob, levels: ModelLevels, channels: int, cell: int, masks: Sequence[AnyMask]
+    job: RenderJob,
+    levels: Mapping[str, ModelLevels],
+    clean: Latent,
+    masks: Sequence[AnyMask],
+    protected: Mask | None = None,
 ) -> Composition[Any]:
-    """The run that a job means; `masks` are its `region_masks`, `channels` and `cell` (pixels) those of the model.
+    """The run that a job means, from the latent [b, c, h, w] that it starts with (zeros: noise alone).
 
+    `levels` are by model; `masks` are the job's `region_masks`; `protected` is on the latent lattice.
     Raises BadInput for what cannot be composed.
     """
-    arrange = joint if job.composition == "joint" else sequential
-    return arrange(job, levels, channels, cell, masks)
+    if job.composition == "sequential":
+        return sequential(job, levels, clean, masks)
+    return joint(job, levels[job.model], clean, masks, protected)
 
 
 @dataclass(frozen=True)
@@ -65,18 +71,22 @@ class _NoNetwork:
         return x
 
 
-def cost(run: Composition[Any], model: str) -> Cost:
+def cost(run: Composition[Any], max_rows: int | None = None) -> Cost:
     """Counted, not calculated: the run's own loop is driven without a network."""
-    embeddings: Mapping[str, Embedding] = {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts}
-    using = Networks({model: _NoNetwork()}, embeddings)
+    embeddings: dict[str, dict[str, Embedding]] = {}
+    for words in run.prompts:
+        embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
+    using = Networks(dict.fromkeys(embeddings, _NoNetwork()), embeddings, max_rows)
     return Cost(tuple(count for _, count in run.iterate(run.begin(), using)))
 
 
 def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list[str]:
     """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
     found: list[str] = []
-    if job.denoise < 1:
+    if job.denoise < 1 and job.start_image is None:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
+    if job.denoise == 1 and job.start_image is not None and not job.protect:
+        found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
     if isinstance(run, Sequential):
         found += cautions(run)
     elif isinstance(run, Joint) and all(0 not in run.plan.active(step) for step in range(run.steps)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sampling_core import masks as draw
 from sampling_core._types import AnyMask, Photo, PixelMask
 from sampling_core.errors import BadInput
@@ -29,6 +31,14 @@ def region_masks(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> tupl
         mask = draw.feathered(mask, feather)
         built.append(draw.to_lattice(mask, cell) if job.composition == "joint" else mask)
     return tuple(built)
+
+
+def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask | None:
+    """1 where the start image stays as it is, else 0; None if nothing is protected. Soft masks are cut at a half."""
+    if not job.protect:
+        return None
+    stack = torch.stack([_pixels((job.height, job.width), shape, photos) for shape in job.protect])
+    return (stack.amax(dim=0) >= 0.5).float()
 
 
 def _pixels(size: draw.Size, shape: Shape, photos: Mapping[str, Photo]) -> PixelMask:

@@ -8,12 +8,14 @@ import torch
 
 from sampling_core._types import Latent, Mask
 
+Weights = tuple[Mask, tuple[Mask, ...]]
+"""The base's weight and each region's [h, w]; together they sum to 1 at every cell."""
 
-def partition_of_unity(masks: Sequence[Mask], weights: Sequence[float]) -> tuple[Mask, tuple[Mask, ...]]:
-    """The base's weight and each region's weight [h, w]; together they sum to 1 at every cell.
 
-    Regions cover a cell by the sum of their masks (at most 1) and share that cover in proportion to
-    mask times weight (more than 0); the base fills what they leave.
+def by_weight(masks: Sequence[Mask], weights: Sequence[float]) -> Weights:
+    """Regions cover a cell by the sum of their masks (at most 1) and share it by mask times weight (more than 0).
+
+    The base fills what they leave.
     """
     stack = torch.stack(list(masks))
     cover = stack.sum(dim=0).clamp(max=1)
@@ -23,6 +25,37 @@ def partition_of_unity(masks: Sequence[Mask], weights: Sequence[float]) -> tuple
     total = wanted.sum(dim=0)
     shares = torch.where(total > 0, cover * wanted / total, 0.0)
     return 1 - cover, tuple(shares)
+
+
+def by_order(masks: Sequence[Mask]) -> Weights:
+    """Each region lies over those before it, as layers do (Porter & Duff 1984, `over`); the base is at the bottom."""
+    left, shares = torch.ones_like(masks[0]), list[Mask]()
+    for mask in reversed(masks):
+        shares.append(mask * left)
+        left = left * (1 - mask)
+    return torch.where(left < 1e-6, 0.0, left), tuple(reversed(shares))
+
+
+def parted(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask, ...]:
+    """The weights of participants, those of one kind blending and different kinds meeting at a hard edge.
+
+    Participants of a kind carry the same noise; a blend of two different noises would have less of it than
+    the level says. So each cell goes to the kind that has most of it (the last one where they tie).
+    """
+    names = list(dict.fromkeys(kinds))
+    if len(names) == 1:
+        return tuple(weights)
+    totals = torch.stack(
+        [torch.stack([w for w, kind in zip(weights, kinds, strict=True) if kind == name]).sum(dim=0) for name in names]
+    )
+    # Of equal ones, argmax may take any: so the largest index is asked for.
+    best = totals >= totals.max(dim=0).values
+    winner = (best * torch.arange(1, len(names) + 1)[:, None, None]).amax(dim=0) - 1
+    own = {name: (winner == i, totals[i]) for i, name in enumerate(names)}
+    return tuple(
+        torch.where(own[kind][0], weight / own[kind][1].clamp(min=1e-12), 0.0)
+        for weight, kind in zip(weights, kinds, strict=True)
+    )
 
 
 def merge(latents: Sequence[Latent], weights: Sequence[Mask]) -> Latent:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sampling_core._types import Embedding, Latent, Mask
-from sampling_core.evaluate import Count, Network, evaluate
-from sampling_core.guidance import Guidance
+import torch
+
+from sampling_core._types import Latent, Mask
+from sampling_core.evaluate import Count, Networks, evaluate
+from sampling_core.guidance import Guidance, Words
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.regions import merge
 from sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, Step
@@ -16,17 +18,33 @@ from sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, St
 
 @dataclass(frozen=True)
 class Participant:
-    """The base or a region: what it asks for, how it steps, and where it counts.
-
-    There is a weight for the base-only steps and one for the regional steps, None where the participant
-    takes no part; over the participants of a step, weights sum to 1 at every latent cell.
-    """
+    """The base or a region: what it asks for, and how it steps."""
 
     name: str
     guidance: Guidance
     solver: Solver[Any]
-    base_only_weight: Mask | None
-    regional_weight: Mask | None
+
+
+class Stage(NamedTuple):
+    """From step `first` (0-based) on: each participant's weight, None where it takes no part.
+
+    The weights of a stage sum to 1 at every latent cell.
+    """
+
+    first: int
+    weights: tuple[Mask | None, ...]
+
+
+class Known(NamedTuple):
+    """Cells that are not drawn but known: `weight` of them is `clean`, with the run's own initial noise."""
+
+    weight: Mask
+    clean: Latent
+    noise: Latent
+
+    def laid_over(self, x: Latent, level: Level) -> Latent:
+        """x at this level, with what is known put back."""
+        return torch.lerp(x, level.alpha * self.clean + level.sigma * self.noise, self.weight)
 
 
 @dataclass(frozen=True)
@@ -34,26 +52,31 @@ class Plan:
     """All that a run is, but for the network: `ladder` has one level more than there are steps."""
 
     ladder: tuple[Level, ...]
-    base_only_steps: int
+    stages: tuple[Stage, ...]
     participants: tuple[Participant, ...]
     levels: ModelLevels
     noise: Noise
+    known: Known | None = None
 
     @property
     def steps(self) -> int:
         return len(self.ladder) - 1
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def base_only_steps(self) -> int:
+        """How many steps, the first ones, are the first participant's alone."""
+        return next((step for step in range(self.steps) if set(self.active(step)) != {0}), self.steps)
+
+    @property
+    def prompts(self) -> tuple[Words, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (p.guidance.prompts for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys(prompt for prompts in used for prompt in prompts))
+        used = (p.guidance.words for step in range(self.steps) for p, _ in self.active(step).values())
+        return tuple(dict.fromkeys(words for several in used for words in several))
 
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
         """Who takes part in a step (0-based), by index, and with which weight."""
-        base_only = step < self.base_only_steps
-        weights = [p.base_only_weight if base_only else p.regional_weight for p in self.participants]
-        return {i: (self.participants[i], w) for i, w in enumerate(weights) if w is not None}
+        stage = next(stage for stage in reversed(self.stages) if stage.first <= step)
+        return {i: (self.participants[i], w) for i, w in enumerate(stage.weights) if w is not None}
 
 
 class State(NamedTuple):
@@ -69,7 +92,7 @@ def start(plan: Plan, x: Latent) -> State:
     return State(0, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
-def advance(plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding]) -> tuple[State, Count]:
+def advance(plan: Plan, state: State, using: Networks) -> tuple[State, Count]:
     """One step of everyone who takes part, and what it cost."""
     at = Interval(plan.ladder, state.step, plan.levels, plan.noise)
     active = plan.active(state.step)
@@ -78,12 +101,14 @@ def advance(plan: Plan, state: State, network: Network, embeddings: Mapping[str,
     def answer(asked: dict[int, Query]) -> list[Prediction]:
         nonlocal count
         queries = [(query, active[i][0].guidance) for i, query in asked.items()]
-        answers, cost = evaluate(queries, network, embeddings)
+        answers, cost = evaluate(queries, using)
         count = count.plus(cost)
         return answers
 
     moved = lockstep({i: p.solver.step(state.x, state.solvers[i], at) for i, (p, _) in active.items()}, answer)
     x = merge([moved[i][0] for i in active], [weight for _, weight in active.values()])
+    if plan.known is not None:
+        x = plan.known.laid_over(x, at.s)
     solvers = tuple(moved[i][1] if i in moved else old for i, old in enumerate(state.solvers))
     return State(state.step + 1, x, solvers), count
 
@@ -106,10 +131,8 @@ def lockstep(
     return done
 
 
-def iterate(
-    plan: Plan, state: State, network: Network, embeddings: Mapping[str, Embedding], until: int | None = None
-) -> Iterator[tuple[State, Count]]:
+def iterate(plan: Plan, state: State, using: Networks, until: int | None = None) -> Iterator[tuple[State, Count]]:
     """Every state after `state` up to step `until` (default: the end), with what each step cost."""
     for _ in range(state.step, plan.steps if until is None else until):
-        state, count = advance(plan, state, network, embeddings)
+        state, count = advance(plan, state, using)
         yield state, count

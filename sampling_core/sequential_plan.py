@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
-
-from sampling_core._types import AnyMask
+from sampling_core._types import AnyMask, Latent
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
 from sampling_core.guidance import Guidance
@@ -23,20 +21,23 @@ from sampling_core.original_node import Node
 from sampling_core.solvers import CFG_PP
 
 
-def sequential(job: RenderJob, levels: ModelLevels, channels: int, cell: int, masks: Sequence[AnyMask]) -> Sequential:
-    """The run, from an empty latent. `masks` are `region_masks`, in pixels.
+def sequential(
+    job: RenderJob, levels: Mapping[str, ModelLevels], clean: Latent, masks: Sequence[AnyMask]
+) -> Sequential:
+    """The run, from the latent [b, c, h, w]. `levels` are by model, `masks` are `region_masks`, in pixels.
 
     Raises BadInput for what the node cannot do, named by the job's own fields.
     """
-    shape = (job.pictures, channels, job.height // cell, job.width // cell)
+    batch, channels, rows, columns = clean.shape
+    shape = (batch, channels, rows, columns)
     try:
-        turns, cells = _turns(job, shape, masks, cell)
-        found = stages(turns, _settings(job), {job.model: levels})
+        turns, cells = _turns(job, shape, masks, job.height // rows)
+        found = stages(turns, _settings(job), levels)
     except BadInput as error:
         field = f"node.{error.field}" if error.field in Node.model_fields else error.field
         raise BadInput(field, error.value, error.allowed) from None
     warm_up = found[0].planned.steps if found and turns[0].who == regional.BASE and job.first_steps else 0
-    return Sequential(tuple(found), torch.zeros(shape), warm_up, cells)
+    return Sequential(tuple(found), clean, warm_up, cells)
 
 
 def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) -> tuple[list[Turn], Cells | None]:
@@ -129,7 +130,8 @@ def _settings(job: RenderJob) -> dict[str, Setting]:
 def _setting(job: RenderJob, region: Region | None) -> Setting:
     sampler, cfg, negative = job.settings_of(region)
     prompt = job.prompt if region is None else region.prompt
-    guidance = Guidance(cfg, prompt, negative, sampler in CFG_PP)
+    model = job.model if region is None else region.model or job.model
+    guidance = Guidance(cfg, prompt, negative, sampler in CFG_PP, model)
     scheduler = job.scheduler if region is None else region.scheduler or job.scheduler
     factor = job.node.sigma_factor if region is None else region.sigma_factor
-    return Setting(job.model, sampler, scheduler, guidance, factor)
+    return Setting(sampler, scheduler, guidance, factor)

@@ -6,11 +6,12 @@ import re
 import uuid
 from pathlib import Path
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect import task
 
-from tasks.loading import loaded
+from sampling_core._types import Photo
 from tasks.run import Run
 from tasks.sampling import finished_latents
 
@@ -22,9 +23,9 @@ def decode(run: Run, out: str, name: str) -> list[str]:
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
     """
-    model = loaded(run.folder, run.model_fingerprint)
+    model = run.model(run.job.model)
     # One after the other: a decoder needs more memory for a picture than a forward does.
-    pictures = [model.decode(latent[None])[0] for latent in finished_latents(run)]
+    pictures = [_kept(run, model.decode(latent[None])[0]) for latent in finished_latents(run)]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stem = file_stem(run, name)
@@ -39,6 +40,13 @@ def decode(run: Run, out: str, name: str) -> list[str]:
         part.replace(path)
         paths.append(str(path))
     return paths
+
+
+def _kept(run: Run, picture: Photo) -> Photo:
+    """The picture with what is protected taken from the start image, pixel by pixel."""
+    if "protected" not in run.inputs:
+        return picture
+    return torch.where(run.inputs["protected"][:, :, None] > 0, run.inputs["picture"], picture)
 
 
 def file_stem(run: Run, name: str) -> str:

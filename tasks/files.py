@@ -76,16 +76,17 @@ def _set(data: Any, override: str) -> None:
 
 
 def _beside(job: RenderJob, folder: Path) -> RenderJob:
-    """The job with relative mask and model paths taken from the job file's folder, made absolute."""
+    """The job with relative paths of images and models taken from the job file's folder, made absolute."""
     data = job.model_dump(exclude_unset=True)
-    shapes = [region["mask"] for region in data.get("regions", ())]
-    shapes += filter(None, [data.get("node", {}).get("tile")])
-    for shape in shapes:
-        for name in ("image", "color_map"):
-            if name in shape:
-                shape[name] = str(folder / _expanded(shape[name]))
-    if job.model != "embedded":
-        data["model"] = str(folder / _expanded(job.model))
+    regions = data.get("regions", ())
+    shapes = [region["mask"] for region in regions] + list(data.get("protect", ()))
+    places = [(shape, name) for shape in shapes for name in ("image", "color_map")]
+    places += [(data.get("node", {}).get("tile", {}), name) for name in ("image", "color_map")]
+    places += [(data, "start_image"), *((part, "model") for part in (data, *regions))]
+    for part, name in places:
+        path = part.get(name)
+        if path is not None and (name, path) != ("model", "embedded"):
+            part[name] = str(folder / _expanded(path))
     return RenderJob.model_validate(data)
 
 
@@ -98,23 +99,31 @@ def _expanded(path: str) -> Path:
 
 
 @dataclass(frozen=True)
-class MaskFiles:
-    """The decoded mask images of a job, and the SHA-256 of each file; both by path."""
+class ImageFiles:
+    """The decoded images of a job, and the SHA-256 of each file; both by path."""
 
     photos: Mapping[str, Photo]
     digests: Mapping[str, str]
 
 
-def read_mask_files(job: RenderJob) -> MaskFiles:
-    """Read every image a job's masks name. Raises BadInput for one that is missing, too large or no image."""
+def read_image_files(job: RenderJob) -> ImageFiles:
+    """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
     photos: dict[str, Photo] = {}
     digests: dict[str, str] = {}
-    for field, name in job.mask_files().items():
+    for field, name in job.image_files().items():
         if name not in photos:
             data = _read_limited(field, name)
             photos[name] = _decode(field, name, data)
             digests[name] = hashlib.sha256(data).hexdigest()
-    return MaskFiles(photos, digests)
+    return ImageFiles(photos, digests)
+
+
+def resized(photo: Photo, size: tuple[int, int]) -> Photo:
+    """The photo at a size (height, width; pixels); one that has it stays as it is, to the last bit."""
+    if tuple(photo.shape[:2]) == size:
+        return photo
+    image = Image.fromarray(photo.numpy()).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image))
 
 
 def _read_limited(field: str, name: str) -> bytes:

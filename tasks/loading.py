@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prefect import task
 
 from sampling_core.models.folder import ModelFolder, open_folder
 from sampling_core.models.loading import Model, load
 from tasks.settings import settings
 
-# One at a time: two models of Stable Diffusion's size would not fit on the cards that many people have.
 _loaded: dict[str, Model] = {}
 
 
 @task(task_run_name="load model {model}", persist_result=False)
-def load_model(model: str, fingerprint: str) -> None:
-    """Load a model folder, once per process; `fingerprint` is what the job was planned with."""
-    loaded(open_folder(model), fingerprint)
+def load_model(model: str, fingerprints: dict[str, str]) -> None:
+    """Load one of a job's models, once per process; `fingerprints` is what the job was planned with, by model."""
+    loaded(open_folder(model), fingerprints[model], fingerprints.values())
 
 
-def loaded(folder: ModelFolder, fingerprint: str) -> Model:
-    """The model with these weights, loaded on first use on the device that the settings name."""
+def loaded(folder: ModelFolder, fingerprint: str, needed: Iterable[str]) -> Model:
+    """The model with these weights, loaded on first use on the device that the settings name.
+
+    What is not `needed` with it is let go: many cards have no room for two models of Stable Diffusion's size.
+    """
     if fingerprint not in _loaded:
-        _loaded.clear()
+        for other in set(_loaded) - set(needed):
+            del _loaded[other]
         _loaded[fingerprint] = load(folder, settings().torch_device(), settings().torch_dtype())
     return _loaded[fingerprint]

@@ -12,13 +12,12 @@ from tasks.store import Store
 
 
 @task(task_run_name="build masks", persist_result=False)
-def build_masks(job: RenderJob, store_url: str) -> tuple[str, str, str]:
-    """Check the job and store its masks; returns the hashes of job and masks and the model's fingerprint."""
+def build_masks(job: RenderJob, store_url: str) -> tuple[str, str, dict[str, str]]:
+    """Check the job and store its masks; returns the hashes of job and masks, and of each model's weights."""
     prepared = prepare(job)
     store = Store(store_url)
     key = mask_key(prepared.mask_hash)
-    # Tensors named by position; an empty job has none, and safetensors wants at least one.
-    masks = {f"{i}": mask for i, mask in enumerate(prepared.masks)} or {"none": torch.zeros(1)}
+    # A job without regions has none, and safetensors wants at least one tensor.
     if store.read_tensors(key) is None:
-        store.write_tensors(key, masks)
-    return prepared.job_hash, prepared.mask_hash, prepared.model_fingerprint
+        store.write_tensors(key, prepared.inputs or {"none": torch.zeros(1)})
+    return prepared.job_hash, prepared.mask_hash, prepared.fingerprints

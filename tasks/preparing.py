@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,36 +11,46 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
-from sampling_core._types import AnyMask
+from sampling_core._types import Latent, Photo
 from sampling_core.composition import Composition
 from sampling_core.job import RenderJob
+from sampling_core.masks import to_lattice
 from sampling_core.meaning import content_hash, meaning, shape_meaning
-from sampling_core.models.folder import ModelFolder, open_folder
+from sampling_core.models.folder import ModelFolder, open_folders
 from sampling_core.plan import Cost, compose, cost, warnings
-from sampling_core.region_masks import region_masks
-from tasks.files import read_mask_files
+from sampling_core.region_masks import protected_pixels, region_masks
+from tasks.files import read_image_files, resized
 from tasks.settings import settings
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks."""
+    """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks and pictures.
+
+    `folders` and `fingerprints` are by model; `inputs` is what is kept of its images, by name.
+    """
 
     job: RenderJob
     job_hash: str
     mask_hash: str
-    model_fingerprint: str
-    folder: ModelFolder
-    masks: tuple[AnyMask, ...]
+    fingerprints: dict[str, str]
+    folders: dict[str, ModelFolder]
+    inputs: dict[str, Tensor]
     run: Composition[Any]
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The job's own model."""
+        return self.folders[self.job.model]
 
     @cached_property
     def cost(self) -> Cost:
-        return cost(self.run, self.job.model)
+        return cost(self.run, settings().max_rows)
 
     def warnings(self) -> list[str]:
         return warnings(self.job, self.run, self.folder.trained_pixels)
@@ -57,7 +68,7 @@ class Prepared:
         forward = self.cost.most_rows * cells * self.folder.unet_channels * 24
         decoding = self.job.height * self.job.width * self.folder.vae_channels * 8
         # Files may be stored narrower or wider than they are used: count values, not bytes.
-        weights = sum(_values(file) for file in self.folder.weight_files)
+        weights = sum(_values(file) for folder in self.folders.values() for file in folder.weight_files)
         return (weights + max(forward, decoding)) * bytes_per_value
 
 
@@ -68,21 +79,53 @@ def _values(file: Path) -> int:
 
 
 def prepare(job: RenderJob) -> Prepared:
-    """Check a job against its files and its model folder. Raises BadInput or ModelError."""
+    """Check a job against its files and its model folders. Raises BadInput or ModelError."""
     settings().check()
-    folder = open_folder(job.model)
-    fingerprint = folder.fingerprint()
-    files = read_mask_files(job)
-    masks = region_masks(job, files.photos, folder.cell)
-    digests = {**files.digests, job.model: fingerprint}
+    named = {"model": job.model}
+    named |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
+    folders = open_folders(named)
+    folder = folders[job.model]
+    fingerprints = {name: other.fingerprint() for name, other in folders.items()}
+    files = read_image_files(job)
+    digests = {**files.digests, **fingerprints}
     means = meaning(job, digests)
     drawn = [(shape_meaning(shape, digests), feather) for _, shape, feather in job.drawn_masks()]
+    pictures = [means.get("start"), means.get("protect")]
+    mask_means = [FORMAT, job.composition, means.get("node"), drawn, pictures, job.width, job.height, folder.cell]
+    inputs = _inputs(job, files.photos, folder.cell)
     return Prepared(
         job=job,
         job_hash=content_hash(means),
-        mask_hash=content_hash([FORMAT, job.composition, means.get("node"), drawn, job.width, job.height, folder.cell]),
-        model_fingerprint=fingerprint,
-        folder=folder,
-        masks=masks,
-        run=compose(job, folder.levels, folder.latent_channels, folder.cell, masks),
+        mask_hash=content_hash(mask_means),
+        fingerprints=fingerprints,
+        folders=folders,
+        inputs=inputs,
+        run=composed(job, folders, inputs, empty_latent(job, folder)),
     )
+
+
+def _inputs(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> dict[str, Tensor]:
+    """Masks `0`, `1`, ... of the regions; of a start image, `picture` in canvas pixels, and what is `protected`."""
+    inputs: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(region_masks(job, photos, cell))}
+    if job.start_image is not None:
+        inputs["picture"] = resized(photos[job.start_image], (job.height, job.width))
+        protected = protected_pixels(job, photos)
+        if protected is not None:
+            inputs["protected"] = protected
+    return inputs
+
+
+def empty_latent(job: RenderJob, folder: ModelFolder) -> Latent:
+    """The latent [b, c, h, w] of a job that starts from noise alone."""
+    return torch.zeros(job.pictures, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
+
+
+def composed(
+    job: RenderJob, folders: Mapping[str, ModelFolder], inputs: Mapping[str, Tensor], clean: Latent
+) -> Composition[Any]:
+    """The run of a job, from what was made of its images and the latent that it starts with."""
+    masks = [inputs[f"{i}"] for i in range(len(job.drawn_masks()))]
+    protected = inputs.get("protected")
+    lattice = None if protected is None else to_lattice(protected, folders[job.model].cell)
+    levels = {name: folder.levels for name, folder in folders.items()}
+    return compose(job, levels, clean, masks, lattice)

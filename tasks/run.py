@@ -7,15 +7,18 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from sampling_core._types import Embedding
 from sampling_core.composition import Composition
 from sampling_core.errors import StoreError
+from sampling_core.guidance import Words
 from sampling_core.job import RenderJob
 from sampling_core.meaning import content_hash
 from sampling_core.models.folder import ModelFolder, open_folder
-from sampling_core.plan import compose
-from tasks.preparing import FORMAT
+from sampling_core.models.loading import Model
+from tasks.loading import loaded
+from tasks.preparing import FORMAT, composed, empty_latent
 from tasks.settings import settings
 from tasks.store import Store
 
@@ -27,7 +30,8 @@ class Run(BaseModel):
     job: RenderJob
     job_hash: str
     mask_hash: str
-    model_fingerprint: str
+    fingerprints: dict[str, str]
+    """Of the weights, by model."""
     numerics: str
     """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
     store_url: str
@@ -42,32 +46,48 @@ class Run(BaseModel):
         return Store(self.store_url)
 
     @cached_property
-    def folder(self) -> ModelFolder:
-        return open_folder(self.job.model)
+    def folders(self) -> dict[str, ModelFolder]:
+        return {name: open_folder(name) for name in self.job.models}
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Masks and pictures from the store. Raises StoreError if they are not there."""
+        return self._stored(mask_key(self.mask_hash))
 
     @cached_property
     def composition(self) -> Composition[Any]:
-        """The run itself, with masks from the store. Raises StoreError if they are not there."""
-        found = self.store.read_tensors(mask_key(self.mask_hash))
-        if found is None:
-            raise StoreError("store", self.store_url, f"a store that still has {mask_key(self.mask_hash)}")
-        masks = [found[f"{i}"] for i in range(len(self.job.drawn_masks()))]
-        folder = self.folder
-        return compose(self.job, folder.levels, folder.latent_channels, folder.cell, masks)
+        """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
+        clean = empty_latent(self.job, self.folders[self.job.model])
+        if self.job.start_image is not None:
+            clean = clean + self._stored(self.start_key)["latent"]
+        return composed(self.job, self.folders, self.inputs, clean)
 
-    def prompt_key(self, prompt: str) -> str:
+    @property
+    def start_key(self) -> str:
+        """Key of the start image's latent."""
+        return f"starts/{content_hash([self.mask_hash, self.fingerprints[self.job.model], self.numerics])}"
+
+    def model(self, name: str) -> Model:
+        """A model of the job, loaded."""
+        return loaded(self.folders[name], self.fingerprints[name], self.fingerprints.values())
+
+    def prompt_key(self, words: Words) -> str:
         """Key of an encoded prompt."""
-        return f"prompts/{content_hash([FORMAT, self.model_fingerprint, self.numerics, prompt])}"
+        return f"prompts/{content_hash([FORMAT, self.fingerprints[words.model], self.numerics, words.prompt])}"
 
-    def embeddings(self) -> dict[str, Embedding]:
-        """All encoded prompts of the run. Raises StoreError if one is not there."""
-        encoded: dict[str, Embedding] = {}
-        for prompt in self.composition.prompts:
-            tensors = self.store.read_tensors(self.prompt_key(prompt))
-            if tensors is None:
-                raise StoreError("store", self.store_url, f"a store that still has {self.prompt_key(prompt)}")
-            encoded[prompt] = tensors["embedding"]
+    def embeddings(self) -> dict[str, dict[str, Embedding]]:
+        """All encoded prompts of the run, by model. Raises StoreError if one is not there."""
+        encoded: dict[str, dict[str, Embedding]] = {}
+        for words in self.composition.prompts:
+            tensors = self._stored(self.prompt_key(words))
+            encoded.setdefault(words.model, {})[words.prompt] = tensors["embedding"]
         return encoded
+
+    def _stored(self, key: str) -> dict[str, Tensor]:
+        found = self.store.read_tensors(key)
+        if found is None:
+            raise StoreError("store", self.store_url, f"a store that still has {key}")
+        return found
 
 
 def numerics() -> str:
@@ -78,5 +98,5 @@ def numerics() -> str:
 
 
 def mask_key(mask_hash: str) -> str:
-    """Key of the masks of all regions, on the latent lattice."""
+    """Key of the masks of all regions, and of the start image if there is one."""
     return f"masks/{mask_hash}"

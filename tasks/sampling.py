@@ -9,9 +9,9 @@ from prefect import task
 
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
-from tasks.loading import loaded
 from tasks.progress import report_step
 from tasks.run import Run
+from tasks.settings import settings
 
 
 class Chunk(NamedTuple):
@@ -44,16 +44,21 @@ def regional_steps(run: Run, first: int, last: int) -> Chunk:
 
 def _advance(run: Run, first: int, last: int) -> Chunk:
     started = time.monotonic()
-    model, composition = loaded(run.folder, run.model_fingerprint), run.composition
+    composition = run.composition
     start = reached = _restore(run, first - 1)
     if start is None:
         raise RuntimeError(f"the state after step {first - 1} is not in {run.store_url}; start the run again")
-    using, total = Networks({run.job.model: model.network}, run.embeddings()), Count()
+    using, total = _using(run), Count()
     for reached, count in composition.iterate(start, using, until=last):
         total = total.plus(count)
         report_step(composition.done(reached), composition.steps)
     run.store.write_tensors(_key(run, last), composition.to_tensors(reached))
     return Chunk(last - first + 1, total, time.monotonic() - started)
+
+
+def _using(run: Run) -> Networks:
+    networks = {name: run.model(name).network for name in run.job.models}
+    return Networks(networks, run.embeddings(), settings().max_rows)
 
 
 def finished_latents(run: Run) -> Latent:

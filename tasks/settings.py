@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
     chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sampling_core.draws import SequentialNoise, Shape, span
+from sampling_core.evaluate import Networks
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels, beta_levels, flow_levels
-from sampling_core.sampler import Participant, Plan, State, iterate, start
+from sampling_core.sampler import Participant, Plan, Stage, State, iterate, start
 from sampling_core.solvers import SOLVERS
 
 EMBEDDINGS = {name: torch.zeros(1, 1, 1) for name in ("", "base", "region")}
@@ -48,8 +50,14 @@ class PromptColors:
 def single(solver: str, ladder: Sequence[Level], x: Tensor, cfg: float = 1.0) -> Plan:
     """One participant over the whole canvas of x."""
     everywhere = torch.ones(x.shape[-2:])
-    base = Participant("base", Guidance(cfg, "base", ""), SOLVERS[solver], everywhere, everywhere)
-    return Plan(tuple(ladder), 0, (base,), levels_of(ladder), SequentialNoise(_shape(x), 0, 3, *span(tuple(ladder))))
+    base = Participant("base", Guidance(cfg, "base", ""), SOLVERS[solver])
+    noise = SequentialNoise(_shape(x), 0, 3, *span(tuple(ladder)))
+    return Plan(tuple(ladder), (Stage(0, (everywhere,)),), (base,), levels_of(ladder), noise)
+
+
+def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> Networks:
+    """A network under one model's name, with an embedding for every prompt that tests use."""
+    return Networks({model: network}, {model: embeddings or EMBEDDINGS})
 
 
 def levels_of(ladder: Sequence[Level]) -> ModelLevels:
@@ -65,6 +73,6 @@ def _shape(x: Tensor) -> Shape:
 def finish(plan: Plan, x: Tensor, network: object, embeddings: dict[str, Tensor] | None = None) -> State:
     """The state after all steps."""
     state = start(plan, x)
-    for reached, _ in iterate(plan, state, network, embeddings or EMBEDDINGS):  # type: ignore[arg-type]
+    for reached, _ in iterate(plan, state, using(network, embeddings)):
         state = reached
     return state

@@ -16,7 +16,7 @@ from flows import cli
 from sampling_core.errors import BadInput
 from sampling_core.models import EMBEDDED
 from sampling_core.parsing import parse_job
-from tasks.files import read_mask_files
+from tasks.files import read_image_files
 from tasks.settings import settings
 from tests.processes import EXAMPLES
 
@@ -135,7 +135,7 @@ def test_white_is_inside_in_every_kind_of_image(mode: str, workdir: Path) -> Non
     else:
         Image.fromarray(half).convert(mode).save("mask.png")
     job = parse_job(JOB | {"regions": region({"image": "mask.png"})})
-    photo = read_mask_files(job).photos["mask.png"]
+    photo = read_image_files(job).photos["mask.png"]
     assert photo[:, :16].eq(255).all()
     assert photo[:, 16:].eq(0).all()
 
@@ -145,7 +145,7 @@ def test_odd_mask_files_are_refused(kind: str, workdir: Path) -> None:
     path = {"folder": str(workdir), "device": "/dev/zero", "float": "float.tiff"}[kind]
     Image.fromarray(np.zeros((16, 16), dtype=np.float32)).save("float.tiff")
     with pytest.raises(BadInput, match=r"regions\.0\.mask\.image: .*a readable image file"):
-        read_mask_files(parse_job(JOB | {"regions": region({"image": path})}))
+        read_image_files(parse_job(JOB | {"regions": region({"image": path})}))
 
 
 def test_a_huge_mask_image_is_refused(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from sampling_core.composition import Joint
-from sampling_core.evaluate import Count, Networks
+from sampling_core.evaluate import Count
 from sampling_core.fields import SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.joint_plan import joint
@@ -20,7 +20,7 @@ from sampling_core.plan import cost, warnings
 from sampling_core.region_masks import region_masks
 from sampling_core.sampler import State
 from sampling_core.solvers import SOLVERS
-from tests.problems import GaussianData, PromptColors
+from tests.problems import GaussianData, PromptColors, using
 
 LEVELS = beta_levels("v_prediction")
 SAMPLERS = [name for name in get_args(SamplerName) if name not in {"dpm_fast", "dpm_adaptive"}]
@@ -36,17 +36,18 @@ def job(*regions: dict[str, Any], **fields: Any) -> RenderJob:
 
 
 def run_of(asked: RenderJob, levels: Any = LEVELS) -> Joint:
-    return joint(asked, levels, 4, 8, region_masks(asked, {}, 8))
+    empty = torch.zeros(asked.pictures, 4, asked.height // 8, asked.width // 8)
+    return joint(asked, levels, empty, region_masks(asked, {}, 8))
 
 
 def colors(run: Joint) -> dict[str, torch.Tensor]:
     """One number per prompt, as its embedding."""
-    return {prompt: torch.full((1, 1, 1), float(i)) for i, prompt in enumerate(run.prompts)}
+    return {words.prompt: torch.full((1, 1, 1), float(i)) for i, words in enumerate(run.prompts)}
 
 
 def walked(run: Joint, network: Any, since: State | None = None) -> list[tuple[State, Count]]:
     """Every state that follows, with what it cost."""
-    return list(run.iterate(since or run.begin(), Networks({run.model: network}, colors(run))))
+    return list(run.iterate(since or run.begin(), using(network, colors(run), "embedded")))
 
 
 def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
@@ -92,7 +93,7 @@ def test_fresh_noise_depends_on_seed_and_step_alone(sampler: str) -> None:
 
 
 def _counted(asked: RenderJob) -> list[tuple[int, int]]:
-    return [(count.evaluations, count.forwards) for count in cost(run_of(asked), "embedded").per_step]
+    return [(count.evaluations, count.forwards) for count in cost(run_of(asked)).per_step]
 
 
 def test_rows_are_what_the_field_expects() -> None:
@@ -120,7 +121,7 @@ def test_heun_adds_a_round_for_its_own_rows_only() -> None:
 def test_plan_counts_what_is_executed(sampler: str) -> None:
     asked = job({"mask": LEFT, "sampler": "heun"}, {"mask": MIDDLE, "cfg": 1.0}, sampler=sampler)
     run = run_of(asked)
-    network, planned = PromptColors(), cost(run, "embedded")
+    network, planned = PromptColors(), cost(run)
     assert [count for _, count in walked(run, network)] == list(planned.per_step)
     assert sum(rows for rows, _ in network.forwards) == planned.evaluations
     assert len(network.forwards) == planned.forwards
@@ -147,7 +148,7 @@ def test_a_batch_holds_the_pictures_of_its_members() -> None:
 def test_without_regions_the_base_has_every_step() -> None:
     run = run_of(job())
     assert run.base_only_steps == run.steps == 6
-    assert run.prompts == ("", "base")
+    assert [words.prompt for words in run.prompts] == ["", "base"]
 
 
 def test_warnings() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sampling_core import masks
 from sampling_core.errors import BadInput
-from sampling_core.regions import merge, partition_of_unity
+from sampling_core.regions import by_weight, merge
 
 SIZE = (48, 80)
 
@@ -90,7 +90,7 @@ def test_refuses_too_little(mask: torch.Tensor, message: str) -> None:
 def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
     regions = [torch.tensor(row).reshape(2, 3) for row in cover]
     weights = torch.rand(len(regions), generator=torch.Generator().manual_seed(seed)) + 0.1
-    base, shares = partition_of_unity(regions, weights.tolist())
+    base, shares = by_weight(regions, weights.tolist())
     total = torch.stack([base, *shares]).sum(dim=0)
     torch.testing.assert_close(total, torch.ones(2, 3), rtol=0, atol=1e-6)
     assert (base >= 0).all()
@@ -99,7 +99,7 @@ def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
 
 def test_overlap_is_shared_by_weight_and_cover_leaves_the_base_nothing() -> None:
     full = torch.ones(2, 2)
-    base, (one, two) = partition_of_unity([full, full], [3.0, 1.0])
+    base, (one, two) = by_weight([full, full], [3.0, 1.0])
     assert not base.any()
     assert one.eq(0.75).all()
     assert two.eq(0.25).all()
@@ -107,7 +107,7 @@ def test_overlap_is_shared_by_weight_and_cover_leaves_the_base_nothing() -> None
 
 def test_soft_edges_that_complement_each_other_need_no_base() -> None:
     ramp = torch.linspace(0, 1, 9).reshape(1, 9)
-    base, _ = partition_of_unity([ramp, 1 - ramp], [1.0, 1.0])
+    base, _ = by_weight([ramp, 1 - ramp], [1.0, 1.0])
     assert not base.any()
 
 

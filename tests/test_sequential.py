@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +20,9 @@ from sampling_core.plan import cost
 from sampling_core.region_masks import region_masks
 from sampling_core.sequential_plan import sequential
 from tests.conformance import GOLDENS
-from tests.conformers.passes import LEVELS, networks
+from tests.conformers.passes import LEVELS, using
 from tests.problems import GaussianData
+from tests.problems import using as problem
 from tests.recordings import SCALING, Case, Recordings, tolerance
 
 RECORDINGS = Recordings(GOLDENS)
@@ -34,7 +34,7 @@ def job_of(case: Case) -> RenderJob | None:
     """The job that asks for what a case recorded; None where jobs have no words for it."""
     samplers = case["samplers"]
     base, node = samplers[case["base_sampler"]], case["node"]
-    if case["expect"]["type"] != "tensor" or len({config["model"] for config in samplers.values()}) > 1:
+    if case["expect"]["type"] != "tensor":
         return None
     if "source" in case or "flags" in case or not isinstance(case["latent"], str):
         return None
@@ -84,7 +84,8 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
 
 def _region(region: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     varies = {name: region[name] for name in region if name.startswith("variation_")}
-    own = {"scheduler": config["scheduler"], "sigma_factor": config.get("sigma_factor", 1.0), "mask": SIDE}
+    own = {"model": config["model"], "scheduler": config["scheduler"], "mask": SIDE}
+    own |= {"sigma_factor": config.get("sigma_factor", 1.0)}
     return own | _asked(config) | varies
 
 
@@ -105,10 +106,8 @@ EXPRESSIBLE = [
     ("case", "job"), [pair for pair in EXPRESSIBLE if pair[0]["tier"] == "core"], ids=lambda value: _id(value)
 )
 def test_a_job_gives_the_recorded_picture(case: Case, job: RenderJob) -> None:
-    clean = RECORDINGS.latent(case["latent"]) * SCALING
-    channels = clean.shape[1]
-    run = replace(sequential(job, LEVELS[job.model], channels, 8, _masks(case)), clean=clean)
-    error = (_finished(run, networks(GOLDENS), RECORDINGS.conditionings) / SCALING - RECORDINGS.expected(case)).abs()
+    run = sequential(job, LEVELS, RECORDINGS.latent(case["latent"]) * SCALING, _masks(case))
+    error = (_finished(run, using(RECORDINGS)) / SCALING - RECORDINGS.expected(case)).abs()
     assert float(error.max()) <= tolerance(case)
 
 
@@ -122,9 +121,9 @@ def test_most_recordings_can_be_asked_for() -> None:
     assert sum(found.values()) > 150
 
 
-def _finished(run: Sequential, nets: Any, embeddings: Any) -> torch.Tensor:
+def _finished(run: Sequential, using: Networks) -> torch.Tensor:
     walk = run.begin()
-    for reached, _ in run.iterate(walk, Networks(nets, embeddings)):
+    for reached, _ in run.iterate(walk, using):
         walk = reached
     return run.pictures(walk)
 
@@ -137,7 +136,12 @@ def _job(name: str, **fields: Any) -> RenderJob:
 
 
 def _run(job: RenderJob) -> Sequential:
-    return sequential(job, beta_levels("v_prediction"), 4, 8, region_masks(job, {}, 8))
+    empty = torch.zeros(job.pictures, 4, job.height // 8, job.width // 8)
+    return sequential(job, {"embedded": beta_levels("v_prediction")}, empty, region_masks(job, {}, 8))
+
+
+def _network(run: Sequential) -> Networks:
+    return problem(GaussianData(), {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}, "embedded")
 
 
 JOBS = [
@@ -155,7 +159,7 @@ JOBS = [
 def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
     """Also within a pass: what a full run of one sampler has done by then is not lost."""
     run = _run(job)
-    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
+    using = _network(run)
     states = [run.begin(), *(state for state, _ in run.iterate(run.begin(), using))]
     assert [run.done(state) for state in states] == list(range(run.steps + 1))
     whole = run.pictures(states[-1])
@@ -170,7 +174,7 @@ def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_stops_where_it_is_told(job: RenderJob) -> None:
     run = _run(job)
-    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
+    using = _network(run)
     half = run.steps // 2
     *_, (reached, _) = run.iterate(run.begin(), using, until=half)
     assert run.done(reached) == half
@@ -180,21 +184,21 @@ def test_stops_where_it_is_told(job: RenderJob) -> None:
 @pytest.mark.parametrize("job", JOBS[:-1], ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_plan_counts_what_is_executed(job: RenderJob) -> None:
     run = _run(job)
-    using = Networks({"embedded": GaussianData()}, {prompt: torch.zeros(1, 1, 1) for prompt in run.prompts})
-    assert list(cost(run, "embedded").per_step) == [count for _, count in run.iterate(run.begin(), using)]
+    using = _network(run)
+    assert list(cost(run).per_step) == [count for _, count in run.iterate(run.begin(), using)]
 
 
 def test_a_region_that_covers_all_spares_the_base() -> None:
     """20 steps, 2 of the base alone: the base passes under an empty mask cost nothing."""
     everywhere = [{"prompt": "region", "mask": SIDE | {"width": 1}}]
     run = _run(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
-    assert cost(run, "embedded").evaluations == 2 * (2 + 18)
+    assert cost(run).evaluations == 2 * (2 + 18)
 
 
 def test_fork_modes_give_one_picture_per_cell() -> None:
     for job in JOBS[4:6]:
         run = _run(job)
-        found = _finished(run, {"embedded": GaussianData()}, {p: torch.zeros(1, 1, 1) for p in run.prompts})
+        found = _finished(run, _network(run))
         assert found.shape == (job.node.rows * job.node.columns, 4, 16, 16)
         assert len({tuple(picture.flatten().tolist()) for picture in found}) == len(found)
 

@@ -16,7 +16,7 @@ from sampling_core.sampler import advance, iterate, start
 from sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
 from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from sampling_core.state import from_tensors, to_tensors
-from tests.problems import EMBEDDINGS, GaussianData, finish, single
+from tests.problems import EMBEDDINGS, GaussianData, finish, single, using
 
 
 def _ladder(kind: str, steps: int) -> list[Level]:
@@ -105,10 +105,10 @@ def test_resumes_bit_equal(name: str, stop: int) -> None:
     x = torch.randn(1, 4, 3, 4, generator=torch.Generator().manual_seed(0)) * 10
     plan, problem = single(name, _ladder("diffusion", 7), x), GaussianData()
     state = start(plan, x)
-    for reached, _ in iterate(plan, state, problem, EMBEDDINGS, until=stop):
+    for reached, _ in iterate(plan, state, using(problem), until=stop):
         state = reached
     resumed = from_tensors(plan, load(save(to_tensors(state))))
-    for reached, _ in iterate(plan, resumed, problem, EMBEDDINGS):
+    for reached, _ in iterate(plan, resumed, using(problem)):
         resumed = reached
     assert resumed.step == plan.steps
     assert torch.equal(resumed.x, finish(plan, x, problem).x)
@@ -126,11 +126,9 @@ def test_multistep_memory_is_used() -> None:
     """DPM++ 2M without its history is Euler; with it, the second step differs."""
     x = torch.ones(1, 1, 2, 2)
     plan, problem = single("dpmpp_2m", _ladder("diffusion", 4), x), GaussianData()
-    first, _ = advance(plan, start(plan, x), problem, EMBEDDINGS)
+    first, _ = advance(plan, start(plan, x), using(problem))
     forgetful = start(plan, first.x)._replace(step=1)
-    assert not torch.equal(
-        advance(plan, first, problem, EMBEDDINGS)[0].x, advance(plan, forgetful, problem, EMBEDDINGS)[0].x
-    )
+    assert not torch.equal(advance(plan, first, using(problem))[0].x, advance(plan, forgetful, using(problem))[0].x)
 
 
 def test_unknown_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,3 +138,21 @@ def _levels(schedule: dict[str, Any], model: str) -> ModelLevels:
         int(schedule.get("num_train_timesteps", 1000)),
         BETA_SCHEDULES[betas],
     )
+
+
+def open_folders(models: Mapping[str, str]) -> dict[str, ModelFolder]:
+    """The folders of all models of a job, by name; `models` is field -> name, the job's own first.
+
+    Raises ModelError for folders that cannot be opened, and for one whose latents are not of the first one's kind.
+    """
+    folders = {name: open_folder(name) for name in dict.fromkeys(models.values())}
+    first = next(iter(folders.values()))
+    for field, name in models.items():
+        other = folders[name]
+        for what in ("latent_channels", "cell", "scaling_factor"):
+            own, wanted = getattr(other, what), getattr(first, what)
+            if own != wanted:
+                raise ModelError(field, f"{name} ({what} {own})", f"a model with the same latents ({what} {wanted})")
+        if other.levels.sigmas != first.levels.sigmas:
+            raise ModelError(field, name, "a model trained on the same noise levels as the job's own")
+    return folders

@@ -12,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from sampling_core._types import Embedding, Latent, Pixels
+from sampling_core._types import Embedding, Latent, Photo, Pixels
 from sampling_core.errors import ModelError
 from sampling_core.models.folder import PARTS_WITH_WEIGHTS, ModelFolder
 from sampling_core.models.unet import UNetDenoiser
@@ -34,6 +34,13 @@ class Model:
             words, _ = self._pipeline.encode_prompt(prompt, self._pipeline.device, 1, do_classifier_free_guidance=False)
             encoded[prompt] = words.float().cpu().clone()
         return encoded
+
+    @torch.inference_mode()
+    def encode_picture(self, picture: Photo) -> Latent:
+        """The model-space latent [1, c, h, w] of a picture [H, W, 3]: the middle of what the encoder finds."""
+        vae = self._pipeline.vae
+        pixels = (picture.float() / 127.5 - 1).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
+        return vae.encode(pixels).latent_dist.mean.float().cpu() * self.folder.scaling_factor
 
     @torch.inference_mode()
     def decode(self, latent: Latent) -> Pixels:

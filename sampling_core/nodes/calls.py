@@ -29,9 +29,8 @@ SPECIAL = ("uni_pc", "uni_pc_bh2", *_WHOLE_PATH)
 
 
 class Setting(NamedTuple):
-    """A KSAMPLER_ADVANCED: model, sampler and guidance, without steps or seed."""
+    """A KSAMPLER_ADVANCED: model and guidance, sampler and scheduler, without steps or seed."""
 
-    model: str
     sampler: str
     scheduler: str
     guidance: Guidance

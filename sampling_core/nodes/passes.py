@@ -6,15 +6,15 @@ flow models is x / (1 - sigma) and for all others x itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from sampling_core._types import Embedding, Latent
+from sampling_core._types import Latent
 from sampling_core.draws import SequentialNoise, Shape
-from sampling_core.evaluate import Count, Network, evaluate
+from sampling_core.evaluate import Count, Networks, evaluate
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.noise import add_noise, initial_noise
@@ -98,16 +98,14 @@ def begin(work: Pass, latent: Latent) -> PassState:
     return PassState(0, x, original_solver(work.sampler).init(x), x)
 
 
-def iterate(
-    work: Pass, state: PassState, latent: Latent, network: Network, embeddings: Mapping[str, Embedding]
-) -> Iterator[tuple[PassState, Count]]:
+def iterate(work: Pass, state: PassState, latent: Latent, using: Networks) -> Iterator[tuple[PassState, Count]]:
     """Every state after `state`, with what each step cost; `latent` is the boundary latent that the pass began with.
 
     Methods that choose their own steps take all of them at once.
     """
     solver = original_solver(work.sampler)
     noise = SequentialNoise(_shape(latent), work.seed, solver.draws, *work.path)
-    answers = _Answers(_inpaint(work, latent), work.guidance, network, embeddings)
+    answers = _Answers(_inpaint(work, latent), work.guidance, using)
     while state.step < len(work.ladder) - 1:
         answers.seen.clear()
         interval = Interval(work.ladder, state.step, work.levels, noise)
@@ -122,11 +120,8 @@ def iterate(
 class _Answers:
     """Answers a solver's queries from the network, under the mask; knows what that cost."""
 
-    def __init__(
-        self, inpaint: Inpaint | None, guidance: Guidance, network: Network, embeddings: Mapping[str, Embedding]
-    ) -> None:
-        self._inpaint, self._guidance = inpaint, guidance
-        self._network, self._embeddings = network, embeddings
+    def __init__(self, inpaint: Inpaint | None, guidance: Guidance, using: Networks) -> None:
+        self._inpaint, self._guidance, self._using = inpaint, guidance, using
         # Under an empty mask nothing of what the network would say is kept.
         self._known = inpaint is not None and not bool(inpaint.mask.any())
         self._count = Count()
@@ -139,7 +134,7 @@ class _Answers:
             prediction = Prediction(self._inpaint.clean)
         else:
             shown = query if self._inpaint is None else self._inpaint.hide(query)
-            (prediction,), cost = evaluate([(shown, self._guidance)], self._network, self._embeddings)
+            (prediction,), cost = evaluate([(shown, self._guidance)], self._using)
             prediction = prediction if self._inpaint is None else self._inpaint.show(prediction)
             self._count = self._count.plus(cost)
         self.seen.append(prediction.denoised)

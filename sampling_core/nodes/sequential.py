@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
+from sampling_core.guidance import Words
 from sampling_core.nodes.masks import composite
 from sampling_core.nodes.passes import PassState, begin, iterate, original_solver, result
 from sampling_core.nodes.turns import Stage
@@ -64,9 +65,9 @@ class Sequential:
         return self._ends[-1] if self._ends else 0
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def prompts(self) -> tuple[Words, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (prompt for stage in self.stages for prompt in stage.planned.setting.guidance.prompts)
+        used = (words for stage in self.stages for words in stage.planned.setting.guidance.words)
         return tuple(dict.fromkeys(used))
 
     def begin(self) -> Walk:
@@ -89,8 +90,7 @@ class Sequential:
             planned, latent = stage.planned, state.latent
             work = planned.opened(latent)
             inside = begin(work, latent) if state.inside is None else state.inside
-            network = using.networks[planned.setting.model]
-            for reached, count in iterate(work, inside, latent, network, using.embeddings):
+            for reached, count in iterate(work, inside, latent, using):
                 if reached.step < len(work.ladder) - 1:
                     state = state._replace(inside=reached)
                 else:

@@ -43,7 +43,7 @@ def stages(turns: Sequence[Turn], settings: Mapping[str, Setting], levels: Mappi
     found: list[Stage] = []
     for turn in turns:
         setting = settings[turn.who]
-        own = levels[setting.model]
+        own = levels[setting.guidance.model]
         if turn.ksampler_denoise is None:
             passes = passes_of(setting, turn.call, own)
         else:

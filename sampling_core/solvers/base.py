@@ -47,8 +47,11 @@ Step = Generator[Query, Prediction, tuple[Latent, S]]
 class Noise(Protocol):
     """Where a stochastic step gets its unit noise [b, c, h, w]. The same question gets the same answer."""
 
-    def fresh(self, step: int, stage: int = 0) -> Latent:
-        """Draw number `stage` of a step; independent of all others."""
+    def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
+        """Draw number `stage` of a step; independent of all others.
+
+        `skipped` are draws that earlier steps could have made and did not, for sources that count draws.
+        """
         ...
 
     def between(self, sigma: float, sigma_next: float) -> Latent:

@@ -28,13 +28,17 @@ PREDICTOR, CORRECTOR = 3, 4
 
 
 class SAState(NamedTuple):
-    """Predictions and their levels as in History, the corrected latent at the last level, and its step's noise."""
+    """Predictions and their levels as in History, the corrected latent at the last level, and its step's noise.
+
+    `moved` is what the last step returned.
+    """
 
     values: torch.Tensor
     levels: torch.Tensor
     corrected: Latent
     noise: Latent
     tau: torch.Tensor
+    moved: Latent
 
 
 def _tau(s: Level, levels: ModelLevels) -> float:
@@ -42,9 +46,9 @@ def _tau(s: Level, levels: ModelLevels) -> float:
     return 1.0 if levels.percent_to_sigma(0.2) >= s.sigma >= levels.percent_to_sigma(0.8) else 0.0
 
 
-def _draws_before(at: Interval) -> int:
-    """Steps before this one that drew noise."""
-    return sum(_tau(level, at.levels) > 0 for level in at.ladder[1 : at.step_index + 1])
+def _without_noise(at: Interval) -> int:
+    """Steps before this one that drew none."""
+    return sum(_tau(level, at.levels) == 0 for level in at.ladder[1 : at.step_index + 1])
 
 
 def _adams_weights(lambdas: Sequence[float], start: float, stop: float, tau: float) -> list[float]:
@@ -73,7 +77,7 @@ class SASolver:
 
     def init(self, x: Latent) -> SAState:
         empty = History.empty(x)
-        return SAState(empty.values, empty.levels, x, torch.zeros_like(x), torch.zeros((), dtype=torch.float64))
+        return SAState(empty.values, empty.levels, x, torch.zeros_like(x), torch.zeros((), dtype=torch.float64), x)
 
     def step(self, x: Latent, state: SAState, at: Interval) -> Step[SAState]:
         t, s = finite_snr(at.t, at.levels), at.s
@@ -86,22 +90,29 @@ class SASolver:
         corrector = min(corrector, at.remaining + 1) if ends else corrector
         if corrector > 0:
             before = past.level(1)
-            x = self._move(state.corrected, seen, corrector, before, t, float(state.tau)) + state.noise
+            corrected = self._move(state.corrected, seen, corrector, before, t, float(state.tau)) + state.noise
+            # What others made of the latent since the last step is kept: only the correction is added.
+            x = x + (corrected - state.moved)
             if self._pece:
                 denoised = (yield Query(x, t)).denoised
                 seen = past.with_(denoised, t, CORRECTOR)
         tau, noise = _tau(s, at.levels), torch.zeros_like(x)
         if s.sigma == 0:
-            return denoised, SAState(*seen, x, noise, state.tau)
+            return denoised, SAState(*seen, x, noise, state.tau, denoised)
         if tau > 0:
             h = half_log_snr(s) - half_log_snr(t)
-            noise = s.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h)) * at.noise.fresh(_draws_before(at))
-        now = SAState(*seen, x, noise, torch.tensor(tau, dtype=torch.float64))
+            noise = (
+                s.sigma
+                * math.sqrt(-math.expm1(-2 * tau**2 * h))
+                * at.noise.fresh(at.step_index, skipped=_without_noise(at))
+            )
+        now = SAState(*seen, x, noise, torch.tensor(tau, dtype=torch.float64), x)
         if self._unfinished and at.remaining == 0:
             return x, now
         predictor = min(PREDICTOR, len(seen))
         predictor = min(predictor, at.remaining) if ends else predictor
-        return self._move(x, seen, predictor, t, s, tau) + noise, now
+        moved = self._move(x, seen, predictor, t, s, tau) + noise
+        return moved, now._replace(moved=moved)
 
     @staticmethod
     def _move(x: Latent, seen: History, order: int, t: Level, s: Level, tau: float) -> Latent:

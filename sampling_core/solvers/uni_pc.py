@@ -24,6 +24,7 @@ class UniPCState(NamedTuple):
     values: torch.Tensor
     levels: torch.Tensor
     corrected: Latent
+    moved: Latent
 
 
 class _Coefficients(NamedTuple):
@@ -48,7 +49,7 @@ class UniPC:
         self._bh2, self._short = bh2, short
 
     def init(self, x: Latent) -> UniPCState:
-        return UniPCState(*History.empty(x), x)
+        return UniPCState(*History.empty(x), x, x)
 
     def step(self, x: Latent, state: UniPCState, at: Interval) -> Step[UniPCState]:
         t = at.t
@@ -57,11 +58,14 @@ class UniPC:
         denoised = (yield Query(x, t)).denoised
         seen = past.with_(denoised, t, ORDER)
         if self._short and at.step_index + at.remaining == 0:
-            return x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2)), UniPCState(*seen, x)
+            rescaled = x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2))
+            return rescaled, UniPCState(*seen, x, rescaled)
         if len(past) > 0:
-            x = self._corrected(state.corrected, past, denoised, t, self._order_at(at.step_index, at))
-        moved = self._predicted(x, seen, s, self._order_at(at.step_index + 1, at))
-        return moved, UniPCState(*seen, x)
+            order = min(self._order_at(at.step_index, at), len(past))
+            # What others made of the latent since the last step is kept: only the correction is added.
+            x = x + (self._corrected(state.corrected, past, denoised, t, order) - state.moved)
+        moved = self._predicted(x, seen, s, min(self._order_at(at.step_index + 1, at), len(seen)))
+        return moved, UniPCState(*seen, x, moved)
 
     def _order_at(self, index: int, at: Interval) -> int:
         """The order of the update that ends at `ladder[index]`: it grows from 1 and falls towards the end."""

@@ -37,7 +37,7 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
 
 
 def using(recordings: Recordings) -> Networks:
-    return Networks(networks(recordings.folder), recordings.conditionings)
+    return Networks(networks(recordings.folder), dict.fromkeys(LEVELS, recordings.conditionings))
 
 
 def walked(
@@ -60,9 +60,8 @@ def alone(recordings: Recordings, config: dict[str, Any], turn: Turn, latent: Te
 
 
 def setting(config: dict[str, Any]) -> Setting:
-    guidance = Guidance(config["cfg"], config["positive"], config["negative"])
-    factor = config.get("sigma_factor", 1.0)
-    return Setting(config["model"], config["sampler_name"], config["scheduler"], guidance, factor)
+    guidance = Guidance(config["cfg"], config["positive"], config["negative"], model=config["model"])
+    return Setting(config["sampler_name"], config["scheduler"], guidance, config.get("sigma_factor", 1.0))
 
 
 def latent_of(case: Case, recordings: Recordings) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:
@@ -84,10 +83,9 @@ def recovery(params: dict[str, Any], prefix: str) -> Recovery:
 
 def denoiser(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
-    guidance = Guidance(params["cfg"], params["positive"], params["negative"])
+    guidance = Guidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
     query = Query(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
-    network = networks(recordings.folder)[params["model"]]
-    answers, count = evaluate([(query, guidance)], network, recordings.conditionings)
+    answers, count = evaluate([(query, guidance)], using(recordings))
     check_cost(case, count)
     return answers[0].denoised
 
