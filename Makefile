@@ -1,5 +1,6 @@
 # Everything installs into .venv; nothing outside this folder is changed.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,7 @@ demo: .venv/installed ## draw two example jobs into renders/
 	$(BIN)/regional render examples/four_quarters.yaml
 
 test: .venv/installed ## all tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: .venv/installed ## format, lint, types, layer contracts
 	$(BIN)/ruff format --check .

@@ -14,7 +14,8 @@ import tests.typechecking
 # Before anything imports the core: every annotated call in it is then checked, shapes included.
 install_import_hook("sampling_core", f"{tests.typechecking.__name__}.checked")
 
-# Set before torch and Prefect are imported; see flows.cli for the reasons.
+# Set before torch and Prefect are imported; see flows.environment for the reasons.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load, save
 
 from sampling_core.composition import Joint
+from sampling_core.errors import BadInput
 from sampling_core.evaluate import Count
 from sampling_core.fields import SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.joint_plan import joint
 from sampling_core.levels import beta_levels, flow_levels
-from sampling_core.parsing import parse_job
+from sampling_core.noise import initial_noise
+from sampling_core.parsing import BadJob, parse_job
 from sampling_core.plan import cost, warnings
 from sampling_core.region_masks import region_masks
 from sampling_core.sampler import State
@@ -156,3 +158,67 @@ def test_warnings() -> None:
     found = warnings(covered, run_of(covered), 128)
     assert [text.split()[0] for text in found] == ["denoise", "prompt:", "width"]
     assert not warnings(job({"mask": LEFT}), run_of(job({"mask": LEFT})), 128)
+
+
+def test_regions_enter_and_leave_at_their_steps() -> None:
+    """One row (cfg 1) for everyone who is there: the base, and each region in its window."""
+    early = {"mask": LEFT, "prompt": "early", "end_at_step": 3}
+    late = {"mask": MIDDLE, "prompt": "late", "start_at_step": 4}
+    run = run_of(job(early, late, cfg=1.0, base_only_steps=1))
+    names = [[p.name for p, _ in run.plan.active(step).values()] for step in range(run.steps)]
+    one, two = "region 1", "region 2"
+    assert names == [["base"], ["base", one], ["base", one], ["base"], ["base", two], ["base", two]]
+    assert [count.evaluations for _, count in walked(run, PromptColors())] == [1, 2, 2, 1, 2, 2]
+    for step in range(run.steps):
+        total = torch.stack([weight for _, weight in run.plan.active(step).values()]).sum(dim=0)
+        torch.testing.assert_close(total, torch.ones(16, 16))
+
+
+def test_a_window_beyond_the_end_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"regions\.0\.start_at_step: 6 is not allowed; allowed: at most 5"):
+        run_of(job({"mask": LEFT, "start_at_step": 6}))
+    with pytest.raises(BadJob, match=r"regions\.0\.end_at_step: 2 is not allowed; allowed: more than start_at_step"):
+        job({"mask": LEFT, "start_at_step": 3, "end_at_step": 2})
+
+
+def test_later_regions_lie_over_earlier_ones() -> None:
+    """With `overlap: order` a cell shows the last region that covers it, and the base none under full cover."""
+    whole = {"x": 0, "y": 0, "width": 1, "height": 1}
+    run = run_of(job({"mask": whole, "prompt": "under"}, {"mask": LEFT, "prompt": "over"}, cfg=1.0, overlap="order"))
+    state, _ = walked(run, PromptColors())[-1]
+    color = {name: float(value) for name, value in colors(run).items()}
+    torch.testing.assert_close(state.x[0, 0, :, :8], torch.full((16, 8), color["over"]))
+    torch.testing.assert_close(state.x[0, 0, :, 8:], torch.full((16, 8), color["under"]))
+    assert 0 not in run.plan.active(run.steps - 1)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "uni_pc"])
+def test_what_is_protected_stays(sampler: str) -> None:
+    """Those cells are the start image's at the end, and carry the noise of each level on the way."""
+    asked = job({"mask": LEFT}, sampler=sampler, denoise=0.6, start_image="x.png", protect=[MIDDLE])
+    clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    protected = region_masks(job({"mask": MIDDLE}), {}, 8)[0]
+    run = joint(asked, LEVELS, clean, region_masks(asked, {}, 8), protected)
+    known, states = protected == 1, walked(run, GaussianData())
+    for state, _ in states:
+        level = run.plan.ladder[state.step]
+        noise = run.plan.known.noise if run.plan.known else torch.zeros(0)
+        wanted = level.alpha * clean + level.sigma * noise
+        torch.testing.assert_close(state.x[:, :, known], wanted[:, :, known])
+    assert torch.equal(states[-1][0].x[:, :, known], clean[:, :, known])
+    assert not torch.equal(states[-1][0].x, clean)
+
+
+def test_comfyui_noise_can_be_chosen() -> None:
+    """A stochastic sampler alone then draws what ComfyUI draws: first of all the initial noise once more."""
+    run = run_of(job(sampler="euler_ancestral", noise="comfyui", seed=5))
+    torch.testing.assert_close(run.plan.noise.fresh(0), initial_noise(5, (1, 4, 16, 16)))
+    assert not torch.equal(run_of(job(seed=5)).plan.noise.fresh(0), initial_noise(5, (1, 4, 16, 16)))
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_a_picture_does_not_depend_on_its_company(sampler: str) -> None:
+    asked = {"sampler": sampler, "cfg": 1.0, "batch_size": 3}
+    together = walked(run_of(job({"mask": LEFT}, batch_index=[0, 1, 2], **asked)), GaussianData())[-1][0].x
+    alone = walked(run_of(job({"mask": LEFT}, batch_index=[2], **asked)), GaussianData())[-1][0].x
+    torch.testing.assert_close(together[2:], alone)

@@ -116,7 +116,8 @@ class PlannedPass(NamedTuple):
     @property
     def steps(self) -> int:
         """Steps that can be saved one by one; methods that choose their own are taken as one."""
-        return 1 if self.setting.sampler in CHOOSE_THEIR_STEPS else len(self.sigmas) - 1
+        steps = len(self.sigmas) - 1
+        return min(steps, 1) if self.setting.sampler in CHOOSE_THEIR_STEPS else steps
 
     def opened(self, latent: Latent) -> Pass:
         """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""

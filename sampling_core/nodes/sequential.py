@@ -72,7 +72,7 @@ class Sequential:
 
     def begin(self) -> Walk:
         """The state before the first step."""
-        return Walk(0, self.clean, self.clean, self.clean[:0], None)
+        return self._opened(Walk(0, self.clean, self.clean, self.clean[:0], None))
 
     def done(self, state: Walk) -> int:
         """Steps that are finished."""
@@ -84,9 +84,6 @@ class Sequential:
         last = self.steps if until is None else until
         while state.number < len(self.stages) and self.done(state) < last:
             stage = self.stages[state.number]
-            if state.inside is None and stage.opens:
-                start = self.clean if stage.fork else state.latent
-                state = state._replace(latent=start, turn=start)
             planned, latent = stage.planned, state.latent
             work = planned.opened(latent)
             inside = begin(work, latent) if state.inside is None else state.inside
@@ -105,7 +102,22 @@ class Sequential:
             reached = composite(state.turn, reached, 0, 0, stage.restore)
         ends = state.number + 1 == len(self.stages) or self.stages[state.number + 1].opens
         forks = torch.cat([state.forks, reached]) if stage.fork and ends else state.forks
-        return Walk(state.number + 1, reached, state.turn, forks, None)
+        return self._opened(Walk(state.number + 1, reached, state.turn, forks, None))
+
+    def _opened(self, state: Walk) -> Walk:
+        """The state before the next pass: a turn begins with what is there, a fork with the node's own latent."""
+        if state.number == len(self.stages):
+            return state
+        stage = self.stages[state.number]
+        if stage.opens:
+            start = self.clean if stage.fork else state.latent
+            state = state._replace(latent=start, turn=start)
+        if stage.planned.steps > 0:
+            return state
+        # A range before the schedule's first step: it adds its noise and takes no step.
+        work = stage.planned.opened(state.latent)
+        reached = result(work, begin(work, state.latent))
+        return self._closed(state, stage, stage.planned.closed(reached, state.latent))
 
     def pictures(self, state: Walk) -> Latent:
         """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""

@@ -1,0 +1,107 @@
+"""One forward per model over the distinct rows; split when it must be, with the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from sampling_core.evaluate import Count, Networks, evaluate
+from sampling_core.guidance import Guidance
+from sampling_core.levels import Level
+from sampling_core.models.folder import open_folder
+from sampling_core.models.loading import load
+from sampling_core.solvers import Prediction, Query
+from tests.problems import GaussianData
+
+LEVEL = Level(1.0, 2.0)
+WORDS = {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "a", "b", "c"])}
+
+
+class Counted(GaussianData):
+    """Remembers the sizes of its forwards; out of memory above `room` rows."""
+
+    def __init__(self, room: int = 1000) -> None:
+        super().__init__()
+        self.room, self.sizes = room, list[int]()
+
+    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.sizes.append(len(x))
+        return super().__call__(x, levels, embeddings) + embeddings[:, :, :, None]
+
+
+def asked(x: Tensor, *guidances: Guidance) -> list[tuple[Query, Guidance]]:
+    return [(Query(x, LEVEL), guidance) for guidance in guidances]
+
+
+THREE = [Guidance(3.0, name, "") for name in "abc"]
+
+
+def test_shared_rows_are_evaluated_once() -> None:
+    network, x = Counted(), torch.randn(2, 4, 3, 3)
+    answers, count = evaluate(asked(x, *THREE), Networks({"": network}, {"": WORDS}))
+    assert count == Count(8, 1)
+    assert network.sizes == [8]
+    for guidance, answer in zip(THREE, answers, strict=True):
+        (alone,), _ = evaluate(asked(x, guidance), Networks({"": Counted()}, {"": WORDS}))
+        torch.testing.assert_close(answer.denoised, alone.denoised, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8, None])
+def test_any_split_gives_the_same_answers(most: int | None) -> None:
+    x = torch.randn(2, 4, 3, 3)
+    whole, _ = evaluate(asked(x, *THREE), Networks({"": Counted()}, {"": WORDS}))
+    network = Counted()
+    parts, count = evaluate(asked(x, *THREE), Networks({"": network}, {"": WORDS}, most))
+    assert count == Count(8, -(-8 // (most or 8)))
+    assert sum(network.sizes) == 8
+    for one, two in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.denoised, two.denoised, rtol=1e-5, atol=1e-6)
+
+
+def test_without_room_a_forward_is_split() -> None:
+    network = Counted(room=3)
+    _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), Networks({"": network}, {"": WORDS}))
+    assert count == Count(8, 4)
+    assert network.sizes == [2, 2, 2, 2]
+
+
+def test_without_room_for_one_row_it_is_said() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(asked(torch.randn(1, 4, 3, 3), *THREE), Networks({"": Counted(room=0)}, {"": WORDS}))
+
+
+def test_each_model_gets_its_rows_and_its_own_words() -> None:
+    """The same negative prompt is another row to another model."""
+    networks = {"one": Counted(), "two": Counted()}
+    guidances = [Guidance(3.0, "a", "", model="one"), Guidance(3.0, "a", "", model="two"), Guidance(1.0, "b", "")]
+    guidances[2] = guidances[2]._replace(model="two")
+    other = {name: value + 10 for name, value in WORDS.items()}
+    answers, count = evaluate(
+        asked(torch.zeros(1, 1, 1, 1), *guidances), Networks(networks, {"one": WORDS, "two": other})
+    )
+    assert [networks[name].sizes for name in networks] == [[2], [3]]
+    assert count == Count(5, 2)
+    first, second, _ = (float(answer.denoised) for answer in answers)
+    assert second - first == pytest.approx(10)
+
+
+def test_a_real_network_in_any_split() -> None:
+    """Batched and one by one, the embedded model answers the same but for rounding."""
+    model = load(open_folder("embedded"), "cpu", torch.float32)
+    prompts = ["", "a red background", "a blue background"]
+    words = model.encode_prompts(prompts)
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
+    guidances = [Guidance(2.0, prompt, "") for prompt in prompts[1:]]
+    found: list[list[Prediction]] = []
+    for most in (None, 1, 2):
+        answers, _ = evaluate(asked(x, *guidances), Networks({"": model.network}, {"": words}, most))
+        found.append(answers)
+    for others in found[1:]:
+        for one, two in zip(found[0], others, strict=True):
+            difference = (one.denoised - two.denoised).abs().max() / one.denoised.abs().max()
+            assert float(difference) < 1e-5
