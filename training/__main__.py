@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("sampling_core/models/embedded"), help="where the model goes")
     parser.add_argument("--autoencoder-steps", type=int, default=2000)
     parser.add_argument("--shallow-steps", type=int, default=2500)
-    parser.add_argument("--deep-steps", type=int, default=22000)
+    parser.add_argument("--deep-steps", type=int, default=28500)
     given = parser.parse_args()
     train_autoencoder(given.work, given.autoencoder_steps)
     train_denoiser(given.work, 2, given.shallow_steps, cool=False)

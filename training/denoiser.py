@@ -99,7 +99,7 @@ class Pool:
     rows: int
     columns: int
     latents: list[torch.Tensor] = field(default_factory=list)
-    spoken: list[torch.Tensor] = field(default_factory=list)
+    weights: list[torch.Tensor] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
 
     def add(self, vae: AutoencoderKL, rng: np.random.Generator, count: int, capacity: int) -> None:
@@ -110,26 +110,26 @@ class Pool:
         with torch.no_grad():
             encoded = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
         for latent, canvas in zip(encoded, canvases, strict=True):
-            spoken = torch.from_numpy(canvas.spoken)
+            weight = torch.from_numpy(canvas.weight)
             if len(self.latents) < capacity:
                 self.latents.append(latent)
-                self.spoken.append(spoken)
+                self.weights.append(weight)
                 self.captions.append(canvas.caption)
             else:
                 at = int(rng.integers(capacity))
-                self.latents[at], self.spoken[at], self.captions[at] = latent, spoken, canvas.caption
+                self.latents[at], self.weights[at], self.captions[at] = latent, weight, canvas.caption
 
     def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Latents [B, 4, rows, columns], where captions speak [B, 1, rows, columns], captions."""
+        """Latents [B, 4, rows, columns], weights of their cells [B, 1, rows, columns], captions."""
         count = max(4, CELLS_PER_BATCH // (self.rows * self.columns))
         picks = rng.integers(len(self.latents), size=count)
-        spoken = torch.stack([self.spoken[i] for i in picks])[:, None]
+        weights = torch.stack([self.weights[i] for i in picks])[:, None]
         captions = [loosen(self.captions[i], rng) for i in picks]
         # Only whole scenes may go without a caption: an unconditional collage has no meaning.
         for row, i in enumerate(picks):
-            if bool(self.spoken[i].all()) and rng.random() < 0.2:
+            if bool(self.weights[i].all()) and rng.random() < 0.2:
                 captions[row] = ""
-        return torch.stack([self.latents[i] for i in picks]), spoken, captions
+        return torch.stack([self.latents[i] for i in picks]), weights, captions
 
 
 def loosen(caption: str, rng: np.random.Generator) -> str:
@@ -183,7 +183,7 @@ def train_denoiser(
     for step in range(first, steps):
         pool = pools[rng.choice(len(pools), p=odds)]
         pool.add(vae, rng, max(1, 512 // (pool.rows * pool.columns)), 6000)
-        latents, spoken, captions = pool.batch(rng)
+        latents, weights, captions = pool.batch(rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         noise = torch.randn_like(latents)
         # Colours and shapes are decided at high noise; the rest is soon learnt.
@@ -192,7 +192,7 @@ def train_denoiser(
         words = model["text_encoder"](tokens.input_ids).last_hidden_state
         answer = model["unet"](schedule.add_noise(latents, noise, t), t, words).sample
         error = (answer - schedule.get_velocity(latents, noise, t)).square().mean(dim=1, keepdim=True)
-        loss = (error * spoken).sum() / spoken.sum()
+        loss = (error * weights).sum() / weights.sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
