@@ -31,10 +31,13 @@ def two_samplers(
 
     Unlike the original it leaves the caller's latent alone. Raises BadInput for denoise 0.
     """
-    return [
-        Turn(BASE, full_run(base.seed, base.steps, base.denoise, base_mask_of_two(mask), batch_index)),
-        Turn(MASK, full_run(inside.seed, inside.steps, inside.denoise, mask, batch_index)),
+    works = [(BASE, base, base_mask_of_two(mask)), (MASK, inside, mask)]
+    calls = [
+        (who, work.steps, full_run(work.seed, work.steps, work.denoise, where, batch_index))
+        for who, work, where in works
     ]
+    # A run of no steps changes nothing.
+    return [Turn(who, call) for who, steps, call in calls if steps > 0]
 
 
 def two_advanced_samplers(
