@@ -24,7 +24,7 @@ demo: .venv/installed ## draw two example jobs into renders/
 	$(BIN)/regional render examples/four_quarters.yaml
 
 test: .venv/installed ## all tests
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
 check: .venv/installed ## format, lint, types, layer contracts
 	$(BIN)/ruff format --check .

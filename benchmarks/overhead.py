@@ -17,10 +17,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from sampling_core._types import RowEmbeddings, Rows
+from benchmarks.networks import Timed, large_unet
 from sampling_core.evaluate import Count, Networks
 from sampling_core.guidance import Guidance
-from sampling_core.levels import Level, beta_levels
+from sampling_core.levels import beta_levels
 from sampling_core.models.unet import UNetDenoiser
 from sampling_core.nodes.calls import Setting
 from sampling_core.nodes.regional import Region, regional_sampler
@@ -29,37 +29,6 @@ from sampling_core.nodes.turns import stages
 
 LEVELS = beta_levels("epsilon")
 GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"
-
-
-class Timed:
-    """A network that adds up the time spent inside it."""
-
-    def __init__(self, inner: UNetDenoiser) -> None:
-        self.inner = inner
-        self.seconds = 0.0
-
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
-        started = time.perf_counter()
-        answer = self.inner(x, levels, embeddings)
-        self.seconds += time.perf_counter() - started
-        return answer
-
-
-def large() -> UNet2DConditionModel:
-    """A UNet of about 20 M parameters with random weights."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=32,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(96, 192, 192),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
 
 
 def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any]:
@@ -108,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     golden = UNet2DConditionModel.from_pretrained(GOLDEN)
-    figures = {"golden network": measure(golden, 16, 20), "large network": measure(large(), 32, 6)}
+    figures = {"golden network": measure(golden, 16, 20), "large network": measure(large_unet(), 32, 6)}
     for name, found in figures.items():
         print(f"{name}: {found}")
     if given.json:

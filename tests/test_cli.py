@@ -222,7 +222,10 @@ def test_examples_have_nothing_to_warn_of(
     example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "plan", example) == 0
-    assert "Warning" not in capsys.readouterr().out
+    warned = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    # What that node draws always keeps some noise, and it says so.
+    always = ["Warning: noise of sigma 0.0292 is left"] if example.stem == "regional_sampler_advanced" else []
+    assert [line[:38] for line in warned] == always
 
 
 @pytest.mark.parametrize("command", [[], ["render"], ["plan"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, get_args
 
 import pytest
@@ -15,7 +14,7 @@ from sampling_core.evaluate import Count
 from sampling_core.fields import SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.joint_plan import joint
-from sampling_core.levels import beta_levels, flow_levels
+from sampling_core.levels import beta_levels
 from sampling_core.noise import initial_noise
 from sampling_core.parsing import BadJob, parse_job
 from sampling_core.plan import cost, warnings
@@ -59,27 +58,6 @@ def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
     weights = {p.name: w for p, w in run.plan.active(run.steps - 1).values()}
     wanted = sum(weights[p.name] * colors(run)[p.guidance.positive].item() for p in run.plan.participants)
     torch.testing.assert_close(state.x[0, 0], wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("solvers", list(itertools.combinations_with_replacement(DETERMINISTIC, 2)))
-@pytest.mark.parametrize("levels", [LEVELS, flow_levels()], ids=["diffusion", "flow"])
-def test_every_cell_has_the_noise_of_its_level(solvers: tuple[str, str], levels: Any) -> None:
-    """With data at a known point, what is left after removing it is noise; it must have each level's sigma."""
-    asked = job(
-        {"mask": LEFT, "feather": 16, "sampler": solvers[0]},
-        {"mask": MIDDLE, "feather": 24, "sampler": solvers[1]},
-        {"mask": {"points": [[0.1, 0.1], [0.9, 0.2], [0.5, 0.9]]}, "weight": 3},
-        cfg=1.0,
-    )
-    run = run_of(asked, levels)
-    ladder = run.plan.ladder
-    unit = (run.noised - ladder[0].alpha * 0.7) / ladder[0].sigma
-    states = walked(run, GaussianData(spread=0.0, mean=0.7))
-    for reached, _ in states:
-        level = ladder[reached.step]
-        noise = reached.x - level.alpha * 0.7
-        torch.testing.assert_close(noise, level.sigma * unit, rtol=1e-4, atol=2e-5)
-    assert len(states) == run.steps
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - set(DETERMINISTIC)))

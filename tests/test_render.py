@@ -22,6 +22,10 @@ from tests.processes import EXAMPLES, environment, post, prefect_server, regiona
 
 pytestmark = pytest.mark.slow
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
+# The tests of an example share one undisturbed run, so they go to the same worker.
+GROUPED = [pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in EXAMPLES]
+KILLED = ("inpaint", "mask_grid", "mixed_samplers", "regional_sampler", "two_samplers")
+"""One example of each way to go on: with a picture, a grid, unlike samplers, step by step, within a pass."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def undisturbed(server: str, tmp_path_factory: pytest.TempPathFactory) -> Undist
     return rendered
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", GROUPED)
 def test_every_example_renders_as_planned(example: Path, undisturbed: Undisturbed) -> None:
     record = undisturbed(example)
     with Image.open(record["images"][0]) as image:
@@ -127,6 +131,7 @@ def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd
 
 
 # Before anything is stored, and when so many states are in the store; the last of eleven is the finished latent.
+@pytest.mark.xdist_group("two_halves")
 @pytest.mark.parametrize("states", [0, 1, 4, 7, 11])
 def test_killed_at_different_moments(
     states: int, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
@@ -134,13 +139,14 @@ def test_killed_at_different_moments(
     kill_and_render_again(JOB, states, undisturbed(JOB), tmp_path, env)
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e != JOB], ids=lambda path: path.stem)
-def test_every_example_survives_a_kill(
+@pytest.mark.parametrize("example", [param for param in GROUPED if param.id in KILLED])
+def test_every_kind_of_run_survives_a_kill(
     example: Path, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
 ) -> None:
     kill_and_render_again(example, 3, undisturbed(example), tmp_path, env)
 
 
+@pytest.mark.xdist_group("two_halves")
 def test_chunk_size_changes_no_pixel(tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed) -> None:
     pixels = {Image.open(undisturbed(JOB)["images"][0]).tobytes()}
     for chunk in (1, 50):

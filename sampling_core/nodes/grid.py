@@ -25,7 +25,7 @@ def mask_grid(
     *,
     rows: int = 1,
     columns: int = 3,
-    mode: ForkMode = "Sample then Fork",
+    mode: str = "Sample then Fork",
     denoise: float = 1.0,
 ) -> tuple[list[Turn], Cells]:
     """The turns on a latent of `shape`, and the cells to cut its result into; `tile` [H, W] is one cell's mask.

@@ -1,0 +1,144 @@
+"""Joint against sequential composition, side by side: `python -m benchmarks.joint [--json FILE]`.
+
+The same job in both, 256 x 256 pixels, 20 steps of Euler of which 2 are the base's alone, guidance on, R
+regions that leave a rim to the base; a network of about 20 M parameters. One warm-up, then the two in
+turn; the median counts. Peak memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.networks import Timed, large_unet
+from sampling_core.composition import Composition
+from sampling_core.evaluate import Count, Networks
+from sampling_core.job import RenderJob
+from sampling_core.levels import beta_levels
+from sampling_core.models.unet import UNetDenoiser
+from sampling_core.parsing import parse_job
+from sampling_core.plan import compose
+from sampling_core.region_masks import region_masks
+
+LEVELS = beta_levels("epsilon")
+REGIONS = (1, 2, 4, 8)
+COMPOSITIONS = ("joint", "sequential")
+CELLS = 32
+GRIDS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (2, 4)}
+BARS = {"joint / sequential at R = 4": 0.65, "joint / network": 1.03}
+
+
+def job(composition: str, count: int) -> RenderJob:
+    """R rectangles in a grid, with a rim between them."""
+    rows, columns = GRIDS[count]
+    regions = [
+        {
+            "prompt": f"region {i}",
+            "mask": {
+                "x": (i % columns) / columns + 0.03,
+                "y": (i // columns) / rows + 0.03,
+                "width": 1 / columns - 0.06,
+                "height": 1 / rows - 0.06,
+            },
+        }
+        for i in range(count)
+    ]
+    asked = {"prompt": "base", "negative_prompt": "negative", "cfg": 4.0, "sampler": "euler", "scheduler": "normal"}
+    asked |= {"width": 8 * CELLS, "height": 8 * CELLS, "base_only_steps": 2, "composition": composition}
+    return parse_job(asked | {"regions": regions})
+
+
+def composed(composition: str, count: int) -> Composition[Any]:
+    asked = job(composition, count)
+    return compose(asked, {asked.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(asked, {}, 8))
+
+
+def measured(run: Composition[Any], network: Timed) -> tuple[float, float, Count]:
+    """Seconds of a whole run, seconds inside the network, and what was asked of it."""
+    prompts = [words.prompt for words in run.prompts]
+    encoded = torch.randn(len(prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
+    using = Networks({"embedded": network}, {"embedded": dict(zip(prompts, encoded, strict=True))})
+    network.seconds, total = 0.0, Count()
+    started = time.perf_counter()
+    for _, count in run.iterate(run.begin(), using):
+        total = total.plus(count)
+    return time.perf_counter() - started, network.seconds, total
+
+
+def peak_megabytes(composition: str, count: int) -> float:
+    """The most memory that a process of its own held, beyond what it held before the run."""
+    command = [sys.executable, "-m", "benchmarks.joint", "--memory-of", composition, str(count)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _print_memory(composition: str, count: int) -> None:
+    network = Timed(UNetDenoiser(large_unet(), LEVELS))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    measured(composed(composition, count), network)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def compare(count: int, network: Timed, repeats: int) -> dict[str, Any]:
+    """The figures of R = `count`."""
+    runs = {name: composed(name, count) for name in COMPOSITIONS}
+    walls: dict[str, list[float]] = {name: [] for name in COMPOSITIONS}
+    inside: dict[str, list[float]] = {name: [] for name in COMPOSITIONS}
+    asked: dict[str, Count] = {}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            wall, seconds, asked[name] = measured(run, network)
+            if repeat > 0:
+                walls[name].append(wall)
+                inside[name].append(wall / seconds)
+    found: dict[str, Any] = {}
+    for name in COMPOSITIONS:
+        found[name] = {
+            "seconds": round(statistics.median(walls[name]), 3),
+            "over_network": round(statistics.median(inside[name]), 4),
+            "rows": asked[name].evaluations,
+            "forwards": asked[name].forwards,
+            "peak_megabytes": round(peak_megabytes(name, count), 1),
+        }
+    found["wall_ratio"] = round(found["joint"]["seconds"] / found["sequential"]["seconds"], 3)
+    found["row_ratio"] = round(found["joint"]["rows"] / found["sequential"]["rows"], 3)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default 3)")
+    parser.add_argument("--memory-of", nargs=2, metavar=("COMPOSITION", "R"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if given.memory_of:
+        _print_memory(given.memory_of[0], int(given.memory_of[1]))
+        return 0
+    network = Timed(UNetDenoiser(large_unet(), LEVELS))
+    figures = {f"R = {count}": compare(count, network, given.repeats) for count in REGIONS}
+    for name, found in figures.items():
+        joint, sequential = found["joint"], found["sequential"]
+        print(
+            f"{name}: joint {joint['seconds']:.2f} s, sequential {sequential['seconds']:.2f} s, "
+            f"ratio {found['wall_ratio']:.2f}, of rows {found['row_ratio']:.2f}; "
+            f"wall / network {joint['over_network']:.3f} and {sequential['over_network']:.3f}; "
+            f"peak {joint['peak_megabytes']:.0f} and {sequential['peak_megabytes']:.0f} MB"
+        )
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    good = figures["R = 4"]["wall_ratio"] <= BARS["joint / sequential at R = 4"]
+    return 0 if good and all(f["joint"]["over_network"] <= BARS["joint / network"] for f in figures.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""How true the noise is, joint against sequential: `python -m benchmarks.noise [--json FILE]`.
+
+With a denoiser that knows the answer (zero), all of a latent is noise. After every step its level at each
+latent cell, from 1024 channels, is compared with the schedule's; printed are the lowest and the highest ratio,
+and the share of cells that are more than a tenth off. `left` is what remains at the end, in units of the latent.
+Sequential is RegionalSampler with its defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sampling_core._types import Latent, RowEmbeddings, Rows
+from sampling_core.composition import Joint
+from sampling_core.evaluate import Networks
+from sampling_core.levels import Level, beta_levels
+from sampling_core.nodes.sequential import Sequential
+from sampling_core.noise import initial_noise
+from sampling_core.parsing import parse_job
+from sampling_core.plan import compose
+from sampling_core.region_masks import region_masks
+from sampling_core.solvers import SOLVERS
+
+CHANNELS = 1024
+LEVELS = beta_levels("epsilon")
+SOFT = {"prompt": "a", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}, "feather": 32}
+ROUND = {"prompt": "b", "mask": {"center_x": 0.5, "center_y": 0.5, "radius_x": 0.4, "radius_y": 0.3}, "feather": 24}
+SMALL = {"prompt": "c", "mask": {"x": 0.4, "y": 0.4, "width": 0.25, "height": 0.2}}
+WHOLE = {"prompt": "d", "mask": {"x": 0, "y": 0, "width": 1, "height": 1}}
+LAYOUTS = {"soft": [SOFT], "overlapping": [SOFT, ROUND], "nested": [ROUND, SMALL], "full cover": [WHOLE, ROUND]}
+SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde")
+
+
+class _KnowsTheAnswer:
+    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+        return torch.zeros_like(x)
+
+
+def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
+    """The figures of one run of 8 steps, 2 of them of the base alone."""
+    asked = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
+    job = parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]})
+    run = compose(job, {job.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
+    words = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
+    ratios: list[torch.Tensor] = []
+    left = torch.zeros(16, 16)
+    # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.
+    drawn = _spread(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
+    for state, _ in run.iterate(run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: words})):
+        sigma = _level_after(run, state)
+        if sigma is None:
+            continue
+        left = _spread(run.pictures(state))
+        if sigma > 0:
+            ratios.append(left / sigma / drawn)
+    every = torch.stack(ratios)
+    return {
+        "lowest": float(every.min()),
+        "highest": float(every.max()),
+        "off": float(((every - 1).abs() > 0.1).float().mean()),
+        "left": float(left.square().mean().sqrt()),
+    }
+
+
+def _level_after(run: Any, state: Any) -> float | None:
+    """The schedule's sigma where a step is done by all; None within one."""
+    if isinstance(run, Joint):
+        return run.plan.ladder[state.step].sigma
+    assert isinstance(run, Sequential)
+    if state.inside is not None:
+        return None
+    last = run.stages[state.number - 1]
+    after = run.stages[state.number] if state.number < len(run.stages) else None
+    if after is not None and after.planned.call.start == last.planned.call.start:
+        return None
+    return last.planned.sigmas[-1]
+
+
+def _spread(noise: Latent) -> torch.Tensor:
+    return noise[0].square().mean(dim=0).sqrt()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given = parser.parse_args(arguments)
+    figures: dict[str, dict[str, float]] = {}
+    for sampler in SAMPLERS:
+        for layout in LAYOUTS:
+            for composition in ("joint", "sequential"):
+                found = measure(composition, layout, sampler)
+                figures[f"{sampler}, {layout}, {composition}"] = found
+                print(
+                    f"{sampler:16} {layout:12} {composition:11} {found['lowest']:6.3f} to {found['highest']:6.3f}"
+                    f"  {found['off']:4.0%} off  left {found['left']:.4f}"
+                )
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
