@@ -40,13 +40,13 @@ BARS = {
 }
 
 
-def draw(job: RenderJob, model: Model) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def draw(job: RenderJob, model: Model, max_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
     folder = model.folder
     empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
     run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
     embeddings = model.encode_prompts(words.prompt for words in run.prompts)
-    using = Networks({job.model: model.network}, {job.model: embeddings})
+    using = Networks({job.model: model.network}, {job.model: embeddings}, max_rows)
     *_, (last, _) = run.iterate(run.begin(), using)
     return model.decode(run.pictures(last))[0].numpy()
 

@@ -181,9 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         given.json.write_text(json.dumps(means, indent=2) + "\n")
     if given.worst:
-        _sheet(
-            sorted(seen, key=lambda entry: -entry[0])[:4] + sorted(seen, key=lambda entry: -entry[1])[:4], given.worst
-        )
+        worst = [pair for side in (0, 1) for pair in sorted(seen, key=lambda entry: -entry[0][side])[:4]]
+        _sheet(worst, given.worst)
     better = [means["joint"][f] <= means["sequential"][f] for f in FIGURES[1:]]
     return 0 if all(better) and means["joint"][FIGURES[0]] >= means["sequential"][FIGURES[0]] else 1
 

@@ -95,6 +95,7 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
         "evaluations": cost.evaluations,
         "forwards": cost.forwards,
         "rows_per_step": stages,
+        "saved": prepared.savings(),
         "memory_bytes": prepared.memory_bytes(),
         "warnings": prepared.warnings(),
     }
@@ -107,6 +108,8 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     console = Console()
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    for saved in facts["saved"]:
+        console.print(f"Saved: {saved}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     for warning in facts["warnings"]:
         console.print(f"Warning: {warning}", style="yellow")

@@ -34,9 +34,11 @@ class Count(NamedTuple):
 
     evaluations: int = 0
     forwards: int = 0
+    shared: int = 0
+    """Rows that were not evaluated, because an equal one was."""
 
     def plus(self, other: Count) -> Count:
-        return Count(self.evaluations + other.evaluations, self.forwards + other.forwards)
+        return Count(*(own + more for own, more in zip(self, other, strict=True)))
 
 
 def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
@@ -50,7 +52,8 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
     for row in (row for rows in wanted for row in rows):
         distinct.setdefault(_identity(row), row)
     answers: dict[_Identity, Latent] = {}
-    total = Count()
+    pictures = asked[0][0].x.shape[0] if asked else 0
+    total = Count(shared=(sum(map(len, wanted)) - len(distinct)) * pictures)
     for model in dict.fromkeys(row.model for row in distinct.values()):
         group = {identity: row for identity, row in distinct.items() if row.model == model}
         found, count = _answered(list(group.values()), using)

@@ -52,6 +52,11 @@ class Cost:
         return sum(count.forwards for count in self.per_step)
 
     @property
+    def shared_rows(self) -> int:
+        """Rows that were spared, because an equal one is evaluated."""
+        return sum(count.shared for count in self.per_step)
+
+    @property
     def most_rows(self) -> int:
         """Rows of the largest forward."""
         full = [count for count in self.per_step if count.forwards]

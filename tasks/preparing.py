@@ -21,6 +21,7 @@ from sampling_core.meaning import content_hash, meaning, shape_meaning
 from sampling_core.models.folder import ModelFolder, open_folders
 from sampling_core.plan import Cost, compose, cost, warnings
 from sampling_core.region_masks import protected_pixels, region_masks
+from sampling_core.savings import savings
 from tasks.files import read_image_files, resized
 from tasks.settings import settings
 
@@ -51,6 +52,9 @@ class Prepared:
     @cached_property
     def cost(self) -> Cost:
         return cost(self.run, settings().max_rows)
+
+    def savings(self) -> list[str]:
+        return savings(self.run, self.cost.shared_rows)
 
     def warnings(self) -> list[str]:
         return warnings(self.job, self.run, self.folder.trained_pixels)

@@ -146,3 +146,14 @@ def test_incomplete_weights_are_refused(copy: Path, part: str) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"weights"):
         load(open_folder(str(copy)), "cpu", torch.float32)
+
+
+def test_any_split_of_forwards_gives_the_same_picture(model: Model) -> None:
+    masks = [{"x": x, "y": 0, "width": 0.5, "height": 1} for x in (0, 0.5)]
+    regions = [
+        {"prompt": f"a {name} background", "mask": mask} for name, mask in zip(("red", "blue"), masks, strict=True)
+    ]
+    job = parse_job({"prompt": "a black background", "regions": regions, "steps": 6})
+    whole, *others = (draw(job, model, most).astype(int) for most in (None, 1, 2, 3))
+    for other in others:
+        assert abs(whole - other).max() <= 1

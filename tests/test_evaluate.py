@@ -44,7 +44,7 @@ THREE = [Guidance(3.0, name, "") for name in "abc"]
 def test_shared_rows_are_evaluated_once() -> None:
     network, x = Counted(), torch.randn(2, 4, 3, 3)
     answers, count = evaluate(asked(x, *THREE), Networks({"": network}, {"": WORDS}))
-    assert count == Count(8, 1)
+    assert count == Count(8, 1, shared=4)
     assert network.sizes == [8]
     for guidance, answer in zip(THREE, answers, strict=True):
         (alone,), _ = evaluate(asked(x, guidance), Networks({"": Counted()}, {"": WORDS}))
@@ -57,7 +57,7 @@ def test_any_split_gives_the_same_answers(most: int | None) -> None:
     whole, _ = evaluate(asked(x, *THREE), Networks({"": Counted()}, {"": WORDS}))
     network = Counted()
     parts, count = evaluate(asked(x, *THREE), Networks({"": network}, {"": WORDS}, most))
-    assert count == Count(8, -(-8 // (most or 8)))
+    assert count == Count(8, -(-8 // (most or 8)), shared=4)
     assert sum(network.sizes) == 8
     for one, two in zip(whole, parts, strict=True):
         torch.testing.assert_close(one.denoised, two.denoised, rtol=1e-5, atol=1e-6)
@@ -66,7 +66,7 @@ def test_any_split_gives_the_same_answers(most: int | None) -> None:
 def test_without_room_a_forward_is_split() -> None:
     network = Counted(room=3)
     _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), Networks({"": network}, {"": WORDS}))
-    assert count == Count(8, 4)
+    assert count == Count(8, 4, shared=4)
     assert network.sizes == [2, 2, 2, 2]
 
 
@@ -85,7 +85,7 @@ def test_each_model_gets_its_rows_and_its_own_words() -> None:
         asked(torch.zeros(1, 1, 1, 1), *guidances), Networks(networks, {"one": WORDS, "two": other})
     )
     assert [networks[name].sizes for name in networks] == [[2], [3]]
-    assert count == Count(5, 2)
+    assert count == Count(5, 2, shared=0)
     first, second, _ = (float(answer.denoised) for answer in answers)
     assert second - first == pytest.approx(10)
 

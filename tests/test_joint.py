@@ -20,6 +20,7 @@ from sampling_core.parsing import BadJob, parse_job
 from sampling_core.plan import cost, warnings
 from sampling_core.region_masks import region_masks
 from sampling_core.sampler import State
+from sampling_core.savings import savings
 from sampling_core.solvers import SOLVERS
 from tests.problems import GaussianData, PromptColors, using
 
@@ -200,3 +201,26 @@ def test_a_picture_does_not_depend_on_its_company(sampler: str) -> None:
     together = walked(run_of(job({"mask": LEFT}, batch_index=[0, 1, 2], **asked)), GaussianData())[-1][0].x
     alone = walked(run_of(job({"mask": LEFT}, batch_index=[2], **asked)), GaussianData())[-1][0].x
     torch.testing.assert_close(together[2:], alone)
+
+
+def test_costs_little_more_than_half_of_the_originals() -> None:
+    """20 steps, 2 of the base alone, 4 regions, guidance on; under full cover the base is spared."""
+    boxes = [{"x": x, "y": y, "width": 0.45, "height": 0.45} for x in (0, 0.5) for y in (0, 0.5)]
+    quarters = [box | {"width": 0.5, "height": 0.5} for box in boxes]
+    # RegionalSampler: 2 rows in each pass, one pass for the base and each region in every regional step.
+    original = 2 * 2 + 18 * 2 * (1 + 4)
+    for masks, most in ((boxes, 0.62), (quarters, 0.52)):
+        asked = job(*({"mask": mask} for mask in masks), steps=20, base_only_steps=2)
+        assert cost(run_of(asked)).evaluations <= most * original
+
+
+def test_savings_are_told() -> None:
+    spared = job({"mask": LEFT}, {"mask": RIGHT, "cfg": 1.0})
+    run = run_of(spared)
+    found = savings(run, cost(run).shared_rows)
+    assert found == [
+        "in 4 of 6 steps the regions cover the canvas: the base is not evaluated",
+        "guidance is off (cfg 1), so there are no negative rows: region 2",
+    ]
+    shared = run_of(job({"mask": LEFT}, {"mask": MIDDLE}))
+    assert savings(shared, cost(shared).shared_rows)[0].startswith("8 rows that participants share")

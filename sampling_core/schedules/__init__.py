@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from sampling_core.errors import BadInput
 from sampling_core.levels import Level, ModelLevels
@@ -70,13 +71,15 @@ def ladder(
     return tuple(levels.level(sigma) for sigma in (sigmas if whole else sigmas[-(steps + 1) :]))
 
 
+@lru_cache(maxsize=256)
 def original_sigmas(
     levels: ModelLevels, sampler: str, scheduler: str, steps: int, denoise: float = 1.0
 ) -> tuple[float, ...]:
     """The sigmas of a run as the original nodes have them (ComfyUI 0.3.64, Impact Pack 7.10.6), as in `ladder`.
 
     Differs in the length of the schedule where steps / denoise is a whole number that floating point
-    misses, and is empty where denoise is 0. Raises BadInput for an unknown scheduler and steps < 1.
+    misses, and is empty where denoise is 0. Remembered, because every pass of a node asks for it again.
+    Raises BadInput for an unknown scheduler and steps < 1.
     """
     drop = sampler in PENULTIMATE_DROPPED
     if denoise > 0.9999:
