@@ -19,9 +19,8 @@ help: ## this list
 
 install: .venv/installed ## install into .venv
 
-demo: .venv/installed ## draw two example jobs into renders/
-	$(BIN)/regional render examples/two_halves.yaml
-	$(BIN)/regional render examples/four_quarters.yaml
+demo: .venv/installed ## draw an example twice, from two noises, into renders/
+	$(BIN)/regional render examples/two_halves.yaml --set batch_size=2
 
 test: .venv/installed ## all tests
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
