@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from sampling_core.composition import Joint
 from sampling_core.errors import BadInput
-from sampling_core.evaluate import Count
+from sampling_core.evaluate import Count, Networks
 from sampling_core.fields import SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.joint_plan import joint
@@ -224,3 +224,16 @@ def test_savings_are_told() -> None:
     ]
     shared = run_of(job({"mask": LEFT}, {"mask": MIDDLE}))
     assert savings(shared, cost(shared).shared_rows)[0].startswith("8 rows that participants share")
+
+
+def test_a_region_may_have_a_model_of_its_own() -> None:
+    """It answers for its region alone, in a forward of its own, from its own reading of the prompts."""
+    run = run_of(job({"mask": LEFT, "prompt": "x", "model": "other"}, {"mask": RIGHT, "prompt": "x"}, cfg=1.0))
+    assert [tuple(words) for words in run.prompts] == [("embedded", "base"), ("other", "x"), ("embedded", "x")]
+    words = {"base": torch.zeros(1, 1, 1), "x": torch.ones(1, 1, 1)}
+    networks = {"embedded": PromptColors(), "other": PromptColors()}
+    encoded = {"embedded": words, "other": {"x": torch.full((1, 1, 1), 5.0)}}
+    *_, (state, count) = run.iterate(run.begin(), Networks(networks, encoded))
+    assert (count.evaluations, count.forwards) == (2, 2)
+    torch.testing.assert_close(state.x[0, 0, :, :8], torch.full((16, 8), 5.0))
+    torch.testing.assert_close(state.x[0, 0, :, 8:], torch.ones(16, 8))
