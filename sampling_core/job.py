@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -16,6 +16,15 @@ Guidance = Annotated[Number, Field(ge=0, le=100)]
 
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
+
+
+class DrawnMask(NamedTuple):
+    """A mask before it is drawn: the field it comes from, its shape, and what is done to its edge, in pixels."""
+
+    field: str
+    shape: Shape
+    grow: int = 0
+    feather: int = 0
 
 
 class Region(Frozen):
@@ -38,11 +47,14 @@ class Region(Frozen):
     feather: Whole = Field(
         0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades", json_schema_extra=at(8)
     )
+    grow: Whole = Field(
+        0, ge=0, le=512, title="Grow", description="Pixels by which the mask grows first", json_schema_extra=at(9)
+    )
     scheduler: SchedulerName | None = Field(
         None,
         title="Scheduler",
         description="Empty: the job's. Sequential composition only",
-        json_schema_extra=at(9),
+        json_schema_extra=at(10),
     )
     sigma_factor: Number = Field(
         1.0,
@@ -50,13 +62,13 @@ class Region(Frozen):
         le=10,
         title="Sigma factor",
         description="Multiplies the region's sigmas. Sequential composition only",
-        json_schema_extra=at(10),
+        json_schema_extra=at(11),
     )
     variation_seed: Seed = Field(
         0,
         title="Variation seed",
         description="Of the noise that is mixed in",
-        json_schema_extra=at(11),
+        json_schema_extra=at(12),
     )
     variation_strength: Number = Field(
         0.0,
@@ -64,27 +76,27 @@ class Region(Frozen):
         le=1,
         title="Variation strength",
         description="Share of that noise inside the region",
-        json_schema_extra=at(12),
+        json_schema_extra=at(13),
     )
-    variation_method: VariationMethod = Field("linear", title="Variation method", json_schema_extra=at(13))
+    variation_method: VariationMethod = Field("linear", title="Variation method", json_schema_extra=at(14))
     model: Text | None = Field(
         None,
         min_length=1,
         title="Model",
         description="Empty: the job's. A folder whose latents are the same kind",
-        json_schema_extra=at(14),
+        json_schema_extra=at(15),
     )
     start_at_step: Annotated[Whole, Field(ge=0, le=999)] | None = Field(
         None,
         title="Start at step",
         description="Steps that are done when the region enters. Empty: the base-only steps. Joint composition only",
-        json_schema_extra=at(15),
+        json_schema_extra=at(16),
     )
     end_at_step: Annotated[Whole, Field(ge=1, le=1001)] | None = Field(
         None,
         title="End at step",
         description="Steps that are done when the region leaves. Empty: never. Joint composition only",
-        json_schema_extra=at(16),
+        json_schema_extra=at(17),
     )
 
 
@@ -221,19 +233,22 @@ class RenderJob(Frozen):
         """The models that are used, the job's own first."""
         return tuple(dict.fromkeys([self.model, *(region.model or self.model for region in self.regions)]))
 
-    def drawn_masks(self) -> list[tuple[str, Shape, int]]:
-        """What masks are made of: field, shape, and feather in pixels. One per region, or the grid's tile."""
+    def drawn_masks(self) -> list[DrawnMask]:
+        """What masks are made of: one per region, or the grid's tile."""
         if self.composition == "sequential" and self.node.name == "MaskGridNKSamplersAdvanced":
-            return [("node.tile", self.node.tile, 0)]
-        return [(f"regions.{i}.mask", region.mask, region.feather) for i, region in enumerate(self.regions)]
+            return [DrawnMask("node.tile", self.node.tile)]
+        return [
+            DrawnMask(f"regions.{i}.mask", region.mask, region.grow, region.feather)
+            for i, region in enumerate(self.regions)
+        ]
 
     def image_files(self) -> dict[str, str]:
         """Image files that are read, the start image among them: field -> path."""
         files: dict[str, str] = {}
         if self.start_image is not None:
             files["start_image"] = self.start_image
-        protect = [(f"protect.{i}", shape, 0) for i, shape in enumerate(self.protect)]
-        for field, shape, _ in [*self.drawn_masks(), *protect]:
+        protect = [DrawnMask(f"protect.{i}", shape) for i, shape in enumerate(self.protect)]
+        for field, shape, *_ in [*self.drawn_masks(), *protect]:
             match shape:
                 case Image(image=path):
                     files[f"{field}.image"] = path

@@ -1,6 +1,6 @@
 """Masks: shapes, images and colour maps in pixels, brought to the latent lattice.
 
-A region is drawn in pixels (1 inside, 0 outside), feathered in pixels, then averaged over each latent
+A region is drawn in pixels (1 inside, 0 outside), grown and feathered in pixels, then averaged over each latent
 cell; a cell that an edge crosses gets the covered fraction.
 """
 
@@ -66,6 +66,13 @@ def _resize(mask: torch.Tensor, size: Size) -> torch.Tensor:
     if tuple(mask.shape) == size:
         return mask
     return F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+
+
+def grown(mask: PixelMask, pixels: int) -> PixelMask:
+    """The mask grown by so many pixels on every side, corners stay square (dilation by a square)."""
+    if pixels == 0:
+        return mask
+    return F.max_pool2d(mask[None, None], 2 * pixels + 1, stride=1, padding=pixels)[0, 0]
 
 
 def feathered(mask: PixelMask, feather: int) -> PixelMask:

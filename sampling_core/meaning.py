@@ -48,6 +48,7 @@ def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[
     means: dict[str, Any] = {
         "mask": shape_meaning(region.mask, digests),
         "prompt": region.prompt,
+        "grow": region.grow,
         "feather": region.feather,
     }
     means |= _asked_of(job, region)

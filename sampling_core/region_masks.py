@@ -14,7 +14,7 @@ from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, S
 
 
 def region_masks(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> tuple[AnyMask, ...]:
-    """Each region's mask, feathered; of a grid, its tile's. `photos` holds the mask files by path.
+    """Each region's mask, grown and feathered; of a grid, its tile's. `photos` holds the mask files by path.
 
     On the latent lattice for joint composition, in pixels for sequential, whose nodes resize masks themselves.
     Raises BadInput for a canvas that is no multiple of the cell, and for regions that are empty or
@@ -24,11 +24,11 @@ def region_masks(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> tupl
         if pixels % cell:
             raise BadInput(name, pixels, f"a multiple of {cell} for this model")
     built: list[AnyMask] = []
-    for field, shape, feather in job.drawn_masks():
+    for field, shape, grow, feather in job.drawn_masks():
         tiles = (job.node.rows, job.node.columns) if field == "node.tile" else (1, 1)
         mask = _pixels((job.height // tiles[0], job.width // tiles[1]), shape, photos)
         draw.check_extent(mask, cell, field, shape.model_dump(exclude={"kind"}))
-        mask = draw.feathered(mask, feather)
+        mask = draw.feathered(draw.grown(mask, grow), feather)
         built.append(draw.to_lattice(mask, cell) if job.composition == "joint" else mask)
     return tuple(built)
 

@@ -93,7 +93,7 @@ def prepare(job: RenderJob) -> Prepared:
     files = read_image_files(job)
     digests = {**files.digests, **fingerprints}
     means = meaning(job, digests)
-    drawn = [(shape_meaning(shape, digests), feather) for _, shape, feather in job.drawn_masks()]
+    drawn = [(shape_meaning(mask.shape, digests), mask.grow, mask.feather) for mask in job.drawn_masks()]
     pictures = [means.get("start"), means.get("protect")]
     mask_means = [FORMAT, job.composition, means.get("node"), drawn, pictures, job.width, job.height, folder.cell]
     inputs = _inputs(job, files.photos, folder.cell)

@@ -119,6 +119,7 @@ def test_same_meaning_same_hash(path: str, value: Any) -> None:
         ("model", "elsewhere"),
         ("regions.0.prompt", "a ship"),
         ("regions.0.feather", 8),
+        ("regions.0.grow", 8),
         ("regions.0.negative_prompt", "fog"),
         ("regions.0.mask.width", 0.4),
         ("regions", []),

@@ -45,6 +45,17 @@ def test_polygon_crossing_itself_is_even_odd() -> None:
     assert bow_tie[10, 50] == 0
 
 
+@given(pixels=st.integers(0, 30), where=st.tuples(*[st.floats(0.2, 0.7)] * 2))
+def test_grown_reaches_so_many_pixels_further(pixels: int, where: tuple[float, float]) -> None:
+    """On every side, as far as the canvas goes."""
+    mask = masks.rectangle((90, 120), *where, 0.2, 0.2)
+    rows, columns = mask.nonzero().T
+    wider = torch.zeros_like(mask)
+    top, left = max(int(rows.min()) - pixels, 0), max(int(columns.min()) - pixels, 0)
+    wider[top : int(rows.max()) + pixels + 1, left : int(columns.max()) + pixels + 1] = 1
+    assert torch.equal(masks.grown(mask, pixels), wider)
+
+
 @given(feather=st.integers(0, 40), width=st.floats(0.2, 0.9))
 def test_feather_keeps_the_middle_of_an_edge(feather: int, width: float) -> None:
     """A straight edge fades over `feather` pixels, half inside; along the canvas' border nothing fades."""
