@@ -1,12 +1,17 @@
 """Joint against sequential composition on the embedded model: `python -m benchmarks.quality [--json FILE]`.
 
-The same jobs in both at the same seeds: 2 to 4 soft and overlapping regions, RegionalSampler for sequential.
+The same jobs in both at the same seeds: 2 to 4 soft regions that overlap, RegionalSampler for sequential.
+RegionalSampler grows every mask by its overlap factor, 10 pixels unless it is changed. So both are compared
+twice: with the masks as they are drawn, and with masks that are grown by 10 pixels in both.
+
 Lower is better for all but the first figure:
 
 - region colour right: background of a region, read where no other region is
-- seam: gradient energy in the 16 pixels around region edges over that of bands as wide 24 pixels inside
+- seam: gradient energy in the 16 pixels around region edges over that of bands as wide 24 pixels inside,
+  both summed over all pictures
 - residual noise: what is left at the end with a denoiser that knows the answer, in units of the latent
-- change outside: mean difference (0 to 255) beyond a region when only that region's prompt is another
+- change outside: mean difference (0 to 255) further than 32 pixels (grown and feathered, a mask reaches 26)
+  from a region when only that region's prompt is another; with its standard error
 """
 
 from __future__ import annotations
@@ -16,8 +21,10 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +45,24 @@ from sampling_core.region_masks import region_masks
 from training.scenes import PALETTE, Scene, all_scenes
 
 JOBS = 100
-COMPOSITIONS = ("joint", "sequential")
+GROWN = 10
+"""RegionalSampler's own overlap factor, in pixels."""
+COMPOSITIONS = ("joint", "sequential", "joint, grown", "sequential, grown")
 FIGURES = ("region colour right", "seam", "residual noise", "change outside")
+
+
+class Measured(NamedTuple):
+    """One job in one composition: its picture, and what the figures are made of."""
+
+    picture: np.ndarray[Any, np.dtype[np.uint8]]
+    right: list[float]
+    """For each region that can be read."""
+    edge: tuple[float, int]
+    """Sum of the gradient energy, and over how many pixels."""
+    inside: tuple[float, int]
+    residual: float
+    outside: float | None
+    """None where no pixel is far enough."""
 
 
 def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
@@ -53,7 +76,7 @@ def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
             {
                 "prompt": _caption(rng, color),
                 "mask": _tile(rng, i // columns, i % columns, rows, columns),
-                "feather": rng.choice([8, 16, 24]),
+                "feather": rng.choice([16, 24, 32]),
             }
             for i, color in enumerate(colors[1:])
         ]
@@ -77,15 +100,22 @@ def _caption(rng: random.Random, background: str) -> str:
 
 
 def _tile(rng: random.Random, row: int, column: int, rows: int, columns: int) -> dict[str, float]:
-    """A cell of a grid that reaches up to a tenth of the canvas into its neighbours, or stops short of them."""
-    grow = [rng.uniform(-0.04, 0.1) for _ in range(4)]
+    """A cell of a grid that reaches up to a tenth of the canvas into its neighbours."""
+    grow = [rng.uniform(0, 0.1) for _ in range(4)]
     left, right = max(0.0, column / columns - grow[0]), min(1.0, (column + 1) / columns + grow[1])
     top, bottom = max(0.0, row / rows - grow[2]), min(1.0, (row + 1) / rows + grow[3])
     return {"x": left, "y": top, "width": right - left, "height": bottom - top}
 
 
 def composed_as(composition: str, data: dict[str, Any]) -> RenderJob:
-    return parse_job(data | {"composition": composition})
+    """The job in one of COMPOSITIONS, with masks that have the same extent in joint and sequential."""
+    kind, _, grown = composition.partition(", ")
+    changes: dict[str, Any] = {"composition": kind}
+    if kind == "sequential":
+        changes["node"] = {"overlap_factor": GROWN if grown else 0}
+    elif grown:
+        changes["regions"] = [region | {"grow": GROWN} for region in data["regions"]]
+    return parse_job(data | changes)
 
 
 def hard_masks(data: dict[str, Any]) -> list[PixelMask]:
@@ -94,33 +124,33 @@ def hard_masks(data: dict[str, Any]) -> list[PixelMask]:
     return list(region_masks(composed_as("sequential", data | {"regions": bare}), {}, 8))
 
 
-def measure(model: Model, data: dict[str, Any], composition: str) -> tuple[dict[str, list[float]], Any]:
-    """The figures of one job in one composition, and its picture."""
+def measure(model: Model, data: dict[str, Any], composition: str) -> Measured:
+    """One job in one composition."""
     job = composed_as(composition, data)
     picture = draw(job, model)
     masks = hard_masks(data)
-    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
+    right: list[float] = []
     for i, mask in enumerate(masks):
         others = torch.stack([other for j, other in enumerate(masks) if j != i]).amax(dim=0)
         alone = (_grown(1 - mask, 12) == 0) & (_grown(others, 12) == 0)
         if bool(alone.any()):
             wanted = data["regions"][i]["prompt"].split(" on a ")[-1].removeprefix("a ").split()[0]
-            figures["region colour right"].append(float(main_color(picture, alone.numpy()) == wanted))
-    figures["seam"].append(_seam(picture, masks))
-    figures["residual noise"].append(residual(job, model))
+            right.append(float(main_color(picture, alone.numpy()) == wanted))
     changed = data | {"regions": [*data["regions"][:-1], data["regions"][-1] | {"prompt": data["prompt"]}]}
     other = draw(composed_as(composition, changed), model)
-    far = (_grown(masks[-1], 16) == 0).numpy()
-    if far.any():
-        figures["change outside"].append(float(np.abs(picture.astype(float) - other.astype(float))[far].mean()))
-    return figures, picture
+    far = (_grown(masks[-1], 32) == 0).numpy()
+    outside = float(np.abs(picture.astype(float) - other.astype(float))[far].mean()) if far.any() else None
+    return Measured(picture, right, *_seam(picture, masks), residual(job, model), outside)
 
 
 def _grown(mask: PixelMask, pixels: int) -> PixelMask:
     return max_pool2d(mask[None, None], 2 * pixels + 1, stride=1, padding=pixels)[0, 0]
 
 
-def _seam(picture: np.ndarray[Any, np.dtype[np.uint8]], masks: Sequence[PixelMask]) -> float:
+def _seam(
+    picture: np.ndarray[Any, np.dtype[np.uint8]], masks: Sequence[PixelMask]
+) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Gradient energy around the edges of regions, and in bands inside: its sum and the number of pixels."""
     light = torch.from_numpy(picture).float().mean(dim=-1)
     energy = torch.zeros_like(light)
     energy[:-1] += (light[1:] - light[:-1]).square()
@@ -130,8 +160,7 @@ def _seam(picture: np.ndarray[Any, np.dtype[np.uint8]], masks: Sequence[PixelMas
         edge |= (_grown(mask, 8) > 0) & (_grown(1 - mask, 8) > 0)
         inside |= (_grown(1 - mask, 16) == 0) & (_grown(1 - mask, 32) > 0)
     inside &= ~edge
-    # A hundredth of a grey level: bands that are perfectly flat would otherwise divide by nothing.
-    return float(energy[edge].mean() / (energy[inside].mean() + 0.01)) if bool(inside.any()) else float("nan")
+    return (float(energy[edge].sum()), int(edge.sum())), (float(energy[inside].sum()), int(inside.sum()))
 
 
 class _KnowsTheAnswer:
@@ -150,51 +179,72 @@ def residual(job: RenderJob, model: Model) -> float:
     return float(run.pictures(last).square().mean().sqrt())
 
 
+def figures(measured: Sequence[Measured]) -> dict[str, float]:
+    """The figures of many jobs in one composition."""
+    right = [value for one in measured for value in one.right]
+    edge, inside = (
+        sum(energy for energy, _ in bands) / sum(pixels for _, pixels in bands)
+        for bands in ([one.edge for one in measured], [one.inside for one in measured])
+    )
+    residuals = [one.residual for one in measured]
+    outside = np.array([one.outside for one in measured if one.outside is not None])
+    means = (np.mean(right), edge / inside, np.mean(residuals), outside.mean())
+    errors = {"+-": outside.std(ddof=1) / len(outside) ** 0.5}
+    return dict(zip(FIGURES, map(float, means), strict=True)) | {name: float(value) for name, value in errors.items()}
+
+
+_model: list[Model] = []
+
+
+def _load() -> None:
+    torch.set_num_threads(1)
+    _model.append(load(open_folder("embedded"), "cpu", torch.float32))
+
+
+def _measured(data: dict[str, Any]) -> dict[str, Measured]:
+    return {composition: measure(_model[0], data, composition) for composition in COMPOSITIONS}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--worst", type=Path, metavar="FILE", help="the worst pictures of each, side by side")
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"how many jobs (default {JOBS})")
+    parser.add_argument("--processes", type=int, default=2, help="how many at once, one thread each (default 2)")
     given = parser.parse_args(arguments)
-    model = load(open_folder("embedded"), "cpu", torch.float32)
-    found: dict[str, dict[str, list[float]]] = {name: {f: [] for f in FIGURES} for name in COMPOSITIONS}
-    seen: list[tuple[list[float], list[Any]]] = []
-    for i, data in enumerate(jobs(random.Random(4), given.jobs)):
-        pictures: list[Any] = []
-        wrong: list[float] = []
-        for name in COMPOSITIONS:
-            figures, picture = measure(model, data, name)
-            for figure, values in figures.items():
-                found[name][figure] += values
-            pictures.append(picture)
-            wrong.append(sum(1 - right for right in figures["region colour right"]))
-        wrong = [
-            sum(1 - v for v in found[name]["region colour right"][-len(data["regions"]) :]) for name in COMPOSITIONS
-        ]
-        seen.append((wrong, pictures))
-        if sys.stderr.isatty():
-            print(f"\r{i + 1}/{given.jobs} ", end="", file=sys.stderr, flush=True)
-    means = {name: {f: float(np.nanmean(values)) for f, values in figures.items()} for name, figures in found.items()}
-    print(f"{'':22}" + "".join(f"{name:>12}" for name in COMPOSITIONS))
-    for figure in FIGURES:
-        print(f"{figure:22}" + "".join(f"{means[name][figure]:12.4f}" for name in COMPOSITIONS))
+    found: list[dict[str, Measured]] = []
+    with ProcessPoolExecutor(given.processes, get_context("spawn"), _load) as pool:
+        for one in pool.map(_measured, jobs(random.Random(4), given.jobs)):
+            found.append(one)
+            if sys.stderr.isatty():
+                print(f"\r{len(found)}/{given.jobs} ", end="", file=sys.stderr, flush=True)
+    table = {name: figures([one[name] for one in found]) for name in COMPOSITIONS}
+    print(f"{'':20}" + "".join(f"{name:>20}" for name in COMPOSITIONS))
+    for figure in (*FIGURES, "+-"):
+        print(f"{figure:20}" + "".join(f"{table[name][figure]:20.4f}" for name in COMPOSITIONS))
     if given.json:
-        given.json.write_text(json.dumps(means, indent=2) + "\n")
+        given.json.write_text(json.dumps(table, indent=2) + "\n")
     if given.worst:
-        worst = [pair for side in (0, 1) for pair in sorted(seen, key=lambda entry: -entry[0][side])[:4]]
-        _sheet(worst, given.worst)
-    better = [means["joint"][f] <= means["sequential"][f] for f in FIGURES[1:]]
-    return 0 if all(better) and means["joint"][FIGURES[0]] >= means["sequential"][FIGURES[0]] else 1
+        _sheet(found, given.worst)
+    pairs = [(table["joint"], table["sequential"]), (table["joint, grown"], table["sequential, grown"])]
+    good = [joint[f] <= other[f] for joint, other in pairs for f in FIGURES[1:]]
+    return 0 if all(good) and all(joint[FIGURES[0]] >= other[FIGURES[0]] for joint, other in pairs) else 1
 
 
-def _sheet(worst: Sequence[tuple[list[float], list[Any]]], file: Path) -> None:
-    """Joint above, sequential below; the four worst of joint, then the four worst of sequential."""
-    sheet = Image.new("RGB", (200 * len(worst), 400), "white")
-    for column, (_, pictures) in enumerate(worst):
-        for row, picture in enumerate(pictures):
-            image = Image.fromarray(picture)
-            image.thumbnail((192, 192))
-            sheet.paste(image, (200 * column + 4, 200 * row + 4))
+def _sheet(found: Sequence[dict[str, Measured]], file: Path) -> None:
+    """A column per job, a row per composition: the four worst of each composition, by regions that are wrong."""
+
+    def wrong(one: dict[str, Measured], name: str) -> tuple[float, float]:
+        measured = one[name]
+        return sum(1 - value for value in measured.right), measured.edge[0] / measured.edge[1]
+
+    worst = [one for name in COMPOSITIONS for one in sorted(found, key=lambda one: wrong(one, name), reverse=True)[:4]]
+    sheet = Image.new("RGB", (136 * len(worst), 136 * len(COMPOSITIONS)), "white")
+    for column, one in enumerate(worst):
+        for row, name in enumerate(COMPOSITIONS):
+            image = Image.fromarray(one[name].picture)
+            image.thumbnail((128, 128))
+            sheet.paste(image, (136 * column + 4, 136 * row + 4))
     sheet.save(file)
 
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows import cli_store
 from flows.environment import set_defaults
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
@@ -34,6 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_store.app, name="store")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
 Overrides = Annotated[

@@ -9,17 +9,19 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from pydantic import Field
 
+from flows.sampling import sample
 from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
 from tasks.decoding import decode
+from tasks.keeping import begin, finish
 from tasks.loading import load_model
 from tasks.masks import build_masks
 from tasks.progress import report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
 from tasks.run import Run, numerics
-from tasks.sampling import Chunk, newest_step, regional_steps, warm_up
-from tasks.settings import settings
+from tasks.sampling import Progress
+from tasks.settings import Keep, settings
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
@@ -38,6 +40,7 @@ async def render(
     store: str | None = None,
     out: str | None = None,
     name: Name = "render",
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Draw one picture from a base prompt and regions with prompts of their own.
 
@@ -49,6 +52,7 @@ async def render(
         store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the finished picture. Empty: where the worker puts them.
         name: Start of the picture's file name.
+        keep: Which states stay in the store. Empty: as the worker is set up.
 
     Returns:
         The record that is also written as JSON beside the picture.
@@ -73,9 +77,11 @@ async def render(
     encode_prompts(run)
     clock.lap("encode prompts")
 
-    restored = newest_step(run)
+    known = begin(run, name)
+    progress = Progress(run)
+    restored = progress.done
     report_step(restored, run.composition.steps)
-    chunks = _sample(run, restored, chunk_steps)
+    chunks = await sample(progress, chunk_steps)
     clock.lap("sample")
     images = decode(run, out, name)
     clock.lap("decode")
@@ -85,7 +91,7 @@ async def render(
         job=job,
         job_hash=job_hash,
         model_fingerprint=fingerprints[job.model],
-        latents=run.latents,
+        latents=run.state_key(run.composition.steps),
         store=store_url,
         images=images,
         steps_computed=sum(c.steps for c in chunks),
@@ -96,27 +102,8 @@ async def render(
         versions=versions(),
     )
     await publish(run, record, out, name)
+    finish(run, known, keep or settings().keep)
     return record.as_json()
-
-
-def _sample(run: Run, done: int, chunk_steps: int | None) -> list[Chunk]:
-    """All steps after `done`, first those of the base alone."""
-    chunks: list[Chunk] = []
-    while done < run.composition.steps:
-        size = chunk_steps or _chosen_size(chunks)
-        in_warm_up = done < run.composition.base_only_steps
-        last = min(done + size, run.composition.base_only_steps if in_warm_up else run.composition.steps)
-        chunks.append((warm_up if in_warm_up else regional_steps)(run, done + 1, last))
-        done = last
-    return chunks
-
-
-def _chosen_size(chunks: list[Chunk]) -> int:
-    """As many steps as take about `chunk_seconds`, judged by the last chunk; one step to begin with."""
-    if not chunks:
-        return 1
-    last = chunks[-1]
-    return max(1, round(settings().chunk_seconds * last.steps / max(last.seconds, 1e-3)))
 
 
 class _Clock:

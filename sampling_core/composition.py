@@ -13,6 +13,7 @@ from sampling_core import state as written
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from sampling_core.guidance import Words
+from sampling_core.history import Chapter
 from sampling_core.sampler import Plan, State
 
 S = TypeVar("S")
@@ -51,6 +52,10 @@ class Composition(Protocol[S]):
 
     def pictures(self, state: S) -> Latent:
         """The latents [b, c, h, w] to decode, once all steps are done."""
+        ...
+
+    def chapters(self) -> list[Chapter]:
+        """What determines the states, in the order in which it comes to matter."""
         ...
 
     def to_tensors(self, state: S) -> dict[str, Tensor]:
@@ -94,7 +99,21 @@ class Joint:
         return state.x
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
-        return written.to_tensors(state)
+        return written.to_tensors(state, self._taken_part(state.step))
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
-        return written.from_tensors(self.plan, tensors)
+        return written.from_tensors(self.begin(), self._taken_part(int(tensors["step"])), tensors)
+
+    def _taken_part(self, steps: int) -> set[int]:
+        """The participants that had a part in the first `steps` steps."""
+        return {i for step in range(steps) for i in self.plan.active(step)}
+
+    def chapters(self) -> list[Chapter]:
+        """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
+        plan = self.plan
+        beginning = (self.noised, plan.ladder, plan.levels, plan.noise, plan.known)
+        told: list[Chapter] = []
+        for stage in plan.stages:
+            active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
+            told.append(Chapter(stage.first, active if told else [beginning, active]))
+        return told

@@ -27,6 +27,11 @@ class StepNoise:
         self._shape, self._seed, self._indices = (1, *shape[1:]), seed, tuple(indices)
         self._span = (low, high)
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What determines every draw."""
+        return self._shape, self._seed, self._indices, self._span
+
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         return torch.cat([self._drawn(f"{self._seed}/{index}/{step}/{stage}") for index in self._indices])
 
@@ -59,6 +64,11 @@ class SequentialNoise:
         self._shape, self._seed, self._draws, self._span = shape, seed, draws, (low, high)
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._drawn: list[Latent] = []
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What determines every draw."""
+        return self._shape, self._seed, self._draws, self._span
 
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         number = step * self._draws + stage - skipped

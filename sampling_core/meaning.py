@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from sampling_core.hashing import content_hash
 from sampling_core.job import Region, RenderJob
 from sampling_core.original_node import PARAMETERS
 from sampling_core.shapes import Shape
@@ -82,17 +81,3 @@ def _asked_of(job: RenderJob, region: Region | None) -> dict[str, Any]:
 def job_hash(job: RenderJob, digests: Mapping[str, str] | None = None) -> str:
     """SHA-256 of the job's meaning, as hex."""
     return content_hash(meaning(job, digests))
-
-
-def content_hash(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, written in one canonical way."""
-    text = json.dumps(_without_negative_zero(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_negative_zero(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_negative_zero(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_negative_zero(item) for item in value]
-    return value + 0.0 if isinstance(value, float) else value

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sampling_core._types import Latent, Photo
 from sampling_core.composition import Composition
+from sampling_core.hashing import content_hash
 from sampling_core.job import RenderJob
 from sampling_core.masks import to_lattice
-from sampling_core.meaning import content_hash, meaning, shape_meaning
+from sampling_core.meaning import meaning, shape_meaning
 from sampling_core.models.folder import ModelFolder, open_folders
 from sampling_core.plan import Cost, compose, cost, warnings
 from sampling_core.region_masks import protected_pixels, region_masks
@@ -25,7 +26,7 @@ from sampling_core.savings import savings
 from tasks.files import read_image_files, resized
 from tasks.settings import settings
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 

@@ -13,8 +13,9 @@ from sampling_core._types import Embedding
 from sampling_core.composition import Composition
 from sampling_core.errors import StoreError
 from sampling_core.guidance import Words
+from sampling_core.hashing import content_hash
+from sampling_core.history import Named, named
 from sampling_core.job import RenderJob
-from sampling_core.meaning import content_hash
 from sampling_core.models.folder import ModelFolder, open_folder
 from sampling_core.models.loading import Model
 from tasks.loading import loaded
@@ -37,9 +38,24 @@ class Run(BaseModel):
     store_url: str
 
     @property
-    def latents(self) -> str:
-        """Key prefix of the run's latents: everything that determines them."""
-        return f"latents/{content_hash([FORMAT, self.job_hash, self.numerics])}"
+    def key(self) -> str:
+        """Key of what the store knows of the run as a whole."""
+        return f"runs/{content_hash([FORMAT, self.job_hash, self.numerics])}"
+
+    @cached_property
+    def chapters(self) -> tuple[Named, ...]:
+        """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
+        context = [FORMAT, self.numerics, self.fingerprints[self.job.model]]
+        return named(self.composition.chapters(), context, self.fingerprints)
+
+    def folder_of(self, chapter: Named) -> str:
+        """Key prefix of a chapter's states."""
+        return f"latents/{chapter.name}"
+
+    def state_key(self, step: int) -> str:
+        """Key of the state after a step, counted from 1."""
+        chapter = next(chapter for chapter in reversed(self.chapters) if chapter.first < step)
+        return f"{self.folder_of(chapter)}/{step:05d}"
 
     @cached_property
     def store(self) -> Store:

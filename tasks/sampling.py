@@ -1,7 +1,8 @@
-"""Tasks: the steps of a run, a chunk at a time; after each chunk its state is in the store."""
+"""Tasks: the steps of a run, a chunk at a time; each is done when the state after it is in the store."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, NamedTuple
 
@@ -15,45 +16,57 @@ from tasks.settings import settings
 
 
 class Chunk(NamedTuple):
-    """A finished chunk of steps and what it cost."""
+    """Sampled steps and what they cost."""
 
     steps: int
     cost: Count
     seconds: float
 
 
-def newest_step(run: Run) -> int:
-    """The last step whose state is in the store whole; 0 if there is none."""
-    for name in reversed(run.store.names(run.latents)):
-        if name.isdecimal() and int(name) <= run.composition.steps and _restore(run, int(name)) is not None:
-            return int(name)
-    return 0
+class Progress:
+    """Where a run is in this process: its newest state, ahead of the store by what is still being written."""
+
+    def __init__(self, run: Run) -> None:
+        """Begin with the newest state that the store has whole, written by this run or another one."""
+        self.run, self.state = run, _newest(run)
+
+    @property
+    def done(self) -> int:
+        """Finished steps."""
+        return self.run.composition.done(self.state)
+
+    def advance(self, last: int) -> Chunk:
+        """Sample up to step `last`."""
+        started, total, composition = time.monotonic(), Count(), self.run.composition
+        first = self.done
+        for state, count in composition.iterate(self.state, _using(self.run), until=last):
+            self.state, total = state, total.plus(count)
+            report_step(composition.done(state), composition.steps)
+        return Chunk(last - first, total, time.monotonic() - started)
+
+
+Sampled = asyncio.Future[Chunk]
 
 
 @task(task_run_name="base-only steps {first}-{last}", persist_result=False)
-def warm_up(run: Run, first: int, last: int) -> Chunk:
+async def warm_up(progress: Progress, first: int, last: int, sampled: Sampled) -> None:
     """Steps in which the base has the whole canvas (counted from 1, both included)."""
-    return _advance(run, first, last)
+    await _chunk(progress, last, sampled)
 
 
 @task(task_run_name="regional steps {first}-{last}", persist_result=False)
-def regional_steps(run: Run, first: int, last: int) -> Chunk:
+async def regional_steps(progress: Progress, first: int, last: int, sampled: Sampled) -> None:
     """Steps in which the base and all regions move together (counted from 1, both included)."""
-    return _advance(run, first, last)
+    await _chunk(progress, last, sampled)
 
 
-def _advance(run: Run, first: int, last: int) -> Chunk:
-    started = time.monotonic()
-    composition = run.composition
-    start = reached = _restore(run, first - 1)
-    if start is None:
-        raise RuntimeError(f"the state after step {first - 1} is not in {run.store_url}; start the run again")
-    using, total = _using(run), Count()
-    for reached, count in composition.iterate(start, using, until=last):
-        total = total.plus(count)
-        report_step(composition.done(reached), composition.steps)
-    run.store.write_tensors(_key(run, last), composition.to_tensors(reached))
-    return Chunk(last - first + 1, total, time.monotonic() - started)
+async def _chunk(progress: Progress, last: int, sampled: Sampled) -> None:
+    """The next chunk may begin once `sampled` is set; this one is done when its state is durable."""
+    run = progress.run
+    chunk = await asyncio.to_thread(progress.advance, last)
+    tensors = run.composition.to_tensors(progress.state)
+    sampled.set_result(chunk)
+    await asyncio.to_thread(run.store.write_tensors, run.state_key(last), tensors)
 
 
 def _using(run: Run) -> Networks:
@@ -61,21 +74,21 @@ def _using(run: Run) -> Networks:
     return Networks(networks, run.embeddings(), settings().max_rows)
 
 
+def _newest(run: Run) -> Any:
+    end = run.composition.steps
+    for chapter in reversed(run.chapters):
+        steps = [int(name) for name in run.store.names(run.folder_of(chapter)) if name.isdecimal()]
+        for step in sorted((step for step in steps if chapter.first < step <= end), reverse=True):
+            tensors = run.store.read_tensors(run.state_key(step))
+            if tensors is not None:
+                return run.composition.from_tensors(tensors)
+        end = chapter.first
+    return run.composition.begin()
+
+
 def finished_latents(run: Run) -> Latent:
     """The latents [b, c, h, w] after the last step. Raises RuntimeError if the run is not finished."""
-    reached = _restore(run, run.composition.steps)
-    if reached is None:
+    tensors = run.store.read_tensors(run.state_key(run.composition.steps))
+    if tensors is None:
         raise RuntimeError(f"the finished latent is not in {run.store_url}; start the run again")
-    return run.composition.pictures(reached)
-
-
-def _restore(run: Run, step: int) -> Any:
-    """The state after a step; None if it is not in the store."""
-    if step == 0:
-        return run.composition.begin()
-    tensors = run.store.read_tensors(_key(run, step))
-    return None if tensors is None else run.composition.from_tensors(tensors)
-
-
-def _key(run: Run, step: int) -> str:
-    return f"{run.latents}/{step:05d}"
+    return run.composition.pictures(run.composition.from_tensors(tensors))

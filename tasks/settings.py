@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sampling_core.errors import BadInput
+
+Keep = Literal["final", "forks", "all"] | Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
@@ -20,6 +22,13 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
     chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    keep: Keep = Field(
+        "forks",
+        description="States that stay when a run is finished: `final`, `forks` (also those where other jobs can go "
+        "on), a number n (every n-th), or `all`",
+    )
+    store_patience: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
+    chunks_ahead: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
     max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")

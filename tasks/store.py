@@ -1,7 +1,8 @@
 """The only storage I/O: named tensors and JSON at any fsspec URL.
 
-Objects are named by content (the key says what determined them), so writing one twice is harmless.
-Writes are atomic; a damaged object counts as absent, and says so.
+Objects are named by content (the key says what determined them), so writing one twice is harmless, by
+however many writers. Writes are atomic; a damaged object counts as absent, and says so. A store that
+does not answer is asked again until the patience that the settings allow is used up.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,35 +25,45 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sampling_core.errors import StoreError
+from tasks.patience import patiently
 
 logger = logging.getLogger(__name__)
 
 _DIGEST = "sha256"
 
 
+class Stored(NamedTuple):
+    """An object of the store: its key with extension, its size in bytes, and when it was written (Unix seconds)."""
+
+    key: str
+    size: int
+    written: float
+
+
 class Store:
-    """Keys are slash-separated paths below `url`."""
+    """Keys are slash-separated paths below `url`. Every method raises StoreError if the store fails for good."""
 
     def __init__(self, url: str) -> None:
         """Raises StoreError if the URL names no file system that is installed."""
         self.url = url
         try:
-            self._fs, self._root = fsspec.url_to_fs(url)
+            # Others write to the store as well, so what a listing said must not be remembered.
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
         except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError("store", url, f"a folder or an fsspec URL such as s3://bucket/path ({error})") from error
 
     def check(self) -> None:
-        """Raise StoreError unless something can be written and read back."""
+        """Raise StoreError unless something can be written and read back, now."""
         probe = f"probe-{uuid.uuid4().hex}"
         try:
-            self._write(probe, b"ok")
+            self._put(probe, b"ok")
             self._fs.rm_file(self._path(probe))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise StoreError("store", self.url, f"a place that can be written ({reason})") from error
 
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
-        """Write `key`.safetensors atomically; returns its size in bytes."""
+        """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(tensors, metadata={_DIGEST: _digest(tensors)})
         self._write(f"{key}.safetensors", data)
@@ -57,9 +71,8 @@ class Store:
 
     def read_tensors(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under `key`, or None if there are none or they are damaged."""
-        try:
-            data: bytes = self._fs.cat_file(self._path(f"{key}.safetensors"))
-        except FileNotFoundError:
+        data = self._read(f"{key}.safetensors")
+        if data is None:
             return None
         try:
             tensors = load(data)
@@ -73,18 +86,68 @@ class Store:
             return None
         return tensors
 
+    def write_json(self, key: str, value: Any) -> None:
+        """Write `key`.json atomically."""
+        self._write(f"{key}.json", (json.dumps(value, indent=1) + "\n").encode())
+
+    def read_json(self, key: str) -> Any:
+        """The JSON value under `key`, or None if there is none or it is damaged."""
+        data = self._read(f"{key}.json")
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError:
+            logger.warning("%s in %s is damaged; it counts as absent", key, self.url)
+            return None
+
     def names(self, prefix: str) -> list[str]:
         """Names of the tensors directly below a key prefix, without the extension, sorted."""
-        try:
-            found: list[str] = self._fs.ls(self._path(prefix), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(Path(path).stem for path in found if path.endswith(".safetensors"))
+
+        def listed() -> list[str]:
+            try:
+                return self._fs.ls(self._path(prefix), detail=False)
+            except FileNotFoundError:
+                return []
+
+        return sorted(Path(path).stem for path in patiently(self.url, listed) if path.endswith(".safetensors"))
+
+    def objects(self, prefix: str) -> list[Stored]:
+        """All objects below a key prefix, however deep."""
+        found: dict[str, dict[str, Any]] = patiently(
+            self.url, lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True)
+        )
+        # File systems do not agree on whether a path begins with a slash.
+        root = self._root.strip("/")
+        return [
+            Stored(path.strip("/").removeprefix(root).strip("/"), int(about["size"]), _written(about))
+            for path, about in found.items()
+        ]
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove objects, by their keys with extension; what is not there any more is no error."""
+
+        def removed(path: str) -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+
+        for key in keys:
+            patiently(self.url, partial(removed, self._path(key)))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
+    def _read(self, name: str) -> bytes | None:
+        def found() -> bytes | None:
+            try:
+                return self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+
+        return patiently(self.url, found)
+
     def _write(self, name: str, data: bytes) -> None:
+        patiently(self.url, lambda: self._put(name, data))
+
+    def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)
         if not isinstance(self._fs, LocalFileSystem):
             # An object store shows an object only once all of it has arrived.
@@ -93,11 +156,24 @@ class Store:
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         part = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(final)
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(final)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _written(about: Mapping[str, Any]) -> float:
+    """When an object was written; file systems name it differently, and some do not know."""
+    for name in ("mtime", "LastModified", "created"):
+        when = about.get(name)
+        if when is not None:
+            return when.timestamp() if hasattr(when, "timestamp") else float(when)
+    return 0.0
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from sampling_core.guidance import Words
+from sampling_core.history import Chapter
 from sampling_core.nodes.masks import composite
 from sampling_core.nodes.passes import PassState, begin, iterate, original_solver, result
 from sampling_core.nodes.turns import Stage
@@ -135,6 +136,15 @@ class Sequential:
         across = slice(cells.width * column, cells.width * (column + 1))
         fork[0, :, down, across] = sampled[0, :, down, across]
         return fork
+
+    def chapters(self) -> list[Chapter]:
+        """The base-only pass, if there is one, and all others."""
+        first, *others = self.stages or (None,)
+        # The state after a pass has the next one opened, which for some changes the latent.
+        opened = others and others[0].opens and not others[0].fork and others[0].planned.steps > 0
+        if first is None or not self.base_only_steps or not opened:
+            return [Chapter(0, [self.clean, *self.stages])]
+        return [Chapter(0, [self.clean, first]), Chapter(self.base_only_steps, others)]
 
     def to_tensors(self, state: Walk) -> dict[str, Tensor]:
         """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""

@@ -1,0 +1,56 @@
+"""The steps of a run as a row of chunks: while one is written to the store, the next is sampled."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tasks.sampling import Chunk, Progress, Sampled, regional_steps, warm_up
+from tasks.settings import settings
+
+
+async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
+    """All steps that are not done, first those of the base alone; returns when the last state is durable.
+
+    At most `chunks_ahead` states wait to be written while the next chunk is sampled.
+    """
+    chunks, writing = list[Chunk](), set[asyncio.Task[None]]()
+    done, composition = progress.done, progress.run.composition
+    warm, steps = composition.base_only_steps, composition.steps
+    try:
+        while done < steps:
+            last = min(done + (chunk_steps or _chosen_size(chunks)), warm if done < warm else steps)
+            sampled: Sampled = asyncio.get_running_loop().create_future()
+            work = warm_up if done < warm else regional_steps
+            chunk = asyncio.create_task(work(progress, done + 1, last, sampled))
+            # A chunk that fails before it is sampled would never set it.
+            await asyncio.wait({chunk, sampled}, return_when=asyncio.FIRST_COMPLETED)
+            writing.add(chunk)
+            if sampled.done():
+                chunks.append(sampled.result())
+            writing = await _written(writing, settings().chunks_ahead)
+            done = last
+    finally:
+        # What was sampled is not lost, also when the run is told to stop.
+        await asyncio.gather(*writing, return_exceptions=True)
+    await _written(writing, 0)
+    return chunks
+
+
+async def _written(writing: set[asyncio.Task[None]], most: int) -> set[asyncio.Task[None]]:
+    """Those still being written, once they are at most so many. Raises what went wrong in one."""
+    while True:
+        finished = {task for task in writing if task.done()}
+        for task in finished:
+            task.result()
+        writing = writing - finished
+        if len(writing) <= most:
+            return writing
+        await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _chosen_size(chunks: list[Chunk]) -> int:
+    """As many steps as take about `chunk_seconds`, judged by the last chunk; one step to begin with."""
+    if not chunks:
+        return 1
+    last = chunks[-1]
+    return max(1, round(settings().chunk_seconds * last.steps / max(last.seconds, 1e-3)))

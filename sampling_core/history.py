@@ -1,0 +1,84 @@
+"""History: what determined a state. Runs that agree up to a step have the same state there, and the same name for it.
+
+A run is told in chapters; one begins where something changes, for instance who takes part. Two runs share
+the states of a chapter if all that was told until then is equal, down to the bits of every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from sampling_core.draws import SequentialNoise, StepNoise
+from sampling_core.guidance import Guidance
+from sampling_core.hashing import content_hash
+from sampling_core.levels import ModelLevels
+from sampling_core.solvers import SOLVERS
+
+
+class Chapter(NamedTuple):
+    """All states after more than `first` steps, up to the next chapter's, are determined by `values`."""
+
+    first: int
+    values: object
+
+
+class Named(NamedTuple):
+    """A chapter with a name that stands for everything up to and in it."""
+
+    first: int
+    name: str
+
+
+def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[str, str]) -> tuple[Named, ...]:
+    """Names (SHA-256, hex) of a run's chapters. `fingerprints` are of the weights, by model.
+
+    `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
+    """
+    name, found = content_hash(context), list[Named]()
+    for first, values in chapters:
+        name = content_hash([name, first, _told(values, fingerprints)])
+        found.append(Named(first, name))
+    return tuple(found)
+
+
+def _told(value: object, fingerprints: Mapping[str, str]) -> Any:
+    """A value as JSON that is equal for equal values alone."""
+
+    def told(item: object) -> Any:
+        return _told(item, fingerprints)
+
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Tensor():
+            digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+            return [str(value.dtype), list(value.shape), digest]
+        case Guidance():
+            model = fingerprints.get(value.model, value.model)
+            return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
+        case ModelLevels():
+            return _levels(value)
+        case StepNoise() | SequentialNoise():
+            return [type(value).__name__, told(value.identity)]
+        case _ if type(value) in _SOLVER_TYPES:
+            return next(name for name, solver in SOLVERS.items() if solver is value)
+        case tuple() | list():
+            return [type(value).__name__, *map(told, cast("Sequence[object]", value))]
+        case _ if is_dataclass(value):
+            return [type(value).__name__, *(told(getattr(value, field.name)) for field in fields(value))]
+        case _:
+            raise TypeError(f"{type(value).__name__} has no place in a run's history")
+
+
+_SOLVER_TYPES = {type(solver) for solver in SOLVERS.values()}
+
+
+@lru_cache(maxsize=8)
+def _levels(levels: ModelLevels) -> str:
+    return content_hash([levels.sigmas, levels.prediction, levels.log_sigmas])

@@ -1,0 +1,125 @@
+"""What stays in a store: which states a finished run keeps, and what can be told and thrown away later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sampling_core.history import Named
+from tasks.run import Run
+from tasks.settings import Keep
+from tasks.store import Store, Stored
+
+DAY = 24 * 3600.0
+
+
+class Known(BaseModel):
+    """What the store knows of a run: written when it begins, and again when it is finished."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    job_hash: str
+    steps: int
+    chapters: tuple[Named, ...]
+    begun: float
+    """Unix seconds."""
+    finished: float | None = None
+
+    def states(self, keep: Keep) -> set[str]:
+        """Object keys of the states that a finished run keeps."""
+        ends = [chapter.first for chapter in self.chapters[1:]]
+        match keep:
+            case "all":
+                steps: Iterable[int] = range(1, self.steps + 1)
+            case "final":
+                steps = [self.steps]
+            case "forks":
+                steps = [*ends, self.steps]
+            case int():
+                steps = [*range(keep, self.steps + 1, keep), self.steps]
+        return {self.state(step) for step in steps if step > 0}
+
+    def state(self, step: int) -> str:
+        """Object key of the state after a step."""
+        chapter = next(chapter for chapter in reversed(self.chapters) if chapter.first < step)
+        return f"latents/{chapter.name}/{step:05d}.safetensors"
+
+
+def begin(run: Run, name: str) -> Known:
+    """Tell the store of a run. One that is told already stays as it is."""
+    known = Known(
+        name=name, job_hash=run.job_hash, steps=run.composition.steps, chapters=run.chapters, begun=time.time()
+    )
+    if run.store.read_json(run.key) is None:
+        run.store.write_json(run.key, known.model_dump(mode="json"))
+    return known
+
+
+def finish(run: Run, known: Known, keep: Keep) -> None:
+    """Tell the store that a run is finished, and remove the states that it need not keep."""
+    run.store.write_json(run.key, known.model_copy(update={"finished": time.time()}).model_dump(mode="json"))
+    stored = (found.key for chapter in run.chapters for found in run.store.objects(run.folder_of(chapter)))
+    run.store.remove(sorted(known.states("all").intersection(stored) - known.states(keep)))
+
+
+class Listed(NamedTuple):
+    """A run with the states of it that a store has; some may be other runs' as well."""
+
+    key: str
+    run: Known
+    states: int
+    size: int
+
+
+def runs(store: Store) -> list[Listed]:
+    """All runs that a store knows of, the oldest first."""
+    sizes = {found.key: found.size for found in store.objects("latents")}
+    listed: list[Listed] = []
+    for key, run in _known(store):
+        there = run.states("all") & sizes.keys()
+        listed.append(Listed(key, run, len(there), sum(sizes[state] for state in there)))
+    return sorted(listed, key=lambda entry: entry.run.begun)
+
+
+def sizes(store: Store) -> dict[str, tuple[int, int]]:
+    """Number of objects and their bytes, by kind: latents, masks, prompts, runs, starts."""
+    found: dict[str, tuple[int, int]] = {}
+    for stored in store.objects(""):
+        kind = stored.key.partition("/")[0]
+        number, size = found.get(kind, (0, 0))
+        found[kind] = number + 1, size + stored.size
+    return dict(sorted(found.items()))
+
+
+def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> list[Stored]:
+    """What can go. Of runs finished more than `older_than` seconds ago: the states that `keep` does not name.
+
+    Of unfinished runs, and of nobody's states, what was last written longer ago than that. `none` keeps nothing of
+    such runs, nor what can be made again for later ones: masks, prompts and start images.
+    """
+    now = time.time()
+    objects = store.objects("")
+    last = {found.key: found.written for found in objects}
+    wanted: set[str] = set()
+    for key, run in _known(store):
+        states = run.states("all") & last.keys()
+        touched = run.finished or max((last[state] for state in states), default=run.begun)
+        if now - touched <= older_than:
+            wanted |= states | {key}
+        elif keep != "none":
+            wanted |= ({key} | states & run.states(keep)) if run.finished else {key}
+    told = objects if keep == "none" else [found for found in objects if found.key.startswith("latents/")]
+    return [found for found in told if found.key not in wanted and now - found.written > older_than]
+
+
+def _known(store: Store) -> list[tuple[str, Known]]:
+    """The runs that a store knows of, with their object keys; one that cannot be read counts as absent."""
+    found: list[tuple[str, Known]] = []
+    for stored in store.objects("runs"):
+        with suppress(ValidationError):
+            found.append((stored.key, Known.model_validate(store.read_json(stored.key.removesuffix(".json")))))
+    return found

@@ -1,0 +1,144 @@
+"""Chunks: the next one is sampled while the last is written, and none is done before it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.sampling
+from flows.sampling import sample
+from sampling_core.errors import StoreError
+from sampling_core.parsing import parse_job
+from tasks.loading import load_model
+from tasks.masks import build_masks
+from tasks.patience import patiently
+from tasks.prompts import encode_prompts
+from tasks.run import Run, numerics
+from tasks.sampling import Progress, regional_steps, warm_up
+from tasks.settings import Settings
+from tasks.store import Store
+
+JOB = parse_job(
+    {
+        "prompt": "a green background",
+        "width": 64,
+        "height": 64,
+        "steps": 6,
+        "sampler": "euler",
+        "regions": [{"prompt": "a red background", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}],
+    }
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that is ready to be sampled; its tasks are called as plain functions."""
+    monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
+    monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
+    job_hash, mask_hash, fingerprints = build_masks.fn(JOB, str(tmp_path))
+    load_model.fn("embedded", fingerprints)
+    run = Run(
+        job=JOB,
+        job_hash=job_hash,
+        mask_hash=mask_hash,
+        fingerprints=fingerprints,
+        numerics=numerics(),
+        store_url=str(tmp_path),
+    )
+    encode_prompts.fn(run)
+    return run
+
+
+def settings_with(monkeypatch: pytest.MonkeyPatch, *modules: Any, **changes: Any) -> None:
+    for module in modules:
+        monkeypatch.setattr(module, "settings", lambda: Settings(**changes))
+
+
+def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes wait until three chunks are sampled; never do more than two wait while another chunk is sampled."""
+    settings_with(monkeypatch, flows.sampling, chunks_ahead=2)
+    written: list[int] = []
+    third, progress = threading.Event(), Progress(run)
+    writes, advances = Store.write_tensors, Progress.advance
+
+    def slow_write(store: Store, key: str, tensors: Any) -> int:
+        if int(key[-5:]) <= 2:
+            assert third.wait(60), "chunks wait for each other's writes"
+        size = writes(store, key, tensors)
+        written.append(int(key[-5:]))
+        return size
+
+    def advance(self: Progress, last: int) -> Any:
+        assert last - 1 - len(written) <= 2, "more states wait to be written than allowed"
+        chunk = advances(self, last)
+        if last == 3:
+            third.set()
+        return chunk
+
+    monkeypatch.setattr(Store, "write_tensors", slow_write)
+    monkeypatch.setattr(Progress, "advance", advance)
+    chunks = asyncio.run(sample(progress, 1))
+    assert len(chunks) == 6
+    assert sorted(written) == [1, 2, 3, 4, 5, 6], "not all durable at the end"
+
+
+def test_a_write_that_fails_ends_the_run_and_keeps_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = Store.write_tensors
+
+    def failing(store: Store, key: str, tensors: Any) -> int:
+        if key.endswith("00003"):
+            raise StoreError("store", store.url, "a store that answers")
+        return writes(store, key, tensors)
+
+    monkeypatch.setattr(Store, "write_tensors", failing)
+    with pytest.raises(StoreError):
+        asyncio.run(sample(Progress(run), 1))
+    monkeypatch.setattr(Store, "write_tensors", writes)
+    assert Progress(run).done >= 2
+
+
+def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Progress, last: int) -> Any:
+        raise ArithmeticError(f"no step {last}")
+
+    monkeypatch.setattr(Progress, "advance", broken)
+    with pytest.raises(ArithmeticError, match="no step 1"):
+        asyncio.run(sample(Progress(run), 2))
+
+
+@pytest.mark.parametrize("kind", [OSError, TimeoutError, ConnectionError, RuntimeError])
+def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.patience as patience
+
+    settings_with(monkeypatch, patience, store_patience=5)
+    tries: list[int] = []
+
+    def third_time() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise kind("down")
+        return "found"
+
+    assert patiently("s3://b", third_time) == "found"
+
+
+@pytest.mark.parametrize(("kind", "patience"), [(PermissionError, 600), (FileNotFoundError, 600), (OSError, 0)])
+def test_what_will_not_pass_is_said_at_once(
+    kind: type[Exception], patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.patience as module
+
+    settings_with(monkeypatch, module, store_patience=patience)
+    tries: list[int] = []
+
+    def fails() -> None:
+        tries.append(1)
+        raise kind("no such bucket")
+
+    with pytest.raises(StoreError, match="no such bucket"):
+        patiently("s3://b", fails)
+    assert len(tries) == 1
