@@ -66,7 +66,7 @@ class Measured(NamedTuple):
 
 
 def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    """Job data without a composition: regions in a row or a grid that overlap, with feathered edges."""
+    """Job data without a composition: regions in a row or a grid that mostly overlap, with feathered edges."""
     made: list[dict[str, Any]] = []
     for _ in range(count):
         number = rng.randint(2, 4)
@@ -100,11 +100,15 @@ def _caption(rng: random.Random, background: str) -> str:
 
 
 def _tile(rng: random.Random, row: int, column: int, rows: int, columns: int) -> dict[str, float]:
-    """A cell of a grid that reaches up to a tenth of the canvas into its neighbours."""
-    grow = [rng.uniform(0, 0.1) for _ in range(4)]
+    """A rectangle or an ellipse in a cell of a grid, up to a tenth of the canvas over its sides or short of them."""
+    grow = [rng.uniform(-0.04, 0.1) for _ in range(4)]
     left, right = max(0.0, column / columns - grow[0]), min(1.0, (column + 1) / columns + grow[1])
     top, bottom = max(0.0, row / rows - grow[2]), min(1.0, (row + 1) / rows + grow[3])
-    return {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    width, height = right - left, bottom - top
+    if rng.random() < 0.5:
+        middle = {"center_x": left + width / 2, "center_y": top + height / 2}
+        return middle | {"radius_x": width / 2, "radius_y": height / 2}
+    return {"x": left, "y": top, "width": width, "height": height}
 
 
 def composed_as(composition: str, data: dict[str, Any]) -> RenderJob:

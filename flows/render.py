@@ -22,6 +22,7 @@ from tasks.publishing import Record, publish, versions
 from tasks.run import Run, numerics
 from tasks.sampling import Progress
 from tasks.settings import Keep, settings
+from tasks.showing import tell_plan
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
@@ -78,6 +79,7 @@ async def render(
     clock.lap("encode prompts")
 
     known = begin(run, name)
+    await tell_plan(run)
     progress = Progress(run)
     restored = progress.done
     report_step(restored, run.composition.steps)

@@ -6,6 +6,7 @@ import asyncio
 
 from tasks.sampling import Chunk, Progress, Sampled, regional_steps, warm_up
 from tasks.settings import settings
+from tasks.showing import Shown
 
 
 async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
@@ -15,6 +16,7 @@ async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
     """
     chunks, writing = list[Chunk](), set[asyncio.Task[None]]()
     done, composition = progress.done, progress.run.composition
+    shown = await Shown.begin(progress)
     warm, steps = composition.base_only_steps, composition.steps
     try:
         while done < steps:
@@ -27,12 +29,14 @@ async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
             writing.add(chunk)
             if sampled.done():
                 chunks.append(sampled.result())
+                shown.renew()
             writing = await _written(writing, settings().chunks_ahead)
             done = last
     finally:
         # What was sampled is not lost, also when the run is told to stop.
         await asyncio.gather(*writing, return_exceptions=True)
     await _written(writing, 0)
+    await shown.end()
     return chunks
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sampling_core import sampler
@@ -54,6 +55,10 @@ class Composition(Protocol[S]):
         """The latents [b, c, h, w] to decode, once all steps are done."""
         ...
 
+    def expected(self, before: S, state: S) -> Latent:
+        """A guess at the finished latents [b, c, h, w], from two states that follow each other: for previews."""
+        ...
+
     def chapters(self) -> list[Chapter]:
         """What determines the states, in the order in which it comes to matter."""
         ...
@@ -97,6 +102,11 @@ class Joint:
 
     def pictures(self, state: State) -> Latent:
         return state.x
+
+    def expected(self, before: State, state: State) -> Latent:
+        """The line through both states, followed to where no noise is left: x is linear in sigma if denoised stays."""
+        t, s = (self.plan.ladder[one.step].sigma for one in (before, state))
+        return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
         return written.to_tensors(state, self._taken_part(state.step))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import platform
 import uuid
@@ -18,10 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sampling_core.job import RenderJob
 from tasks.decoding import file_stem
+from tasks.images import as_data_uri
 from tasks.run import Run
-
-PREVIEW_BYTES = 100_000
-"""Artifact lists load every preview at once; larger ones make the UI slow."""
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
 
@@ -60,24 +56,10 @@ async def publish(run: Run, record: Record, out: str, name: str) -> str:
     part.write_text(json.dumps(record.as_json(), indent=2) + "\n")
     part.replace(path)
     for image in record.images:
-        await acreate_image_artifact(image_url=preview(Path(image)), key="picture", description=_summary(record))
+        with Image.open(image) as picture:
+            await acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record))
     await acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}")
     return str(path)
-
-
-def preview(image: Path) -> str:
-    """A picture as a data URI of a JPEG of at most PREVIEW_BYTES, scaled down as far as that needs."""
-    with Image.open(image) as opened:
-        picture = opened.convert("RGB")
-    edge = 512
-    while True:
-        small = picture.copy()
-        small.thumbnail((edge, edge))
-        buffer = io.BytesIO()
-        small.save(buffer, format="JPEG", quality=85)
-        if buffer.tell() <= PREVIEW_BYTES:
-            return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        edge = edge * 3 // 4
 
 
 def _summary(record: Record) -> str:

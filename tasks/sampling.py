@@ -29,18 +29,24 @@ class Progress:
     def __init__(self, run: Run) -> None:
         """Begin with the newest state that the store has whole, written by this run or another one."""
         self.run, self.state = run, _newest(run)
+        self._before = self.state
 
     @property
     def done(self) -> int:
         """Finished steps."""
         return self.run.composition.done(self.state)
 
+    @property
+    def expected(self) -> Latent:
+        """A guess at the finished latents [b, c, h, w]."""
+        return self.run.composition.expected(self._before, self.state)
+
     def advance(self, last: int) -> Chunk:
         """Sample up to step `last`."""
         started, total, composition = time.monotonic(), Count(), self.run.composition
         first = self.done
         for state, count in composition.iterate(self.state, _using(self.run), until=last):
-            self.state, total = state, total.plus(count)
+            self._before, self.state, total = self.state, state, total.plus(count)
             report_step(composition.done(state), composition.steps)
         return Chunk(last - first, total, time.monotonic() - started)
 

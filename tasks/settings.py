@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     )
     store_patience: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
     chunks_ahead: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
+    preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
     max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")

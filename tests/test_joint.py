@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -116,6 +117,17 @@ def test_resumes_bit_equal_at_every_step(stop: int, sampler: str) -> None:
     states = [run.begin(), *(state for state, _ in walked(run, GaussianData()))]
     resumed = run.from_tensors(load(save(run.to_tensors(states[stop]))))
     assert torch.equal(walked(run_of(asked), GaussianData(), resumed)[-1][0].x, states[-1].x)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_the_expected_picture_is_the_answer_of_a_denoiser_that_knows_it(sampler: str) -> None:
+    run = run_of(job({"mask": LEFT}, {"mask": MIDDLE, "feather": 24}, cfg=1.0, sampler=sampler))
+    states = [run.begin(), *(state for state, _ in walked(run, PromptColors()))]
+    # The first steps are the base's alone.
+    for before, state in pairwise(states[: run.base_only_steps + 1]):
+        color = colors(run)["base"].expand_as(state.x)
+        torch.testing.assert_close(run.expected(before, state), color, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run.expected(*states[-2:]), states[-1].x)
 
 
 def test_a_batch_holds_the_pictures_of_its_members() -> None:

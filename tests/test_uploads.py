@@ -34,11 +34,24 @@ JOB = parse_job(
 )
 
 
+class Unseen:
+    """Nobody looks on."""
+
+    @classmethod
+    async def begin(cls, progress: Progress) -> Unseen:
+        return cls()
+
+    def renew(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
     monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
     monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
+    monkeypatch.setattr(flows.sampling, "Shown", Unseen)
     job_hash, mask_hash, fingerprints = build_masks.fn(JOB, str(tmp_path))
     load_model.fn("embedded", fingerprints)
     run = Run(

@@ -137,6 +137,10 @@ class Sequential:
         fork[0, :, down, across] = sampled[0, :, down, across]
         return fork
 
+    def expected(self, before: Walk, state: Walk) -> Latent:
+        """The open pass' last prediction; between passes the latent as it is, noise and all."""
+        return state.latent if state.inside is None else state.inside.denoised
+
     def chapters(self) -> list[Chapter]:
         """The base-only pass, if there is one, and all others."""
         first, *others = self.stages or (None,)
