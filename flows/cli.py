@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.environment import set_defaults
+from flows.environment import set_defaults, trust_the_caller
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
@@ -124,6 +124,7 @@ def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
 
 
 def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
+    trust_the_caller()
     from tasks.files import read_job
     from tasks.preparing import prepare
 
@@ -131,17 +132,17 @@ def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
 
 
 def _check_places(store: str | None, out: str | None) -> None:
-    from tasks.settings import settings
     from tasks.store import Store
+    from tasks.trust import out_place, store_place
 
-    Store(store or settings().store).check()
-    folder = Path(out or settings().out)
+    Store(store_place(store)).check()
+    folder = Path(out_place(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput("--out", str(folder), f"a folder that can be written ({error.strerror})") from error
+        raise BadInput("--out", out or str(folder), f"a folder that can be written ({error.strerror})") from error
 
 
 @contextmanager

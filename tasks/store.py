@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sampling_core.errors import StoreError
+from sampling_core.errors import RegionalError, StoreError
+from tasks.credentials import storage_options
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class Store:
         """Raises StoreError if the URL names no file system that is installed."""
         self.url = url
         try:
-            self._fs, self._root = fsspec.url_to_fs(url)
+            self._fs, self._root = fsspec.url_to_fs(url, **storage_options(url))
+        except RegionalError:
+            raise
         except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError("store", url, f"a folder or an fsspec URL such as s3://bucket/path ({error})") from error
 
