@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from fsspec.core import url_to_fs
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from sampling_core._types import Photo
 from sampling_core.errors import BadInput
@@ -159,13 +160,17 @@ def _decode(field: str, name: str, data: bytes, most_pixels: int) -> Photo:
         raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
 
 
+_TILE_SIDES = (322, 323)
+"""TIFF tags: TileWidth, TileLength."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def _flat(image: Image.Image, limit: int) -> Image.Image:
     """8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
-    if image.width * image.height > limit:
-        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels")
+    # A TIFF is decoded by whole tiles, and one tile may be far larger than its image.
+    tile = math.prod(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES) if isinstance(image, TiffImageFile) else 0
+    if max(image.width * image.height, tile) > limit:
+        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels, or its tiles are")
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):
