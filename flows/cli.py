@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.environment import set_defaults, trust_the_caller
+from flows.server_trouble import explained
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
@@ -175,6 +176,11 @@ def main() -> None:
         _complain(error.mistakes)
     except RegionalError as error:
         _complain([error])
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        _complain([told])
 
 
 def _complain(errors: list[BadInput] | list[RegionalError]) -> None:
