@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import cli_store
-from flows.environment import set_defaults
+from flows.environment import set_defaults, trust_the_caller
+from flows.server_trouble import explained
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
@@ -127,6 +128,7 @@ def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
 
 
 def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
+    trust_the_caller()
     from tasks.files import read_job
     from tasks.preparing import prepare
 
@@ -134,17 +136,17 @@ def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
 
 
 def _check_places(store: str | None, out: str | None) -> None:
-    from tasks.settings import settings
     from tasks.store import Store
+    from tasks.trust import out_place, store_place
 
-    Store(store or settings().store).check()
-    folder = Path(out or settings().out)
+    Store(store_place(store)).check()
+    folder = Path(out_place(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput("--out", str(folder), f"a folder that can be written ({error.strerror})") from error
+        raise BadInput("--out", out or str(folder), f"a folder that can be written ({error.strerror})") from error
 
 
 @contextmanager
@@ -177,6 +179,11 @@ def main() -> None:
         _complain(error.mistakes)
     except RegionalError as error:
         _complain([error])
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        _complain([told])
 
 
 def _complain(errors: list[BadInput] | list[RegionalError]) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.environment import trust_the_caller
 from sampling_core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -88,10 +89,11 @@ def prune(
 
 
 def _open(url: str | None) -> Store:
-    from tasks.settings import settings
+    trust_the_caller()
     from tasks.store import Store
+    from tasks.trust import store_place
 
-    return Store(url or settings().store)
+    return Store(store_place(url))
 
 
 def _policy(text: str) -> Any:

@@ -23,6 +23,7 @@ from tasks.run import Run, numerics
 from tasks.sampling import Progress
 from tasks.settings import Keep, settings
 from tasks.showing import tell_plan
+from tasks.trust import out_place, store_place
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
@@ -59,7 +60,7 @@ async def render(
         The record that is also written as JSON beside the picture.
     """
     clock = _Clock()
-    store_url, out = store or settings().store, out or settings().out
+    store_url, out = store_place(store), out_place(out)
     job_hash, mask_hash, fingerprints = build_masks(job, store_url)
     clock.lap("build masks")
     for model in job.models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from fsspec.core import url_to_fs
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from sampling_core._types import Photo
 from sampling_core.errors import BadInput
 from sampling_core.job import RenderJob
 from sampling_core.parsing import parse_job
+from tasks.credentials import storage_options
+from tasks.job_text import read_yaml
 from tasks.settings import settings
+from tasks.trust import image_place, is_url
 
 _SET_FORM = "path.to.field=value, for instance seed=7 or regions.0.prompt=fog"
 
@@ -30,27 +35,23 @@ def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
 
     Mask files and model folders are looked for beside the job file. Raises BadInput or BadJob.
     """
+    most = settings().max_job_bytes
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise BadInput("job file", str(file), f"a file of at most {most} bytes (REGIONAL_MAX_JOB_BYTES)")
+        text = content.decode()
     except (OSError, ValueError) as error:
         raise BadInput("job file", str(file), f"a readable YAML or JSON file ({_reason(error)})") from error
     try:
-        data = json.loads(text) if file.suffix.lower() == ".json" else _yaml(text)
+        data = json.loads(text) if file.suffix.lower() == ".json" else read_yaml(text, most)
     except (ValueError, RecursionError) as error:
         raise BadInput("job file", str(file), f"valid YAML or JSON ({_reason(error)})") from error
     for override in overrides:
         _set(data, override)
     job = parse_job(data)
     return _beside(job, file.resolve().parent)
-
-
-def _yaml(text: str) -> Any:
-    """YAML without aliases left in it. Raises ValueError, whatever the library stumbles over."""
-    try:
-        # Aliases make two fields one object; an override of the one would change the other.
-        return json.loads(json.dumps(yaml.safe_load(text), default=str))
-    except Exception as error:
-        raise ValueError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -68,9 +69,9 @@ def _set(data: Any, override: str) -> None:
         for name in parents:
             target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
         if isinstance(target, list):
-            target[int(last)] = _yaml(text)
+            target[int(last)] = read_yaml(text, settings().max_job_bytes)
         else:
-            target[last] = _yaml(text)
+            target[last] = read_yaml(text, settings().max_job_bytes)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise BadInput("--set", override, f"{_SET_FORM} ({_reason(error)})") from error
 
@@ -85,7 +86,7 @@ def _beside(job: RenderJob, folder: Path) -> RenderJob:
     places += [(data, "start_image"), *((part, "model") for part in (data, *regions))]
     for part, name in places:
         path = part.get(name)
-        if path is not None and (name, path) != ("model", "embedded"):
+        if path is not None and (name, path) != ("model", "embedded") and not is_url(path):
             part[name] = str(folder / _expanded(path))
     return RenderJob.model_validate(data)
 
@@ -108,12 +109,14 @@ class ImageFiles:
 
 def read_image_files(job: RenderJob) -> ImageFiles:
     """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
+    left = settings().max_image_pixels
     photos: dict[str, Photo] = {}
     digests: dict[str, str] = {}
     for field, name in job.image_files().items():
         if name not in photos:
             data = _read_limited(field, name)
-            photos[name] = _decode(field, name, data)
+            photos[name] = _decode(field, name, data, min(left, settings().max_mask_pixels))
+            left -= math.prod(photos[name].shape[:2])
             digests[name] = hashlib.sha256(data).hexdigest()
     return ImageFiles(photos, digests)
 
@@ -128,36 +131,46 @@ def resized(photo: Photo, size: tuple[int, int]) -> Photo:
 
 def _read_limited(field: str, name: str) -> bytes:
     limit = settings().max_mask_bytes
+    place = image_place(field, name)
+    data = b""
     try:
-        if not Path(name).is_file():
-            raise BadInput(field, name, "a readable image file (there is none)")
-        with Path(name).open("rb") as file:
-            data = file.read(limit + 1)
-    except (OSError, ValueError) as error:
+        system, path = url_to_fs(place, **storage_options(place))
+        # Not of a device or a pipe: those would be read for ever.
+        there = bool(system.isfile(path))
+        if there:
+            with system.open(path, "rb") as file:
+                data = file.read(limit + 1)
+    except Exception as error:  # an object store has its own ways to fail
         raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
+    if not there:
+        raise BadInput(field, name, "a readable image file (there is none)")
     if len(data) > limit:
         raise BadInput(field, name, f"an image file of at most {limit} bytes")
     return data
 
 
-def _decode(field: str, name: str, data: bytes) -> Photo:
+def _decode(field: str, name: str, data: bytes, most_pixels: int) -> Photo:
     try:
         with warnings.catch_warnings():
             # Pillow warns of what is checked here or does not matter: sizes, odd palettes, odd metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return torch.from_numpy(np.array(_flat(image, settings().max_mask_pixels)))
+                return torch.from_numpy(np.array(_flat(image, most_pixels)))
     except Exception as error:  # decoders fail in many ways on damaged files
         raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
 
 
+_TILE_SIDES = (322, 323)
+"""TIFF tags: TileWidth, TileLength."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def _flat(image: Image.Image, limit: int) -> Image.Image:
     """8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
-    if image.width * image.height > limit:
-        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels")
+    # A TIFF is decoded by whole tiles, and one tile may be far larger than its image.
+    tile = math.prod(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES) if isinstance(image, TiffImageFile) else 0
+    if max(image.width * image.height, tile) > limit:
+        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels, or its tiles are")
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):

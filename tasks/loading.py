@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from prefect import task
 
-from sampling_core.models.folder import ModelFolder, open_folder
+from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model, load
 from tasks.settings import settings
+from tasks.trust import open_model
 
 _loaded: dict[str, Model] = {}
 
@@ -16,7 +17,7 @@ _loaded: dict[str, Model] = {}
 @task(task_run_name="load model {model}", persist_result=False)
 def load_model(model: str, fingerprints: dict[str, str]) -> None:
     """Load one of a job's models, once per process; `fingerprints` is what the job was planned with, by model."""
-    loaded(open_folder(model), fingerprints[model], fingerprints.values())
+    loaded(open_model(model), fingerprints[model], fingerprints.values())
 
 
 def loaded(folder: ModelFolder, fingerprint: str, needed: Iterable[str]) -> Model:

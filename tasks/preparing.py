@@ -19,12 +19,14 @@ from sampling_core.hashing import content_hash
 from sampling_core.job import RenderJob
 from sampling_core.masks import to_lattice
 from sampling_core.meaning import meaning, shape_meaning
-from sampling_core.models.folder import ModelFolder, open_folders
+from sampling_core.models.folder import ModelFolder, check_alike
 from sampling_core.plan import Cost, compose, cost, warnings
 from sampling_core.region_masks import protected_pixels, region_masks
 from sampling_core.savings import savings
 from tasks.files import read_image_files, resized
+from tasks.limits import check_evaluations, check_limits
 from tasks.settings import settings
+from tasks.trust import open_model
 
 FORMAT = 5
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
@@ -86,9 +88,14 @@ def _values(file: Path) -> int:
 def prepare(job: RenderJob) -> Prepared:
     """Check a job against its files and its model folders. Raises BadInput or ModelError."""
     settings().check()
+    check_limits(job)
     named = {"model": job.model}
     named |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
-    folders = open_folders(named)
+    folders: dict[str, ModelFolder] = {}
+    for field, name in named.items():
+        if name not in folders:
+            folders[name] = open_model(name, field)
+    check_alike(named, folders)
     folder = folders[job.model]
     fingerprints = {name: other.fingerprint() for name, other in folders.items()}
     files = read_image_files(job)
@@ -98,7 +105,7 @@ def prepare(job: RenderJob) -> Prepared:
     pictures = [means.get("start"), means.get("protect")]
     mask_means = [FORMAT, job.composition, means.get("node"), drawn, pictures, job.width, job.height, folder.cell]
     inputs = _inputs(job, files.photos, folder.cell)
-    return Prepared(
+    prepared = Prepared(
         job=job,
         job_hash=content_hash(means),
         mask_hash=content_hash(mask_means),
@@ -107,6 +114,8 @@ def prepare(job: RenderJob) -> Prepared:
         inputs=inputs,
         run=composed(job, folders, inputs, empty_latent(job, folder)),
     )
+    check_evaluations(lambda: prepared.cost.evaluations)
+    return prepared
 
 
 def _inputs(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ from sampling_core.guidance import Words
 from sampling_core.hashing import content_hash
 from sampling_core.history import Named, named
 from sampling_core.job import RenderJob
-from sampling_core.models.folder import ModelFolder, open_folder
+from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model
 from tasks.loading import loaded
 from tasks.preparing import FORMAT, composed, empty_latent
 from tasks.settings import settings
 from tasks.store import Store
+from tasks.trust import open_model
 
 
 class Run(BaseModel):
@@ -63,7 +64,7 @@ class Run(BaseModel):
 
     @cached_property
     def folders(self) -> dict[str, ModelFolder]:
-        return {name: open_folder(name) for name in self.job.models}
+        return {name: open_model(name) for name in self.job.models}
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:

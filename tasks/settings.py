@@ -6,10 +6,23 @@ from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sampling_core.errors import BadInput
+
+ANYWHERE = "*"
+"""As a root: whatever this process can reach."""
+
+
+def _listed(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Places = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+"""Folders and URLs, separated by commas."""
+
+SECRET = ("REGIONAL_S3_KEY", "REGIONAL_S3_SECRET")
 
 Keep = Literal["final", "forks", "all"] | Annotated[int, Field(ge=1)]
 
@@ -19,6 +32,14 @@ class Settings(BaseSettings):
 
     store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
     out: str = Field("renders", description="Folder for finished pictures and records")
+    roots: Places = Field((".",), description="Where images and models lie that a job may name")
+    stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
+    outs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
+    s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")
+    s3_region: str | None = Field(None, description="Region of the bucket")
+    s3_key: SecretStr | None = Field(None, description="Access key; empty: what the environment has for AWS")
+    s3_secret: SecretStr | None = Field(None, description="Secret of the access key")
+    store_block: str | None = Field(None, description="Prefect Secret block with fsspec options of the store, as JSON")
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
     chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
@@ -31,8 +52,16 @@ class Settings(BaseSettings):
     chunks_ahead: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
     preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
     max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
+    max_job_bytes: int = Field(500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288")
+    max_canvas_pixels: int = Field(4096 * 4096, gt=0, description="Largest canvas, width x height")
+    max_steps: int = Field(1000, gt=0, description="Most steps")
+    max_regions: int = Field(64, gt=0, description="Most regions")
+    max_pictures: int = Field(16, gt=0, description="Most pictures of a batch")
+    max_cells: int = Field(256, gt=0, description="Most cells of a grid, rows x columns")
+    max_evaluations: int | None = Field(None, gt=0, description="Most network rows of a job; empty: no limit")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
+    max_image_pixels: int = Field(256 * 10**6, gt=0, description="Of all images of a job together")
 
     def torch_device(self) -> str:
         if self.device != "auto":
@@ -61,4 +90,5 @@ def settings() -> Settings:
     except ValidationError as error:
         wrong = error.errors()[0]
         name = f"REGIONAL_{wrong['loc'][0]}".upper()
-        raise BadInput(name, wrong["input"], str(wrong["msg"])) from None
+        found = "…" if name in SECRET else wrong["input"]
+        raise BadInput(name, found, str(wrong["msg"])) from None

@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sampling_core.errors import StoreError
+from sampling_core.errors import RegionalError, StoreError
+from tasks.credentials import storage_options
 from tasks.patience import patiently
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ class Store:
         self.url = url
         try:
             # Others write to the store as well, so what a listing said must not be remembered.
-            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False, **storage_options(url))
+        except RegionalError:
+            raise
         except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError("store", url, f"a folder or an fsspec URL such as s3://bucket/path ({error})") from error
 

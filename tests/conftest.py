@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # How long an example takes says nothing about the code: machines are shared.
 settings.register_profile("shared machine", deadline=None, max_examples=60)
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """Each test reads its settings anew, and leaves no environment variables behind."""
+    from tasks.settings import settings
+
+    before = dict(os.environ)
+    settings.cache_clear()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    settings.cache_clear()
 
 
 @pytest.fixture

@@ -47,13 +47,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """A Prefect server on loopback; yields its API address."""
+def prefect_server(home: Path, **variables: str) -> Iterator[str]:
+    """A Prefect server on loopback, with further environment variables; yields its API address."""
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1"]
     with (home / "server.log").open("w") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], env=environment(home), stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], env=environment(home) | variables, stdout=log, stderr=log
+        )
     try:
         _wait_for(f"{api}/health", server, home / "server.log")
         yield api

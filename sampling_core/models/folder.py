@@ -17,7 +17,18 @@ from sampling_core.levels import BETA_SCHEDULES, ModelLevels, Prediction, beta_l
 from sampling_core.models import EMBEDDED
 
 PIPELINE = "StableDiffusionPipeline"
+INDEX = "model_index.json"
 PARTS_WITH_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "scheduler": ("diffusers", ()),  # any: it is read for its numbers alone
+}
+"""Library and classes of each part. An index may name any class, and code of its own: these are all we load."""
+_NAMING_CODE = ("auto_map", "transformers_weights", "quantization_config", "attn_implementation")
+"""Keys of a configuration that make the libraries read other files, fetch kernels or run other code."""
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 
 
@@ -39,12 +50,16 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
         total = hashlib.sha256()
-        parts = (*PARTS_WITH_WEIGHTS, "tokenizer", "scheduler")
-        for file in sorted(f for part in parts for f in (self.path / part).glob("*") if f.is_file()):
+        for file in sorted(file for file in read_files(self.path) if file.name != INDEX and file.is_file()):
             facts = file.stat()
             total.update(f"{file.relative_to(self.path).as_posix()} ".encode())
             total.update(_digest(file, facts.st_size, facts.st_mtime_ns))
         return total.hexdigest()
+
+
+def read_files(folder: Path) -> list[Path]:
+    """Everything that may be read of a model folder."""
+    return [folder / INDEX, *(file for part in _PARTS for file in (folder / part).glob("*"))]
 
 
 @lru_cache(maxsize=256)
@@ -58,7 +73,7 @@ def open_folder(model: str) -> ModelFolder:
     """Read the configurations of a model folder. Raises ModelError if it is none, or one that is not supported."""
     try:
         path = EMBEDDED if model == "embedded" else Path(model).expanduser()
-        if not (path / "model_index.json").is_file():
+        if not (path / INDEX).is_file():
             raise ModelError("model", model, "`embedded`, or a folder with model_index.json (diffusers layout)")
         return _open(path, model)
     except (OSError, ValueError, RuntimeError) as error:
@@ -72,11 +87,18 @@ def _reason(error: Exception) -> str:
 
 
 def _open(path: Path, model: str) -> ModelFolder:
-    pipeline = _read(path / "model_index.json", model)["_class_name"]
+    index = _read(path / INDEX, model)
+    pipeline = index["_class_name"]
     if pipeline != PIPELINE:
         raise ModelError("model", f"{model} ({pipeline})", f"a {PIPELINE} folder")
+    _check_parts(index, model)
     weights = [file for part, stem in PARTS_WITH_WEIGHTS.items() for file in _weights(path / part, stem, model)]
-    _read(path / "text_encoder" / "config.json", model)
+    for part in PARTS_WITH_WEIGHTS:
+        named = [key for key in _NAMING_CODE if _read(path / part / "config.json", model).get(key)]
+        if named or (path / part / "adapter_config.json").exists():
+            raise ModelError(
+                "model", model, f"a folder whose {part} is plain weights (no {', '.join(named) or 'adapter'})"
+            )
     vae = _read(path / "vae" / "config.json", model)
     unet = _read(path / "unet" / "config.json", model)
     cell = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -103,12 +125,25 @@ def _read(file: Path, model: str) -> dict[str, Any]:
     return content
 
 
+def _check_parts(index: dict[str, Any], model: str) -> None:
+    """Raise ModelError for a part of another class than is known here, or from another library."""
+    for part, (library, classes) in _PARTS.items():
+        found = index[part]
+        known = found[1] in classes if classes else str(found[1]).isidentifier()
+        if len(found) != 2 or found[0] != library or not known:
+            allowed = f"{library} {' or '.join(classes) or 'class'} (code that comes with a model is not run)"
+            raise ModelError("model", f"{model} ({part} {found})", allowed)
+
+
 def _weights(folder: Path, stem: str, model: str) -> list[Path]:
     """The safetensors files of one part: a single one, or the shards of an index. Pickled weights are not read."""
     index = folder / f"{stem}.safetensors.index.json"
     files = [folder / f"{stem}.safetensors"]
     if index.is_file():
-        files = sorted({folder / name for name in _read(index, model)["weight_map"].values()})
+        names = set(_read(index, model)["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ModelError("model", model, f"a folder with weights inside it ({folder.name}/{index.name})")
+        files = sorted(folder / name for name in names)
     for file in files:
         if not file.is_file():
             raise ModelError("model", model, f"a folder with weights ({folder.name}/{file.name} is missing)")
@@ -140,13 +175,12 @@ def _levels(schedule: dict[str, Any], model: str) -> ModelLevels:
     )
 
 
-def open_folders(models: Mapping[str, str]) -> dict[str, ModelFolder]:
-    """The folders of all models of a job, by name; `models` is field -> name, the job's own first.
+def check_alike(models: Mapping[str, str], folders: Mapping[str, ModelFolder]) -> None:
+    """Raise ModelError for a model whose latents are not of the first one's kind.
 
-    Raises ModelError for folders that cannot be opened, and for one whose latents are not of the first one's kind.
+    `models` is field -> name, the job's own first; `folders` is by name.
     """
-    folders = {name: open_folder(name) for name in dict.fromkeys(models.values())}
-    first = next(iter(folders.values()))
+    first = folders[next(iter(models.values()))]
     for field, name in models.items():
         other = folders[name]
         for what in ("latent_channels", "cell", "scaling_factor"):
@@ -155,4 +189,3 @@ def open_folders(models: Mapping[str, str]) -> dict[str, ModelFolder]:
                 raise ModelError(field, f"{name} ({what} {own})", f"a model with the same latents ({what} {wanted})")
         if other.levels.sigmas != first.levels.sigmas:
             raise ModelError(field, name, "a model trained on the same noise levels as the job's own")
-    return folders

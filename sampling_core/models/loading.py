@@ -68,6 +68,7 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
                 local_files_only=True,
                 use_safetensors=True,
                 safety_checker=None,
+                image_encoder=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
             ).to(device)

@@ -1,0 +1,55 @@
+"""How to reach a store: endpoint and keys, from settings or a Prefect block. They never travel with a job."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sampling_core.errors import BadInput
+from tasks.settings import settings
+
+_NO_OPTIONS = ("", "file", "local", "memory")
+
+
+def storage_options(url: str) -> dict[str, Any]:
+    """What fsspec needs beside the URL. Raises BadInput for half a pair of keys, or a block that is not there.
+
+    The Prefect block is a `Secret` with a JSON object of options for the store's file system. Without it and
+    without keys in the settings, s3fs looks where all AWS tools look: environment, profile, machine role.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme in _NO_OPTIONS:
+        return {}
+    options = dict(_of_block(settings().store_block)) if settings().store_block else {}
+    return options | (_s3_options() if scheme in ("s3", "s3a") else {})
+
+
+def _s3_options() -> dict[str, Any]:
+    chosen = settings()
+    if (chosen.s3_key is None) != (chosen.s3_secret is None):
+        missing = "REGIONAL_S3_SECRET" if chosen.s3_secret is None else "REGIONAL_S3_KEY"
+        raise BadInput(missing, None, "a value (key and secret go together)")
+    options: dict[str, Any] = {}
+    if chosen.s3_key is not None and chosen.s3_secret is not None:
+        options |= {"key": chosen.s3_key.get_secret_value(), "secret": chosen.s3_secret.get_secret_value()}
+    if chosen.s3_endpoint is not None:
+        options["endpoint_url"] = chosen.s3_endpoint
+    if chosen.s3_region is not None:
+        options["client_kwargs"] = {"region_name": chosen.s3_region}
+    return options
+
+
+@lru_cache(maxsize=1)
+def _of_block(name: str) -> dict[str, Any]:
+    """The options in a Prefect Secret block; read once, so that a run keeps what it began with."""
+    from prefect.blocks.system import Secret
+
+    allowed = "the name of a Prefect Secret block that holds a JSON object"
+    try:
+        # Prefect would return a coroutine inside an async flow; its types do not know the argument.
+        options = Secret.load(name, _sync=True).get()  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed} (there is none of that name)") from error
+    if not isinstance(options, dict):
+        raise BadInput("REGIONAL_STORE_BLOCK", name, allowed)
+    return options

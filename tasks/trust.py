@@ -1,0 +1,108 @@
+"""What a job may name: images and models under `roots`, stores and output folders under theirs.
+
+A name is checked and resolved in one go, and what was resolved is what is opened: links and `..` are followed
+before the comparison, not after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from sampling_core.errors import BadInput
+from sampling_core.models.folder import ModelFolder, open_folder, read_files
+from tasks.settings import ANYWHERE, settings
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
+_OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
+"""Where images may come from beside files: a request there goes to an endpoint that the job does not choose."""
+
+
+def image_place(field: str, name: str) -> str:
+    """Real path, or URL in an object store, of an image that a job names. Raises BadInput."""
+    allowed = f"a readable image file under {_told('REGIONAL_ROOTS', settings().roots)}"
+    place = _inside(field, name, settings().roots, allowed)
+    if is_url(place) and place.partition("://")[0] not in _OBJECT_STORES:
+        raise BadInput(field, name, allowed)
+    return place
+
+
+def open_model(name: str, field: str = "model") -> ModelFolder:
+    """A model folder under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
+    if name == "embedded":
+        return open_folder(name)
+    allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ROOTS', settings().roots)}"
+    place = _inside(field, name, settings().roots, allowed)
+    if is_url(place):
+        raise BadInput(field, name, allowed)
+    for file in read_files(Path(place)):
+        _inside(field, str(file), settings().roots, f"{allowed}, whose links lead there too")
+    return open_folder(place)
+
+
+def store_place(url: str | None) -> str:
+    """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
+    own = settings().store
+    allowed = f"a place under {_told('REGIONAL_STORES', (own, *settings().stores))}"
+    return _inside("store", _as_path(url or own), [_as_path(root) for root in (own, *settings().stores)], allowed)
+
+
+def out_place(folder: str | None) -> str:
+    """Folder for pictures that a run asked for; None: the machine's own. Raises BadInput."""
+    own = settings().out
+    allowed = f"a folder under {_told('REGIONAL_OUTS', (own, *settings().outs))}"
+    return _inside("out", folder, (own, *settings().outs), allowed) if folder else own
+
+
+def is_url(name: str) -> bool:
+    """Whether a name has a scheme."""
+    return _URL.match(name) is not None
+
+
+def _as_path(url: str) -> str:
+    """`file:///folder` is the folder, and is compared as one."""
+    return url.removeprefix("file://") if url.startswith("file:///") else url
+
+
+def _inside(field: str, name: str, roots: Iterable[str], allowed: str) -> str:
+    """The real path or the URL behind a name, which must lie under one of the roots."""
+    place = _resolved(field, name, allowed)
+    for root in roots:
+        if root == ANYWHERE:
+            return place
+        top = _resolved(field, root, allowed)
+        if is_url(top) != is_url(place):
+            continue
+        if place == top or place.startswith(top.rstrip("/") + "/"):
+            return place
+    raise BadInput(field, name, allowed)
+
+
+def _resolved(field: str, name: str, allowed: str) -> str:
+    if is_url(name):
+        return _plain_url(field, name, allowed)
+    if "::" in name or name.startswith(("~", "//", "\\\\")) or not name.isprintable():
+        raise BadInput(field, name, allowed)
+    try:
+        return str(Path(name).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(field, name, allowed) from error
+
+
+def _plain_url(field: str, url: str, allowed: str) -> str:
+    """A URL that means what it looks like: no credentials, no chain, no query, nothing encoded, no `..`."""
+    scheme = url.partition(":")[0]
+    if re.search(r":[^@]*:[^@]*@", url):
+        advice = "a URL without credentials (set REGIONAL_S3_KEY and REGIONAL_S3_SECRET, or REGIONAL_STORE_BLOCK)"
+        raise BadInput(field, f"{scheme}:…", advice)
+    url = url.rstrip("/") if not url.endswith("://") else url
+    if _PLAIN_URL.fullmatch(url) is None or {".", ".."} & set(url.split("/")):
+        # What was found is not repeated: it may have a secret in it.
+        raise BadInput(field, f"{scheme}:…", f"{allowed}, spelled plainly")
+    return url
+
+
+def _told(name: str, roots: Iterable[str]) -> str:
+    return f"{name} ({', '.join(roots)})"

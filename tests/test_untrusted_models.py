@@ -1,0 +1,162 @@
+"""Model folders that come with more than weights: refused, or not looked at; nothing of theirs is ever run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sampling_core.errors import BadInput, ModelError
+from sampling_core.models import EMBEDDED
+from sampling_core.models.loading import load
+from tasks.trust import open_model
+from tests.planting import module, pickled
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(workdir: Path) -> Path:
+    """A copy of the embedded model, under the default root."""
+    return Path(shutil.copytree(EMBEDDED, workdir / "model"))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_trap_works(workdir: Path) -> None:
+    """The tests below prove nothing if it did not."""
+    pickle.loads(pickled(workdir / "owned"))
+    assert (workdir / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt", WEIGHTS])
+def test_pickled_weights_are_refused(name: str, folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+    (folder / "unet" / name).write_bytes(pickled(folder / "owned"))
+    with pytest.raises(ModelError, match=r"^model: .*weights"):
+        open_model("model")
+    assert not (folder / "owned").exists()
+
+
+def test_torch_saved_weights_are_refused(folder: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, folder / "unet" / WEIGHTS)
+    with pytest.raises(ModelError, match=r"^model: .*weights"):
+        open_model("model")
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("unet", ["evil", "Evil"]),
+        ("vae", ["os", "system"]),
+        ("text_encoder", ["transformers", "AutoModel"]),
+        ("tokenizer", ["transformers", "AutoTokenizer"]),
+        ("scheduler", ["evil", "Evil"]),
+        ("scheduler", ["diffusers", "../evil"]),
+        ("unet", ["diffusers", "UNet2DConditionModel", "more"]),
+    ],
+)
+def test_parts_of_other_classes_are_refused(part: str, names: list[str], folder: Path) -> None:
+    edit(folder / "model_index.json", **{part: names})
+    for place in (folder, folder / part):
+        (place / "evil.py").write_text(module(folder / "owned"))
+    with pytest.raises(ModelError, match=r"code that comes with a model is not run"):
+        open_model("model")
+    assert not (folder / "owned").exists()
+
+
+def test_a_pipeline_of_its_own_is_refused(folder: Path) -> None:
+    edit(folder / "model_index.json", _class_name=["evil", "Evil"])
+    (folder / "evil.py").write_text(module(folder / "owned"))
+    with pytest.raises(ModelError, match=r"a StableDiffusionPipeline folder"):
+        open_model("model")
+    assert not (folder / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_encoder", {"auto_map": {"AutoModel": "evil.Evil"}}),
+        ("text_encoder", {"transformers_weights": "adapter_model.bin"}),
+        ("text_encoder", {"attn_implementation": "somebody/kernel"}),
+        ("unet", {"quantization_config": {"quant_method": "torchao"}}),
+    ],
+)
+def test_configurations_that_lead_elsewhere_are_refused(part: str, changes: dict[str, Any], folder: Path) -> None:
+    edit(folder / part / "config.json", **changes)
+    with pytest.raises(ModelError, match=f"{part} is plain weights .no {next(iter(changes))}"):
+        open_model("model")
+
+
+def test_an_adapter_that_names_another_base_is_refused(folder: Path) -> None:
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(ModelError, match=r"text_encoder is plain weights"):
+        open_model("model")
+
+
+def test_a_shard_outside_the_folder_is_refused(folder: Path) -> None:
+    shutil.move(folder / "unet" / WEIGHTS, folder.parent / "stolen.safetensors")
+    index = {"weight_map": {"x": "../../stolen.safetensors"}}
+    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"weights inside it"):
+        open_model("model")
+
+
+@pytest.mark.parametrize(
+    "file", ["model_index.json", f"unet/{WEIGHTS}", "text_encoder/config.json", "tokenizer/vocab.json"]
+)
+def test_links_may_lead_about_inside_the_roots_and_not_out(
+    file: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    inside = folder.parent / "blob"
+    shutil.move(folder / file, inside)
+    (folder / file).symlink_to(inside)
+    open_model("model")
+    outside = tmp_path_factory.mktemp("elsewhere") / "blob"
+    shutil.move(inside, outside)
+    (folder / file).unlink()
+    (folder / file).symlink_to(outside)
+    with pytest.raises(BadInput, match=r"^model: .*whose links lead there too"):
+        open_model("model")
+
+
+@pytest.mark.parametrize("length", [2**20, 2**40, 2**63, 2**64 - 1])
+def test_a_huge_header_is_refused(length: int, folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).write_bytes(length.to_bytes(8, "little") + b"{}" + bytes(100))
+    with pytest.raises(ModelError, match=r"whole weights"):
+        open_model("model")
+
+
+def test_pickles_beside_good_weights_are_not_read(folder: Path) -> None:
+    """It loads, and neither pickles nor further components are looked at."""
+    mark = folder / "owned"
+    for part in ("unet", "vae", "text_encoder", "image_encoder"):
+        (folder / part).mkdir(exist_ok=True)
+        for name in (
+            "diffusion_pytorch_model.bin",
+            "pytorch_model.bin",
+            "model.ckpt",
+            "adapter_model.bin",
+            ".metadata",
+        ):
+            (folder / part / name).write_bytes(pickled(mark))
+    (folder / "image_encoder" / "config.json").write_text("{}")
+    (folder / "image_encoder" / "evil.py").write_text(module(mark))
+    edit(folder / "model_index.json", image_encoder=["evil", "Evil"], extra=["evil", "Evil"])
+    load(open_model("model"), "cpu", torch.float32)
+    assert not mark.exists()
+
+
+def test_a_module_named_like_a_library_is_not_imported(folder: Path) -> None:
+    for part, library in (("unet", "diffusers"), ("text_encoder", "transformers")):
+        (folder / part / f"{library}.py").write_text(module(folder / "owned"))
+    with pytest.raises(ModelError, match=r"a folder whose weights load"):
+        load(open_model("model"), "cpu", torch.float32)
+    assert not (folder / "owned").exists()
