@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format serve clean
+.PHONY: help install demo test check format serve up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,6 +37,12 @@ format: .venv/installed ## format the code and mend what the linter can
 
 serve: .venv/installed ## offer the flow `render` to a running Prefect server (PREFECT_API_URL)
 	$(BIN)/python -m deployments.serve
+
+up: .venv/installed ## start server, pools, workers and deployments on this machine; again: only what does not run
+	$(BIN)/python -m deployments.up
+
+down: .venv/installed ## stop what `make up` has started; runs go back into the queue
+	$(BIN)/python -m deployments.up --down
 
 clean: ## remove what was installed and rendered here
 	rm -rf .venv .regional renders .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

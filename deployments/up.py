@@ -1,0 +1,158 @@
+"""One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
+
+`python -m deployments.up` starts what does not run yet, `python -m deployments.up --down` stops all of it. Everything
+listens on loopback, reports to nobody, and lives in one folder (`.regional/up`): database, logs, process files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments import processes
+from flows.environment import set_defaults
+
+CODE = Path(__file__).resolve().parent.parent
+POOLS = ("control", "gpu")
+
+
+class StartError(Exception):
+    """Something did not start; the message says what, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where this machine's server listens and keeps its things."""
+
+    folder: Path
+    port: int
+
+    @property
+    def ui(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api(self) -> str:
+        return f"{self.ui}/api"
+
+    def environment(self) -> dict[str, str]:
+        """This process' environment, with the settings of the server and of whoever talks to it."""
+        own = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            # The port is said to the UI this way; `server start --port` alone leaves it asking at 4200.
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            # Kept in memory, claims to a deployment's limit are lost with the server, and then their runs.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "REGIONAL_CODE": str(CODE),
+        }
+        return {**os.environ, **own}
+
+
+def up(machine: Machine) -> None:
+    """Start what does not run. Raises StartError."""
+    machine.folder.mkdir(parents=True, exist_ok=True)
+    prefect = [sys.executable, "-m", "prefect"]
+    _start(machine, "server", [*prefect, "server", "start"])
+    _wait_for_server(machine)
+    asyncio.run(_set_up_server(machine))
+    _deploy(machine)
+    for pool in POOLS:
+        limit = ["--limit", "1"] if pool == "gpu" else []
+        worker = [sys.executable, "-m", "deployments.worker", pool, "--name", f"{pool} here", *limit]
+        _start(machine, f"worker-{pool}", worker)
+    print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log; `make down` stops it)")
+
+
+def down(machine: Machine) -> None:
+    """Stop what was started from this folder, and nothing else."""
+    for part in (*(f"worker-{pool}" for pool in POOLS), "server"):
+        print(f"{part}: {'stopped' if processes.stop(machine.folder, part) else 'was not running'}")
+    strays = processes.stop_strays(machine.folder)
+    if strays:
+        print(f"and {strays} processes that a worker had left behind")
+
+
+def _start(machine: Machine, part: str, command: list[str]) -> None:
+    started = processes.start(machine.folder, part, command, machine.environment(), CODE)
+    print(f"{part}: {'started' if started else 'runs already'}", flush=True)
+
+
+def _wait_for_server(machine: Machine, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if processes.running(machine.folder, "server") is None:
+            break
+        try:
+            with urllib.request.urlopen(f"{machine.api}/health", timeout=2):  # noqa: S310 - loopback
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, 'server')}")
+
+
+async def _set_up_server(machine: Machine) -> None:
+    from prefect.client.orchestration import get_client
+
+    from deployments.automations import ensure_automations
+    from deployments.pools import ensure_pool
+
+    async with get_client() as client:
+        await ensure_pool(client, "control", "process", limit=None)
+        await ensure_pool(client, "gpu", "process", limit=1)
+        await ensure_automations(client)
+    print("pools and automations: set up", flush=True)
+
+
+def _deploy(machine: Machine) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    with (machine.folder / "deploy.log").open("wb") as log:
+        done = subprocess.run(  # noqa: S603 - the command is spelled here
+            [*command, "--prefect-file", "deployments/prefect.yaml"],
+            cwd=CODE,
+            env=machine.environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        raise StartError(f"deploying failed:\n{processes.log_tail(machine.folder, 'deploy')}")
+    print("deployments: set up", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--down", action="store_true", help="stop everything instead")
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
+    parser.add_argument("--folder", type=Path, default=CODE / ".regional" / "up", help="database, logs, process files")
+    arguments = parser.parse_args()
+    machine = Machine(arguments.folder.resolve(), arguments.port)
+    if arguments.down:
+        down(machine)
+        return
+    # Runs of a worker are watched in the UI: there, logs are wanted.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "WARNING")
+    set_defaults()
+    os.environ.update(machine.environment())
+    try:
+        up(machine)
+    except StartError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

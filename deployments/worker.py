@@ -1,0 +1,138 @@
+"""A worker that hands its runs back when its machine is taken away: `python -m deployments.worker gpu --limit 1`.
+
+Prefect's process worker kills its runs when it is told to stop; the server then hears nothing more of them. This one
+stops them in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import FrameType
+
+import psutil
+
+from flows.environment import set_defaults
+
+_RUN_ID = "PREFECT__FLOW_RUN_ID"
+"""Environment variable by which Prefect tells a process which run it is."""
+
+_GRACE_SECONDS = 25
+"""For a run to notice; clouds give a machine 30 s and more."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deployments.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pool", help="name of a work pool of type process")
+    parser.add_argument("--limit", type=int, help="runs at once [no limit]")
+    parser.add_argument("--name", help="of the worker in the UI [by Prefect]")
+    arguments = parser.parse_args()
+    # Runs of a worker are watched in the UI: there, logs are wanted.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    set_defaults()
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", arguments.pool]
+    command += ["--limit", str(arguments.limit)] if arguments.limit else []
+    command += ["--name", arguments.name] if arguments.name else []
+    keep_running(command)
+
+
+def keep_running(command: list[str]) -> None:
+    """Run a worker until this process is told to stop (SIGTERM or SIGINT)."""
+    told = threading.Event()
+
+    def remember(_signal: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    signal.signal(signal.SIGTERM, remember)
+    signal.signal(signal.SIGINT, remember)
+    while not told.is_set():
+        # A session of its own: a Ctrl-C in a terminal is for this process, which then stops the worker in order.
+        worker = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - the command is spelled above
+        while worker.poll() is None and not told.wait(0.5):
+            pass
+        if worker.poll() is None:
+            hand_back(worker)
+        elif not told.wait(2):
+            print(f"The worker ended with code {worker.returncode}; it is started again.", flush=True)
+
+
+def hand_back(worker: subprocess.Popen[bytes]) -> None:
+    """Stop a worker and its runs, and put these back into the queue."""
+    process = psutil.Process(worker.pid)
+    # Frozen, it neither fetches the runs anew nor reports their end as a crash.
+    process.suspend()
+    runs = _runs_of(process)
+    signalled = datetime.now(UTC)
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    _wait_for_end(list(runs))
+    for flow_run_id in runs.values():
+        try:
+            _requeue(flow_run_id, signalled)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the flow `reap` will find the run
+            print(f"Run {flow_run_id} could not be put back: {error}", file=sys.stderr, flush=True)
+    process.resume()
+    worker.terminate()
+    try:
+        worker.wait(10)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def _runs_of(worker: psutil.Process) -> dict[psutil.Process, str]:
+    runs: dict[psutil.Process, str] = {}
+    for child in worker.children():
+        with suppress(psutil.Error):
+            flow_run_id = child.environ().get(_RUN_ID)
+            if flow_run_id:
+                runs[child] = flow_run_id
+    return runs
+
+
+def _wait_for_end(runs: list[psutil.Process]) -> None:
+    """Until all are dead; their parent is frozen, so they stay as zombies."""
+    moment = threading.Event()
+    for _ in range(_GRACE_SECONDS * 10):
+        if not any(_alive(run) for run in runs):
+            return
+        moment.wait(0.1)
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.kill()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _requeue(flow_run_id: str, signalled: datetime) -> None:
+    from uuid import UUID
+
+    from prefect.client.orchestration import get_client
+    from prefect.states import AwaitingRetry
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(flow_run_id)).state
+        if state is None:
+            return
+        # A signal that arrives while a task is being set up is taken for an error of that task by Prefect.
+        failed_by_signal = state.is_failed() and state.timestamp >= signalled
+        if failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending():
+            waiting = AwaitingRetry(message=f"Its machine was taken away ({os.uname().nodename})")
+            client.set_flow_run_state(UUID(flow_run_id), waiting)
+            print(f"Run {flow_run_id} is back in the queue.", flush=True)
+
+
+if __name__ == "__main__":
+    main()

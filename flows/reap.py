@@ -1,0 +1,190 @@
+"""Flow `reap`: puts runs back into the queue that have crashed, or were left behind by a process that died.
+
+It runs every minute and keeps nothing from one time to the next: if it dies, the next one does its work. A run that
+sends heartbeats is never touched, whatever its state says; one that counts as dead is looked at twice.
+"""
+
+# No `from __future__ import annotations`: see flows/render.py.
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.filters import EventFilter
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+from pydantic import Field
+
+TAG = "regional"
+"""Only runs of deployments with this tag are looked at."""
+
+GIVEN_UP = "GivenUp"
+"""Name of the state of a run that crashed too often; its type stays CRASHED."""
+
+_AGAIN = "Started again"
+"""How the messages of new starts begin; they are counted by it."""
+
+_UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.CRASHED]
+_OLDEST = timedelta(days=7)
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What is known of a run at one moment."""
+
+    state: StateType
+    last_sign: datetime
+    """When the server last heard of it: a heartbeat, or a change of state."""
+    restarts: int
+    """How often this flow has started it again."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long nothing must be heard of a run before it counts as dead."""
+
+    running: timedelta
+    """Three heartbeats at least."""
+    pending: timedelta
+    """Longer than any start takes: a run that is about to start sends no heartbeats."""
+    crashed: timedelta
+    """Longer than a worker needs to report the same crash a second time."""
+    restarts: int
+    """Most new starts of one run."""
+
+
+Verdict = Literal["leave", "start again", "give up", "cancel"]
+
+
+def judge(seen: Sighting, now: datetime, patience: Patience) -> Verdict:
+    """What to do with a run."""
+    limits = {
+        StateType.RUNNING: patience.running,
+        StateType.CANCELLING: patience.running,
+        StateType.PENDING: patience.pending,
+        StateType.CRASHED: patience.crashed,
+    }
+    if seen.state not in limits or now - seen.last_sign < limits[seen.state]:
+        return "leave"
+    if seen.state == StateType.CANCELLING:
+        return "cancel"
+    return "start again" if seen.restarts < patience.restarts else "give up"
+
+
+@flow(name="reap", persist_result=False)
+async def reap(
+    running_seconds: Annotated[float, Field(ge=45)] = 100,
+    pending_seconds: Annotated[float, Field(gt=0)] = 300,
+    crashed_seconds: Annotated[float, Field(ge=30)] = 60,
+    second_look_seconds: Annotated[float, Field(ge=31)] = 45,
+    restarts: Annotated[int, Field(ge=0, le=100)] = 5,
+) -> dict[str, int]:
+    """Put runs back into the queue that have crashed or were left behind.
+
+    Args:
+        running_seconds: A run that has sent no heartbeat (every 30 s) for so long is dead.
+        pending_seconds: So long may a start take. Raise it where machines are made for each run.
+        crashed_seconds: A crash must be so old, because a worker may report it twice, half a
+            minute apart if it is busy.
+        second_look_seconds: Dead is who sends nothing in this time either: more than one heartbeat. The server may
+            have been away before.
+        restarts: Most new starts of one run; after that it stays crashed, in a state named `GivenUp`.
+
+    Returns:
+        How many runs were started again, given up and cancelled.
+    """
+    patience = Patience(
+        running=timedelta(seconds=running_seconds),
+        pending=timedelta(seconds=pending_seconds),
+        crashed=timedelta(seconds=crashed_seconds),
+        restarts=restarts,
+    )
+    done: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0}
+    async with get_client() as client:
+        suspects = [(run, seen) async for run, seen in _look(client, patience)]
+        if any(seen.state != StateType.CRASHED for _, seen in suspects):
+            await asyncio.sleep(second_look_seconds)
+        for run, seen in suspects:
+            again = await _sight(client, await client.read_flow_run(run.id))
+            if again == seen:
+                verdict = judge(seen, datetime.now(UTC), patience)
+                await _carry_out(client, run, verdict)
+                done[verdict] += 1
+    return done
+
+
+async def _look(client: PrefectClient, patience: Patience) -> AsyncIterator[tuple[FlowRun, Sighting]]:
+    """All runs that seem to be dead."""
+    now = datetime.now(UTC)
+    unfinished = FlowRunFilter.model_validate(
+        {
+            "tags": {"all_": [TAG]},
+            # A run without a deployment belongs to its parent, or to somebody's terminal.
+            "deployment_id": {"is_null_": False},
+            "state": {"type": {"any_": _UNFINISHED}, "name": {"not_any_": [GIVEN_UP]}},
+            "expected_start_time": {"after_": now - _OLDEST},
+        }
+    )
+    offset = 0
+    while True:
+        page = await client.read_flow_runs(
+            flow_run_filter=unfinished, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
+        )
+        for run in page:
+            # One without a pool is served by a process of its own, with heartbeats as slow as it likes.
+            if run.work_pool_name is not None:
+                seen = await _sight(client, run)
+                if judge(seen, now, patience) != "leave":
+                    yield run, seen
+        if len(page) < _PAGE:
+            return
+        offset += _PAGE
+
+
+async def _sight(client: PrefectClient, run: FlowRun) -> Sighting:
+    state = _state(run)
+    heartbeats = await client.read_events(
+        EventFilter.model_validate(
+            {
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+                "occurred": {"since": datetime.now(UTC) - _OLDEST},
+            }
+        ),
+        limit=1,
+    )
+    history = await client.read_flow_run_states(run.id)
+    return Sighting(
+        state=state.type,
+        last_sign=max(state.timestamp, *(event.received for event in heartbeats.events[:1])),
+        restarts=sum((past.message or "").startswith(_AGAIN) for past in history),
+    )
+
+
+def _state(run: FlowRun) -> State:
+    if run.state is None:
+        raise ValueError(f"run {run.id} has no state")
+    return run.state
+
+
+async def _carry_out(client: PrefectClient, run: FlowRun, verdict: Verdict) -> None:
+    logger = get_run_logger()
+    logger.warning("%s: %s (it was %s, %s)", verdict, run.name, _state(run).name, _state(run).message or "no reason")
+    was_dead = "No sign of life: its process is gone"
+    if verdict == "cancel":
+        await client.set_flow_run_state(run.id, Cancelled(message=was_dead), force=True)
+    elif verdict == "give up":
+        message = f"Given up after {run.run_count} starts: it crashes again and again. Retry it by hand to go on."
+        await client.set_flow_run_state(
+            run.id, State(type=StateType.CRASHED, name=GIVEN_UP, message=message), force=True
+        )
+    elif verdict == "start again":
+        if not _state(run).is_crashed():
+            await client.set_flow_run_state(run.id, Crashed(message=was_dead))
+        await client.set_flow_run_state(run.id, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))

@@ -1,0 +1,90 @@
+"""Flow `recurring`: what a schedule draws: one job, with a seed and a base prompt that may change by date or by run."""
+
+# No `from __future__ import annotations`: see flows/render.py.
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import AfterValidator, Field
+
+from flows.render import ChunkSteps, render
+from sampling_core.fields import Text, refuse
+from sampling_core.job import RenderJob
+
+Change = Literal["fixed", "by date", "by run"]
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        raise refuse("timezone", name, "a zone of the IANA database, such as Europe/Berlin") from None
+    return name
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Prompts = Annotated[tuple[Text, ...], Field(max_length=1000)]
+
+
+def _run_name() -> str:
+    parameters: dict[str, Any] = flow_run.parameters or {}
+    return f"{parameters.get('name', 'recurring')} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+
+
+@flow(name="recurring", flow_run_name=_run_name, persist_result=False)
+async def recurring(
+    job: RenderJob,
+    seed: Change = "by date",
+    prompts: Prompts = (),
+    prompt: Change = "by date",
+    timezone: Zone = "UTC",
+    chunk_steps: ChunkSteps = None,
+    store: str | None = None,
+    out: str | None = None,
+    name: Annotated[str, Field(max_length=60)] = "recurring",
+) -> dict[str, Any]:
+    """Draw the picture of the day, or of the hour. Started again, a run draws the picture that it was due to draw.
+
+    Args:
+        job: What to draw.
+        seed: Fixed: the job's seed. By date: another one every day. By run: another one every time.
+        prompts: Base prompts that replace the job's. Empty: the job's.
+        prompt: Fixed: the first of them. By date: the next one every day. By run: one is drawn by lot every time.
+        timezone: Where the date is taken from; the schedule's time zone, usually.
+        chunk_steps: The state is saved after so many steps. Empty: about every second.
+        store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
+        out: Folder for the finished picture. Empty: where the worker puts them.
+        name: Start of the picture's file name; the date follows.
+
+    Returns:
+        The record of the picture, with the job that was drawn.
+    """
+    # The time at which the run was due, not the time at which it started: a retry may be late.
+    due = flow_run.scheduled_start_time.astimezone(ZoneInfo(timezone))
+    drawn = job_at(due, job, seed, prompts, prompt)
+    return await render(drawn, chunk_steps, store, out, f"{name}-{due:%Y-%m-%d}")
+
+
+def job_at(due: datetime, job: RenderJob, seed: Change, prompts: Sequence[str], prompt: Change) -> RenderJob:
+    """The job that is drawn by a run that was due at a moment; its date counts in the moment's own time zone.
+
+    It depends on nothing else, so the same run draws the same picture however often it is started.
+    """
+    moments = {"fixed": "", "by date": due.date().isoformat(), "by run": f"{due.timestamp():.0f}"}
+    changes: dict[str, Any] = {}
+    if seed != "fixed":
+        changes["seed"] = _number(job.seed, "seed", moments[seed])
+    if prompts:
+        positions = {"fixed": 0, "by date": due.toordinal(), "by run": _number(job.seed, "prompt", moments["by run"])}
+        changes["prompt"] = prompts[positions[prompt] % len(prompts)]
+    return job.model_copy(update=changes)
+
+
+def _number(*key: object) -> int:
+    """A whole number below 2**53, which a browser shows exactly; each key has its own."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11

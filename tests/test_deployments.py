@@ -1,0 +1,145 @@
+"""What is set up on a server, without one: deployments, work-pool templates, the automation."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, TypeVar, cast
+from unittest.mock import Mock
+
+import pytest
+import yaml
+from docker.models.containers import _create_container_args  # pyright: ignore
+from prefect import Flow
+from prefect.client.schemas.schedules import construct_schedule
+from prefect.workers.base import BaseJobConfiguration
+from prefect.workers.process import ProcessJobConfiguration
+
+from deployments.automations import TAGS, silent_runs
+from deployments.pools import template
+from flows.reap import TAG
+from flows.recurring import recurring
+from tests.processes import ROOT
+
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
+BY_NAME = {deployment["name"]: deployment for deployment in DEPLOYMENTS}
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_every_entrypoint_is_a_flow_of_that_name(deployment: dict[str, Any]) -> None:
+    file, _, name = deployment["entrypoint"].partition(":")
+    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    assert isinstance(flow, Flow)
+    assert flow.name == deployment["name"]
+    assert flow.persist_result is False, "results would be read back with a serializer that they name themselves"
+
+
+def test_parents_never_hold_a_slot_of_the_pool_of_their_children() -> None:
+    pools = {name: deployment["work_pool"]["name"] for name, deployment in BY_NAME.items()}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"render", "shard", "recurring"}
+    assert {name for name, pool in pools.items() if pool == "control"} == {"grid", "batch", "reap"}
+
+
+def test_the_reaper_looks_at_all_deployments_but_itself() -> None:
+    assert [name for name, deployment in BY_NAME.items() if TAG not in deployment["tags"]] == ["reap"]
+    assert BY_NAME["reap"]["schedules"] == [{"slug": "every-minute", "interval": 60}]
+    assert BY_NAME["reap"]["concurrency_limit"]["limit"] == 1
+
+
+@pytest.mark.parametrize("schedule", BY_NAME["recurring"]["schedules"], ids=lambda schedule: schedule["slug"])
+def test_example_schedules_are_valid_and_asleep(schedule: dict[str, Any]) -> None:
+    assert schedule["active"] is False
+    recurring.validate_parameters(schedule["parameters"])
+    construct_schedule(
+        cron=schedule.get("cron"), interval=schedule.get("interval"), timezone=schedule.get("timezone", "UTC")
+    )
+
+
+C = TypeVar("C", bound=BaseJobConfiguration)
+
+
+class Kubernetes(BaseJobConfiguration):
+    """The part of Prefect's class for Kubernetes that matters here; its package is not installed for tests."""
+
+    job_manifest: dict[str, Any]
+
+
+class Docker(BaseJobConfiguration):
+    image: str
+    auto_remove: bool
+    container_create_kwargs: dict[str, Any]
+
+
+def rendered(configuration: type[C], kind: str, **values: Any) -> C:
+    return cast("C", asyncio.run(configuration.from_template_and_values(template(kind), values, client=Mock())))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "kind"),
+    [(ProcessJobConfiguration, "process"), (Docker, "docker"), (Kubernetes, "kubernetes")],
+)
+def test_every_template_renders_and_keeps_its_environment(configuration: type[BaseJobConfiguration], kind: str) -> None:
+    """What a deployment sets is added. Heartbeats come often enough for the reaper, and a SIGTERM requeues."""
+    job = rendered(configuration, kind, env={"REGIONAL_DTYPE": "float32"})
+    assert "{{" not in job.model_dump_json()
+    assert job.env["REGIONAL_DTYPE"] == "float32"
+    assert job.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert job.env["DO_NOT_TRACK"] == "1"
+    # A process pool's worker does that itself: deployments.worker.
+    assert (job.env.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR") == "reschedule") == (kind != "process")
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_what_a_template_uses_it_also_explains(kind: str) -> None:
+    variables = template(kind)["variables"]["properties"]
+    used = {word.strip(" {}-") for word in _texts(template(kind)["job_configuration"]) if "{{" in word}
+    assert used == set(variables)
+    assert all(variable.get("title") or variable.get("anyOf") for variable in variables.values())
+
+
+def test_docker_asks_for_a_gpu() -> None:
+    job = rendered(Docker, "docker")
+    # docker-py's own check of the arguments, and what it would send.
+    sent = _create_container_args({"image": job.image, "version": "1.45", **job.container_create_kwargs})
+    (request,) = sent["host_config"]["DeviceRequests"]
+    assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 1, [["gpu"]])
+    assert sent["host_config"]["ShmSize"] == 2 * 2**30
+
+
+def test_kubernetes_asks_for_gpus_on_nodes_that_have_them() -> None:
+    manifest = rendered(Kubernetes, "kubernetes", gpus=2, shared_memory="8Gi").job_manifest
+    assert (manifest["apiVersion"], manifest["kind"]) == ("batch/v1", "Job")
+    assert manifest["spec"]["backoffLimit"] == 0, "Kubernetes and Prefect would both start it again"
+    pod = manifest["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
+    assert container["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+    assert container["envFrom"] == [{"secretRef": {"name": "regional", "optional": True}}]
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_templates_hold_no_secret(kind: str) -> None:
+    env = template(kind)["variables"]["properties"]["env"]["default"]
+    assert not [name for name in env if any(word in name for word in ("KEY", "SECRET", "TOKEN", "AUTH"))]
+
+
+def test_the_automation_leaves_other_peoples_runs_and_slow_servers_alone() -> None:
+    automation = silent_runs()
+    trigger = cast("Any", automation.trigger)
+    assert trigger.within >= timedelta(seconds=3 * 30)
+    assert trigger.match_related.model_dump() == {"prefect.resource.id": [f"prefect.tag.{tag}" for tag in TAGS]}
+    assert TAG in TAGS
+    assert {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "AwaitingRetry")} < trigger.expect
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for part in cast("dict[str, object]", value).values() for text in _texts(part)]
+    if isinstance(value, list):
+        return [text for part in cast("list[object]", value) for text in _texts(part)]
+    return [value] if isinstance(value, str) else []

@@ -1,0 +1,210 @@
+"""One machine, from `make up` to `make down`: a run that is killed in three ways ends with its picture nevertheless."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from deployments import processes
+from tests.processes import EXAMPLES, ROOT, environment, free_port, post
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(900)]
+JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+class Machine:
+    """`make up` with a folder and a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder / "up", free_port()
+        self.store, self.out = folder / "store", folder / "out"
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.env = environment(folder / "home")
+
+    def up(self, *options: str) -> str:
+        """What `python -m deployments.up` says."""
+        command = [sys.executable, "-m", "deployments.up", "--port", str(self.port), "--folder", str(self.folder)]
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=400
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout
+
+    def logs(self) -> str:
+        return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def submit(self, deployment: str, **parameters: Any) -> str:
+        """Start a run; returns its id."""
+        flow, name = deployment.split("/")
+        found = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        assert len(found) == 1, f"{flow} has {len(found)} deployments of that name"
+        return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", {"parameters": parameters})["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        (found,) = post(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return found
+
+    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.logs()}"
+            time.sleep(0.2)
+
+    def completed(self, run_id: str) -> dict[str, Any]:
+        """The run when it has ended well."""
+        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS)
+        run = self.run(run_id)
+        assert run["state_type"] == "COMPLETED", run["state"]["message"]
+        return run
+
+    def states(self) -> int:
+        """Latents in the store."""
+        return len(list(self.store.glob("latents/*/*.safetensors")))
+
+    def worker(self) -> psutil.Process:
+        """Prefect's worker of the pool `gpu`; its children are runs."""
+        keeper = processes.running(self.folder, "worker-gpu")
+        assert keeper is not None, self.logs()
+        (worker,) = keeper.children()
+        return worker
+
+    def reap(self, **patience: float) -> None:
+        """Start the reaper at once, with less patience than every minute's has."""
+        ended: dict[str, Any] = {"state_type": "CANCELLED"}
+        while ended["state_type"] == "CANCELLED":  # there is one at a time: the scheduled one was at work
+            run = self.submit("reap/reap", **patience)
+            self.wait_for("the reaper", lambda run=run: self.run(run)["state_type"] in ENDS)
+            ended = self.run(run)
+        assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    try:
+        machine.up()
+        yield machine
+    finally:
+        machine.up("--down")
+
+
+def test_up_again_starts_nothing_twice(machine: Machine) -> None:
+    before = [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")]
+    said = machine.up()
+    assert said.count("runs already") == 3
+    assert f"http://127.0.0.1:{machine.port}" in said
+    assert [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")] == before
+    schedules = [deployment["schedules"] for deployment in post(machine.api, "deployments/filter", {})]
+    assert sorted(map(len, schedules)) == [0, 0, 0, 0, 1, 2]
+    assert len(post(machine.api, "automations/filter", {})) == 1
+
+
+def test_everything_listens_on_loopback_only(machine: Machine) -> None:
+    server = processes.running(machine.folder, "server")
+    assert server is not None
+    listening = [
+        connection.laddr.ip
+        for process in [server, *server.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine) -> None:
+    """One run, killed three times, each time after it has got on."""
+    job = JOB | {"steps": 60}
+    run = machine.submit("render/render", job=job, chunk_steps=1, store=str(machine.store), out=str(machine.out))
+
+    def wait_for_progress() -> None:
+        before = machine.states()
+        machine.wait_for("progress", lambda: machine.states() >= before + 3)
+
+    # Its process, with -9. The worker sees that and reports a crash; the reaper comes by and starts it again.
+    wait_for_progress()
+    (process,) = machine.worker().children()
+    process.kill()
+    machine.wait_for("the crash", lambda: machine.run(run)["state_type"] == "CRASHED")
+    machine.wait_for("the second start", lambda: machine.run(run)["run_count"] == 2, seconds=300)
+
+    # The machine is taken away: SIGTERM. The run is back in the queue at once, without the reaper.
+    wait_for_progress()
+    keeper = processes.running(machine.folder, "worker-gpu")
+    assert keeper is not None
+    keeper.send_signal(signal.SIGTERM)
+    psutil.wait_procs([keeper], timeout=60)
+    waiting = machine.run(run)["state"]
+    assert (waiting["type"], waiting["name"]) == ("SCHEDULED", "AwaitingRetry"), waiting
+    assert not [p for p in psutil.process_iter() if _runs(p, run)], "it runs on without a worker"
+    machine.up()
+
+    # Worker and process at once, with -9: nobody is left to say so.
+    wait_for_progress()
+    worker = machine.worker()
+    (process,) = worker.children()
+    worker.kill()
+    process.kill()
+    machine.reap(running_seconds=45, second_look_seconds=31)
+    if machine.run(run)["state_type"] == "RUNNING":  # looked too early
+        time.sleep(45)
+        machine.reap(running_seconds=45, second_look_seconds=31)
+
+    ended = machine.completed(run)
+    assert ended["run_count"] == 4
+    assert machine.states() >= 60
+    assert len(list(machine.out.glob("*.png"))) == 1
+
+
+def test_the_reaper_leaves_a_healthy_run_alone(machine: Machine) -> None:
+    """It runs on although its state says that it crashed: its heartbeats say otherwise."""
+    store = machine.store / "healthy"
+    job = JOB | {"steps": 900, "width": 256, "height": 256}
+    run = machine.submit("render/render", job=job, store=str(store), out=str(machine.out))
+    machine.wait_for("the run", lambda: machine.run(run)["state_type"] == "RUNNING")
+    post(machine.api, f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
+    time.sleep(50)  # a heartbeat comes every 30 s
+    machine.reap(crashed_seconds=45)
+    assert machine.run(run)["state_type"] in ("CRASHED", "COMPLETED")
+    assert machine.run(run)["run_count"] == 1
+
+
+def test_down_leaves_nothing_running(machine: Machine) -> None:
+    said = machine.up("--down")
+    assert said.count("stopped") == 3
+    left = [process for process in psutil.process_iter() if _marked(process, machine.folder)]
+    assert not left
+    # Twice does no harm, and a file from before a reboot does not make it kill a stranger.
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        (machine.folder / "server.json").write_text(f'{{"pid": {stranger.pid}, "created": 1.5}}')
+        assert machine.up("--down").count("was not running") == 3
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def _marked(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get(processes.MARK) == str(folder)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _runs(process: psutil.Process, run_id: str) -> bool:
+    try:
+        return process.pid != os.getpid() and process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
+    except (psutil.Error, OSError):
+        return False
