@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import re
-import uuid
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,11 +13,12 @@ from prefect import task
 from sampling_core._types import Photo
 from tasks.run import Run
 from tasks.sampling import finished_latents
+from tasks.store import Store
 
 
 @task(task_run_name="decode", persist_result=False)
 def decode(run: Run, out: str, name: str) -> list[str]:
-    """Write one PNG per picture into the folder `out`; returns their paths.
+    """Write one PNG per picture into the folder or fsspec URL `out`; returns their paths.
 
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
@@ -26,19 +26,16 @@ def decode(run: Run, out: str, name: str) -> list[str]:
     model = run.model(run.job.model)
     # One after the other: a decoder needs more memory for a picture than a forward does.
     pictures = [_kept(run, model.decode(latent[None])[0]) for latent in finished_latents(run)]
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = file_stem(run, name)
+    folder, stem = Store(out), file_stem(run, name)
     text = PngInfo()
     text.add_itxt("regional-job", run.job.model_dump_json())
     paths: list[str] = []
     for i, picture in enumerate(pictures):
-        path = folder / (f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png")
-        # Two copies of a run may be here at once; each writes a file of its own.
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        Image.fromarray(picture.numpy()).save(part, format="PNG", pnginfo=text)
-        part.replace(path)
-        paths.append(str(path))
+        file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
+        buffer = io.BytesIO()
+        Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
+        folder.write(file, buffer.getvalue())
+        paths.append(f"{out}/{file}")
     return paths
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import io
 import platform
-import uuid
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -18,6 +16,7 @@ from sampling_core.job import RenderJob
 from tasks.decoding import file_stem
 from tasks.images import as_data_uri
 from tasks.run import Run
+from tasks.store import Store
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
 
@@ -51,15 +50,15 @@ def versions() -> dict[str, str]:
 @task(task_run_name="publish", persist_result=False)
 async def publish(run: Run, record: Record, out: str, name: str) -> str:
     """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
-    path = Path(out) / f"{file_stem(run, name)}.json"
-    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps(record.as_json(), indent=2) + "\n")
-    part.replace(path)
+    folder, file = Store(out), file_stem(run, name)
+    folder.write_json(file, record.as_json())
     for image in record.images:
-        with Image.open(image) as picture:
-            await acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record))
+        data = folder.read(image.rpartition("/")[2])
+        if data is not None:
+            with Image.open(io.BytesIO(data)) as picture:
+                await acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record))
     await acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}")
-    return str(path)
+    return f"{out}/{file}.json"
 
 
 def _summary(record: Record) -> str:

@@ -65,16 +65,31 @@ class Store:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise StoreError("store", self.url, f"a place that can be written ({reason})") from error
 
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object atomically; it is durable when this returns."""
+        patiently(self.url, lambda: self._put(name, data))
+
+    def read(self, name: str) -> bytes | None:
+        """An object's bytes, or None if it is not there."""
+
+        def found() -> bytes | None:
+            try:
+                return self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+
+        return patiently(self.url, found)
+
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(tensors, metadata={_DIGEST: _digest(tensors)})
-        self._write(f"{key}.safetensors", data)
+        self.write(f"{key}.safetensors", data)
         return len(data)
 
     def read_tensors(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under `key`, or None if there are none or they are damaged."""
-        data = self._read(f"{key}.safetensors")
+        data = self.read(f"{key}.safetensors")
         if data is None:
             return None
         try:
@@ -91,11 +106,11 @@ class Store:
 
     def write_json(self, key: str, value: Any) -> None:
         """Write `key`.json atomically."""
-        self._write(f"{key}.json", (json.dumps(value, indent=1) + "\n").encode())
+        self.write(f"{key}.json", (json.dumps(value, indent=1) + "\n").encode())
 
     def read_json(self, key: str) -> Any:
         """The JSON value under `key`, or None if there is none or it is damaged."""
-        data = self._read(f"{key}.json")
+        data = self.read(f"{key}.json")
         try:
             return None if data is None else json.loads(data)
         except ValueError:
@@ -137,18 +152,6 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-    def _read(self, name: str) -> bytes | None:
-        def found() -> bytes | None:
-            try:
-                return self._fs.cat_file(self._path(name))
-            except FileNotFoundError:
-                return None
-
-        return patiently(self.url, found)
-
-    def _write(self, name: str, data: bytes) -> None:
-        patiently(self.url, lambda: self._put(name, data))
 
     def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)

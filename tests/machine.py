@@ -1,0 +1,84 @@
+"""One machine as `make up` sets it up, for tests: server, pools, workers, deployments, on a port of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deployments import processes
+from tests.processes import ROOT, environment, free_port, post
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+class Machine:
+    """`make up` with a folder and a port of its own."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder, self.port = folder / "up", free_port()
+        self.store, self.out = folder / "store", folder / "out"
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        allowed = {"REGIONAL_STORES": str(self.store), "REGIONAL_OUTS": str(self.out)}
+        self.env = environment(folder / "home") | {"REGIONAL_KEEP": "all"} | allowed | variables
+
+    def up(self, *options: str) -> str:
+        """What `python -m deployments.up` says."""
+        command = [sys.executable, "-m", "deployments.up", "--port", str(self.port), "--folder", str(self.folder)]
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=400
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout
+
+    def logs(self) -> str:
+        return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def submit(self, deployment: str, **parameters: Any) -> str:
+        """Start a run; returns its id."""
+        flow, name = deployment.split("/")
+        found = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        assert len(found) == 1, f"{flow} has {len(found)} deployments of that name"
+        return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", {"parameters": parameters})["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        (found,) = post(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return found
+
+    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.logs()}"
+            time.sleep(0.2)
+
+    def completed(self, run_id: str) -> dict[str, Any]:
+        """The run when it has ended well."""
+        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS)
+        run = self.run(run_id)
+        assert run["state_type"] == "COMPLETED", run["state"]["message"]
+        return run
+
+    def states(self) -> int:
+        """Latents in the store."""
+        return len(list(self.store.glob("latents/*/*.safetensors")))
+
+    def worker(self) -> psutil.Process:
+        """Prefect's worker of the pool `gpu`; its children are runs."""
+        keeper = processes.running(self.folder, "worker-gpu")
+        assert keeper is not None, self.logs()
+        (worker,) = keeper.children()
+        return worker
+
+    def reap(self, **patience: float) -> None:
+        """Start the reaper at once, with less patience than every minute's has."""
+        ended: dict[str, Any] = {"state_type": "CANCELLED"}
+        while ended["state_type"] == "CANCELLED":  # there is one at a time: the scheduled one was at work
+            run = self.submit("reap/reap", **patience)
+            self.wait_for("the reaper", lambda run=run: self.run(run)["state_type"] in ENDS)
+            ended = self.run(run)
+        assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
