@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,32 @@ class Machine:
         assert len(found) == 1, f"{flow} has {len(found)} deployments of that name"
         return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", {"parameters": parameters})["id"]
 
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.api}/{path}", method="DELETE")
+        with urllib.request.urlopen(request, timeout=20):
+            pass
+
     def run(self, run_id: str) -> dict[str, Any]:
+        """A run as the server knows it. Raises OSError while it does not answer."""
         (found,) = post(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
         return found
 
     def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
-        while not check():
+
+        def holds() -> bool:
+            try:
+                return bool(check())
+            except OSError:  # the server is away
+                return False
+
+        while not holds():
             assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.logs()}"
             time.sleep(0.2)
 
-    def completed(self, run_id: str) -> dict[str, Any]:
+    def completed(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
         """The run when it has ended well."""
-        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS)
+        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS, seconds)
         run = self.run(run_id)
         assert run["state_type"] == "COMPLETED", run["state"]["message"]
         return run
