@@ -108,6 +108,18 @@ def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
     assert all((share >= 0).all() for share in shares)
 
 
+def test_weight_0_lies_under_the_others_and_takes_what_they_leave() -> None:
+    ramp, full = torch.linspace(0, 1, 6).expand(4, 6), torch.ones(4, 6)
+    base, (under, over) = by_weight([full, ramp], [0.0, 2.0])
+    torch.testing.assert_close(over, ramp)
+    torch.testing.assert_close(under, 1 - ramp)
+    assert not base.any()
+    half = torch.full((4, 6), 0.5)
+    base, (under, over) = by_weight([half, ramp], [0.0, 2.0])
+    torch.testing.assert_close(under, (1 - ramp) / 2)
+    torch.testing.assert_close(base + under + over, full)
+
+
 def test_overlap_is_shared_by_weight_and_cover_leaves_the_base_nothing() -> None:
     full = torch.ones(2, 2)
     base, (one, two) = by_weight([full, full], [3.0, 1.0])
