@@ -130,10 +130,11 @@ def _job(grid: GridJob, number: int, cell: Cell | None) -> RenderJob:
         return _changed(grid.job, {"seed": (grid.job.seed + number) % (MAX_SEED + 1)} | own)
     if not own:
         return grid.job
-    # From the fork on, a region under all others takes the place of the base.
+    # From the fork on, a region under all others takes the place of the base. It comes last, because the place
+    # of a region is part of what names its run's latents, and this cell shares those of the other cells.
     window = {"name": "fork", "mask": _WHOLE_CANVAS, "weight": 0, "start_at_step": grid.fork_step}
     fork = Region.model_validate({"prompt": grid.job.prompt} | own | window)
-    return _changed(grid.job, {"regions": (fork, *grid.job.regions)})
+    return _changed(grid.job, {"regions": (*grid.job.regions, fork)})
 
 
 def _changed(job: RenderJob, fields: dict[str, Any]) -> RenderJob:

@@ -46,7 +46,7 @@ class Region(Frozen):
         ge=0,
         le=100,
         title="Weight",
-        description="Share where regions overlap. 0: only what other regions leave",
+        description="Share where regions overlap. 0: beneath the others",
         json_schema_extra=at(7),
     )
     feather: Whole = Field(

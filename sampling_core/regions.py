@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from sampling_core._types import Latent, Mask
 
@@ -14,26 +13,18 @@ Weights = tuple[Mask, tuple[Mask, ...]]
 
 
 def by_weight(masks: Sequence[Mask], weights: Sequence[float]) -> Weights:
-    """Regions cover a cell by the sum of their masks (at most 1) and share it by mask times weight.
+    """Regions cover a cell by the sum of their masks (at most 1) and share it by mask times weight (more than 0).
 
-    Regions of weight 0 lie under the others: by their masks they share what is left. The base fills the rest.
+    The base fills what they leave.
     """
     stack = torch.stack(list(masks))
-    wanted = stack * torch.tensor(list(weights), dtype=stack.dtype)[:, None, None]
-    under = (torch.tensor(list(weights)) == 0)[:, None, None]
-    cover, shares = _shared(torch.where(under, 0.0, stack), wanted)
-    lowest = torch.where(under, stack, 0.0)
-    lower_cover, lower_shares = _shared(lowest, lowest)
-    return (1 - cover) * (1 - lower_cover), tuple(shares + (1 - cover) * lower_shares)
-
-
-def _shared(masks: Tensor, wanted: Tensor) -> tuple[Mask, Tensor]:
-    """How much of each cell masks [r, h, w] cover, and each one's share of that, as much as is `wanted`."""
-    cover = masks.sum(dim=0).clamp(max=1)
+    cover = stack.sum(dim=0).clamp(max=1)
     # Masks that fill a cell together can miss 1 by rounding; the base would be evaluated for nothing.
     cover = torch.where(cover > 1 - 1e-6, 1.0, cover)
+    wanted = stack * torch.tensor(list(weights), dtype=stack.dtype)[:, None, None]
     total = wanted.sum(dim=0)
-    return cover, torch.where(total > 0, cover * wanted / total, 0.0)
+    shares = torch.where(total > 0, cover * wanted / total, 0.0)
+    return 1 - cover, tuple(shares)
 
 
 def by_order(masks: Sequence[Mask]) -> Weights:
@@ -43,6 +34,13 @@ def by_order(masks: Sequence[Mask]) -> Weights:
         shares.append(mask * left)
         left = left * (1 - mask)
     return torch.where(left < 1e-6, 0.0, left), tuple(reversed(shares))
+
+
+def beneath(upper: Weights, lower: Weights) -> Weights:
+    """What the regions of `upper` leave to the base goes to those of `lower`, and of that the rest to the base."""
+    base, shares = upper
+    below, lower_shares = lower
+    return base * below, (*shares, *(base * share for share in lower_shares))
 
 
 def parted(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask, ...]:

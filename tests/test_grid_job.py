@@ -61,17 +61,17 @@ def test_a_fork_changes_the_base_and_nothing_else(overlap: str) -> None:
         base = "fork" if step >= 4 else "base"
         one = {p.guidance.positive: weight for p, weight in plain.active(step).values()}
         two = {p.guidance.positive: weight for p, weight in fork.active(step).values()}
-        assert next(p.name for p, _ in fork.active(step).values()) == base
+        assert {p.name for p, _ in fork.active(step).values()} & {"base", "fork"} == {base}
         assert {"a lake" if step >= 4 and name == "a sea" else name for name in one} == set(two)
         for name, weight in one.items():
-            torch.testing.assert_close(two["a lake" if step >= 4 and name == "a sea" else name], weight)
+            assert torch.equal(two["a lake" if step >= 4 and name == "a sea" else name], weight)
 
 
 def test_where_regions_leave_nothing_a_fork_is_not_evaluated() -> None:
     whole = {"x": 0, "y": 0, "width": 1, "height": 1}
     grid_job = forked({"row": 0, "column": 1, "prompt": "a lake"}, job={"regions": [{"prompt": "fog", "mask": whole}]})
     names = {p.name for p, _ in run_of(cells(grid_job)[1].job).plan.active(5).values()}
-    assert names == {"region 2"}
+    assert names == {"region 1"}
 
 
 def test_half_of_the_steps_are_shared_unless_said() -> None:

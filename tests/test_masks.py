@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sampling_core import masks
 from sampling_core.errors import BadInput
-from sampling_core.regions import by_weight, merge
+from sampling_core.regions import beneath, by_order, by_weight, merge
 
 SIZE = (48, 80)
 
@@ -108,14 +108,13 @@ def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
     assert all((share >= 0).all() for share in shares)
 
 
-def test_weight_0_lies_under_the_others_and_takes_what_they_leave() -> None:
+def test_what_regions_leave_goes_to_those_beneath() -> None:
     ramp, full = torch.linspace(0, 1, 6).expand(4, 6), torch.ones(4, 6)
-    base, (under, over) = by_weight([full, ramp], [0.0, 2.0])
-    torch.testing.assert_close(over, ramp)
-    torch.testing.assert_close(under, 1 - ramp)
+    base, (over, under) = beneath(by_order([ramp]), by_order([full]))
+    assert torch.equal(over, ramp)
+    assert torch.equal(under, 1 - ramp)
     assert not base.any()
-    half = torch.full((4, 6), 0.5)
-    base, (under, over) = by_weight([half, ramp], [0.0, 2.0])
+    base, (over, under) = beneath(by_order([ramp]), by_order([full / 2]))
     torch.testing.assert_close(under, (1 - ramp) / 2)
     torch.testing.assert_close(base + under + over, full)
 
