@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import uuid
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect import task
 
-from sampling_core._types import Photo
+from sampling_core._types import Latent, Photo
 from tasks.run import Run
 from tasks.sampling import finished_latents
 
@@ -23,23 +24,37 @@ def decode(run: Run, out: str, name: str) -> list[str]:
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
     """
-    model = run.model(run.job.model)
-    # One after the other: a decoder needs more memory for a picture than a forward does.
-    pictures = [_kept(run, model.decode(latent[None])[0]) for latent in finished_latents(run)]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = file_stem(run, name)
-    text = PngInfo()
-    text.add_itxt("regional-job", run.job.model_dump_json())
+    stem, pictures = file_stem(run.job_hash, name), encoded(run, finished_latents(run))
     paths: list[str] = []
-    for i, picture in enumerate(pictures):
+    for i, data in enumerate(pictures):
         path = folder / (f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png")
-        # Two copies of a run may be here at once; each writes a file of its own.
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        Image.fromarray(picture.numpy()).save(part, format="PNG", pnginfo=text)
-        part.replace(path)
+        write_file(path, data)
         paths.append(str(path))
     return paths
+
+
+def encoded(run: Run, latents: Latent) -> list[bytes]:
+    """The pictures of finished latents [b, c, h, w] as PNG files, with the job in each."""
+    model = run.model(run.job.model)
+    text = PngInfo()
+    text.add_itxt("regional-job", run.job.model_dump_json())
+    files: list[bytes] = []
+    # One after the other: a decoder needs more memory for a picture than a forward does.
+    for latent in latents:
+        buffer = io.BytesIO()
+        picture = _kept(run, model.decode(latent[None])[0])
+        Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
+        files.append(buffer.getvalue())
+    return files
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Two copies of a run may be here at once; each writes a file of its own."""
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def _kept(run: Run, picture: Photo) -> Photo:
@@ -49,7 +64,7 @@ def _kept(run: Run, picture: Photo) -> Photo:
     return torch.where(run.inputs["protected"][:, :, None] > 0, run.inputs["picture"], picture)
 
 
-def file_stem(run: Run, name: str) -> str:
+def file_stem(job_hash: str, name: str) -> str:
     """`name` made safe for a file system, and the start of the job's hash."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "render"
-    return f"{readable}-{run.job_hash[:8]}"
+    return f"{readable}-{job_hash[:8]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core.job import RenderJob
-from tasks.decoding import file_stem
+from tasks.decoding import file_stem, write_file
 from tasks.images import as_data_uri
 from tasks.run import Run
 
@@ -51,10 +50,8 @@ def versions() -> dict[str, str]:
 @task(task_run_name="publish", persist_result=False)
 async def publish(run: Run, record: Record, out: str, name: str) -> str:
     """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
-    path = Path(out) / f"{file_stem(run, name)}.json"
-    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps(record.as_json(), indent=2) + "\n")
-    part.replace(path)
+    path = Path(out) / f"{file_stem(run.job_hash, name)}.json"
+    write_file(path, (json.dumps(record.as_json(), indent=2) + "\n").encode())
     for image in record.images:
         with Image.open(image) as picture:
             await acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record))
@@ -65,7 +62,8 @@ async def publish(run: Run, record: Record, out: str, name: str) -> str:
 def _summary(record: Record) -> str:
     job = record.job
     regions = "\n".join(
-        f"| {_cell(region.name or f'region {i + 1}')} | {_cell(region.prompt)} | {job.settings_of(region)[0]} |"
+        f"| {table_cell(region.name or f'region {i + 1}')} | {table_cell(region.prompt)} "
+        f"| {job.settings_of(region)[0]} |"
         for i, region in enumerate(job.regions)
     )
     total = sum(record.seconds.values())
@@ -77,14 +75,14 @@ def _summary(record: Record) -> str:
 
 | | prompt | sampler |
 | --- | --- | --- |
-| base | {_cell(job.prompt)} | {job.sampler} |
+| base | {table_cell(job.prompt)} | {job.sampler} |
 {regions}
 
 Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}
 """
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
     """Text that stays inside one cell of a Markdown table, and stays text."""
     flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return flat.replace("<", "&lt;").replace("`", "'") or " "

@@ -99,6 +99,14 @@ class Store:
             logger.warning("%s in %s is damaged; it counts as absent", key, self.url)
             return None
 
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write an object atomically; `name` is its key with extension."""
+        self._write(name, data)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """The object, or None if there is none."""
+        return self._read(name)
+
     def names(self, prefix: str) -> list[str]:
         """Names of the tensors directly below a key prefix, without the extension, sorted."""
 
