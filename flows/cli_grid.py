@@ -30,10 +30,12 @@ def grid(
     as_json: AsJson = False,
 ) -> None:
     """Draw rows and columns of variants of one job. Interrupted and started again, only what is missing is drawn."""
+    from flows.grid import check
     from flows.grid import grid as grid_flow
     from tasks.files import read_grid
 
     asked = read_grid(file, set_ or [])
+    check(asked)
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
     with progress(steps, shown=not as_json and machines is None) as on_step:
@@ -52,8 +54,11 @@ def batch(
     """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
     from flows.batch import batch as batch_flow
     from tasks.files import read_jobs
+    from tasks.runs import checked
 
     jobs = read_jobs(files)
+    for named in jobs:
+        checked(named)
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
     with progress(steps, shown=not as_json and machines is None) as on_step:

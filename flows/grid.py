@@ -11,8 +11,7 @@ from flows.drawing import Places, Spread, draw
 from flows.render import Name
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob, cells
-from tasks.preparing import prepare
-from tasks.runs import check_all
+from tasks.runs import checked
 from tasks.settings import Keep
 
 Machines = Annotated[int | None, Field(ge=1, le=64)]
@@ -52,15 +51,14 @@ async def grid(
     Returns:
         The files of the sheet and the pictures.
     """
-    _check(job)
+    check(job)
     spread = Spread(machines, cells_per_shard, give_up_after)
     return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
 
 
-def _check(grid_job: GridJob) -> None:
+def check(grid_job: GridJob) -> None:
     """Mistakes of the job itself are told by its own fields, not by those of a cell. Raises BadInput."""
-    check_all([NamedJob(name="job", job=grid_job.job)])
-    steps = prepare(grid_job.job).run.steps
+    steps = checked(NamedJob(name="job", job=grid_job.job)).run.steps
     if grid_job.fork_step >= steps:
         allowed = f"1 to {steps - 1} (scheduler {grid_job.job.scheduler} makes {steps} steps)"
         raise BadInput("fork_at_step", grid_job.fork_step, allowed)

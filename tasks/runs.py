@@ -7,21 +7,23 @@ from prefect import task
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
 from tasks.masks import build_masks
-from tasks.preparing import prepare
+from tasks.preparing import Prepared, prepare
 from tasks.prompts import encode_prompts, encode_start
 from tasks.run import Run, numerics
 
 
+def checked(named: NamedJob) -> Prepared:
+    """Raises BadInput for a job that cannot be drawn, with its name before the field."""
+    try:
+        return prepare(named.job)
+    except RegionalError as error:
+        raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
+
+
 @task(task_run_name="check jobs", persist_result=False)
 def check_all(jobs: list[NamedJob]) -> dict[str, str]:
-    """The hashes of jobs by name. Raises BadInput for one that cannot be drawn, with its name before the field."""
-    hashes: dict[str, str] = {}
-    for named in jobs:
-        try:
-            hashes[named.name] = prepare(named.job).job_hash
-        except RegionalError as error:
-            raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
-    return hashes
+    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn."""
+    return {named.name: checked(named).job_hash for named in jobs}
 
 
 @task(task_run_name="build masks", persist_result=False)
