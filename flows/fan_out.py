@@ -61,6 +61,7 @@ async def _started(
         "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in part],
         "store": store,
         "keep": keep,
+        "name": f"{number} of {flow_run.get_name()}"[:80],
     }
     own, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
@@ -74,7 +75,7 @@ async def _started(
                     timeout=0,
                     tags=["regional"],
                     idempotency_key=key,
-                    flow_run_name=f"shard {number} of {flow_run.get_name()}",
+                    flow_run_name=f"shard {parameters['name']}",
                 )
             except ObjectNotFound as error:
                 raise BadInput("machines", DEPLOYMENT, "a server that has this deployment") from error

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.context import FlowRunContext
 
-from flows.render import ChunkSteps
+from flows.render import ChunkSteps, Name
 from flows.sampling import chunked
 from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
@@ -24,8 +24,8 @@ from tasks.settings import Keep, settings
 
 def _run_name() -> str:
     context = FlowRunContext.get()
-    jobs = ((context.parameters if context is not None else None) or {}).get("jobs", [])
-    return f"shard of {len(jobs)}"
+    parameters = (context.parameters if context is not None else None) or {}
+    return f"shard {parameters.get('name', '')}".strip()
 
 
 @flow(name="shard", flow_run_name=_run_name, persist_result=False)
@@ -34,6 +34,7 @@ async def shard(
     chunk_steps: ChunkSteps = None,
     store: str | None = None,
     keep: Keep | None = None,
+    name: Name = "",
 ) -> dict[str, Any]:
     """Draw some cells of a grid or jobs of a batch. Started by the flows `grid` and `batch`, which merge the pictures.
 
@@ -42,6 +43,7 @@ async def shard(
         chunk_steps: States are saved after so many steps. Empty: about every second.
         store: Where latents and pictures are kept. Empty: where the worker keeps them.
         keep: Which states stay in the store. Empty: as the worker is set up.
+        name: What the run is called, for people.
 
     Returns:
         How many jobs were `drawn` and how many `found` finished, and what it cost.

@@ -113,7 +113,7 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
                 begun.add(task.name)
         if state is not None and state.name != told:
             told = str(state.name)
-            console.print(f"{told} {state.message or ''}".strip(), highlight=False, markup=False)
+            console.print(f"{told} {state.message or ''}".strip(), highlight=False, markup=False, soft_wrap=True)
         if state is not None and state.is_final():
             return state.is_completed()
         await asyncio.sleep(_POLL_SECONDS)

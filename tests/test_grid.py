@@ -185,6 +185,7 @@ def until(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
     raise AssertionError(f"waited in vain for {what}")
 
 
+@pytest.mark.timeout(900)  # some ten processes, one after the other
 def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict[str, str], server: str) -> None:
     """Of two shards one is killed: the parent fails and names its cells; retried, it starts that shard anew alone."""
     store, out = tmp_path / "store", tmp_path / "out"
@@ -202,7 +203,7 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         until(lambda: post(server, "work_pools/filter", {}), "the pool")
         subprocess.run([sys.executable, "-c", DEPLOY, ROOT, store, out], cwd=tmp_path, env=env, check=True)
         asked = subprocess.Popen(
-            regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=60"),
+            regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40"),
             cwd=tmp_path,
             env=env,
             stdout=subprocess.PIPE,
@@ -220,11 +221,12 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
         post(server, f"flow_runs/{parent['id']}/set_state", retry)
         until(lambda: runs("grid")[0]["state_type"] == "COMPLETED", "the retried parent")
+        assert {one["name"][:10] for one in runs("shard")} == {"shard 1 of", "shard 2 of"}
         assert sorted(one["state_type"] for one in runs("shard")) == ["COMPLETED", "COMPLETED", "CRASHED"]
 
     merged = json.loads(next(out.glob("*/sheet.json")).read_text())
     assert (len(merged["images"]), merged["missing"]) == (6, [])
-    whole = drawn("grid", SEEDS, "--set", "job.steps=60", "--store", "other", cwd=tmp_path, env=env)
+    whole = drawn("grid", SEEDS, "--set", "job.steps=40", "--store", "other", cwd=tmp_path, env=env)
     for name, (path,) in merged["images"].items():
         assert nearly_equal(pixels(path), pixels(tmp_path / whole["images"][name][0]))
     artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
