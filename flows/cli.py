@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import cli_store
+from flows import cli_grid, cli_store, submit
+from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, in_context, progress
 from flows.environment import set_defaults, trust_the_caller
 from flows.server_trouble import explained
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     from sampling_core.evaluate import Count
     from sampling_core.plan import Cost
     from tasks.preparing import Prepared
@@ -39,21 +35,12 @@ app = typer.Typer(
 
 app.add_typer(cli_store.app, name="store")
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-
 
 @app.command()
 def render(
     job: JobFile,
-    store: Annotated[
-        str | None, typer.Option(metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]")
-    ] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for the picture. [renders]")] = None,
+    store: StoreUrl = None,
+    out: Out = None,
     set_: Overrides = None,
     chunk: Annotated[
         int | None,
@@ -63,13 +50,13 @@ def render(
 ) -> None:
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
     prepared = _prepare(job, set_)
-    _check_places(store, out)
+    check_places(store, out)
     for warning in prepared.warnings():
         Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False)
     from flows.render import render as render_flow
 
-    with _progress(prepared.run.steps, shown=not as_json) as on_step:
-        record = _in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
+    with progress(prepared.run.steps, shown=not as_json) as on_step:
+        record = in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
         return
@@ -135,39 +122,9 @@ def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
     return prepare(read_job(file, overrides or []))
 
 
-def _check_places(store: str | None, out: str | None) -> None:
-    from tasks.store import Store
-    from tasks.trust import out_place, store_place
-
-    Store(store_place(store)).check()
-    folder = Path(out_place(out))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput("--out", out or str(folder), f"a folder that can be written ({error.strerror})") from error
-
-
-@contextmanager
-def _progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr that moves with every step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        line = bar.add_task("preparing", total=steps)
-        yield lambda done, total: bar.update(line, completed=done, total=total, description="sampling")
-
-
-def _in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
-    from tasks.progress import listener
-
-    token = listener.set(on_step)
-    try:
-        return asyncio.run(start())
-    finally:
-        listener.reset(token)
+app.command()(cli_grid.grid)
+app.command()(cli_grid.batch)
+app.command()(submit.submit)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from tasks.sampling import Chunk, Progress, Sampled, regional_steps, warm_up
 from tasks.settings import settings
@@ -10,33 +12,45 @@ from tasks.showing import Shown
 
 
 async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
-    """All steps that are not done, first those of the base alone; returns when the last state is durable.
+    """All steps that are not done, first those of the base alone; returns when the last state is durable."""
+    composition, shown = progress.run.composition, await Shown.begin(progress)
+    warm, steps = composition.base_only_steps, composition.steps
+
+    def work(first: int, last: int, sampled: Sampled) -> Coroutine[Any, Any, None]:
+        sampled.add_done_callback(lambda _: shown.renew())
+        return (warm_up if first <= warm else regional_steps)(progress, first, last, sampled)
+
+    chunks = await chunked(work, progress.done, [warm, steps], chunk_steps)
+    await shown.end()
+    return chunks
+
+
+Work = Callable[[int, int, Sampled], Coroutine[Any, Any, None]]
+
+
+async def chunked(work: Work, done: int, ends: Sequence[int], chunk_steps: int | None) -> list[Chunk]:
+    """`work(first, last, sampled)` for all steps after `done`; no chunk goes over one of the `ends`.
 
     At most `chunks_ahead` states wait to be written while the next chunk is sampled.
     """
     chunks, writing = list[Chunk](), set[asyncio.Task[None]]()
-    done, composition = progress.done, progress.run.composition
-    shown = await Shown.begin(progress)
-    warm, steps = composition.base_only_steps, composition.steps
     try:
-        while done < steps:
-            last = min(done + (chunk_steps or _chosen_size(chunks)), warm if done < warm else steps)
-            sampled: Sampled = asyncio.get_running_loop().create_future()
-            work = warm_up if done < warm else regional_steps
-            chunk = asyncio.create_task(work(progress, done + 1, last, sampled))
-            # A chunk that fails before it is sampled would never set it.
-            await asyncio.wait({chunk, sampled}, return_when=asyncio.FIRST_COMPLETED)
-            writing.add(chunk)
-            if sampled.done():
-                chunks.append(sampled.result())
-                shown.renew()
-            writing = await _written(writing, settings().chunks_ahead)
-            done = last
+        for end in ends:
+            while done < end:
+                last = min(done + (chunk_steps or _chosen_size(chunks)), end)
+                sampled: Sampled = asyncio.get_running_loop().create_future()
+                chunk = asyncio.create_task(work(done + 1, last, sampled))
+                # A chunk that fails before it is sampled would never set it.
+                await asyncio.wait({chunk, sampled}, return_when=asyncio.FIRST_COMPLETED)
+                writing.add(chunk)
+                if sampled.done():
+                    chunks.append(sampled.result())
+                writing = await _written(writing, settings().chunks_ahead)
+                done = last
     finally:
         # What was sampled is not lost, also when the run is told to stop.
         await asyncio.gather(*writing, return_exceptions=True)
     await _written(writing, 0)
-    await shown.end()
     return chunks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -42,7 +42,7 @@ class Count(NamedTuple):
 
 
 def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
-    """One guided prediction per query, from the distinct rows in one forward per model.
+    """One guided prediction per query, from the distinct rows in one forward per model and shape of latent.
 
     Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
     prompt share that row. Forwards that exceed `max_rows`, or for which memory does not suffice, are split.
@@ -52,10 +52,11 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
     for row in (row for rows in wanted for row in rows):
         distinct.setdefault(_identity(row), row)
     answers: dict[_Identity, Latent] = {}
-    pictures = asked[0][0].x.shape[0] if asked else 0
-    total = Count(shared=(sum(map(len, wanted)) - len(distinct)) * pictures)
-    for model in dict.fromkeys(row.model for row in distinct.values()):
-        group = {identity: row for identity, row in distinct.items() if row.model == model}
+    total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
+    groups: dict[tuple[str, torch.Size], dict[_Identity, Row]] = {}
+    for identity, row in distinct.items():
+        groups.setdefault((row.model, row.x.shape[1:]), {})[identity] = row
+    for group in groups.values():
         found, count = _answered(list(group.values()), using)
         answers |= dict(zip(group, found, strict=True))
         total = total.plus(count)
@@ -74,8 +75,12 @@ def _identity(row: Row) -> _Identity:
     return id(row.x), row.level, row.model, row.prompt
 
 
+def _pictures(rows: Iterable[Row]) -> int:
+    return sum(row.x.shape[0] for row in rows)
+
+
 def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count]:
-    """The denoised latents of rows of one model. A row of n pictures is n rows to the network."""
+    """The denoised latents of rows of one model and shape. A row of n pictures is n rows to the network."""
     pictures = [row.x.shape[0] for row in rows]
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]

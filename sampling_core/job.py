@@ -42,7 +42,12 @@ class Region(Frozen):
     sampler: SamplerName | None = Field(None, title="Sampler", description="Empty: the job's", json_schema_extra=at(5))
     cfg: Guidance | None = Field(None, title="Guidance (cfg)", description="Empty: the job's", json_schema_extra=at(6))
     weight: Number = Field(
-        1.0, gt=0, le=100, title="Weight", description="Share where regions overlap", json_schema_extra=at(7)
+        1.0,
+        ge=0,
+        le=100,
+        title="Weight",
+        description="Share where regions overlap. 0: beneath the others",
+        json_schema_extra=at(7),
     )
     feather: Whole = Field(
         0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades", json_schema_extra=at(8)

@@ -14,7 +14,7 @@ from sampling_core.guidance import Guidance
 from sampling_core.job import Region, RenderJob
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.noise import add_noise, initial_noise, mix_noise, varied_noise
-from sampling_core.regions import by_order, by_weight, parted
+from sampling_core.regions import beneath, by_order, by_weight, parted
 from sampling_core.sampler import Known, Participant, Plan, Stage
 from sampling_core.schedules import ladder
 from sampling_core.solvers import CFG_PP, SOLVERS, Noise
@@ -85,14 +85,22 @@ def _shared(
     job: RenderJob, masks: Sequence[Mask], present: Sequence[int], kinds: Sequence[str], everywhere: Mask
 ) -> tuple[Mask, ...]:
     """The weights of the base and of the regions that are present."""
-    if not present:
-        return (everywhere,)
-    inside = [masks[i] for i in present]
-    if job.overlap == "order":
-        base, weights = by_order(inside)
-    else:
-        base, weights = by_weight(inside, [job.regions[i].weight if len(present) > 1 else 1.0 for i in present])
-    return parted((base, *weights), [kinds[0], *(kinds[i + 1] for i in present)])
+    upper = [i for i in present if job.regions[i].weight > 0]
+    lower = [i for i in present if job.regions[i].weight == 0]
+    base, shares = everywhere, tuple[Mask, ...]()
+    if upper and job.overlap == "order":
+        base, shares = by_order([masks[i] for i in upper])
+    elif upper:
+        base, shares = by_weight([masks[i] for i in upper], _weights(job, upper))
+    if lower:
+        base, shares = beneath((base, shares), by_weight([masks[i] for i in lower], [1.0] * len(lower)))
+    share = dict(zip([*upper, *lower], shares, strict=True))
+    return parted((base, *(share[i] for i in present)), [kinds[0], *(kinds[i + 1] for i in present)])
+
+
+def _weights(job: RenderJob, regions: Sequence[int]) -> list[float]:
+    """The weights of some regions; one alone has nothing to share, and no weight to be rounded by."""
+    return [job.regions[i].weight if len(regions) > 1 else 1.0 for i in regions]
 
 
 def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
@@ -111,7 +119,7 @@ def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Laten
     for region in (job.regions[i] for i in varied):
         other = initial_noise(region.variation_seed, shape, index)
         variations.append(mix_noise(noise, other, region.variation_strength, region.variation_method))
-    _, weights = by_weight([masks[i] for i in varied], [job.regions[i].weight for i in varied])
+    _, weights = by_weight([masks[i] for i in varied], [job.regions[i].weight or 1.0 for i in varied])
     return varied_noise(noise, variations, weights)
 
 

@@ -59,7 +59,9 @@ def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[
         return means | {"scheduler": region.scheduler or job.scheduler, "sigma_factor": region.sigma_factor}
     weighs = len(job.regions) > 1 and job.overlap == "weight"
     window = [job.first_steps if region.start_at_step is None else region.start_at_step, region.end_at_step]
-    return means | {"weight": region.weight if weighs else 1.0, "steps": window}
+    # Weight 0 lies under the other regions, whatever the rule among those.
+    weight = region.weight if weighs else float(region.weight > 0 or len(job.regions) == 1)
+    return means | {"weight": weight, "steps": window}
 
 
 def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:

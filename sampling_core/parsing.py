@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sampling_core.errors import BadInput
+from sampling_core.grid_job import Cell, GridJob
 from sampling_core.job import Region, RenderJob
 from sampling_core.original_node import Node
 from sampling_core.shapes import SHAPE_HELP, ColorMap, Ellipse, Image, Polygon, Rectangle
+
+M = TypeVar("M", bound=BaseModel)
 
 _SHAPES: dict[str, type[BaseModel]] = {
     "rectangle": Rectangle,
@@ -35,6 +39,7 @@ _BOUNDS = {
     "finite_number": "a finite number",
     "missing": "a value (this field is required)",
 }
+_PARTS: dict[int | str, type[BaseModel]] = {"regions": Region, "node": Node, "cells": Cell}
 _KINDS = {"int": "a whole number", "float": "a number", "string": "text", "tuple": "a list", "model": "a mapping"}
 
 
@@ -48,22 +53,31 @@ class BadJob(BadInput):
 
 def parse_job(data: object) -> RenderJob:
     """Validate job data (as read from YAML, JSON or a form). Raises BadJob."""
+    return _parsed(RenderJob, data)
+
+
+def parse_grid(data: object) -> GridJob:
+    """Validate the data of a grid job. Raises BadJob."""
+    return _parsed(GridJob, data)
+
+
+def _parsed(model: type[M], data: object) -> M:
     if not isinstance(data, Mapping):
-        raise BadJob([BadInput("job", data, f"a mapping with the fields {', '.join(RenderJob.model_fields)}")])
+        raise BadJob([BadInput("job", data, f"a mapping with the fields {', '.join(model.model_fields)}")])
     try:
-        return RenderJob.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise BadJob([_explain(detail) for detail in error.errors()]) from None
+        raise BadJob([_explain(detail, model) for detail in error.errors()]) from None
 
 
-def _explain(detail: ErrorDetails) -> BadInput:
+def _explain(detail: ErrorDetails, model: type[BaseModel]) -> BadInput:
     kind, context = detail["type"], detail.get("ctx", {})
     path = [part for i, part in enumerate(detail["loc"]) if not _is_tag(detail["loc"], i)]
     value = detail["input"]
     if kind == "not_allowed":
         return BadInput(_dotted([*path, *filter(None, [context["field"]])]), context["value"], context["allowed"])
     if kind == "extra_forbidden":
-        return BadInput(_dotted(path), value, _instead_of(str(path[-1]), _fields_at(detail["loc"])))
+        return BadInput(_dotted(path), value, _instead_of(str(path[-1]), _fields_at(detail["loc"], model)))
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         return BadInput(_dotted(path), value, SHAPE_HELP)
     if kind == "missing":
@@ -87,13 +101,17 @@ def _dotted(path: list[int | str]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+def _fields_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     for i in range(len(loc) - 1):
         if _holds_a_shape(loc, i) and loc[i + 1] in _SHAPES:
             return [name for name in _SHAPES[str(loc[i + 1])].model_fields if name != "kind"]
-    if len(loc) == 1:
-        return list(RenderJob.model_fields)
-    return list((Region if loc[0] == "regions" else Node).model_fields)
+    match loc:
+        case (_,):
+            return list(model.model_fields)
+        case ("job", *rest):
+            return _fields_at(tuple(rest), RenderJob)
+        case _:
+            return list(_PARTS[loc[0]].model_fields)
 
 
 def _instead_of(unknown: str, known: list[str]) -> str:

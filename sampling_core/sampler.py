@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from sampling_core.guidance import Guidance, Words
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.regions import merge
 from sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, Step
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Plan:
         stage = next(stage for stage in reversed(self.stages) if stage.first <= step)
         return {i: (self.participants[i], w) for i, w in enumerate(stage.weights) if w is not None}
 
+    def interval(self, step: int) -> Interval:
+        """A step (0-based), as solvers see it."""
+        return Interval(self.ladder, step, self.levels, self.noise)
+
 
 class State(NamedTuple):
     """A run after `step` steps. Together with its plan it is all that is needed to go on."""
@@ -94,33 +100,55 @@ def start(plan: Plan, x: Latent) -> State:
 
 def advance(plan: Plan, state: State, using: Networks) -> tuple[State, Count]:
     """One step of everyone who takes part, and what it cost."""
-    at = Interval(plan.ladder, state.step, plan.levels, plan.noise)
-    active = plan.active(state.step)
+    (state,), count = advance_all([(plan, state)], using)
+    return state, count
+
+
+def advance_all(runs: Sequence[tuple[Plan, State]], using: Networks) -> tuple[list[State], Count]:
+    """One step of each of several runs that are not finished, all in the same forwards, and what they cost together.
+
+    Runs have nothing in common but the network: they may be at different steps, of different shapes and models.
+    """
+    steps: dict[tuple[int, int], Step[Any]] = {}
+    for number, (plan, state) in enumerate(runs):
+        at = plan.interval(state.step)
+        steps |= {
+            (number, i): p.solver.step(state.x, state.solvers[i], at) for i, (p, _) in plan.active(state.step).items()
+        }
     count = Count()
 
-    def answer(asked: dict[int, Query]) -> list[Prediction]:
+    def answer(asked: dict[tuple[int, int], Query]) -> list[Prediction]:
         nonlocal count
-        queries = [(query, active[i][0].guidance) for i, query in asked.items()]
+        queries = [(query, runs[number][0].participants[i].guidance) for (number, i), query in asked.items()]
         answers, cost = evaluate(queries, using)
         count = count.plus(cost)
         return answers
 
-    moved = lockstep({i: p.solver.step(state.x, state.solvers[i], at) for i, (p, _) in active.items()}, answer)
-    x = merge([moved[i][0] for i in active], [weight for _, weight in active.values()])
+    moved = lockstep(steps, answer)
+    return [
+        _merged(plan, state, {i: moved[number, i] for i in plan.active(state.step)})
+        for number, (plan, state) in enumerate(runs)
+    ], count
+
+
+def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -> State:
+    """The state after a step, from what the participants made of it."""
+    weights = [weight for _, weight in plan.active(state.step).values()]
+    x = merge([latent for latent, _ in moved.values()], weights)
     if plan.known is not None:
-        x = plan.known.laid_over(x, at.s)
+        x = plan.known.laid_over(x, plan.ladder[state.step + 1])
     solvers = tuple(moved[i][1] if i in moved else old for i, old in enumerate(state.solvers))
-    return State(state.step + 1, x, solvers), count
+    return State(state.step + 1, x, solvers)
 
 
 def lockstep(
-    steps: Mapping[int, Step[Any]], answer: Callable[[dict[int, Query]], Sequence[Prediction]]
-) -> dict[int, tuple[Latent, Any]]:
+    steps: Mapping[K, Step[Any]], answer: Callable[[dict[K, Query]], Sequence[Prediction]]
+) -> dict[K, tuple[Latent, Any]]:
     """Drive all steps at once: in each round, the open queries are answered together."""
-    done: dict[int, tuple[Latent, Any]] = {}
-    reply: dict[int, Prediction | None] = dict.fromkeys(steps)
+    done: dict[K, tuple[Latent, Any]] = {}
+    reply: dict[K, Prediction | None] = dict.fromkeys(steps)
     while reply:
-        asked: dict[int, Query] = {}
+        asked: dict[K, Query] = {}
         for i, prediction in reply.items():
             try:
                 # A generator's first `send` must be None: it starts it.

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from prefect import task
 
-from sampling_core._types import Photo
+from sampling_core._types import Latent, Photo
 from tasks.run import Run
 from tasks.sampling import finished_latents
 from tasks.store import Store
@@ -23,20 +23,26 @@ def decode(run: Run, out: str, name: str) -> list[str]:
     The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
     chunk `regional-job`.
     """
+    folder, stem, pictures = Store(out), file_stem(run.job_hash, name), encoded(run, finished_latents(run))
+    files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
+    for file, data in zip(files, pictures, strict=True):
+        folder.write(file, data)
+    return [f"{out}/{file}" for file in files]
+
+
+def encoded(run: Run, latents: Latent) -> list[bytes]:
+    """The pictures of finished latents [b, c, h, w] as PNG files, with the job in each."""
     model = run.model(run.job.model)
-    # One after the other: a decoder needs more memory for a picture than a forward does.
-    pictures = [_kept(run, model.decode(latent[None])[0]) for latent in finished_latents(run)]
-    folder, stem = Store(out), file_stem(run, name)
     text = PngInfo()
     text.add_itxt("regional-job", run.job.model_dump_json())
-    paths: list[str] = []
-    for i, picture in enumerate(pictures):
-        file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
+    files: list[bytes] = []
+    # One after the other: a decoder needs more memory for a picture than a forward does.
+    for latent in latents:
         buffer = io.BytesIO()
+        picture = _kept(run, model.decode(latent[None])[0])
         Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
-        folder.write(file, buffer.getvalue())
-        paths.append(f"{out}/{file}")
-    return paths
+        files.append(buffer.getvalue())
+    return files
 
 
 def _kept(run: Run, picture: Photo) -> Photo:
@@ -46,7 +52,7 @@ def _kept(run: Run, picture: Photo) -> Photo:
     return torch.where(run.inputs["protected"][:, :, None] > 0, run.inputs["picture"], picture)
 
 
-def file_stem(run: Run, name: str) -> str:
+def file_stem(job_hash: str, name: str) -> str:
     """`name` made safe for a file system, and the start of the job's hash."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "render"
-    return f"{readable}-{run.job_hash[:8]}"
+    return f"{readable}-{job_hash[:8]}"

@@ -20,8 +20,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from sampling_core._types import Photo
 from sampling_core.errors import BadInput
+from sampling_core.grid_job import GridJob, NamedJob
 from sampling_core.job import RenderJob
-from sampling_core.parsing import parse_job
+from sampling_core.parsing import parse_grid, parse_job
 from tasks.credentials import storage_options
 from tasks.job_text import read_yaml
 from tasks.settings import settings
@@ -35,6 +36,42 @@ def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
 
     Mask files and model folders are looked for beside the job file. Raises BadInput or BadJob.
     """
+    return _beside(parse_job(_data(file, overrides)), file.resolve().parent)
+
+
+def read_grid(file: Path, overrides: Sequence[str] = ()) -> GridJob:
+    """A grid job from a file, in the same way."""
+    asked = parse_grid(_data(file, overrides))
+    job = _beside(asked.job, file.resolve().parent)
+    return GridJob.model_validate(asked.model_dump(exclude_unset=True) | {"job": job})
+
+
+def read_any(file: Path, overrides: Sequence[str] = ()) -> RenderJob | GridJob:
+    """A grid job, if the file has the field `job`; else a job."""
+    data = _data(file, ())
+    grid = isinstance(data, dict) and "job" in data
+    return read_grid(file, overrides) if grid else read_job(file, overrides)
+
+
+def read_jobs(pattern: str) -> list[NamedJob]:
+    """The jobs of all files that a pattern such as `jobs/*.yaml` finds below the working folder, by their paths.
+
+    Each is named by its file; where that is not enough, by its path. Raises BadInput or BadJob.
+    """
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise BadInput("files", pattern, "a pattern below the folder that this runs in, such as jobs/*.yaml")
+    files = sorted(Path.cwd().glob(pattern))
+    if not files:
+        raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}")
+    stems = [file.stem for file in files]
+    return [
+        NamedJob(name=stem if stems.count(stem) == 1 else str(file.relative_to(Path.cwd()))[-80:], job=read_job(file))
+        for stem, file in zip(stems, files, strict=True)
+    ]
+
+
+def _data(file: Path, overrides: Sequence[str]) -> Any:
+    """What a job file says, with overrides."""
     most = settings().max_job_bytes
     try:
         with file.open("rb") as stream:
@@ -50,8 +87,7 @@ def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
         raise BadInput("job file", str(file), f"valid YAML or JSON ({_reason(error)})") from error
     for override in overrides:
         _set(data, override)
-    job = parse_job(data)
-    return _beside(job, file.resolve().parent)
+    return data
 
 
 def _reason(error: Exception) -> str:

@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 @task(task_run_name="publish", persist_result=False)
 async def publish(run: Run, record: Record, out: str, name: str) -> str:
     """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
-    folder, file = Store(out), file_stem(run, name)
+    folder, file = Store(out), file_stem(run.job_hash, name)
     folder.write_json(file, record.as_json())
     for image in record.images:
         data = folder.read(image.rpartition("/")[2])
@@ -64,7 +64,8 @@ async def publish(run: Run, record: Record, out: str, name: str) -> str:
 def _summary(record: Record) -> str:
     job = record.job
     regions = "\n".join(
-        f"| {_cell(region.name or f'region {i + 1}')} | {_cell(region.prompt)} | {job.settings_of(region)[0]} |"
+        f"| {table_cell(region.name or f'region {i + 1}')} | {table_cell(region.prompt)} "
+        f"| {job.settings_of(region)[0]} |"
         for i, region in enumerate(job.regions)
     )
     total = sum(record.seconds.values())
@@ -76,14 +77,14 @@ def _summary(record: Record) -> str:
 
 | | prompt | sampler |
 | --- | --- | --- |
-| base | {_cell(job.prompt)} | {job.sampler} |
+| base | {table_cell(job.prompt)} | {job.sampler} |
 {regions}
 
 Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}
 """
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
     """Text that stays inside one cell of a Markdown table, and stays text."""
     flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return flat.replace("<", "&lt;").replace("`", "'") or " "

@@ -44,16 +44,18 @@ class Stored(NamedTuple):
 class Store:
     """Keys are slash-separated paths below `url`. Every method raises StoreError if the store fails for good."""
 
-    def __init__(self, url: str) -> None:
-        """Raises StoreError if the URL names no file system that is installed."""
-        self.url = url
+    def __init__(self, url: str, field: str = "store") -> None:
+        """`field` is what errors call it. Raises StoreError if the URL names no file system that is installed."""
+        self.url, self._field = url, field
         try:
             # Others write to the store as well, so what a listing said must not be remembered.
             self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False, **storage_options(url))
         except RegionalError:
             raise
         except Exception as error:  # each of the many file systems has its own way to refuse
-            raise StoreError("store", url, f"a folder or an fsspec URL such as s3://bucket/path ({error})") from error
+            raise StoreError(
+                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({error})"
+            ) from error
 
     def check(self) -> None:
         """Raise StoreError unless something can be written and read back, now."""
@@ -63,7 +65,7 @@ class Store:
             self._fs.rm_file(self._path(probe))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise StoreError("store", self.url, f"a place that can be written ({reason})") from error
+            raise StoreError(self._field, self.url, f"a place that can be written ({reason})") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""

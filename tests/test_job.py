@@ -95,6 +95,7 @@ def test_hash_ignores_the_order_of_fields(shuffled: list[tuple[str, Any]]) -> No
         ("regions.0.mask", {"x": -0.0, "y": 0, "width": 0.5, "height": 1}),
         ("regions.0.name", "boat"),
         ("regions.0.weight", 3.0),
+        ("regions.0.weight", 0.0),
         ("regions.0.cfg", 1.5),
         ("regions.0.sampler", "dpmpp_2m"),
         ("regions.0.negative_prompt", ""),

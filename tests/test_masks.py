@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sampling_core import masks
 from sampling_core.errors import BadInput
-from sampling_core.regions import by_weight, merge
+from sampling_core.regions import beneath, by_order, by_weight, merge
 
 SIZE = (48, 80)
 
@@ -106,6 +106,17 @@ def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
     torch.testing.assert_close(total, torch.ones(2, 3), rtol=0, atol=1e-6)
     assert (base >= 0).all()
     assert all((share >= 0).all() for share in shares)
+
+
+def test_what_regions_leave_goes_to_those_beneath() -> None:
+    ramp, full = torch.linspace(0, 1, 6).expand(4, 6), torch.ones(4, 6)
+    base, (over, under) = beneath(by_order([ramp]), by_order([full]))
+    assert torch.equal(over, ramp)
+    assert torch.equal(under, 1 - ramp)
+    assert not base.any()
+    base, (over, under) = beneath(by_order([ramp]), by_order([full / 2]))
+    torch.testing.assert_close(under, (1 - ramp) / 2)
+    torch.testing.assert_close(base + under + over, full)
 
 
 def test_overlap_is_shared_by_weight_and_cover_leaves_the_base_nothing() -> None:

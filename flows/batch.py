@@ -1,0 +1,61 @@
+"""Flow `batch`: a list of jobs, or all job files that a pattern finds, drawn in shards and merged into a sheet."""
+
+# No `from __future__ import annotations`: see render.py.
+import math
+from typing import Any
+
+from prefect import flow
+from prefect.context import FlowRunContext
+
+from flows.drawing import Places, Spread, draw
+from flows.grid import JobsPerShard, Machines, Seconds
+from flows.render import Name
+from sampling_core.errors import BadInput
+from sampling_core.grid_job import NamedJob
+from tasks.files import read_jobs
+from tasks.settings import Keep
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    parameters = (context.parameters if context is not None else None) or {}
+    return f"batch {parameters.get('name', '')}".strip()
+
+
+@flow(name="batch", flow_run_name=_run_name, persist_result=False)
+async def batch(
+    jobs: tuple[NamedJob, ...] = (),
+    files: str = "",
+    machines: Machines = None,
+    jobs_per_shard: JobsPerShard = None,
+    store: str | None = None,
+    out: str | None = None,
+    name: Name = "batch",
+    keep: Keep | None = None,
+    give_up_after: Seconds = 1800.0,
+) -> dict[str, Any]:
+    """Draw many jobs: single pictures and a sheet of all.
+
+    Args:
+        jobs: What to draw, each under a name of its own.
+        files: A pattern such as `jobs/*.yaml`, below the folder that the worker runs in. In the place of `jobs`.
+        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: this process alone.
+        jobs_per_shard: Most jobs that one run draws. Empty: 32.
+        store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
+        out: Folder for the pictures and the sheet. Empty: where the worker puts them.
+        name: Start of the folder's name.
+        keep: Which states stay in the store. Empty: as the worker is set up.
+        give_up_after: Seconds for which a crashed shard may still be started again by others.
+
+    Returns:
+        The files of the sheet and the pictures.
+    """
+    if bool(jobs) == bool(files):
+        raise BadInput("files", files, "a pattern, or jobs in its place, and not both")
+    named = list(jobs) or read_jobs(files)
+    names = [one.name for one in named]
+    for i, own in enumerate(names):
+        if own in names[:i]:
+            raise BadInput(f"jobs.{i}.name", own, "a name that no other job has")
+    columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
+    return await draw(named, name, columns, Places(store, out, keep), Spread(machines, jobs_per_shard, give_up_after))

@@ -1,0 +1,57 @@
+"""What commands share: options, the bar of steps, checks of places."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]"),
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. [renders]")]
+
+
+def check_places(store: str | None, out: str | None) -> None:
+    """Raise StoreError or BadInput unless both can be written."""
+    from tasks.store import Store
+    from tasks.trust import out_place, store_place
+
+    Store(store_place(store)).check()
+    Store(out_place(out), "--out").check()
+
+
+@contextmanager
+def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
+    """A bar on stderr that moves with every step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        line = bar.add_task("preparing", total=steps)
+        yield lambda done, total: bar.update(line, completed=done, total=total, description="sampling")
+
+
+def in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
+    """The result of a flow, with a listener of its steps."""
+    from tasks.progress import listener
+
+    token = listener.set(on_step)
+    try:
+        return asyncio.run(start())
+    finally:
+        listener.reset(token)

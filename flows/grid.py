@@ -1,0 +1,66 @@
+"""Flow `grid`: one job in rows and columns of variants, drawn in shards and merged into a sheet."""
+
+# No `from __future__ import annotations`: see render.py.
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from pydantic import Field
+
+from flows.drawing import Places, Spread, draw
+from flows.render import Name
+from sampling_core.errors import BadInput
+from sampling_core.grid_job import GridJob, NamedJob, cells
+from tasks.limits import check_cells
+from tasks.runs import checked
+from tasks.settings import Keep
+
+Machines = Annotated[int | None, Field(ge=1, le=64)]
+JobsPerShard = Annotated[int | None, Field(ge=1, le=256)]
+Seconds = Annotated[float, Field(ge=1)]
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    parameters = (context.parameters if context is not None else None) or {}
+    return f"grid {parameters.get('name', '')}".strip()
+
+
+@flow(name="grid", flow_run_name=_run_name, persist_result=False)
+async def grid(
+    job: GridJob,
+    machines: Machines = None,
+    cells_per_shard: JobsPerShard = None,
+    store: str | None = None,
+    out: str | None = None,
+    name: Name = "grid",
+    keep: Keep | None = None,
+    give_up_after: Seconds = 1800.0,
+) -> dict[str, Any]:
+    """Draw rows and columns of variants of one job: single pictures and a sheet of all.
+
+    Args:
+        job: What to draw.
+        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: this process alone.
+        cells_per_shard: Most cells that one run draws. Empty: 32.
+        store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
+        out: Folder for the pictures and the sheet. Empty: where the worker puts them.
+        name: Start of the folder's name.
+        keep: Which states stay in the store. Empty: as the worker is set up.
+        give_up_after: Seconds for which a crashed shard may still be started again by others.
+
+    Returns:
+        The files of the sheet and the pictures.
+    """
+    check_cells("job", job.rows, job.columns)
+    check(job)
+    spread = Spread(machines, cells_per_shard, give_up_after)
+    return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
+
+
+def check(grid_job: GridJob) -> None:
+    """Mistakes of the job itself are told by its own fields, not by those of a cell. Raises BadInput."""
+    steps = checked(NamedJob(name="job", job=grid_job.job)).run.steps
+    if grid_job.fork_step >= steps:
+        allowed = f"1 to {steps - 1} (scheduler {grid_job.job.scheduler} makes {steps} steps)"
+        raise BadInput("fork_at_step", grid_job.fork_step, allowed)

@@ -1,0 +1,88 @@
+"""Flow `shard`: several jobs in one process, with one loaded model and in the same forwards."""
+
+# No `from __future__ import annotations`: see render.py.
+from itertools import groupby
+from typing import Any
+
+from prefect import flow
+from prefect.context import FlowRunContext
+
+from flows.render import ChunkSteps, Name
+from flows.sampling import chunked
+from sampling_core.evaluate import Count
+from sampling_core.grid_job import NamedJob
+from tasks.company import Company, rounds
+from tasks.keeping import begin, finish
+from tasks.loading import load_model
+from tasks.pictures import is_drawn, keep_pictures
+from tasks.progress import report_step
+from tasks.run import Run
+from tasks.runs import encode_all, prepare_all
+from tasks.sampling import Sampled
+from tasks.settings import Keep, settings
+from tasks.trust import store_place
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    parameters = (context.parameters if context is not None else None) or {}
+    return f"shard {parameters.get('name', '')}".strip()
+
+
+@flow(name="shard", flow_run_name=_run_name, persist_result=False)
+async def shard(
+    jobs: list[NamedJob],
+    chunk_steps: ChunkSteps = None,
+    store: str | None = None,
+    keep: Keep | None = None,
+    name: Name = "",
+) -> dict[str, Any]:
+    """Draw some cells of a grid or jobs of a batch. Started by the flows `grid` and `batch`, which merge the pictures.
+
+    Args:
+        jobs: What to draw, each under a name for people.
+        chunk_steps: States are saved after so many steps. Empty: about every second.
+        store: Where latents and pictures are kept. Empty: where the worker keeps them.
+        keep: Which states stay in the store. Empty: as the worker is set up.
+        name: What the run is called, for people.
+
+    Returns:
+        How many jobs were `drawn` and how many `found` finished, and what it cost.
+    """
+    runs = prepare_all(jobs, store_place(store))
+    todo = {name: run for name, run in runs.items() if not is_drawn(run)}
+    total = Count()
+    # Models that differ do not fit on a card at once: those with the same ones are drawn together.
+    for _, group in groupby(sorted(todo.items(), key=_models), key=_models):
+        total = total.plus(await _draw(dict(group), chunk_steps, keep or settings().keep))
+    return {
+        "drawn": len(todo),
+        "found": len(runs) - len(todo),
+        "evaluations": total.evaluations,
+        "forwards": total.forwards,
+    }
+
+
+def _models(item: tuple[str, Run]) -> tuple[str, ...]:
+    return item[1].job.models
+
+
+async def _draw(runs: dict[str, Run], chunk_steps: int | None, keep: Keep) -> Count:
+    first = next(iter(runs.values()))
+    for model in first.job.models:
+        load_model(model, first.fingerprints)
+    encode_all(list(runs.values()))
+    known = {name: begin(run, name) for name, run in runs.items()}
+    company = Company(list(runs.values()))
+    report_step(*company.counted())
+
+    def work(first: int, last: int, sampled: Sampled) -> Any:
+        return rounds(company, first, last, sampled)
+
+    chunks = await chunked(work, 0, company.ends(), chunk_steps)
+    for name, latents in zip(runs, company.latents(), strict=True):
+        keep_pictures(runs[name], name, latents)
+    # Only now: until all are done, one may go on from a state of another.
+    for name, run in runs.items():
+        finish(run, known[name], keep)
+    return Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))

@@ -1,0 +1,119 @@
+"""The command `regional submit`: a run of a deployment on a Prefect server, and watching it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli_parts import JobFile, Overrides
+from sampling_core.errors import BadInput
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+NOT_COMPLETED = 1
+_POLL_SECONDS = 2.0
+_MOST_BYTES = 512 * 1024
+"""Of a run's parameters; Prefect's server refuses more."""
+
+
+def submit(
+    job: JobFile,
+    pool: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Work pool; the deployment there is run. [render/render, grid/grid]"),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run; exit code 1 unless it completes.")] = False,
+    set_: Overrides = None,
+) -> None:
+    """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL."""
+    from sampling_core.grid_job import GridJob
+    from tasks.files import read_any
+
+    asked = read_any(job, set_ or [])
+    flow = "grid" if isinstance(asked, GridJob) else "render"
+    parameters = {"job": asked.model_dump(mode="json", exclude_unset=True), "name": job.stem[:80]}
+    size = len(json.dumps(parameters))
+    if size > _MOST_BYTES:
+        raise BadInput("job file", f"{size} bytes of parameters", f"at most {_MOST_BYTES}, as a server takes them")
+    if not asyncio.run(_submitted(flow, pool, parameters, watch)):
+        raise typer.Exit(NOT_COMPLETED)
+
+
+async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
+    """Create the run and, if asked, follow it; False if it ended otherwise than completed."""
+    import httpx
+    from prefect import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
+    try:
+        async with get_client() as client:
+            deployment = await _deployment(client, flow, pool)
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
+            Console().print(_address(run), soft_wrap=True, highlight=False)
+            return not watch or await _watched(client, run)
+    except httpx.TransportError as error:
+        raise BadInput("PREFECT_API_URL", url, f"a Prefect server that answers ({type(error).__name__})") from error
+    except PrefectHTTPStatusError as error:
+        raise _refused(url, error.response.status_code, error.response.text) from error
+
+
+def _refused(url: str, status: int, answer: str) -> BadInput:
+    if status in (401, 403):
+        return BadInput("PREFECT_API_AUTH_STRING", "what is set", f"what the server at {url} asks for ({status})")
+    return BadInput("job", f"HTTP {status}", f"what the server takes ({' '.join(answer.split())[:200]})")
+
+
+async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> DeploymentResponse:
+    """The deployment with the flow's name or, as a run cannot leave its deployment's pool, the one in the pool."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.exceptions import ObjectNotFound
+
+    if pool is None:
+        try:
+            return await client.read_deployment_by_name(f"{flow}/{flow}")
+        except ObjectNotFound as error:
+            allowed = f"a server with the deployment {flow}/{flow} (make up, or prefect deploy)"
+            raise BadInput("PREFECT_API_URL", str(client.api_url), allowed) from error
+    deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+    found = [deployment for deployment in deployments if deployment.work_pool_name == pool]
+    if not found:
+        pools = sorted({str(deployment.work_pool_name) for deployment in deployments if deployment.work_pool_name})
+        raise BadInput("--pool", pool, f"a pool with a deployment of {flow}: {', '.join(pools) or 'there is none'}")
+    return min(found, key=lambda deployment: deployment.name != flow)
+
+
+def _address(run: FlowRun) -> str:
+    from prefect.utilities.urls import url_for
+
+    return url_for(run) or str(run.id)
+
+
+async def _watched(client: PrefectClient, run: FlowRun) -> bool:
+    """Print each task as it begins, and each new state of the run, until it has ended; True if it completed."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    console, begun, told = Console(stderr=True), set[str](), ""
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    while True:
+        state = (await client.read_flow_run(run.id)).state
+        for task in await client.read_task_runs(flow_run_filter=mine, limit=200):
+            if task.start_time and task.name not in begun:
+                console.print(f"  {task.name}", highlight=False)
+                begun.add(task.name)
+        if state is not None and state.name != told:
+            told = str(state.name)
+            console.print(f"{told} {state.message or ''}".strip(), highlight=False, markup=False, soft_wrap=True)
+        if state is not None and state.is_final():
+            return state.is_completed()
+        await asyncio.sleep(_POLL_SECONDS)

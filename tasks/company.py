@@ -1,0 +1,83 @@
+"""Task: steps of several runs at once, in the same forwards; what they have in common is computed once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect import task
+
+from sampling_core._types import Embedding, Latent
+from sampling_core.evaluate import Count, Networks
+from sampling_core.together import Member, advance_together
+from tasks.progress import report_step
+from tasks.run import Run
+from tasks.sampling import Chunk, Progress, Sampled
+from tasks.settings import settings
+
+
+class Company:
+    """Runs that are drawn together, each in its own state; they use the same models.
+
+    In a round, every run that is not finished takes a step. `rounds` are those that are left at the start.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        """Each begins with the newest state that the store has. Raises StoreError if its prompts are not there."""
+        self.runs = [Progress(run) for run in runs]
+        self.rounds = max(self._left(member) for member in self.runs)
+        encoded: dict[str, dict[str, Embedding]] = {}
+        for run in runs:
+            for model, words in run.embeddings().items():
+                encoded.setdefault(model, {}).update(words)
+        networks = {name: run.model(name).network for run in runs for name in run.job.models}
+        self._using = Networks(networks, encoded, settings().max_rows)
+
+    @staticmethod
+    def _left(member: Progress) -> int:
+        return member.run.composition.steps - member.done
+
+    def ends(self) -> list[int]:
+        """Rounds after which a state must be kept: where runs part, and the last one."""
+        parting = {chapter.first - member.done for member in self.runs for chapter in member.run.chapters}
+        return [*sorted(end for end in parting if 0 < end < self.rounds), self.rounds]
+
+    def advance(self, rounds: int) -> Chunk:
+        """So many rounds."""
+        started, total = time.monotonic(), Count()
+        for _ in range(rounds):
+            going = [member for member in self.runs if self._left(member) > 0]
+            states, count = advance_together(
+                [Member(m.run.composition, m.state, m.run.state_key(m.done + 1)) for m in going], self._using
+            )
+            for member, state in zip(going, states, strict=True):
+                member.state = state
+            total = total.plus(count)
+            report_step(*self.counted())
+        return Chunk(rounds, total, time.monotonic() - started)
+
+    def counted(self) -> tuple[int, int]:
+        """Steps of all runs: finished ones, and all."""
+        return sum(member.done for member in self.runs), sum(m.run.composition.steps for m in self.runs)
+
+    def latents(self) -> list[Latent]:
+        """The latents [b, c, h, w] of each run, once all rounds are done."""
+        return [member.run.composition.pictures(member.state) for member in self.runs]
+
+    def states(self) -> Mapping[str, tuple[Run, Any]]:
+        """The present states by key, with a run that each belongs to."""
+        return {member.run.state_key(member.done): (member.run, member.state) for member in self.runs if member.done}
+
+
+@task(task_run_name="rounds {first}-{last}", persist_result=False)
+async def rounds(company: Company, first: int, last: int, sampled: Sampled) -> None:
+    """A step of each run per round (counted from 1, both included); done when the states are durable."""
+    before = set(company.states())
+    chunk = await asyncio.to_thread(company.advance, last - first + 1)
+    new = {key: (run, run.composition.to_tensors(state)) for key, (run, state) in company.states().items()}
+    sampled.set_result(chunk)
+    for key, (run, tensors) in new.items():
+        if key not in before:
+            await asyncio.to_thread(run.store.write_tensors, key, tensors)

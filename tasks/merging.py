@@ -1,0 +1,85 @@
+"""Task: the pictures of many jobs put together: single files, a sheet, and a table of what is there and what is not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+from prefect import task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from sampling_core.grid_job import NamedJob
+from tasks.decoding import file_stem
+from tasks.images import as_data_uri
+from tasks.pictures import pictures_of
+from tasks.publishing import table_cell
+from tasks.sheet import sheet
+from tasks.store import Store
+
+
+class Merged(BaseModel):
+    """What was merged: the sheet, the files of each job by its name, and the names of jobs that are not drawn."""
+
+    model_config = ConfigDict(frozen=True)
+    sheet: str
+    images: dict[str, list[str]]
+    missing: list[str]
+
+
+@task(task_run_name="merge pictures", persist_result=False)
+async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, store_url: str, folder: str) -> Merged:
+    """Write single pictures with their records, the sheet and `sheet.json` into a folder, and create the artifacts.
+
+    `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
+    are grey on the sheet.
+    """
+    store, out, first = Store(store_url), Store(folder), dict[str, list[str] | None]()
+    for named in jobs:
+        if hashes[named.name] not in first:
+            first[hashes[named.name]] = _single(store, hashes[named.name], out, named.name)
+    files = {named.name: first[hashes[named.name]] for named in jobs}
+    found = {name: paths for name, paths in files.items() if paths is not None}
+    made, buffer = _sheet(jobs, found, columns, out), io.BytesIO()
+    made.save(buffer, format="PNG")
+    out.write("sheet.png", buffer.getvalue())
+    missing = [name for name in files if name not in found]
+    merged = Merged(sheet=f"{folder}/sheet.png", images=found, missing=missing)
+    out.write_json("sheet", merged.model_dump(mode="json"))
+    description = f"{len(found)} of {len(files)} drawn"
+    await acreate_image_artifact(as_data_uri(made), key="sheet", description=description)
+    await acreate_markdown_artifact(_table(jobs, merged), key="cells", description=description)
+    return merged
+
+
+def _single(store: Store, job_hash: str, out: Store, name: str) -> list[str] | None:
+    """A job's pictures and record as files; None if it is not drawn."""
+    found = pictures_of(store, job_hash)
+    if found is None:
+        return None
+    drawn, pictures = found
+    stem, paths = file_stem(job_hash, name), list[str]()
+    for i, data in enumerate(pictures):
+        file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
+        out.write(file, data)
+        paths.append(f"{out.url}/{file}")
+    out.write_json(stem, drawn.model_dump(mode="json") | {"images": paths})
+    return paths
+
+
+def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: Store) -> Image.Image:
+    """A batch may have several pictures for a job; each gets a place."""
+    places = [file for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
+    size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
+    pictures = (None if file is None else out.read(file.rpartition("/")[2]) for file in places)
+    return sheet(pictures, (columns, -(-len(places) // columns)), size)
+
+
+def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:
+    rows = "\n".join(
+        f"| {table_cell(named.name)} | {table_cell(named.job.prompt)} | {named.job.seed} "
+        f"| {'missing' if named.name in merged.missing else 'drawn'} |"
+        for named in jobs
+    )
+    return f"Sheet: `{merged.sheet}`\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"

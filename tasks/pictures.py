@@ -1,0 +1,78 @@
+"""Finished pictures in the store, by the job that they show: what shards leave, and what is merged on any machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from prefect import task
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sampling_core._types import Latent
+from sampling_core.job import RenderJob
+from tasks.decoding import encoded
+from tasks.publishing import versions
+from tasks.run import Run
+from tasks.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Drawn(BaseModel):
+    """A finished job. `latents` is the key of its last state, `pictures` are keys that hold their files' SHA-256."""
+
+    model_config = ConfigDict(frozen=True)
+    job: RenderJob
+    job_hash: str
+    model_fingerprint: str
+    latents: str
+    pictures: tuple[str, ...]
+    versions: dict[str, str]
+
+
+@task(task_run_name="picture {name}", persist_result=False)
+def keep_pictures(run: Run, name: str, latents: Latent) -> Drawn:
+    """Decode finished latents [b, c, h, w] into the store; `name` is for people."""
+    keys: list[str] = []
+    for data in encoded(run, latents):
+        keys.append(f"pictures/{_digest(data)}.png")
+        run.store.write(keys[-1], data)
+    drawn = Drawn(
+        job=run.job,
+        job_hash=run.job_hash,
+        model_fingerprint=run.fingerprints[run.job.model],
+        latents=run.state_key(run.composition.steps),
+        pictures=tuple(keys),
+        versions=versions(),
+    )
+    # Last, so that what the record names is there.
+    run.store.write_json(_key(run.job_hash), drawn.model_dump(mode="json"))
+    return drawn
+
+
+def is_drawn(run: Run) -> bool:
+    """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
+    found = pictures_of(run.store, run.job_hash)
+    return found is not None and found[0].latents == run.state_key(run.composition.steps)
+
+
+def pictures_of(store: Store, job_hash: str) -> tuple[Drawn, list[bytes]] | None:
+    """A job's record and its PNG files; None if it is not drawn, or something of it is damaged."""
+    try:
+        drawn = Drawn.model_validate(store.read_json(_key(job_hash)) or {})
+    except ValidationError:
+        return None
+    files = [store.read(key) for key in drawn.pictures]
+    whole = [data for key, data in zip(drawn.pictures, files, strict=True) if data and _digest(data) in key]
+    if len(whole) < len(files):
+        logger.warning("a picture of job %s is damaged; it counts as absent", job_hash)
+        return None
+    return drawn, whole
+
+
+def _key(job_hash: str) -> str:
+    return f"pictures/{job_hash}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,235 @@
+"""Grids and batches end to end: real processes, a real Prefect server with a worker, a shard that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tasks.files import read_grid
+from tests.processes import ROOT, environment, post, prefect_server, regional
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("grid")]
+SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(tmp_path_factory.mktemp("server")) as api:
+        yield api
+
+
+@pytest.fixture
+def env(tmp_path: Path, server: str) -> dict[str, str]:
+    home = tmp_path / "prefect"
+    home.mkdir()
+    return environment(home, server)
+
+
+def run(*arguments: object, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(regional(*arguments), cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def drawn(*arguments: object, cwd: Path, env: dict[str, str]) -> dict[str, Any]:
+    done = run(*arguments, "--json", cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def pixels(path: str | Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
+
+
+def nearly_equal(one: bytes, two: bytes) -> bool:
+    """In other company, forwards round otherwise: now and then a value is the next one."""
+    return len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1
+
+
+def test_a_grid_is_its_cells_and_a_finished_one_costs_nothing(tmp_path: Path, env: dict[str, str]) -> None:
+    first = drawn("grid", SEEDS, cwd=tmp_path, env=env)
+    assert list(first["images"]) == ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"]
+    assert first["counted"][0]["drawn"] == 6
+    with Image.open(tmp_path / first["sheet"]) as sheet:
+        assert sheet.size == (3 * 128 + 16, 2 * 128 + 12)
+        cell = sheet.crop((136, 4, 264, 132)).tobytes()
+    assert cell == pixels(tmp_path / first["images"]["r0c1"][0])
+
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(read_grid(SEEDS).job.model_dump(exclude_unset=True) | {"seed": 99}))
+    alone = drawn("render", job, "--store", "other", cwd=tmp_path, env=env)
+    assert nearly_equal(cell, pixels(tmp_path / alone["images"][0]))
+
+    again = drawn("grid", SEEDS, cwd=tmp_path, env=env)
+    assert again["counted"] == [{"drawn": 0, "found": 6, "evaluations": 0, "forwards": 0}]
+    other = drawn("grid", SEEDS, "--set", "cells.0.seed=100", cwd=tmp_path, env=env)
+    assert (other["counted"][0]["drawn"], other["counted"][0]["found"]) == (1, 5)
+
+
+def test_a_fork_draws_its_first_steps_once(tmp_path: Path, env: dict[str, str]) -> None:
+    """4 steps of one run (2 rows, then 3 with the region), then 12 of four; the job itself has nothing left to do."""
+    found = drawn("grid", FORK, cwd=tmp_path, env=env)
+    at_fork = 4 + 2  # from one latent: the negative row and the region's are the same for all
+    assert found["counted"][0]["evaluations"] == 2 + 3 * 3 + at_fork + 11 * 4 * 3
+    assert found["counted"][0]["forwards"] == 16
+    assert len({pixels(tmp_path / paths[0]) for paths in found["images"].values()}) == 4
+
+
+def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
+    """Unlike jobs side by side: other canvases, another composition, several pictures."""
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    jobs: dict[str, dict[str, Any]] = {
+        "wide": {"prompt": "a red background", "width": 192, "steps": 4},
+        "two": {"prompt": "a blue background", "steps": 3, "batch_size": 2},
+        "node": {
+            "prompt": "a green background",
+            "steps": 3,
+            "composition": "sequential",
+            "regions": [{"prompt": "a red background", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}],
+        },
+    }
+    for name, job in jobs.items():
+        (folder / f"{name}.json").write_text(json.dumps(job))
+    found = drawn("batch", "jobs/*.json", cwd=tmp_path, env=env)
+    assert {name: len(paths) for name, paths in found["images"].items()} == {"node": 1, "two": 2, "wide": 1}
+    for name, paths in found["images"].items():
+        alone = drawn("render", folder / f"{name}.json", "--store", "other", cwd=tmp_path, env=env)
+        for one, two in zip(paths, alone["images"], strict=True):
+            assert nearly_equal(pixels(tmp_path / one), pixels(tmp_path / two))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["grid", SEEDS, "--set", "job.model=nowhere"], "job.model: "),
+        (["batch", "../*.yaml"], "files: '../*.yaml' is not allowed; allowed: a pattern below"),
+        (["batch", "*.nothing"], "files: '*.nothing' is not allowed; allowed: a pattern that finds job files"),
+        (["submit", SEEDS], "PREFECT_API_URL: "),
+        (
+            ["submit", SEEDS, "--pool", "moon"],
+            "--pool: 'moon' is not allowed; allowed: a pool with a deployment of grid",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[object], line: str, tmp_path: Path, env: dict[str, str]) -> None:
+    done = run(*arguments, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_many_bytes_are_refused_before_the_server_is_asked(tmp_path: Path) -> None:
+    job = tmp_path / "long.json"
+    job.write_text(json.dumps({"prompt": "x" * 600_000}))
+    done = run("submit", job, cwd=tmp_path, env=environment(tmp_path, "http://127.0.0.1:9/api"))
+    assert done.returncode == 2
+    assert "bytes of parameters" in done.stderr
+    job.write_text(json.dumps({"prompt": "x"}))
+    done = run("submit", job, cwd=tmp_path, env=environment(tmp_path, "http://127.0.0.1:9/api"))
+    assert done.returncode == 2
+    assert "allowed: a Prefect server that answers" in done.stderr
+
+
+DEPLOY = """
+import sys
+from flows.environment import set_defaults
+set_defaults()
+from prefect import flow
+root, parameters = sys.argv[1], dict(machines=2, give_up_after=1, store=sys.argv[2], out=sys.argv[3])
+for name, given in (("shard", {}), ("grid", parameters)):
+    loaded = flow.from_source(root, entrypoint=f"flows/{name}.py:{name}")
+    loaded.deploy(name, work_pool_name="machines", parameters=given, print_next_steps=False, ignore_warnings=True)
+"""
+
+
+@contextmanager
+def worker(cwd: Path, env: dict[str, str]) -> Iterator[None]:
+    """A worker with room for a parent and two shards."""
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "worker",
+        "start",
+        "--pool",
+        "machines",
+        "--type",
+        "process",
+    ]
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with (cwd / "worker.log").open("w") as log:
+        process = subprocess.Popen([*command, "--limit", "3"], cwd=cwd, env=env | quick, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def until(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.5)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+@pytest.mark.timeout(900)  # some ten processes, one after the other
+def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict[str, str], server: str) -> None:
+    """Of two shards one is killed: the parent fails and names its cells; retried, it starts that shard anew alone."""
+    store, out = tmp_path / "store", tmp_path / "out"
+
+    def runs(name: str) -> list[dict[str, Any]]:
+        return post(server, "flow_runs/filter", {"flows": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"})
+
+    def under_way() -> int | None:
+        """The process of a shard that has stored states."""
+        shards = [one for one in runs("shard") if one["state_type"] == "RUNNING" and one["infrastructure_pid"]]
+        ready = len(shards) == 2 and len(list(store.glob("latents/*/*"))) >= 8
+        return int(shards[0]["infrastructure_pid"].rpartition(":")[2]) if ready else None
+
+    with worker(tmp_path, env):
+        until(lambda: post(server, "work_pools/filter", {}), "the pool")
+        subprocess.run([sys.executable, "-c", DEPLOY, ROOT, store, out], cwd=tmp_path, env=env, check=True)
+        asked = subprocess.Popen(
+            regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40"),
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.kill(until(under_way, "two shards at work"), signal.SIGKILL)
+        stdout, stderr = asked.communicate()
+        assert asked.returncode == 1
+        assert stdout.startswith("http://"), "the run's address"
+        assert "not drawn: r0c0, r0c1, r0c2" in stderr or "not drawn: r1c0, r1c1, r1c2" in stderr
+        (parent,) = runs("grid")
+        assert [one["state_type"] for one in runs("shard")].count("COMPLETED") == 1
+
+        retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+        post(server, f"flow_runs/{parent['id']}/set_state", retry)
+        until(lambda: runs("grid")[0]["state_type"] == "COMPLETED", "the retried parent")
+        assert {one["name"][:10] for one in runs("shard")} == {"shard 1 of", "shard 2 of"}
+        assert sorted(one["state_type"] for one in runs("shard")) == ["COMPLETED", "COMPLETED", "CRASHED"]
+
+    merged = json.loads(next(out.glob("*/sheet.json")).read_text())
+    assert (len(merged["images"]), merged["missing"]) == (6, [])
+    whole = drawn("grid", SEEDS, "--set", "job.steps=40", "--store", "other", cwd=tmp_path, env=env)
+    for name, (path,) in merged["images"].items():
+        assert nearly_equal(pixels(path), pixels(tmp_path / whole["images"][name][0]))
+    artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
+    newest = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    assert newest["sheet"].startswith("data:image/jpeg;base64,")
+    assert "| r1c2 | a yellow background | 12 | drawn |" in newest["cells"]
