@@ -210,7 +210,7 @@ def test_a_wrong_or_missing_auth_string_is_one_line(tmp_path: Path) -> None:
             assert done.stderr.count("\n") == 1
             assert "admin:" not in done.stderr
         env = environment(tmp_path / "home", api) | {"PREFECT_API_AUTH_STRING": "admin:right"}
-        assert render_json([JOB, "--set", "steps=2"], tmp_path, env)["steps_computed"] == 1
+        assert render_json([JOB, "--set", "steps=2"], tmp_path, env)["steps_computed"] == 2
 
 
 def test_no_server_at_all_is_one_line(tmp_path: Path) -> None:
