@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -48,7 +49,13 @@ class Machine:
         return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", {"parameters": parameters})["id"]
 
     def delete(self, path: str) -> None:
-        request = urllib.request.Request(f"{self.api}/{path}", method="DELETE")
+        self._ask(urllib.request.Request(f"{self.api}/{path}", method="DELETE"))
+
+    def patch(self, path: str, body: dict[str, Any]) -> None:
+        headers = {"Content-Type": "application/json"}
+        self._ask(urllib.request.Request(f"{self.api}/{path}", json.dumps(body).encode(), headers, method="PATCH"))
+
+    def _ask(self, request: urllib.request.Request) -> None:
         with urllib.request.urlopen(request, timeout=20):
             pass
 

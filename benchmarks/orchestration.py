@@ -1,0 +1,216 @@
+"""What server, worker and store cost: `python -m benchmarks.orchestration [--json FILE]`.
+
+With a stand-in network that takes 0.2 s a forward and no processor:
+
+- one job of 20 steps and 4 regions through server, worker and S3 (over HTTP), against the bare loop of the core: the
+  stage of sampling, and the whole run once its process is up (imports and the loading of the model left out)
+- bytes and seconds of a checkpoint
+- a grid of 16 x 16 cells on one worker and on two: seconds, memory of the server, API calls per cell
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.standing_in import SleepingNetwork
+from deployments import processes
+from sampling_core.evaluate import Networks
+from sampling_core.models.folder import open_folder
+from sampling_core.parsing import parse_job
+from sampling_core.plan import compose
+from sampling_core.region_masks import region_masks
+from tasks.store import Store
+from tests import s3
+from tests.machine import Machine
+from tests.processes import ROOT, post
+
+BUCKET = "latents"
+QUARTERS = [(x, y) for y in (0, 0.5) for x in (0, 0.5)]
+JOB: dict[str, Any] = {
+    "prompt": "base",
+    "steps": 20,
+    "regions": [
+        {"prompt": f"region {i}", "mask": {"x": x, "y": y, "width": 0.5, "height": 0.5}, "feather": 16}
+        for i, (x, y) in enumerate(QUARTERS)
+    ],
+}
+CELL: dict[str, Any] = {"prompt": "cell", "steps": 20, "width": 64, "height": 64, "sampler": "euler"}
+GRID: dict[str, Any] = {"job": CELL, "rows": 16, "columns": 16, "mode": "Fork then Sample"}
+CELLS = 256
+CELLS_PER_SHARD = 16
+ROWS_PER_FORWARD = 8
+
+
+def bare_seconds() -> float:
+    """The core's loop on the same job, in this process."""
+    job, folder = parse_job(JOB), open_folder("embedded")
+    empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
+    run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
+    encoded = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
+    started = time.perf_counter()
+    for _ in run.iterate(run.begin(), Networks({job.model: SleepingNetwork()}, {job.model: encoded})):
+        pass
+    return time.perf_counter() - started
+
+
+def deploy_stand_ins(machine: Machine) -> None:
+    """The deployments `render` and `shard` with the stand-in network, in the place of the real ones."""
+    env = machine.env | {"PREFECT_API_URL": machine.api, "PREFECT_HOME": str(machine.folder / "prefect")}
+    for flow in ("render", "shard"):
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", f"benchmarks/standing_in.py:{flow}"]
+        command += ["--name", flow, "--pool", "gpu", "--tag", "regional"]
+        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+
+
+def one_job(machine: Machine, number: int) -> dict[str, float]:
+    """Seconds of a run: of its sampling, and of all but the loading of the model."""
+    store, name = f"s3://{BUCKET}/job-{number}", f"job-{number}"
+    run_id = machine.submit("render/render", job=JOB, store=store, out=str(machine.out), name=name)
+    ended = machine.completed(run_id)
+    (file,) = machine.out.glob(f"{name}-*.json")
+    laps = json.loads(file.read_text())["seconds"]
+    lasted = _moment(ended["end_time"]) - _moment(ended["start_time"])
+    return {"sampling": laps["sample"], "run": lasted - laps["load model"]}
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def checkpoints(endpoint: str) -> dict[str, float]:
+    """Bytes of a state, and seconds to write it to S3 and to read it back."""
+    found = s3.objects(endpoint, BUCKET, "job-0/latents/")
+    store = Store(f"s3://{BUCKET}/again")
+    key = max(found)
+    tensors = Store(f"s3://{BUCKET}").read_tensors(key.removesuffix(".safetensors"))
+    assert tensors is not None
+    writes, reads = list[float](), list[float]()
+    for number in range(20):
+        started = time.perf_counter()
+        store.write_tensors(f"{number}", tensors)
+        written = time.perf_counter()
+        store.read_tensors(f"{number}")
+        writes.append(written - started)
+        reads.append(time.perf_counter() - written)
+    return {"bytes": found[key], "write_seconds": median(writes), "read_seconds": median(reads)}
+
+
+def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
+    """Seconds of the grid from its first shard's start to its last one's end, and what it cost the server."""
+    server = processes.running(machine.folder, "server")
+    assert server is not None
+    before, calls = _memory(server), _calls(machine)
+    job = GRID | {"job": CELL | {"seed": number}}
+    parameters = {"job": job, "machines": machines, "cells_per_shard": CELLS_PER_SHARD, "out": str(machine.out)}
+    run_id = machine.submit("grid/grid", **parameters, store=f"s3://{BUCKET}/grid-{number}", name=f"grid-{number}")
+    machine.completed(run_id, seconds=3600)
+    shards = post(machine.api, "flow_runs/filter", {"deployments": {"name": {"any_": ["shard"]}}, "limit": 200})
+    mine = [run for run in shards if f"grid-{number}" in run["name"]]
+    (sheet,) = machine.out.glob(f"grid-{number}-*/sheet.json")
+    assert len(json.loads(sheet.read_text())["images"]) == CELLS
+    return {
+        "shards": len(mine),
+        "seconds": max(_moment(run["end_time"]) for run in mine) - min(_moment(run["start_time"]) for run in mine),
+        "calls_per_cell": (_calls(machine) - calls) / CELLS,
+        "server_mb_before": before,
+        "server_mb_after": _memory(server),
+    }
+
+
+def _memory(server: psutil.Process) -> float:
+    return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)]) / 1e6
+
+
+def _calls(machine: Machine) -> int:
+    """Requests that the server answered, but for workers that ask for work."""
+    log = (machine.folder / "server.log").read_text()
+    asked = re.findall(r'"(?:GET|POST|PATCH|PUT|DELETE) (/api/\S+) HTTP', log)
+    return sum("get_scheduled_flow_runs" not in path and "/workers/heartbeat" not in path for path in asked)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--no-grid", action="store_true", help="leave the grid out: it takes a quarter of an hour")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with s3.s3_server(folder, BUCKET) as port:
+            figures = _measured(folder, f"http://127.0.0.1:{port}", with_grid=not given.no_grid)
+    print(json.dumps(figures, indent=2))
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    good = figures["job"]["run_ratio"] <= 1.05 and figures.get("speed_up", 1.8) >= 1.8
+    return 0 if good else 1
+
+
+def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]:
+    variables = {
+        "REGIONAL_STORE": f"s3://{BUCKET}",
+        "REGIONAL_S3_ENDPOINT": endpoint,
+        "REGIONAL_S3_KEY": s3.KEY,
+        "REGIONAL_S3_SECRET": s3.SECRET,
+        "REGIONAL_MAX_ROWS": str(ROWS_PER_FORWARD),
+        # The log of requests is what calls are counted in.
+        "PREFECT_SERVER_LOGGING_LEVEL": "INFO",
+        "PREFECT_LOGGING_SERVER_LEVEL": "INFO",
+    }
+    machine = Machine(folder, **variables)
+    second: subprocess.Popen[bytes] | None = None
+    try:
+        machine.up()
+        deploy_stand_ins(machine)
+        bare = median(bare_seconds() for _ in range(3))
+        runs = [one_job(machine, number) for number in range(4)][1:]  # the first is for caches on disk
+        run, sampling = (median(one[name] for one in runs) for name in ("run", "sampling"))
+        figures: dict[str, Any] = {
+            "job": {
+                "bare_seconds": bare,
+                "sampling_seconds": sampling,
+                "run_seconds": run,
+                "sampling_ratio": sampling / bare,
+                "run_ratio": run / bare,
+            }
+        }
+        os.environ.update(variables)
+        figures["checkpoint"] = checkpoints(endpoint)
+        if with_grid:
+            figures["one worker"] = grid(machine, 1, 1)
+            second = _second_worker(machine)
+            figures["two workers"] = grid(machine, 2, 2)
+            figures["speed_up"] = figures["one worker"]["seconds"] / figures["two workers"]["seconds"]
+        return figures
+    finally:
+        if second is not None:
+            second.terminate()
+            second.wait(60)
+        machine.up("--down")
+
+
+def _second_worker(machine: Machine) -> subprocess.Popen[bytes]:
+    """One more worker of the pool `gpu`, which then takes two runs."""
+    machine.patch("work_pools/gpu", {"concurrency_limit": 2})
+    own = {"PREFECT_API_URL": machine.api, "PREFECT_HOME": str(machine.folder / "prefect2")}
+    env = machine.env | own | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    command = [sys.executable, "-m", "deployments.worker", "gpu", "--name", "second", "--limit", "1"]
+    with (machine.folder / "second.log").open("wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
