@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from PIL import Image
 
-from tests.processes import environment, free_port, prefect_server, regional
+from tests.processes import environment, prefect_server, regional
+from tests.s3 import KEY, SECRET, client, objects, s3_server
 
 pytestmark = pytest.mark.slow
-
-KEY, SECRET = "AKIAHUNTERHUNTERHUNT", "hunter2-very-secret-hunter2"
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an S3 server with the bucket `latents`."""
-    port = free_port()
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with (tmp_path_factory.mktemp("s3") / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        _client(f"http://127.0.0.1:{port}").create_bucket(Bucket="latents")
+    with s3_server(tmp_path_factory.mktemp("s3"), "latents") as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _client(endpoint: str):
-    return boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET
-    )
 
 
 def _objects(endpoint: str, prefix: str) -> dict[str, bytes]:
-    client = _client(endpoint)
-    found = client.list_objects_v2(Bucket="latents", Prefix=prefix).get("Contents", [])
-    return {item["Key"]: client.get_object(Bucket="latents", Key=item["Key"])["Body"].read() for item in found}
+    keys = objects(endpoint, "latents", prefix)
+    return {key: client(endpoint).get_object(Bucket="latents", Key=key)["Body"].read() for key in keys}
 
 
 @pytest.mark.parametrize("way", ["settings", "block"])
