@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format serve up down clean
+.PHONY: help install demo test check format up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,9 +34,6 @@ check: .venv/installed ## format, lint, types, layer contracts
 format: .venv/installed ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-serve: .venv/installed ## offer the flow `render` to a running Prefect server (PREFECT_API_URL)
-	$(BIN)/python -m deployments.serve
 
 up: .venv/installed ## start server, pools, workers and deployments on this machine; again: only what does not run
 	$(BIN)/python -m deployments.up

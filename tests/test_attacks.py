@@ -39,7 +39,7 @@ def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("worker")
     with (home / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "deployments.serve"],
+            [sys.executable, "-W", "ignore", "-m", "tests.serve"],
             cwd=folder,
             env=environment(home, server) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
             stdout=log,

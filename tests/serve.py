@@ -1,7 +1,4 @@
-"""Serve the flow `render` from this machine: `python -m deployments.serve` (needs a running Prefect server).
-
-The deployment `render/render` then has a form in the UI; runs execute here, one after the other.
-"""
+"""The flow `render` served by one process, without a work pool: `python -m tests.serve` (for tests of a server)."""
 
 from __future__ import annotations
 
