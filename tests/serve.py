@@ -1,4 +1,4 @@
-"""The flow `render` served by one process, without a work pool: `python -m tests.serve` (for tests of a server)."""
+"""The flow `render` served by one process, without a work pool (for tests of a server)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from tests.planting import pickled
-from tests.processes import EXAMPLES, environment, post, prefect_server, regional, render_json
+from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional, render_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("attacks")]
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
@@ -39,7 +39,7 @@ def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("worker")
     with (home / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.serve"],
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "serve.py")],
             cwd=folder,
             env=environment(home, server) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
             stdout=log,
