@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, in_context, progress
+from flows.environment import trust_the_caller
 
 Machines = Annotated[
     int | None,
@@ -30,6 +31,7 @@ def grid(
     as_json: AsJson = False,
 ) -> None:
     """Draw rows and columns of variants of one job. Interrupted and started again, only what is missing is drawn."""
+    trust_the_caller()
     from flows.grid import check
     from flows.grid import grid as grid_flow
     from tasks.files import read_grid
@@ -52,6 +54,7 @@ def batch(
     as_json: AsJson = False,
 ) -> None:
     """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
+    trust_the_caller()
     from flows.batch import batch as batch_flow
     from tasks.files import read_jobs
     from tasks.runs import checked

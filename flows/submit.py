@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 NOT_COMPLETED = 1
 _POLL_SECONDS = 2.0
-_MOST_BYTES = 512 * 1024
-"""Of a run's parameters; Prefect's server refuses more."""
 
 
 def submit(
@@ -39,39 +36,22 @@ def submit(
     asked = read_any(job, set_ or [])
     flow = "grid" if isinstance(asked, GridJob) else "render"
     parameters = {"job": asked.model_dump(mode="json", exclude_unset=True), "name": job.stem[:80]}
-    size = len(json.dumps(parameters))
-    if size > _MOST_BYTES:
-        raise BadInput("job file", f"{size} bytes of parameters", f"at most {_MOST_BYTES}, as a server takes them")
     if not asyncio.run(_submitted(flow, pool, parameters, watch)):
         raise typer.Exit(NOT_COMPLETED)
 
 
 async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
     """Create the run and, if asked, follow it; False if it ended otherwise than completed."""
-    import httpx
     from prefect import get_client
-    from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import get_current_settings
 
-    url = get_current_settings().api.url
-    if not url:
+    if not get_current_settings().api.url:
         raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
-    try:
-        async with get_client() as client:
-            deployment = await _deployment(client, flow, pool)
-            run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
-            Console().print(_address(run), soft_wrap=True, highlight=False)
-            return not watch or await _watched(client, run)
-    except httpx.TransportError as error:
-        raise BadInput("PREFECT_API_URL", url, f"a Prefect server that answers ({type(error).__name__})") from error
-    except PrefectHTTPStatusError as error:
-        raise _refused(url, error.response.status_code, error.response.text) from error
-
-
-def _refused(url: str, status: int, answer: str) -> BadInput:
-    if status in (401, 403):
-        return BadInput("PREFECT_API_AUTH_STRING", "what is set", f"what the server at {url} asks for ({status})")
-    return BadInput("job", f"HTTP {status}", f"what the server takes ({' '.join(answer.split())[:200]})")
+    async with get_client() as client:
+        deployment = await _deployment(client, flow, pool)
+        run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
+        Console().print(_address(run), soft_wrap=True, highlight=False)
+        return not watch or await _watched(client, run)
 
 
 async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> DeploymentResponse:

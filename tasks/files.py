@@ -60,12 +60,12 @@ def read_jobs(pattern: str) -> list[NamedJob]:
     """
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise BadInput("files", pattern, "a pattern below the folder that this runs in, such as jobs/*.yaml")
-    files = sorted(Path.cwd().glob(pattern))
+    files = [Path(image_place("files", str(file))) for file in sorted(Path.cwd().glob(pattern))]
     if not files:
         raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}")
     stems = [file.stem for file in files]
     return [
-        NamedJob(name=stem if stems.count(stem) == 1 else str(file.relative_to(Path.cwd()))[-80:], job=read_job(file))
+        NamedJob(name=stem if stems.count(stem) == 1 else str(file)[-80:], job=read_job(file))
         for stem, file in zip(stems, files, strict=True)
     ]
 
