@@ -171,7 +171,10 @@ def test_an_unusable_output_folder_is_refused(
 ) -> None:
     Path("taken").write_text("a file")
     assert run(monkeypatch, "render", job_file(workdir), "--out", "taken") == 2
-    assert capsys.readouterr().err.startswith("--out: 'taken'")
+    err = capsys.readouterr().err
+    assert err.startswith("--out: ")
+    assert "taken" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("REGIONAL_DTYPE", "int8"), ("REGIONAL_DEVICE", "gpu")])
