@@ -231,6 +231,6 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
     for name, (path,) in merged["images"].items():
         assert nearly_equal(pixels(path), pixels(tmp_path / whole["images"][name][0]))
     artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
-    newest = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    newest = {one["key"]: one["data"] for one in sorted(artifacts, key=lambda one: one["created"])}
     assert newest["sheet"].startswith("data:image/jpeg;base64,")
     assert "| r1c2 | a yellow background | 12 | drawn |" in newest["cells"]
