@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot
 # resolve them as text when it loads this file by its path.
+import asyncio
 import time
 from typing import Annotated, Any
 
@@ -22,7 +23,6 @@ from tasks.publishing import Record, publish, versions
 from tasks.run import Run, numerics
 from tasks.sampling import Progress
 from tasks.settings import Keep, settings
-from tasks.showing import tell_plan
 from tasks.trust import out_place, store_place
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
@@ -79,8 +79,8 @@ async def render(
     encode_prompts(run)
     clock.lap("encode prompts")
 
-    known = begin(run, name)
-    await tell_plan(run)
+    # The store is told of the run while the first steps are sampled.
+    beginning = asyncio.create_task(asyncio.to_thread(begin, run, name))
     progress = Progress(run)
     restored = progress.done
     report_step(restored, run.composition.steps)
@@ -104,8 +104,10 @@ async def render(
         seconds=clock.laps,
         versions=versions(),
     )
-    await publish(run, record, out, name)
-    finish(run, known, keep or settings().keep)
+    known = await beginning
+    await asyncio.gather(
+        publish(run, record, out, name), asyncio.to_thread(finish, run, known, keep or settings().keep)
+    )
     return record.as_json()
 
 

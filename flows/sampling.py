@@ -13,7 +13,7 @@ from tasks.showing import Shown
 
 async def sample(progress: Progress, chunk_steps: int | None) -> list[Chunk]:
     """All steps that are not done, first those of the base alone; returns when the last state is durable."""
-    composition, shown = progress.run.composition, await Shown.begin(progress)
+    composition, shown = progress.run.composition, Shown(progress)
     warm, steps = composition.base_only_steps, composition.steps
 
     def work(first: int, last: int, sampled: Sampled) -> Coroutine[Any, Any, None]:

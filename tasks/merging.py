@@ -16,6 +16,7 @@ from tasks.images import as_data_uri
 from tasks.pictures import pictures_of
 from tasks.publishing import table_cell
 from tasks.sheet import sheet
+from tasks.showing import told
 from tasks.store import Store
 
 
@@ -48,8 +49,8 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     merged = Merged(sheet=f"{folder}/sheet.png", images=found, missing=missing)
     out.write_json("sheet", merged.model_dump(mode="json"))
     description = f"{len(found)} of {len(files)} drawn"
-    await acreate_image_artifact(as_data_uri(made), key="sheet", description=description)
-    await acreate_markdown_artifact(_table(jobs, merged), key="cells", description=description)
+    await told(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
+    await told(acreate_markdown_artifact(_table(jobs, merged), key="cells", description=description))
     return merged
 
 

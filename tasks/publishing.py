@@ -16,6 +16,7 @@ from sampling_core.job import RenderJob
 from tasks.decoding import file_stem
 from tasks.images import as_data_uri
 from tasks.run import Run
+from tasks.showing import told
 from tasks.store import Store
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
@@ -56,8 +57,8 @@ async def publish(run: Run, record: Record, out: str, name: str) -> str:
         data = folder.read(image.rpartition("/")[2])
         if data is not None:
             with Image.open(io.BytesIO(data)) as picture:
-                await acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record))
-    await acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}")
+                await told(acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record)))
+    await told(acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}"))
     return f"{out}/{file}.json"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Awaitable
 from uuid import UUID
 
 from PIL import Image
@@ -23,68 +25,81 @@ from tasks.run import Run
 from tasks.sampling import Progress
 from tasks.settings import settings
 
+logger = logging.getLogger(__name__)
+
 BAR_SECONDS = 1.0
 PREVIEW_CELLS = 64
 """Longest edge of a preview, in latent cells: decoding the whole of a large canvas would take as long as a step."""
 
 
-async def tell_plan(run: Run) -> None:
-    """The plan as a table: rows and forwards per step."""
+async def told(work: Awaitable[object]) -> None:
+    """Wait for what only tells people something. If the server does not take it, that is said, and the run goes on."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost a picture
+        logger.warning("the server could not be told: %s", " ".join(f"{type(error).__name__}: {error}".split())[:160])
+
+
+class Shown:
+    """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar: UUID | None = None
+        self._preview: UUID | None = None
+        self._bar_at = self._preview_at = time.monotonic()
+        self._renewal = asyncio.create_task(told(self._begin()))
+
+    def renew(self) -> None:
+        """Show where the run is, in the background, unless that was done a moment ago or is being done."""
+        if time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
+            self._bar_at = time.monotonic()
+            self._renewal = asyncio.create_task(told(self._renew()))
+
+    async def end(self) -> None:
+        """Show where the run ended."""
+        await self._renewal
+        await told(self._show_progress())
+
+    async def _begin(self) -> None:
+        await self._show_progress()
+        run = self._progress.run
+        plan = await asyncio.to_thread(_plan, run)
+        await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+
+    async def _show_progress(self) -> None:
+        share, words = 100 * self._progress.done / self._progress.run.composition.steps, self._words
+        if self._bar is None:
+            self._bar = await acreate_progress_artifact(share, key="progress", description=words)
+        else:
+            await aupdate_progress_artifact(self._bar, share, words)
+
+    @property
+    def _words(self) -> str:
+        return f"Step {self._progress.done} of {self._progress.run.composition.steps}"
+
+    async def _renew(self) -> None:
+        await self._show_progress()
+        pause = settings().preview_seconds
+        if pause == 0 or time.monotonic() - self._preview_at < pause:
+            return
+        image, words = await asyncio.to_thread(_preview, self._progress), self._words
+        if self._preview is None:
+            self._preview = await acreate_image_artifact(image, key="preview", description=words)
+        else:
+            async with get_client() as client:
+                await client.update_artifact(self._preview, ArtifactUpdate(data=image, description=words))
+        self._preview_at = time.monotonic()
+
+
+def _plan(run: Run) -> str:
+    """Rows and forwards per step, as a table."""
     planned = cost(run.composition, settings().max_rows)
     rows = "\n".join(
         f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in planned.runs()[:40]
     )
-    table = f"| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
     total = f"{planned.evaluations} network rows in {planned.forwards} forwards.\n\n"
-    await acreate_markdown_artifact(total + table, key="plan", description=f"Plan of {run.job_hash[:8]}")
-
-
-class Shown:
-    """A progress bar and a preview on the server, renewed while sampling goes on and never in its way."""
-
-    def __init__(self, progress: Progress, bar: UUID) -> None:
-        self._progress, self._bar, self._preview = progress, bar, None
-        self._bar_at = self._preview_at = time.monotonic()
-        self._renewal: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def begin(cls, progress: Progress) -> Shown:
-        """Show where the run begins."""
-        return cls(progress, await acreate_progress_artifact(_percent(progress), "progress", _words(progress)))
-
-    def renew(self) -> None:
-        """Show where the run is, in the background, unless that was done a moment ago or is being done."""
-        if time.monotonic() - self._bar_at >= BAR_SECONDS and (self._renewal is None or self._renewal.done()):
-            self._bar_at = time.monotonic()
-            self._renewal = asyncio.create_task(self._renew())
-
-    async def end(self) -> None:
-        """Show where the run ended."""
-        if self._renewal is not None:
-            await self._renewal
-        await aupdate_progress_artifact(self._bar, _percent(self._progress), _words(self._progress))
-
-    async def _renew(self) -> None:
-        await aupdate_progress_artifact(self._bar, _percent(self._progress), _words(self._progress))
-        pause = settings().preview_seconds
-        if pause == 0 or time.monotonic() - self._preview_at < pause:
-            return
-        image = await asyncio.to_thread(_preview, self._progress)
-        if self._preview is None:
-            self._preview = await acreate_image_artifact(image, key="preview", description=_words(self._progress))
-        else:
-            update = ArtifactUpdate(data=image, description=_words(self._progress))
-            async with get_client() as client:
-                await client.update_artifact(self._preview, update)
-        self._preview_at = time.monotonic()
-
-
-def _percent(progress: Progress) -> float:
-    return 100 * progress.done / progress.run.composition.steps
-
-
-def _words(progress: Progress) -> str:
-    return f"Step {progress.done} of {progress.run.composition.steps}"
+    return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
 
 
 def _preview(progress: Progress) -> str:

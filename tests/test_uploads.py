@@ -37,9 +37,7 @@ JOB = parse_job(
 class Unseen:
     """Nobody looks on."""
 
-    @classmethod
-    async def begin(cls, progress: Progress) -> Unseen:
-        return cls()
+    def __init__(self, progress: Progress) -> None: ...
 
     def renew(self) -> None: ...
 
