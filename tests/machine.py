@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from uuid import uuid4
 
 import psutil
@@ -19,20 +18,6 @@ from deployments import processes
 from tests.processes import ROOT, environment, free_port, post
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
-
-
-def ask(api: str, path: str, body: dict[str, Any]) -> Any:
-    """`post`, again where SQLite keeps the server busy (503, or no answer); Prefect's own client does the same."""
-    for _ in range(10):
-        try:
-            return post(api, path, body)
-        except HTTPError as error:
-            if error.code != 503:
-                raise
-        except OSError:
-            pass
-        time.sleep(1)
-    return post(api, path, body)
 
 
 class Machine:
@@ -60,10 +45,10 @@ class Machine:
     def submit(self, deployment: str, **parameters: Any) -> str:
         """Start a run; returns its id."""
         flow, name = deployment.split("/")
-        found = ask(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        found = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
         assert len(found) == 1, f"{flow} has {len(found)} deployments of that name"
         order = {"parameters": parameters, "idempotency_key": uuid4().hex}
-        return ask(self.api, f"deployments/{found[0]['id']}/create_flow_run", order)["id"]
+        return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", order)["id"]
 
     def delete(self, path: str) -> None:
         self._ask(urllib.request.Request(f"{self.api}/{path}", method="DELETE"))
@@ -78,7 +63,7 @@ class Machine:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it. Raises OSError while it does not answer."""
-        (found,) = ask(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        (found,) = post(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
         return found
 
     def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:

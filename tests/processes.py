@@ -81,8 +81,21 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: flo
     raise AssertionError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
 
 
-def post(api: str, path: str, body: dict[str, Any]) -> Any:
-    """Ask a Prefect server."""
+def post(api: str, path: str, body: Any) -> Any:
+    """Ask a Prefect server; again where SQLite keeps it busy (503, or no answer), as Prefect's own client does."""
+    for _ in range(10):
+        try:
+            return _post(api, path, body)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+        except OSError:
+            pass
+        time.sleep(1)
+    return _post(api, path, body)
+
+
+def _post(api: str, path: str, body: Any) -> Any:
     request = urllib.request.Request(
         f"{api}/{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )

@@ -21,7 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from tests.machine import ENDS, Machine, ask
+from tests.machine import ENDS, Machine
+from tests.processes import post
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -69,7 +70,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 
 def deployment(machine: Machine, name: str) -> dict[str, Any]:
-    (found,) = ask(machine.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+    (found,) = post(machine.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
     return found
 
 
@@ -146,7 +147,7 @@ def submitted(page: Page, machine: Machine) -> str:
     for _ in range(4):
         page.click("button", "Submit")
         with suppress(AssertionError):
-            return eventually("the run", lambda: ask(machine.api, "flow_runs/filter", runs), 30)[0]["id"]
+            return eventually("the run", lambda: post(machine.api, "flow_runs/filter", runs), 30)[0]["id"]
     page.keep("not-submitted")
     raise AssertionError(f"the form makes no run:\n{page.text[:6000]}")
 
@@ -178,7 +179,7 @@ def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrom
 
     page.open(f"{ui}/runs/flow-run/{run_id}", "Completed")
     page.keep("run")
-    artifacts = ask(machine.api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    artifacts = post(machine.api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     by_key = {artifact["key"]: artifact for artifact in artifacts}
     assert {"plan", "progress", "picture", "summary"} <= by_key.keys()
     assert by_key["progress"]["data"] == 100
@@ -197,10 +198,10 @@ def test_a_schedule_fires_and_renders(machine: Machine, browser: webdriver.Chrom
     schedule = {"interval": 20, "anchor_date": "2026-01-01T00:00:00Z"}
     parameters = {"job": job, "seed": "by run", "prompts": ["a green background", "a red background"]}
     body = [{"active": True, "schedule": schedule, "parameters": parameters, "max_scheduled_runs": 1}]
-    created = ask(machine.api, f"deployments/{found['id']}/schedules", body)
+    created = post(machine.api, f"deployments/{found['id']}/schedules", body)
     runs = {"flow_runs": {"deployment_id": {"any_": [found["id"]]}, "state": {"type": {"any_": list(ENDS)}}}}
     try:
-        ended = eventually("a scheduled run", lambda: ask(machine.api, "flow_runs/filter", runs), 300)
+        ended = eventually("a scheduled run", lambda: post(machine.api, "flow_runs/filter", runs), 300)
     finally:
         machine.delete(f"deployments/{found['id']}/schedules/{created[0]['id']}")
     assert ended[0]["state_type"] == "COMPLETED", ended[0]["state"]["message"]

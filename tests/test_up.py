@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from deployments import processes
-from tests.machine import Machine, ask
-from tests.processes import EXAMPLES
+from tests.machine import Machine
+from tests.processes import EXAMPLES, post
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
@@ -40,9 +40,9 @@ def test_up_again_starts_nothing_twice(machine: Machine) -> None:
     assert said.count("runs already") == 3
     assert f"http://127.0.0.1:{machine.port}" in said
     assert [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")] == before
-    schedules = [deployment["schedules"] for deployment in ask(machine.api, "deployments/filter", {})]
+    schedules = [deployment["schedules"] for deployment in post(machine.api, "deployments/filter", {})]
     assert sorted(map(len, schedules)) == [0, 0, 0, 0, 1, 2]
-    assert len(ask(machine.api, "automations/filter", {})) == 1
+    assert len(post(machine.api, "automations/filter", {})) == 1
 
 
 def test_everything_listens_on_loopback_only(machine: Machine) -> None:
@@ -108,7 +108,7 @@ def test_the_reaper_leaves_a_healthy_run_alone(machine: Machine) -> None:
     job = JOB | {"steps": 900, "width": 256, "height": 256}
     run = machine.submit("render/render", job=job, store=str(store), out=str(machine.out))
     machine.wait_for("the run", lambda: machine.run(run)["state_type"] == "RUNNING")
-    ask(machine.api, f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
+    post(machine.api, f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
     time.sleep(50)  # a heartbeat comes every 30 s
     machine.reap(crashed_seconds=45)
     assert machine.run(run)["state_type"] in ("CRASHED", "COMPLETED")
