@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from tests.planting import pickled
 from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional, render_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("attacks")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine"), pytest.mark.timeout(1500)]
 
 
 def test_a_few_faults(tmp_path: Path) -> None:

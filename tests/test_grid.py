@@ -19,7 +19,7 @@ from PIL import Image
 from tasks.files import read_grid
 from tests.processes import ROOT, environment, post, prefect_server, regional
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("grid")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
 
 
