@@ -171,7 +171,12 @@ def worker(cwd: Path, env: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            # Prefect's worker turns SIGTERM into SIGINT, which whoever is started in a shell's background ignores.
+            process.kill()
+            process.wait()
 
 
 def until(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
