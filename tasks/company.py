@@ -30,7 +30,7 @@ class Company:
         self.rounds = max(self._left(member) for member in self.runs)
         encoded: dict[str, dict[str, Embedding]] = {}
         for run in runs:
-            for model, words in run.embeddings().items():
+            for model, words in run.embeddings.items():
                 encoded.setdefault(model, {}).update(words)
         networks = {name: run.model(name).network for run in runs for name in run.job.models}
         self._using = Networks(networks, encoded, settings().max_rows)

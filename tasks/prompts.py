@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from prefect import task
 
 from tasks.run import Run
@@ -10,7 +12,10 @@ from tasks.run import Run
 @task(task_run_name="encode prompts", persist_result=False)
 def encode_prompts(run: Run) -> int:
     """Encode the prompts that the store does not have; returns how many that were."""
-    missing = [words for words in run.composition.prompts if run.store.read_tensors(run.prompt_key(words)) is None]
+    prompts = run.composition.prompts
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(run.store.read_tensors, map(run.prompt_key, prompts)))
+    missing = [words for words, tensors in zip(prompts, found, strict=True) if tensors is None]
     for words in missing:
         encoded = run.model(words.model).encode_prompts([words.prompt])
         run.store.write_tensors(run.prompt_key(words), {"embedding": encoded[words.prompt]})

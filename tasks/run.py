@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -92,12 +93,15 @@ class Run(BaseModel):
         """Key of an encoded prompt."""
         return f"prompts/{content_hash([FORMAT, self.fingerprints[words.model], self.numerics, words.prompt])}"
 
+    @cached_property
     def embeddings(self) -> dict[str, dict[str, Embedding]]:
         """All encoded prompts of the run, by model. Raises StoreError if one is not there."""
+        prompts = self.composition.prompts
         encoded: dict[str, dict[str, Embedding]] = {}
-        for words in self.composition.prompts:
-            tensors = self._stored(self.prompt_key(words))
-            encoded.setdefault(words.model, {})[words.prompt] = tensors["embedding"]
+        # An object store takes its time for each answer, so all are asked for at once.
+        with ThreadPoolExecutor(8) as pool:
+            for words, tensors in zip(prompts, pool.map(self._stored, map(self.prompt_key, prompts)), strict=True):
+                encoded.setdefault(words.model, {})[words.prompt] = tensors["embedding"]
         return encoded
 
     def _stored(self, key: str) -> dict[str, Tensor]:

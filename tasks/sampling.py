@@ -77,7 +77,7 @@ async def _chunk(progress: Progress, last: int, sampled: Sampled) -> None:
 
 def _using(run: Run) -> Networks:
     networks = {name: run.model(name).network for name in run.job.models}
-    return Networks(networks, run.embeddings(), settings().max_rows)
+    return Networks(networks, run.embeddings, settings().max_rows)
 
 
 def _newest(run: Run) -> Any:
