@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 
 from flows.drawing import Places, Spread, draw
 from flows.grid import JobsPerShard, Machines, Seconds
+from flows.naming import named_after
 from flows.render import Name
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import NamedJob
@@ -16,13 +16,7 @@ from tasks.files import read_jobs
 from tasks.settings import Keep
 
 
-def _run_name() -> str:
-    context = FlowRunContext.get()
-    parameters = (context.parameters if context is not None else None) or {}
-    return f"batch {parameters.get('name', '')}".strip()
-
-
-@flow(name="batch", flow_run_name=_run_name, persist_result=False)
+@flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)
 async def batch(
     jobs: tuple[NamedJob, ...] = (),
     files: str = "",

@@ -4,10 +4,10 @@
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows.drawing import Places, Spread, draw
+from flows.naming import named_after
 from flows.render import Name
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob, cells
@@ -20,13 +20,7 @@ JobsPerShard = Annotated[int | None, Field(ge=1, le=256)]
 Seconds = Annotated[float, Field(ge=1)]
 
 
-def _run_name() -> str:
-    context = FlowRunContext.get()
-    parameters = (context.parameters if context is not None else None) or {}
-    return f"grid {parameters.get('name', '')}".strip()
-
-
-@flow(name="grid", flow_run_name=_run_name, persist_result=False)
+@flow(name="grid", flow_run_name=named_after("grid"), persist_result=False)
 async def grid(
     job: GridJob,
     machines: Machines = None,

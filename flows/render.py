@@ -7,9 +7,9 @@ import time
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 from pydantic import Field
 
+from flows.naming import named_after
 from flows.sampling import sample
 from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
@@ -20,7 +20,6 @@ from tasks.masks import build_masks
 from tasks.progress import report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
-from tasks.run import Run, numerics
 from tasks.sampling import Progress
 from tasks.settings import Keep, settings
 from tasks.trust import out_place, store_place
@@ -29,13 +28,7 @@ ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
 
 
-def _run_name() -> str:
-    context = FlowRunContext.get()
-    parameters = (context.parameters if context is not None else None) or {}
-    return f"render {parameters.get('name', '')}".strip()
-
-
-@flow(name="render", flow_run_name=_run_name, persist_result=False)
+@flow(name="render", flow_run_name=named_after("render"), persist_result=False)
 async def render(
     job: RenderJob,
     chunk_steps: ChunkSteps = None,
@@ -61,19 +54,11 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store_place(store), out_place(out)
-    job_hash, mask_hash, fingerprints = build_masks(job, store_url)
+    run = build_masks(job, store_url)
     clock.lap("build masks")
     for model in job.models:
-        load_model(model, fingerprints)
+        load_model(model, run.fingerprints)
     clock.lap("load model")
-    run = Run(
-        job=job,
-        job_hash=job_hash,
-        mask_hash=mask_hash,
-        fingerprints=fingerprints,
-        numerics=numerics(),
-        store_url=store_url,
-    )
     if job.start_image is not None:
         encode_start(run)
     encode_prompts(run)
@@ -92,8 +77,8 @@ async def render(
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
         job=job,
-        job_hash=job_hash,
-        model_fingerprint=fingerprints[job.model],
+        job_hash=run.job_hash,
+        model_fingerprint=run.fingerprints[job.model],
         latents=run.state_key(run.composition.steps),
         store=store_url,
         images=images,

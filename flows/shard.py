@@ -5,8 +5,8 @@ from itertools import groupby
 from typing import Any
 
 from prefect import flow
-from prefect.context import FlowRunContext
 
+from flows.naming import named_after
 from flows.render import ChunkSteps, Name
 from flows.sampling import chunked
 from sampling_core.evaluate import Count
@@ -23,13 +23,7 @@ from tasks.settings import Keep, settings
 from tasks.trust import store_place
 
 
-def _run_name() -> str:
-    context = FlowRunContext.get()
-    parameters = (context.parameters if context is not None else None) or {}
-    return f"shard {parameters.get('name', '')}".strip()
-
-
-@flow(name="shard", flow_run_name=_run_name, persist_result=False)
+@flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
 async def shard(
     jobs: list[NamedJob],
     chunk_steps: ChunkSteps = None,

@@ -68,7 +68,7 @@ class Composition(Protocol[S]):
         ...
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> S:
-        """The state that `to_tensors` wrote. Raises KeyError if it belongs to another run."""
+        """The state that `to_tensors` wrote. Raises KeyError or ValueError if it belongs to another run."""
         ...
 
 
@@ -116,7 +116,7 @@ class Joint:
 
     def _taken_part(self, steps: int) -> set[int]:
         """The participants that had a part in the first `steps` steps."""
-        return {i for step in range(steps) for i in self.plan.active(step)}
+        return {i for step in range(min(steps, self.steps)) for i in self.plan.active(step)}
 
     def chapters(self) -> list[Chapter]:
         """One for each stage: who takes part. Before them, where the run begins and all that it shares."""

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, model_validator
 
 from sampling_core.fields import MAX_SEED, Frozen, Seed, Text, Whole, at, refuse
-from sampling_core.job import Region, RenderJob
+from sampling_core.job import MOST_REGIONS, Region, RenderJob
 from sampling_core.nodes.grid import ForkMode
 from sampling_core.shapes import Rectangle
 
-_MOST_REGIONS = 64
 _WHOLE_CANVAS = Rectangle(x=0, y=0, width=1, height=1)
 
 Index = Annotated[Whole, Field(ge=0, le=15)]
@@ -88,10 +87,8 @@ class GridJob(Frozen):
             raise refuse("job.composition", self.job.composition, "joint with Sample then Fork")
         if self.job.steps < 2:
             raise refuse("job.steps", self.job.steps, "2 or more with Sample then Fork")
-        if len(self.job.regions) >= _MOST_REGIONS:
-            raise refuse(
-                "job.regions", f"{_MOST_REGIONS} regions", f"at most {_MOST_REGIONS - 1} with Sample then Fork"
-            )
+        if len(self.job.regions) >= MOST_REGIONS:
+            raise refuse("job.regions", f"{MOST_REGIONS} regions", f"at most {MOST_REGIONS - 1} with Sample then Fork")
         if self.fork_at_step is not None and self.fork_at_step >= self.job.steps:
             raise refuse("fork_at_step", self.fork_at_step, f"1 to {self.job.steps - 1} (less than steps)")
         for i, cell in enumerate(self.cells):

@@ -35,6 +35,12 @@ class Named(NamedTuple):
     name: str
 
 
+def state_name(chapters: Sequence[Named], step: int) -> str:
+    """The name of the state after a step (counted from 1), below that of its chapter."""
+    chapter = next(chapter for chapter in reversed(chapters) if chapter.first < step)
+    return f"{chapter.name}/{step:05d}"
+
+
 def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[str, str]) -> tuple[Named, ...]:
     """Names (SHA-256, hex) of a run's chapters. `fingerprints` are of the weights, by model.
 

@@ -14,6 +14,8 @@ from sampling_core.shapes import ColorMap, Image, Shape
 
 Guidance = Annotated[Number, Field(ge=0, le=100)]
 
+MOST_REGIONS = 64
+
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
 
@@ -167,7 +169,7 @@ class RenderJob(Frozen):
         description="joint: every region takes every step at once; sequential: what an original node does",
         json_schema_extra=at(13),
     )
-    regions: tuple[Region, ...] = Field((), max_length=64, title="Regions", json_schema_extra=at(14))
+    regions: tuple[Region, ...] = Field((), max_length=MOST_REGIONS, title="Regions", json_schema_extra=at(14))
     batch_size: Whole = Field(
         1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own", json_schema_extra=at(15)
     )

@@ -23,8 +23,13 @@ def to_tensors(state: State, taken_part: Collection[int]) -> dict[str, Tensor]:
 
 
 def from_tensors(start: State, taken_part: Collection[int], tensors: Mapping[str, Tensor]) -> State:
-    """The state that `to_tensors` wrote, of a run that began with `start`. Raises KeyError if it is of another run."""
+    """The state that `to_tensors` wrote, of a run that began with `start`.
+
+    Raises KeyError or ValueError if it is of another run.
+    """
     x = tensors["x"]
+    if x.shape != start.x.shape:
+        raise ValueError(f"a latent of shape {tuple(x.shape)} in a run of {tuple(start.x.shape)}")
     solvers = tuple(
         type(begun)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in begun._fields})
         if i in taken_part

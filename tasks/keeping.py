@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sampling_core.history import Named
+from sampling_core.history import Named, state_name
 from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store, Stored
@@ -45,8 +45,7 @@ class Known(BaseModel):
 
     def state(self, step: int) -> str:
         """Object key of the state after a step."""
-        chapter = next(chapter for chapter in reversed(self.chapters) if chapter.first < step)
-        return f"latents/{chapter.name}/{step:05d}.safetensors"
+        return f"latents/{state_name(self.chapters, step)}.safetensors"
 
 
 def begin(run: Run, name: str) -> Known:

@@ -15,7 +15,7 @@ from sampling_core.composition import Composition
 from sampling_core.errors import StoreError
 from sampling_core.guidance import Words
 from sampling_core.hashing import content_hash
-from sampling_core.history import Named, named
+from sampling_core.history import Named, named, state_name
 from sampling_core.job import RenderJob
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model
@@ -56,8 +56,7 @@ class Run(BaseModel):
 
     def state_key(self, step: int) -> str:
         """Key of the state after a step, counted from 1."""
-        chapter = next(chapter for chapter in reversed(self.chapters) if chapter.first < step)
-        return f"{self.folder_of(chapter)}/{step:05d}"
+        return f"latents/{state_name(self.chapters, step)}"
 
     @cached_property
     def store(self) -> Store:

@@ -9,7 +9,7 @@ from sampling_core.grid_job import NamedJob
 from tasks.masks import build_masks
 from tasks.preparing import Prepared, prepare
 from tasks.prompts import encode_prompts, encode_start
-from tasks.run import Run, numerics
+from tasks.run import Run
 
 
 def checked(named: NamedJob) -> Prepared:
@@ -29,18 +29,7 @@ def check_all(jobs: list[NamedJob]) -> dict[str, str]:
 @task(task_run_name="build masks", persist_result=False)
 def prepare_all(jobs: list[NamedJob], store_url: str) -> dict[str, Run]:
     """Check the jobs and store their masks; returns their runs by name."""
-    runs: dict[str, Run] = {}
-    for named in jobs:
-        job_hash, mask_hash, fingerprints = build_masks.fn(named.job, store_url)
-        runs[named.name] = Run(
-            job=named.job,
-            job_hash=job_hash,
-            mask_hash=mask_hash,
-            fingerprints=fingerprints,
-            numerics=numerics(),
-            store_url=store_url,
-        )
-    return runs
+    return {named.name: build_masks.fn(named.job, store_url) for named in jobs}
 
 
 @task(task_run_name="encode prompts", persist_result=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from sampling_core.evaluate import Count, Networks
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
+
+logger = logging.getLogger(__name__)
 
 
 class Chunk(NamedTuple):
@@ -85,16 +88,31 @@ def _newest(run: Run) -> Any:
     for chapter in reversed(run.chapters):
         steps = [int(name) for name in run.store.names(run.folder_of(chapter)) if name.isdecimal()]
         for step in sorted((step for step in steps if chapter.first < step <= end), reverse=True):
-            tensors = run.store.read_tensors(run.state_key(step))
-            if tensors is not None:
-                return run.composition.from_tensors(tensors)
+            state = _restored(run, step)
+            if state is not None:
+                return state
         end = chapter.first
     return run.composition.begin()
 
 
 def finished_latents(run: Run) -> Latent:
     """The latents [b, c, h, w] after the last step. Raises RuntimeError if the run is not finished."""
-    tensors = run.store.read_tensors(run.state_key(run.composition.steps))
-    if tensors is None:
+    state = _restored(run, run.composition.steps)
+    if state is None:
         raise RuntimeError(f"the finished latent is not in {run.store_url}; start the run again")
-    return run.composition.pictures(run.composition.from_tensors(tensors))
+    return run.composition.pictures(state)
+
+
+def _restored(run: Run, step: int) -> Any:
+    """The state after a step; None if the store has none, or something else in its place."""
+    tensors = run.store.read_tensors(run.state_key(step))
+    if tensors is None:
+        return None
+    try:
+        state = run.composition.from_tensors(tensors)
+        if run.composition.done(state) == step:
+            return state
+    except (KeyError, ValueError, IndexError, TypeError, RuntimeError):
+        pass
+    logger.warning("%s is no state of this run; it counts as absent", run.state_key(step))
+    return None

@@ -60,12 +60,20 @@ def prefect_server(home: Path, **variables: str) -> Iterator[str]:
         _wait_for(f"{api}/health", server, home / "server.log")
         yield api
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        stop(server)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, politely at first.
+
+    Prefect's worker turns SIGTERM into SIGINT, which whoever is started in a shell's background ignores.
+    """
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:

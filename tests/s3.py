@@ -13,7 +13,7 @@ from typing import Any
 
 import boto3
 
-from tests.processes import free_port
+from tests.processes import free_port, stop
 
 KEY, SECRET = "AKIAHUNTERHUNTERHUNT", "hunter2-very-secret-hunter2"
 
@@ -37,8 +37,7 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
             client(f"http://127.0.0.1:{port}").create_bucket(Bucket=bucket)
         yield port
     finally:
-        server.terminate()
-        server.wait(20)
+        stop(server)
 
 
 def client(endpoint: str) -> Any:

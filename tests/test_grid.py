@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tasks.files import read_grid
-from tests.processes import ROOT, environment, post, prefect_server, regional
+from tests.processes import ROOT, environment, post, prefect_server, regional, stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
@@ -170,13 +170,7 @@ def worker(cwd: Path, env: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            # Prefect's worker turns SIGTERM into SIGINT, which whoever is started in a shell's background ignores.
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def until(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import flows.sampling
 from flows.sampling import sample
@@ -17,7 +18,7 @@ from tasks.loading import load_model
 from tasks.masks import build_masks
 from tasks.patience import patiently
 from tasks.prompts import encode_prompts
-from tasks.run import Run, numerics
+from tasks.run import Run
 from tasks.sampling import Progress, regional_steps, warm_up
 from tasks.settings import Settings
 from tasks.store import Store
@@ -50,16 +51,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
     monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
     monkeypatch.setattr(flows.sampling, "Shown", Unseen)
-    job_hash, mask_hash, fingerprints = build_masks.fn(JOB, str(tmp_path))
-    load_model.fn("embedded", fingerprints)
-    run = Run(
-        job=JOB,
-        job_hash=job_hash,
-        mask_hash=mask_hash,
-        fingerprints=fingerprints,
-        numerics=numerics(),
-        store_url=str(tmp_path),
-    )
+    run = build_masks.fn(JOB, str(tmp_path))
+    load_model.fn("embedded", run.fingerprints)
     encode_prompts.fn(run)
     return run
 
@@ -119,6 +112,22 @@ def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Progress, "advance", broken)
     with pytest.raises(ArithmeticError, match="no step 1"):
         asyncio.run(sample(Progress(run), 2))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"x": torch.zeros(1, 4, 8, 8)},
+        {"step": torch.tensor(3), "x": torch.zeros(1, 4, 8, 8)},
+        {"step": torch.tensor(10**12), "x": torch.zeros(1, 4, 8, 8)},
+        {"step": torch.tensor([3, 3]), "x": torch.zeros(1, 4, 8, 8)},
+        {"step": torch.tensor(2), "x": torch.zeros(1, 4, 16, 16)},
+    ],
+)
+def test_what_is_no_state_of_the_run_counts_as_absent(run: Run, planted: dict[str, torch.Tensor]) -> None:
+    """Whole files, that say something else than their names do."""
+    run.store.write_tensors(run.state_key(2), planted)
+    assert Progress(run).done == 0
 
 
 @pytest.mark.parametrize("kind", [OSError, TimeoutError, ConnectionError, RuntimeError])
