@@ -4,11 +4,13 @@
 # resolve them as text when it loads this file by its path.
 import asyncio
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
+from flows.ahead import Ahead
 from flows.naming import named_after
 from flows.sampling import sample
 from sampling_core.evaluate import Count
@@ -20,8 +22,9 @@ from tasks.masks import build_masks
 from tasks.progress import report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
-from tasks.sampling import Progress
+from tasks.sampling import newest
 from tasks.settings import Keep, settings
+from tasks.showing import Shown
 from tasks.trust import out_place, store_place
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
@@ -54,25 +57,24 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store_place(store), out_place(out)
-    run = build_masks(job, store_url)
-    clock.lap("build masks")
-    for model in job.models:
-        load_model(model, run.fingerprints)
-    clock.lap("load model")
-    if job.start_image is not None:
-        encode_start(run)
-    encode_prompts(run)
-    clock.lap("encode prompts")
-
-    # The store is told of the run while the first steps are sampled.
-    beginning = asyncio.create_task(asyncio.to_thread(begin, run, name))
-    progress = Progress(run)
-    restored = progress.done
-    report_step(restored, run.composition.steps)
-    chunks = await sample(progress, chunk_steps)
-    clock.lap("sample")
-    images = decode(run, out, name)
-    clock.lap("decode")
+    async with Ahead() as ahead:
+        run = await ahead.made(partial(build_masks, job, store_url))
+        clock.lap("build masks")
+        for model in job.models:
+            await load_model(model, run.fingerprints)
+        clock.lap("load model")
+        if job.start_image is not None:
+            await ahead.made(partial(encode_start, run))
+        _, progress = await asyncio.gather(ahead.made(partial(encode_prompts, [run])), newest(run))
+        clock.lap("encode prompts")
+        beginning = ahead.begin(asyncio.to_thread(begin, run, name))
+        restored, shown = progress.done, Shown(progress)
+        report_step(restored, run.composition.steps)
+        chunks = await sample(progress, chunk_steps, ahead, shown.renew)
+        shown_to_the_end = asyncio.create_task(shown.end())
+        clock.lap("sample")
+        pictures = await decode(run, progress.latents, out, name)
+        clock.lap("decode")
 
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
@@ -81,7 +83,7 @@ async def render(
         model_fingerprint=run.fingerprints[job.model],
         latents=run.state_key(run.composition.steps),
         store=store_url,
-        images=images,
+        images=list(pictures),
         steps_computed=sum(c.steps for c in chunks),
         steps_restored=restored,
         evaluations=count.evaluations,
@@ -89,10 +91,8 @@ async def render(
         seconds=clock.laps,
         versions=versions(),
     )
-    known = await beginning
-    await asyncio.gather(
-        publish(run, record, out, name), asyncio.to_thread(finish, run, known, keep or settings().keep)
-    )
+    keeping = finish(run, beginning.result(), keep or settings().keep)
+    await asyncio.gather(shown_to_the_end, publish(record, list(pictures.values()), out, name), keeping)
     return record.as_json()
 
 

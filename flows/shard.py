@@ -1,24 +1,29 @@
 """Flow `shard`: several jobs in one process, with one loaded model and in the same forwards."""
 
 # No `from __future__ import annotations`: see render.py.
+import asyncio
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from prefect import flow
 
+from flows.ahead import Ahead
 from flows.naming import named_after
 from flows.render import ChunkSteps, Name
 from flows.sampling import chunked
 from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
+from tasks.at_once import at_once
 from tasks.company import Company, rounds
 from tasks.keeping import begin, finish
 from tasks.loading import load_model
 from tasks.pictures import is_drawn, keep_pictures
 from tasks.progress import report_step
+from tasks.prompts import encode_prompts, encode_start
 from tasks.run import Run
-from tasks.runs import encode_all, prepare_all
-from tasks.sampling import Sampled
+from tasks.runs import prepare_all
+from tasks.sampling import Sampled, newest
 from tasks.settings import Keep, settings
 from tasks.trust import store_place
 
@@ -43,12 +48,14 @@ async def shard(
     Returns:
         How many jobs were `drawn` and how many `found` finished, and what it cost.
     """
-    runs = prepare_all(jobs, store_place(store))
-    todo = {name: run for name, run in runs.items() if not is_drawn(run)}
     total = Count()
-    # Models that differ do not fit on a card at once: those with the same ones are drawn together.
-    for _, group in groupby(sorted(todo.items(), key=_models), key=_models):
-        total = total.plus(await _draw(dict(group), chunk_steps, keep or settings().keep))
+    async with Ahead() as ahead:
+        runs = await ahead.made(partial(prepare_all, jobs, store_place(store)))
+        drawn = await at_once(is_drawn, runs.values())
+        todo = {name: run for (name, run), done in zip(runs.items(), drawn, strict=True) if not done}
+        # Models that differ do not fit on a card at once: those with the same ones are drawn together.
+        for _, group in groupby(sorted(todo.items(), key=_models), key=_models):
+            total = total.plus(await _draw(dict(group), chunk_steps, keep or settings().keep, ahead))
     return {
         "drawn": len(todo),
         "found": len(runs) - len(todo),
@@ -61,22 +68,25 @@ def _models(item: tuple[str, Run]) -> tuple[str, ...]:
     return item[1].job.models
 
 
-async def _draw(runs: dict[str, Run], chunk_steps: int | None, keep: Keep) -> Count:
-    first = next(iter(runs.values()))
-    for model in first.job.models:
-        load_model(model, first.fingerprints)
-    encode_all(list(runs.values()))
-    known = {name: begin(run, name) for name, run in runs.items()}
-    company = Company(list(runs.values()))
+async def _draw(runs: dict[str, Run], chunk_steps: int | None, keep: Keep, ahead: Ahead) -> Count:
+    these = list(runs.values())
+    for model in these[0].job.models:
+        await load_model(model, these[0].fingerprints)
+    beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
+    for run in these:
+        if run.job.start_image is not None:
+            await ahead.made(partial(encode_start, run))
+    await ahead.made(partial(encode_prompts, these))
+    company = Company(await asyncio.gather(*map(newest, these)))
     report_step(*company.counted())
 
     def work(first: int, last: int, sampled: Sampled) -> Any:
         return rounds(company, first, last, sampled)
 
-    chunks = await chunked(work, 0, company.ends(), chunk_steps)
+    chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead)
     for name, latents in zip(runs, company.latents(), strict=True):
-        keep_pictures(runs[name], name, latents)
+        await ahead.made(partial(keep_pictures, runs[name], name, latents))
     # Only now: until all are done, one may go on from a state of another.
-    for name, run in runs.items():
-        finish(run, known[name], keep)
+    await ahead.at_most(0)
+    await asyncio.gather(*(finish(run, known, keep) for run, known in zip(these, beginning.result(), strict=True)))
     return Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))

@@ -12,6 +12,7 @@ from prefect import task
 from sampling_core._types import Embedding, Latent
 from sampling_core.evaluate import Count, Networks
 from sampling_core.together import Member, advance_together
+from tasks.at_once import at_once
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.sampling import Chunk, Progress, Sampled
@@ -24,9 +25,9 @@ class Company:
     In a round, every run that is not finished takes a step. `rounds` are those that are left at the start.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        """Each begins with the newest state that the store has. Raises StoreError if its prompts are not there."""
-        self.runs = [Progress(run) for run in runs]
+    def __init__(self, members: Sequence[Progress]) -> None:
+        """Raises StoreError if prompts of a run are nowhere."""
+        self.runs, runs = members, [member.run for member in members]
         self.rounds = max(self._left(member) for member in self.runs)
         encoded: dict[str, dict[str, Embedding]] = {}
         for run in runs:
@@ -78,6 +79,4 @@ async def rounds(company: Company, first: int, last: int, sampled: Sampled) -> N
     chunk = await asyncio.to_thread(company.advance, last - first + 1)
     new = {key: (run, run.composition.to_tensors(state)) for key, (run, state) in company.states().items()}
     sampled.set_result(chunk)
-    for key, (run, tensors) in new.items():
-        if key not in before:
-            await asyncio.to_thread(run.store.write_tensors, key, tensors)
+    await at_once(lambda key: new[key][0].store.write_tensors(key, new[key][1]), new.keys() - before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 
@@ -12,22 +13,22 @@ from prefect import task
 
 from sampling_core._types import Latent, Photo
 from tasks.run import Run
-from tasks.sampling import finished_latents
 from tasks.store import Store
 
 
 @task(task_run_name="decode", persist_result=False)
-def decode(run: Run, out: str, name: str) -> list[str]:
-    """Write one PNG per picture into the folder or fsspec URL `out`; returns their paths.
+async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, bytes]:
+    """Write one PNG per picture of finished latents [b, c, h, w] into the folder or fsspec URL `out`.
 
-    The file's name is for people and ends in the job's hash; the job itself is in the PNG's text
-    chunk `regional-job`.
+    Returns the PNG files by path. A file's name is for people and ends in the job's hash; the job itself is in the
+    PNG's text chunk `regional-job`.
     """
-    folder, stem, pictures = Store(out), file_stem(run.job_hash, name), encoded(run, finished_latents(run))
+    folder, stem = Store(out), file_stem(run.job_hash, name)
+    pictures = await asyncio.to_thread(encoded, run, latents)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
     for file, data in zip(files, pictures, strict=True):
-        folder.write(file, data)
-    return [f"{out}/{file}" for file in files]
+        await asyncio.to_thread(folder.write, file, data)
+    return {f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)}
 
 
 def encoded(run: Run, latents: Latent) -> list[bytes]:

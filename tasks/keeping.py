@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sampling_core.history import Named, state_name
+from tasks.at_once import at_once
 from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store, Stored
@@ -58,11 +60,18 @@ def begin(run: Run, name: str) -> Known:
     return known
 
 
-def finish(run: Run, known: Known, keep: Keep) -> None:
+async def finish(run: Run, known: Known, keep: Keep) -> None:
     """Tell the store that a run is finished, and remove the states that it need not keep."""
-    run.store.write_json(run.key, known.model_copy(update={"finished": time.time()}).model_dump(mode="json"))
-    stored = (found.key for chapter in run.chapters for found in run.store.objects(run.folder_of(chapter)))
-    run.store.remove(sorted(known.states("all").intersection(stored) - known.states(keep)))
+    finished = known.model_copy(update={"finished": time.time()}).model_dump(mode="json")
+    await asyncio.gather(asyncio.to_thread(run.store.write_json, run.key, finished), _forget(run, known, keep))
+
+
+async def _forget(run: Run, known: Known, keep: Keep) -> None:
+    needless = known.states("all") - known.states(keep)
+    if needless:
+        listed = await at_once(run.store.objects, map(run.folder_of, run.chapters))
+        stored = {found.key for chapter in listed for found in chapter}
+        await at_once(run.store.remove, ([key] for key in needless & stored))
 
 
 class Listed(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from prefect import task
@@ -15,9 +16,9 @@ _loaded: dict[str, Model] = {}
 
 
 @task(task_run_name="load model {model}", persist_result=False)
-def load_model(model: str, fingerprints: dict[str, str]) -> None:
+async def load_model(model: str, fingerprints: dict[str, str]) -> None:
     """Load one of a job's models, once per process; `fingerprints` is what the job was planned with, by model."""
-    loaded(open_model(model), fingerprints[model], fingerprints.values())
+    await asyncio.to_thread(lambda: loaded(open_model(model), fingerprints[model], fingerprints.values()))
 
 
 def loaded(folder: ModelFolder, fingerprint: str, needed: Iterable[str]) -> Model:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import torch
 from prefect import task
 
 from sampling_core.job import RenderJob
-from tasks.preparing import prepare
-from tasks.run import Run, mask_key, numerics
-from tasks.store import Store
+from tasks.at_once import at_once
+from tasks.preparing import Prepared, prepare
+from tasks.run import Run, Tensors
 
 
 @task(task_run_name="build masks", persist_result=False)
-def build_masks(job: RenderJob, store_url: str) -> Run:
-    """Check the job and store its masks; returns its run. Raises BadInput, ModelError or StoreError."""
-    prepared = prepare(job)
-    store = Store(store_url)
-    key = mask_key(prepared.mask_hash)
+async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run]) -> None:
+    """Check the job, hand on its run, and store its masks. Raises BadInput, ModelError or StoreError."""
+    prepared = await asyncio.to_thread(prepare, job)
+    (run,), unstored = await with_masks([prepared], store_url)
+    made.set_result(run)
+    await store_masks(run, unstored)
+
+
+async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list[Run], dict[str, Tensors]]:
+    """The runs of jobs, at least one, with their masks; and those of the masks that the store does not have."""
+    runs = [Run(one, store_url) for one in prepared]
     # A job without regions has none, and safetensors wants at least one tensor.
-    if store.read_tensors(key) is None:
-        store.write_tensors(key, prepared.inputs or {"none": torch.zeros(1)})
-    return Run(
-        job=job,
-        job_hash=prepared.job_hash,
-        mask_hash=prepared.mask_hash,
-        fingerprints=prepared.fingerprints,
-        numerics=numerics(),
-        store_url=store_url,
-    )
+    wanted = {run.mask_key: one.inputs or {"none": torch.zeros(1)} for run, one in zip(runs, prepared, strict=True)}
+    # What is in the store counts: another machine's masks may differ in the last bit.
+    stored = await at_once(runs[0].store.read_tensors, wanted)
+    known = {key: found for key, found in zip(wanted, stored, strict=True) if found is not None}
+    for run in runs:
+        run.remember({run.mask_key: known.get(run.mask_key) or wanted[run.mask_key]})
+    return runs, {key: masks for key, masks in wanted.items() if key not in known}
+
+
+async def store_masks(run: Run, unstored: dict[str, Tensors]) -> None:
+    """Write masks by their keys to the run's store."""
+    await at_once(lambda item: run.store.write_tensors(*item), unstored.items())

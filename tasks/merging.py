@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core.grid_job import NamedJob
+from tasks.at_once import at_once
 from tasks.decoding import file_stem
 from tasks.images import as_data_uri
 from tasks.pictures import pictures_of
@@ -36,18 +38,17 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
     are grey on the sheet.
     """
-    store, out, first = Store(store_url), Store(folder), dict[str, list[str] | None]()
+    store, out, first = Store(store_url), Store(folder), dict[str, str]()
     for named in jobs:
-        if hashes[named.name] not in first:
-            first[hashes[named.name]] = _single(store, hashes[named.name], out, named.name)
-    files = {named.name: first[hashes[named.name]] for named in jobs}
+        first.setdefault(hashes[named.name], named.name)
+    written = await at_once(lambda item: _single(store, item[0], out, item[1]), first.items())
+    by_hash = dict(zip(first, written, strict=True))
+    files = {named.name: by_hash[hashes[named.name]] for named in jobs}
     found = {name: paths for name, paths in files.items() if paths is not None}
-    made, buffer = _sheet(jobs, found, columns, out), io.BytesIO()
-    made.save(buffer, format="PNG")
-    out.write("sheet.png", buffer.getvalue())
+    made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
     missing = [name for name in files if name not in found]
     merged = Merged(sheet=f"{folder}/sheet.png", images=found, missing=missing)
-    out.write_json("sheet", merged.model_dump(mode="json"))
+    await asyncio.to_thread(out.write_json, "sheet", merged.model_dump(mode="json"))
     description = f"{len(found)} of {len(files)} drawn"
     await told(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
     await told(acreate_markdown_artifact(_table(jobs, merged), key="cells", description=description))
@@ -70,11 +71,14 @@ def _single(store: Store, job_hash: str, out: Store, name: str) -> list[str] | N
 
 
 def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: Store) -> Image.Image:
-    """A batch may have several pictures for a job; each gets a place."""
+    """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
     places = [file for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
     size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
     pictures = (None if file is None else out.read(file.rpartition("/")[2]) for file in places)
-    return sheet(pictures, (columns, -(-len(places) // columns)), size)
+    made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
+    made.save(buffer, format="PNG")
+    out.write("sheet.png", buffer.getvalue())
+    return made
 
 
 def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:

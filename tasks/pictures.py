@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sampling_core._types import Latent
 from sampling_core.job import RenderJob
+from tasks.at_once import at_once
 from tasks.decoding import encoded
 from tasks.publishing import versions
 from tasks.run import Run
@@ -31,23 +33,21 @@ class Drawn(BaseModel):
 
 
 @task(task_run_name="picture {name}", persist_result=False)
-def keep_pictures(run: Run, name: str, latents: Latent) -> Drawn:
-    """Decode finished latents [b, c, h, w] into the store; `name` is for people."""
-    keys: list[str] = []
-    for data in encoded(run, latents):
-        keys.append(f"pictures/{_digest(data)}.png")
-        run.store.write(keys[-1], data)
+async def keep_pictures(run: Run, name: str, latents: Latent, made: asyncio.Future[None]) -> None:
+    """Decode finished latents [b, c, h, w], hand on, and write the pictures to the store; `name` is for people."""
+    files = {f"pictures/{_digest(data)}.png": data for data in await asyncio.to_thread(encoded, run, latents)}
+    made.set_result(None)
     drawn = Drawn(
         job=run.job,
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[run.job.model],
         latents=run.state_key(run.composition.steps),
-        pictures=tuple(keys),
+        pictures=tuple(files),
         versions=versions(),
     )
+    await at_once(lambda file: run.store.write(*file), files.items())
     # Last, so that what the record names is there.
-    run.store.write_json(_key(run.job_hash), drawn.model_dump(mode="json"))
-    return drawn
+    await asyncio.to_thread(run.store.write_json, _key(run.job_hash), drawn.model_dump(mode="json"))
 
 
 def is_drawn(run: Run) -> bool:

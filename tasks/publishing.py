@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from sampling_core.job import RenderJob
 from tasks.decoding import file_stem
 from tasks.images import as_data_uri
-from tasks.run import Run
 from tasks.showing import told
 from tasks.store import Store
 
@@ -49,17 +50,18 @@ def versions() -> dict[str, str]:
 
 
 @task(task_run_name="publish", persist_result=False)
-async def publish(run: Run, record: Record, out: str, name: str) -> str:
-    """Write the JSON record beside the pictures and create the run's artifacts; returns the record's path."""
-    folder, file = Store(out), file_stem(run.job_hash, name)
-    folder.write_json(file, record.as_json())
-    for image in record.images:
-        data = folder.read(image.rpartition("/")[2])
-        if data is not None:
-            with Image.open(io.BytesIO(data)) as picture:
-                await told(acreate_image_artifact(as_data_uri(picture), key="picture", description=_summary(record)))
-    await told(acreate_markdown_artifact(_summary(record), key="summary", description=f"Render {run.job_hash[:8]}"))
-    return f"{out}/{file}.json"
+async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
+    """Write the JSON record beside the pictures (PNG files) and create the run's artifacts."""
+    summary, title = _summary(record), f"Render {record.job_hash[:8]}"
+    shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
+    told_of = acreate_markdown_artifact(summary, key="summary", description=title)
+    written = asyncio.to_thread(Store(out).write_json, file_stem(record.job_hash, name), record.as_json())
+    await asyncio.gather(written, told(told_of), *map(told, shown))
+
+
+def _shown(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as picture:
+        return as_data_uri(picture)
 
 
 def _summary(record: Record) -> str:

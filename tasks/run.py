@@ -1,13 +1,12 @@
-"""Run: the small JSON value that tasks hand to each other. It holds keys, never tensors."""
+"""Run: what tasks hand to each other. It holds keys; tensors are in the store, and this process remembers some."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from sampling_core._types import Embedding
@@ -16,28 +15,35 @@ from sampling_core.errors import StoreError
 from sampling_core.guidance import Words
 from sampling_core.hashing import content_hash
 from sampling_core.history import Named, named, state_name
-from sampling_core.job import RenderJob
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model
 from tasks.loading import loaded
-from tasks.preparing import FORMAT, composed, empty_latent
+from tasks.preparing import FORMAT, Prepared, composed, empty_latent
 from tasks.settings import settings
 from tasks.store import Store
 from tasks.trust import open_model
 
+Tensors = dict[str, Tensor]
+"""What an object of the store holds, by name."""
 
-class Run(BaseModel):
-    """One job on one model with one store: enough to go on with the work on any machine."""
 
-    model_config = ConfigDict(frozen=True)
-    job: RenderJob
-    job_hash: str
-    mask_hash: str
-    fingerprints: dict[str, str]
-    """Of the weights, by model."""
-    numerics: str
-    """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
-    store_url: str
+class Run:
+    """One job on its models with one store."""
+
+    def __init__(self, prepared: Prepared, store_url: str) -> None:
+        self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
+        self.fingerprints: dict[str, str] = prepared.fingerprints
+        """Of the weights, by model."""
+        self.numerics = numerics()
+        """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
+        self.store_url = store_url
+        self._remembered: dict[str, Tensors] = {}
+
+    def remember(self, objects: Mapping[str, Tensors]) -> None:
+        """Objects by key that are in the store, or will be: they need not be read from there."""
+        for key, tensors in objects.items():
+            # As they would be read from there.
+            self._remembered[key] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
     @property
     def key(self) -> str:
@@ -66,10 +72,15 @@ class Run(BaseModel):
     def folders(self) -> dict[str, ModelFolder]:
         return {name: open_model(name) for name in self.job.models}
 
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        """Masks and pictures from the store. Raises StoreError if they are not there."""
-        return self._stored(mask_key(self.mask_hash))
+    @property
+    def mask_key(self) -> str:
+        """Key of the masks of all regions, and of the start image if there is one."""
+        return f"masks/{self._mask_hash}"
+
+    @property
+    def inputs(self) -> Tensors:
+        """Masks and pictures. Raises StoreError if they are nowhere."""
+        return self._stored(self.mask_key)
 
     @cached_property
     def composition(self) -> Composition[Any]:
@@ -82,7 +93,7 @@ class Run(BaseModel):
     @property
     def start_key(self) -> str:
         """Key of the start image's latent."""
-        return f"starts/{content_hash([self.mask_hash, self.fingerprints[self.job.model], self.numerics])}"
+        return f"starts/{content_hash([self._mask_hash, self.fingerprints[self.job.model], self.numerics])}"
 
     def model(self, name: str) -> Model:
         """A model of the job, loaded."""
@@ -94,17 +105,14 @@ class Run(BaseModel):
 
     @cached_property
     def embeddings(self) -> dict[str, dict[str, Embedding]]:
-        """All encoded prompts of the run, by model. Raises StoreError if one is not there."""
-        prompts = self.composition.prompts
+        """All encoded prompts of the run, by model. Raises StoreError if one is nowhere."""
         encoded: dict[str, dict[str, Embedding]] = {}
-        # An object store takes its time for each answer, so all are asked for at once.
-        with ThreadPoolExecutor(8) as pool:
-            for words, tensors in zip(prompts, pool.map(self._stored, map(self.prompt_key, prompts)), strict=True):
-                encoded.setdefault(words.model, {})[words.prompt] = tensors["embedding"]
+        for words in self.composition.prompts:
+            encoded.setdefault(words.model, {})[words.prompt] = self._stored(self.prompt_key(words))["embedding"]
         return encoded
 
-    def _stored(self, key: str) -> dict[str, Tensor]:
-        found = self.store.read_tensors(key)
+    def _stored(self, key: str) -> Tensors:
+        found = self._remembered.get(key) or self.store.read_tensors(key)
         if found is None:
             raise StoreError("store", self.store_url, f"a store that still has {key}")
         return found
@@ -115,8 +123,3 @@ def numerics() -> str:
     device = settings().torch_device().partition(":")[0]
     libraries = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     return f"{device} {settings().torch_dtype()} {libraries}"
-
-
-def mask_key(mask_hash: str) -> str:
-    """Key of the masks of all regions, and of the start image if there is one."""
-    return f"masks/{mask_hash}"

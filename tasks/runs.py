@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prefect import task
 
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
-from tasks.masks import build_masks
+from tasks.masks import store_masks, with_masks
 from tasks.preparing import Prepared, prepare
-from tasks.prompts import encode_prompts, encode_start
 from tasks.run import Run
 
 
@@ -27,15 +28,9 @@ def check_all(jobs: list[NamedJob]) -> dict[str, str]:
 
 
 @task(task_run_name="build masks", persist_result=False)
-def prepare_all(jobs: list[NamedJob], store_url: str) -> dict[str, Run]:
-    """Check the jobs and store their masks; returns their runs by name."""
-    return {named.name: build_masks.fn(named.job, store_url) for named in jobs}
-
-
-@task(task_run_name="encode prompts", persist_result=False)
-def encode_all(runs: list[Run]) -> None:
-    """Encode the start images and prompts that the store does not have."""
-    for run in runs:
-        if run.job.start_image is not None:
-            encode_start.fn(run)
-        encode_prompts.fn(run)
+async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
+    """Check the jobs, at least one, hand on their runs by name, and store their masks."""
+    prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
+    runs, unstored = await with_masks(prepared, store_url)
+    made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
+    await store_masks(runs[0], unstored)

@@ -11,6 +11,7 @@ from prefect import task
 
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
+from tasks.at_once import at_once
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
@@ -29,15 +30,19 @@ class Chunk(NamedTuple):
 class Progress:
     """Where a run is in this process: its newest state, ahead of the store by what is still being written."""
 
-    def __init__(self, run: Run) -> None:
-        """Begin with the newest state that the store has whole, written by this run or another one."""
-        self.run, self.state = run, _newest(run)
-        self._before = self.state
+    def __init__(self, run: Run, state: Any) -> None:
+        self.run, self.state = run, state
+        self._before = state
 
     @property
     def done(self) -> int:
         """Finished steps."""
         return self.run.composition.done(self.state)
+
+    @property
+    def latents(self) -> Latent:
+        """The finished latents [b, c, h, w], after the last step."""
+        return self.run.composition.pictures(self.state)
 
     @property
     def expected(self) -> Latent:
@@ -83,24 +88,18 @@ def _using(run: Run) -> Networks:
     return Networks(networks, run.embeddings, settings().max_rows)
 
 
-def _newest(run: Run) -> Any:
+async def newest(run: Run) -> Progress:
+    """A run with the newest state that the store has whole, written by this run or another one."""
+    listed = await at_once(lambda chapter: run.store.names(run.folder_of(chapter)), run.chapters)
     end = run.composition.steps
-    for chapter in reversed(run.chapters):
-        steps = [int(name) for name in run.store.names(run.folder_of(chapter)) if name.isdecimal()]
+    for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
+        steps = [int(name) for name in names if name.isdecimal()]
         for step in sorted((step for step in steps if chapter.first < step <= end), reverse=True):
-            state = _restored(run, step)
+            state = await asyncio.to_thread(_restored, run, step)
             if state is not None:
-                return state
+                return Progress(run, state)
         end = chapter.first
-    return run.composition.begin()
-
-
-def finished_latents(run: Run) -> Latent:
-    """The latents [b, c, h, w] after the last step. Raises RuntimeError if the run is not finished."""
-    state = _restored(run, run.composition.steps)
-    if state is None:
-        raise RuntimeError(f"the finished latent is not in {run.store_url}; start the run again")
-    return run.composition.pictures(state)
+    return Progress(run, run.composition.begin())
 
 
 def _restored(run: Run, step: int) -> Any:

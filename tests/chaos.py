@@ -11,11 +11,13 @@ import argparse
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from tests.machine import Machine
 
 JOB: dict[str, Any] = {
     "prompt": "a blue background",
-    "steps": 40,
+    "steps": 100,
     "sampler": "dpmpp_2m_sde",
     "regions": [
         {"prompt": "a red striped circle on a yellow background", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}
@@ -43,6 +45,8 @@ class Outcome(NamedTuple):
     """What became of a run: times in seconds, of the recovery from the fault to the end."""
 
     fault: str
+    during: bool
+    """Did the run go on when the fault came?"""
     equal: bool
     stored_at_fault: int
     """Newest step whose state was in the store when the fault came."""
@@ -206,21 +210,36 @@ def drawn(field: Field, prefix: str, disturb: Callable[[str], None], out: Path) 
 def one_run(field: Field, number: int, fault: str, delay: float, wanted: bytes) -> Outcome:
     """Draw the job once; `delay` seconds after it starts, the fault comes."""
     prefix = f"run-{number}"
-    at_fault: list[tuple[float, int]] = []
+    at_fault: list[tuple[bool, float, int]] = []
 
     def disturb(run_id: str) -> None:
         time.sleep(delay)
-        at_fault.append((time.monotonic(), max(field.states(prefix), default=0)))
+        during = field.machine.run(run_id)["state_type"] == "RUNNING"
+        at_fault.append((during, time.monotonic(), max(field.states(prefix), default=0)))
         FAULTS[fault](field, run_id, prefix)
 
     out = field.disk if fault == "disk full" and field.disk is not None else field.machine.out
     pixels, record, starts = drawn(field, prefix, disturb, out)
-    began, stored = at_fault[0]
+    during, began, stored = at_fault[0]
     assert record["steps_restored"] + record["steps_computed"] == JOB["steps"]
     # A state that was cut short is absent, so its step is computed again, and that alone.
     lost = 1 if fault == "state truncated" and stored else 0
     recomputed = max(0, stored - lost - record["steps_restored"]) if starts > 1 else 0
-    return Outcome(fault, pixels == wanted, stored, recomputed, starts, time.monotonic() - began)
+    return Outcome(fault, during, pixels == wanted, stored, recomputed, starts, time.monotonic() - began)
+
+
+def on_one_machine(faults: Sequence[tuple[int, str]], seed: int, told: Callable[[Outcome], None]) -> None:
+    """A machine of its own for these faults, one after the other."""
+    with field() as place:
+        drawn(place, "warm", lambda _run: None, place.machine.out)
+        started = list[float]()
+        wanted, _, _ = drawn(place, "undisturbed", lambda _run: started.append(time.monotonic()), place.machine.out)
+        length = time.monotonic() - started[0]
+        for number, fault in faults:
+            if fault == "disk full" and place.disk is None:
+                raise RuntimeError("a small disk cannot be mounted here; leave `disk full` out of --faults")
+            delay = random.Random(f"{seed} {number}").uniform(0, 0.9 * length)
+            told(one_run(place, number, fault, delay, wanted))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,37 +247,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.chaos", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--machines", type=int, default=1, help="how many at a time, each with runs of its own")
     parser.add_argument("--seed", type=int, default=0, help="of faults and moments")
-    parser.add_argument("--faults", help="only these, separated by commas")
+    parser.add_argument("--faults", default=",".join(FAULTS), help="only these, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes there as well")
     given = parser.parse_args(arguments)
-    rng = random.Random(given.seed)
+    names = given.faults.split(",")
+    # Each fault as often as the others, in random order.
+    order = [names[i % len(names)] for i in range(given.runs)]
+    random.Random(given.seed).shuffle(order)
     outcomes: list[Outcome] = []
-    with field() as place:
-        names = given.faults.split(",") if given.faults else [n for n in FAULTS if n != "disk full" or place.disk]
-        drawn(place, "warm", lambda _run: None, place.machine.out)
-        started = time.monotonic()
-        wanted, _, _ = drawn(place, "undisturbed", lambda _run: None, place.machine.out)
-        length = time.monotonic() - started
-        print(f"undisturbed: {length:.1f} s", flush=True)
-        # Each fault as often as the others, in random order.
-        order = [names[i % len(names)] for i in range(given.runs)]
-        rng.shuffle(order)
-        for number, fault in enumerate(order):
-            outcome = one_run(place, number, fault, rng.uniform(0, 0.8 * length), wanted)
-            outcomes.append(outcome)
-            print(
-                f"{number + 1:3} {outcome.fault:26} equal {outcome.equal!s:5} after step {outcome.stored_at_fault:3}, ",
-                f"recomputed {outcome.recomputed}, starts {outcome.starts}, {outcome.recovery:.0f} s",
-                sep="",
-                flush=True,
-            )
+
+    def told(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        print(
+            f"{len(outcomes):3} {outcome.fault:24} {'during' if outcome.during else 'after'} the run, ",
+            f"equal {outcome.equal!s:5} {outcome.stored_at_fault:3} states there, ",
+            f"recomputed {outcome.recomputed}, starts {outcome.starts}, {outcome.recovery:.0f} s",
+            sep="",
+            flush=True,
+        )
+        if given.json:
+            given.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=2) + "\n")
+
+    with ThreadPoolExecutor(given.machines) as pool:
+        numbered = list(enumerate(order, start=1))
+        machines = [numbered[i :: given.machines] for i in range(given.machines)]
+        for done in [pool.submit(on_one_machine, faults, given.seed, told) for faults in machines]:
+            done.result()
     equal, recomputed = sum(o.equal for o in outcomes), sum(o.recomputed for o in outcomes)
-    print(f"{equal} of {len(outcomes)} equal, {recomputed} finished steps recomputed")
-    if given.json:
-        given.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=2) + "\n")
-    return 0 if equal == len(outcomes) and recomputed == 0 else 1
+    during = sum(o.during for o in outcomes)
+    print(
+        f"{equal} of {len(outcomes)} equal, {recomputed} finished steps recomputed; {during} faults came during the run"
+    )
+    return 0 if equal == given.runs and recomputed == 0 else 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main())

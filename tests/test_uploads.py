@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import flows.sampling
+from flows.ahead import Ahead
 from flows.sampling import sample
 from sampling_core.errors import StoreError
 from sampling_core.parsing import parse_job
@@ -19,7 +21,7 @@ from tasks.masks import build_masks
 from tasks.patience import patiently
 from tasks.prompts import encode_prompts
 from tasks.run import Run
-from tasks.sampling import Progress, regional_steps, warm_up
+from tasks.sampling import Chunk, Progress, newest, regional_steps, warm_up
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -35,26 +37,35 @@ JOB = parse_job(
 )
 
 
-class Unseen:
-    """Nobody looks on."""
-
-    def __init__(self, progress: Progress) -> None: ...
-
-    def renew(self) -> None: ...
-
-    async def end(self) -> None: ...
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
     monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
     monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
-    monkeypatch.setattr(flows.sampling, "Shown", Unseen)
-    run = build_masks.fn(JOB, str(tmp_path))
-    load_model.fn("embedded", run.fingerprints)
-    encode_prompts.fn(run)
-    return run
+
+    async def flow() -> Run:
+        async with Ahead() as ahead:
+            run = await ahead.made(partial(build_masks.fn, JOB, str(tmp_path)))
+            await load_model.fn("embedded", run.fingerprints)
+            await ahead.made(partial(encode_prompts.fn, [run]))
+            return run
+
+    return asyncio.run(flow())
+
+
+def found(run: Run) -> Progress:
+    """The run with what the store has of it."""
+    return asyncio.run(newest(run))
+
+
+def sampled(progress: Progress, chunk_steps: int) -> list[Chunk]:
+    """Sample all and wait until all is written, as the flow does."""
+
+    async def flow() -> list[Chunk]:
+        async with Ahead() as ahead:
+            return await sample(progress, chunk_steps, ahead, lambda: None)
+
+    return asyncio.run(flow())
 
 
 def settings_with(monkeypatch: pytest.MonkeyPatch, *modules: Any, **changes: Any) -> None:
@@ -66,7 +77,7 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypat
     """Writes wait until three chunks are sampled; never do more than two wait while another chunk is sampled."""
     settings_with(monkeypatch, flows.sampling, chunks_ahead=2)
     written: list[int] = []
-    third, progress = threading.Event(), Progress(run)
+    third, progress = threading.Event(), found(run)
     writes, advances = Store.write_tensors, Progress.advance
 
     def slow_write(store: Store, key: str, tensors: Any) -> int:
@@ -85,7 +96,7 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypat
 
     monkeypatch.setattr(Store, "write_tensors", slow_write)
     monkeypatch.setattr(Progress, "advance", advance)
-    chunks = asyncio.run(sample(progress, 1))
+    chunks = sampled(progress, 1)
     assert len(chunks) == 6
     assert sorted(written) == [1, 2, 3, 4, 5, 6], "not all durable at the end"
 
@@ -100,9 +111,9 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(run: Run, monkeypa
 
     monkeypatch.setattr(Store, "write_tensors", failing)
     with pytest.raises(StoreError):
-        asyncio.run(sample(Progress(run), 1))
+        sampled(found(run), 1)
     monkeypatch.setattr(Store, "write_tensors", writes)
-    assert Progress(run).done >= 2
+    assert found(run).done >= 2
 
 
 def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +122,7 @@ def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Progress, "advance", broken)
     with pytest.raises(ArithmeticError, match="no step 1"):
-        asyncio.run(sample(Progress(run), 2))
+        sampled(found(run), 2)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_no_state_of_the_run_counts_as_absent(run: Run, planted: dict[str, torch.Tensor]) -> None:
     """Whole files, that say something else than their names do."""
     run.store.write_tensors(run.state_key(2), planted)
-    assert Progress(run).done == 0
+    assert found(run).done == 0
 
 
 @pytest.mark.parametrize("kind", [OSError, TimeoutError, ConnectionError, RuntimeError])
