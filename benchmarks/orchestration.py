@@ -52,7 +52,6 @@ JOB: dict[str, Any] = {
 CELL: dict[str, Any] = {"prompt": "cell", "steps": 20, "width": 64, "height": 64, "sampler": "euler"}
 GRID: dict[str, Any] = {"job": CELL, "rows": 16, "columns": 16, "mode": "Fork then Sample"}
 CELLS = 256
-CELLS_PER_SHARD = 16
 ROWS_PER_FORWARD = 8
 
 
@@ -116,7 +115,7 @@ def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
     assert server is not None
     before, calls = _memory(server), _calls(machine)
     job = GRID | {"job": CELL | {"seed": number}}
-    parameters = {"job": job, "machines": machines, "cells_per_shard": CELLS_PER_SHARD, "out": str(machine.out)}
+    parameters = {"job": job, "machines": machines, "out": str(machine.out)}
     run_id = machine.submit("grid/grid", **parameters, store=f"s3://{BUCKET}/grid-{number}", name=f"grid-{number}")
     machine.completed(run_id, seconds=3600)
     shards = post(machine.api, "flow_runs/filter", {"deployments": {"name": {"any_": ["shard"]}}, "limit": 200})

@@ -45,3 +45,22 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, so that default folders land in it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running Prefect server without workers, one for all tests that need no more."""
+    from tests.processes import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("server")) as api:
+        yield api
+
+
+@pytest.fixture
+def env(tmp_path: Path, server: str) -> dict[str, str]:
+    """Processes with this environment talk to the running server."""
+    from tests.processes import environment
+
+    home = tmp_path / "prefect"
+    home.mkdir()
+    return environment(home, server)

@@ -28,12 +28,6 @@ JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("server")) as api:
-        yield api
-
-
-@pytest.fixture(scope="module")
 def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory of a process that serves the flow `render`."""
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("worker")

@@ -17,23 +17,10 @@ import pytest
 from PIL import Image
 
 from tasks.files import read_grid
-from tests.processes import ROOT, environment, post, prefect_server, regional, stop
+from tests.processes import ROOT, environment, post, regional, stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("server")) as api:
-        yield api
-
-
-@pytest.fixture
-def env(tmp_path: Path, server: str) -> dict[str, str]:
-    home = tmp_path / "prefect"
-    home.mkdir()
-    return environment(home, server)
 
 
 def run(*arguments: object, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

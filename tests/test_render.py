@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks.files import read_job
 from tasks.preparing import prepare
-from tests.processes import EXAMPLES, environment, post, prefect_server, regional, render_json
+from tests.processes import EXAMPLES, environment, post, regional, render_json
 
 pytestmark = pytest.mark.slow
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
@@ -28,25 +28,16 @@ KILLED = ("inpaint", "mask_grid", "mixed_samplers", "regional_sampler", "two_sam
 """One example of each way to go on: with a picture, a grid, unlike samplers, step by step, within a pass."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("server")) as api:
-        yield api
-
-
 @pytest.fixture
-def env(tmp_path: Path, server: str) -> dict[str, str]:
-    """Processes with this environment talk to the running server."""
-    home = tmp_path / "prefect"
-    home.mkdir()
+def env(env: dict[str, str]) -> dict[str, str]:
     # A finished run would throw states away while a test counts them.
-    return environment(home, server) | {"REGIONAL_KEEP": "all"}
+    return env | {"REGIONAL_KEEP": "all"}
 
 
 Undisturbed = Callable[[Path], dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(server: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The record of an example rendered in one go (once per example); its image path is absolute."""
 
