@@ -42,6 +42,10 @@ class Ahead:
             await task
         return made.result()
 
+    def so_far(self) -> asyncio.Future[Any]:
+        """All that goes on now, as one thing to wait for."""
+        return asyncio.gather(*self._going)
+
     async def at_most(self, number: int) -> None:
         """Wait until at most so many still go on. Raises what went wrong in one that has ended."""
         while True:

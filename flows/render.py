@@ -25,6 +25,7 @@ from tasks.publishing import Record, publish, versions
 from tasks.sampling import newest
 from tasks.settings import Keep, settings
 from tasks.showing import Shown
+from tasks.store import Store
 from tasks.trust import out_place, store_place
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
@@ -57,6 +58,8 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store_place(store), out_place(out)
+    await asyncio.to_thread(Store(store_url).connect)
+    clock.lap("open store")
     async with Ahead() as ahead:
         run = await ahead.made(partial(build_masks, job, store_url))
         clock.lap("build masks")
@@ -64,13 +67,14 @@ async def render(
             await load_model(model, run.fingerprints)
         clock.lap("load model")
         if job.start_image is not None:
-            await ahead.made(partial(encode_start, run))
+            await ahead.made(partial(encode_start, [run]))
         _, progress = await asyncio.gather(ahead.made(partial(encode_prompts, [run])), newest(run))
         clock.lap("encode prompts")
+        inputs = ahead.so_far()
         beginning = ahead.begin(asyncio.to_thread(begin, run, name))
         restored, shown = progress.done, Shown(progress)
         report_step(restored, run.composition.steps)
-        chunks = await sample(progress, chunk_steps, ahead, shown.renew)
+        chunks = await sample(progress, chunk_steps, ahead, inputs, shown.renew)
         shown_to_the_end = asyncio.create_task(shown.end())
         clock.lap("sample")
         pictures = await decode(run, progress.latents, out, name)
@@ -91,7 +95,7 @@ async def render(
         seconds=clock.laps,
         versions=versions(),
     )
-    keeping = finish(run, beginning.result(), keep or settings().keep)
+    keeping = finish({run: beginning.result()}, keep or settings().keep)
     await asyncio.gather(shown_to_the_end, publish(record, list(pictures.values()), out, name), keeping)
     return record.as_json()
 

@@ -7,37 +7,44 @@ from functools import partial
 from typing import Any
 
 from flows.ahead import Ahead
-from tasks.sampling import Chunk, Progress, Sampled, regional_steps, warm_up
+from tasks.sampling import Chunk, Inputs, Progress, Sampled, regional_steps, warm_up
 from tasks.settings import settings
 
 
 async def sample(
-    progress: Progress, chunk_steps: int | None, ahead: Ahead, after_chunk: Callable[[], None]
+    progress: Progress, chunk_steps: int | None, ahead: Ahead, inputs: Inputs, after_chunk: Callable[[], None]
 ) -> list[Chunk]:
     """All steps that are not done, first those of the base alone. The last states may still be being written."""
     composition = progress.run.composition
     warm, steps = composition.base_only_steps, composition.steps
 
     def work(first: int, last: int, sampled: Sampled) -> Coroutine[Any, Any, None]:
-        sampled.add_done_callback(lambda _: after_chunk())
-        return (warm_up if first <= warm else regional_steps)(progress, first, last, sampled)
+        return (warm_up if first <= warm else regional_steps)(progress, first, last, sampled, inputs)
 
-    return await chunked(work, progress.done, [warm, steps], chunk_steps, ahead)
+    return await chunked(work, progress.done, [warm, steps], chunk_steps, ahead, after_chunk)
 
 
 Work = Callable[[int, int, Sampled], Coroutine[Any, Any, None]]
 
 
-async def chunked(work: Work, done: int, ends: Sequence[int], chunk_steps: int | None, ahead: Ahead) -> list[Chunk]:
+async def chunked(
+    work: Work,
+    done: int,
+    ends: Sequence[int],
+    chunk_steps: int | None,
+    ahead: Ahead,
+    after_chunk: Callable[[], None] = lambda: None,
+) -> list[Chunk]:
     """`work(first, last, sampled)` for all steps after `done`; no chunk goes over one of the `ends`.
 
-    At most `chunks_ahead` states wait to be written while the next chunk is sampled.
+    At most `chunks_ahead` chunks, or other work of `ahead`, wait to be written while the next chunk is sampled.
     """
     chunks = list[Chunk]()
     for end in ends:
         while done < end:
             last = min(done + (chunk_steps or _chosen_size(chunks)), end)
             chunks.append(await ahead.made(partial(work, done + 1, last)))
+            after_chunk()
             await ahead.at_most(settings().chunks_ahead)
             done = last
     return chunks

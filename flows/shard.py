@@ -16,7 +16,7 @@ from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
 from tasks.at_once import at_once
 from tasks.company import Company, rounds
-from tasks.keeping import begin, finish
+from tasks.keeping import Known, begin, finish, told_of
 from tasks.loading import load_model
 from tasks.pictures import is_drawn, keep_pictures
 from tasks.progress import report_step
@@ -53,9 +53,16 @@ async def shard(
         runs = await ahead.made(partial(prepare_all, jobs, store_place(store)))
         drawn = await at_once(is_drawn, runs.values())
         todo = {name: run for (name, run), done in zip(runs.items(), drawn, strict=True) if not done}
+        # Drawn by a process that was killed before it could say so.
+        found = [run for run in runs.values() if run not in todo.values()]
+        told = zip(found, await at_once(told_of, found), strict=True)
+        known = {run: of for run, of in told if of is not None and of.finished is None}
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(todo.items(), key=_models), key=_models):
-            total = total.plus(await _draw(dict(group), chunk_steps, keep or settings().keep, ahead))
+            count, finished = await _draw(dict(group), chunk_steps, ahead)
+            total, known = total.plus(count), known | finished
+        # Only now: until all are drawn, one may go on from a state of another.
+        await finish(known, keep or settings().keep)
     return {
         "drawn": len(todo),
         "found": len(runs) - len(todo),
@@ -68,25 +75,27 @@ def _models(item: tuple[str, Run]) -> tuple[str, ...]:
     return item[1].job.models
 
 
-async def _draw(runs: dict[str, Run], chunk_steps: int | None, keep: Keep, ahead: Ahead) -> Count:
+async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> tuple[Count, dict[Run, Known]]:
     these = list(runs.values())
     for model in these[0].job.models:
         await load_model(model, these[0].fingerprints)
-    beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
-    for run in these:
-        if run.job.start_image is not None:
-            await ahead.made(partial(encode_start, run))
+    starts = [run for run in these if run.job.start_image is not None]
+    if starts:
+        await ahead.made(partial(encode_start, starts))
     await ahead.made(partial(encode_prompts, these))
-    company = Company(await asyncio.gather(*map(newest, these)))
+    company, inputs = Company(await asyncio.gather(*map(newest, these))), ahead.so_far()
+    beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
     report_step(*company.counted())
 
     def work(first: int, last: int, sampled: Sampled) -> Any:
-        return rounds(company, first, last, sampled)
+        return rounds(company, first, last, sampled, inputs)
 
     chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead)
+    # A picture's record names its last state.
+    await ahead.at_most(0)
     for name, latents in zip(runs, company.latents(), strict=True):
         await ahead.made(partial(keep_pictures, runs[name], name, latents))
-    # Only now: until all are done, one may go on from a state of another.
+        await ahead.at_most(settings().chunks_ahead)
     await ahead.at_most(0)
-    await asyncio.gather(*(finish(run, known, keep) for run, known in zip(these, beginning.result(), strict=True)))
-    return Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
+    count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
+    return count, dict(zip(these, beginning.result(), strict=True))

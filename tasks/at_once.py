@@ -16,8 +16,13 @@ _WAITING = ThreadPoolExecutor(16, thread_name_prefix="store")
 
 
 async def at_once(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """The function's value for each item, in their order. Raises the first error, once all calls have ended."""
+    """The function's value for each item, in order. Raises the first error; what has not begun then never does."""
     calls = [asyncio.wrap_future(_WAITING.submit(copy_context().run, function, item)) for item in items]
     if calls:
-        await asyncio.wait(calls)
+        done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        for call in waiting:
+            call.cancel()
+        errors = [error for error in (call.exception() for call in done) if error is not None]
+        if errors:
+            raise errors[0]
     return [call.result() for call in calls]

@@ -15,7 +15,7 @@ from sampling_core.together import Member, advance_together
 from tasks.at_once import at_once
 from tasks.progress import report_step
 from tasks.run import Run
-from tasks.sampling import Chunk, Progress, Sampled
+from tasks.sampling import Chunk, Inputs, Progress, Sampled
 from tasks.settings import settings
 
 
@@ -73,10 +73,11 @@ class Company:
 
 
 @task(task_run_name="rounds {first}-{last}", persist_result=False)
-async def rounds(company: Company, first: int, last: int, sampled: Sampled) -> None:
+async def rounds(company: Company, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """A step of each run per round (counted from 1, both included); done when the states are durable."""
     before = set(company.states())
     chunk = await asyncio.to_thread(company.advance, last - first + 1)
     new = {key: (run, run.composition.to_tensors(state)) for key, (run, state) in company.states().items()}
     sampled.set_result(chunk)
+    await asyncio.shield(inputs)
     await at_once(lambda key: new[key][0].store.write_tensors(key, new[key][1]), new.keys() - before)

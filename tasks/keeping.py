@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
@@ -60,18 +60,32 @@ def begin(run: Run, name: str) -> Known:
     return known
 
 
-async def finish(run: Run, known: Known, keep: Keep) -> None:
-    """Tell the store that a run is finished, and remove the states that it need not keep."""
-    finished = known.model_copy(update={"finished": time.time()}).model_dump(mode="json")
-    await asyncio.gather(asyncio.to_thread(run.store.write_json, run.key, finished), _forget(run, known, keep))
+def told_of(run: Run) -> Known | None:
+    """What the store knows of a run; None if nothing, or nothing that can be read."""
+    try:
+        return Known.model_validate(run.store.read_json(run.key))
+    except ValidationError:
+        return None
 
 
-async def _forget(run: Run, known: Known, keep: Keep) -> None:
-    needless = known.states("all") - known.states(keep)
+async def finish(finished: Mapping[Run, Known], keep: Keep) -> None:
+    """Tell the store that runs, all of one store, are finished, and remove the states that none of them needs."""
+    if not finished:
+        return
+    now, store = time.time(), next(iter(finished)).store
+    told = {run.key: known.model_copy(update={"finished": now}) for run, known in finished.items()}
+    writing = at_once(lambda item: store.write_json(item[0], item[1].model_dump(mode="json")), told.items())
+    await asyncio.gather(writing, _forget(store, list(finished.values()), keep))
+
+
+async def _forget(store: Store, runs: Sequence[Known], keep: Keep) -> None:
+    # What one run could do without, another may keep.
+    needless = set[str]().union(*(run.states("all") for run in runs)) - set().union(*(run.states(keep) for run in runs))
     if needless:
-        listed = await at_once(run.store.objects, map(run.folder_of, run.chapters))
-        stored = {found.key for chapter in listed for found in chapter}
-        await at_once(run.store.remove, ([key] for key in needless & stored))
+        folders = {key.rpartition("/")[0] for key in needless}
+        listed = await at_once(store.objects, folders)
+        stored = {found.key for folder in listed for found in folder}
+        await at_once(store.remove, ([key] for key in needless & stored))
 
 
 class Listed(NamedTuple):

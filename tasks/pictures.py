@@ -52,6 +52,8 @@ async def keep_pictures(run: Run, name: str, latents: Latent, made: asyncio.Futu
 
 def is_drawn(run: Run) -> bool:
     """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
+    if run.job.start_image is not None and run.store.read_tensors(run.start_key) is None:
+        return False
     found = pictures_of(run.store, run.job_hash)
     return found is not None and found[0].latents == run.state_key(run.composition.steps)
 

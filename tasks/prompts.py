@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from prefect import task
 
+from sampling_core.guidance import Words
 from tasks.at_once import at_once
 from tasks.run import Run, Tensors
+from tasks.store import Store
+
+T = TypeVar("T")
 
 
 @task(task_run_name="encode prompts", persist_result=False)
@@ -19,13 +24,12 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
     """
     store = runs[0].store
     wanted = {run.prompt_key(words): (run, words) for run in runs for words in run.composition.prompts}
-    found = dict(zip(wanted, await at_once(store.read_tensors, wanted), strict=True))
-    known = {key: tensors for key, tensors in found.items() if tensors is not None}
-    missing: dict[str, Tensors] = {}
-    for key in [key for key in wanted if key not in known]:
-        run, words = wanted[key]
-        encoded = await asyncio.to_thread(run.model(words.model).encode_prompts, [words.prompt])
-        missing[key] = {"embedding": encoded[words.prompt]}
+
+    def encoded(item: tuple[Run, Words]) -> Tensors:
+        run, words = item
+        return {"embedding": run.model(words.model).encode_prompts([words.prompt])[words.prompt]}
+
+    known, missing = await _found_or_made(store, wanted, encoded)
     for run in runs:
         run.remember(known | missing)
     made.set_result(None)
@@ -34,14 +38,30 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
 
 
 @task(task_run_name="encode start image", persist_result=False)
-async def encode_start(run: Run, made: asyncio.Future[None]) -> None:
-    """Encode the start image, unless the store has its latent. `made` is set once the run knows it."""
-    found = await asyncio.to_thread(run.store.read_tensors, run.start_key)
-    if found is None:
-        latent = await asyncio.to_thread(run.model(run.job.model).encode_picture, run.inputs["picture"])
-        run.remember({run.start_key: {"latent": latent}})
-        made.set_result(None)
-        await asyncio.to_thread(run.store.write_tensors, run.start_key, {"latent": latent})
-    else:
-        run.remember({run.start_key: found})
-        made.set_result(None)
+async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
+    """Encode the start images of runs (at least one, with one store) that it does not have; returns how many.
+
+    `made` is set once the runs know their start latents.
+    """
+    store = runs[0].store
+    wanted = {run.start_key: run for run in runs}
+
+    def encoded(run: Run) -> Tensors:
+        return {"latent": run.model(run.job.model).encode_picture(run.inputs["picture"])}
+
+    known, missing = await _found_or_made(store, wanted, encoded)
+    for run in runs:
+        run.remember({run.start_key: (known | missing)[run.start_key]})
+    made.set_result(None)
+    await at_once(lambda item: store.write_tensors(*item), missing.items())
+    return len(missing)
+
+
+async def _found_or_made(
+    store: Store, wanted: Mapping[str, T], make: Callable[[T], Tensors]
+) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
+    """Objects by key that the store has, and those that it does not have, made one after the other."""
+    found = dict(zip(wanted, await at_once(store.read_tensors, wanted), strict=True))
+    known = {key: tensors for key, tensors in found.items() if tensors is not None}
+    missing = {key: await asyncio.to_thread(make, wanted[key]) for key in wanted if key not in known}
+    return known, missing

@@ -60,26 +60,31 @@ class Progress:
 
 
 Sampled = asyncio.Future[Chunk]
+"""Set once a chunk is sampled."""
+
+Inputs = asyncio.Future[Any]
+"""Done when masks, prompts and start image are durable. No state may be before them: with others, it is another's."""
 
 
 @task(task_run_name="base-only steps {first}-{last}", persist_result=False)
-async def warm_up(progress: Progress, first: int, last: int, sampled: Sampled) -> None:
+async def warm_up(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """Steps in which the base has the whole canvas (counted from 1, both included)."""
-    await _chunk(progress, last, sampled)
+    await _chunk(progress, last, sampled, inputs)
 
 
 @task(task_run_name="regional steps {first}-{last}", persist_result=False)
-async def regional_steps(progress: Progress, first: int, last: int, sampled: Sampled) -> None:
+async def regional_steps(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """Steps in which the base and all regions move together (counted from 1, both included)."""
-    await _chunk(progress, last, sampled)
+    await _chunk(progress, last, sampled, inputs)
 
 
-async def _chunk(progress: Progress, last: int, sampled: Sampled) -> None:
+async def _chunk(progress: Progress, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """The next chunk may begin once `sampled` is set; this one is done when its state is durable."""
     run = progress.run
     chunk = await asyncio.to_thread(progress.advance, last)
     tensors = run.composition.to_tensors(progress.state)
     sampled.set_result(chunk)
+    await asyncio.shield(inputs)
     await asyncio.to_thread(run.store.write_tensors, run.state_key(last), tensors)
 
 

@@ -54,6 +54,8 @@ class Shown:
         """Show where the run is, in the background, unless that was done a moment ago or is being done."""
         if time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
             self._bar_at = time.monotonic()
+            # What was no failure of the telling: a signal to end, for instance.
+            self._renewal.result()
             self._renewal = asyncio.create_task(told(self._renew()))
 
     async def end(self) -> None:

@@ -67,6 +67,10 @@ class Store:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise StoreError(self._field, self.url, f"a place that can be written ({reason})") from error
 
+    def connect(self) -> None:
+        """Ask for something, whatever it is: the first question to an object store in a process takes a second."""
+        self.read("connect")
+
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
         patiently(self.url, lambda: self._put(name, data))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import psutil
@@ -207,13 +208,14 @@ def drawn(field: Field, prefix: str, disturb: Callable[[str], None], out: Path) 
     return pixels, record, ended["run_count"]
 
 
-def one_run(field: Field, number: int, fault: str, delay: float, wanted: bytes) -> Outcome:
-    """Draw the job once; `delay` seconds after it starts, the fault comes."""
+def one_run(field: Field, number: int, fault: str, step: int, wanted: bytes) -> Outcome:
+    """Draw the job once; when the state after a step is in the store (0: at the start), the fault comes."""
     prefix = f"run-{number}"
     at_fault: list[tuple[bool, float, int]] = []
 
     def disturb(run_id: str) -> None:
-        time.sleep(delay)
+        while max(field.states(prefix), default=0) < step and field.machine.run(run_id)["state_type"] == "RUNNING":
+            time.sleep(0.02)
         during = field.machine.run(run_id)["state_type"] == "RUNNING"
         at_fault.append((during, time.monotonic(), max(field.states(prefix), default=0)))
         FAULTS[fault](field, run_id, prefix)
@@ -228,18 +230,19 @@ def one_run(field: Field, number: int, fault: str, delay: float, wanted: bytes) 
     return Outcome(fault, during, pixels == wanted, stored, recomputed, starts, time.monotonic() - began)
 
 
-def on_one_machine(faults: Sequence[tuple[int, str]], seed: int, told: Callable[[Outcome], None]) -> None:
+def on_one_machine(
+    faults: Sequence[tuple[int, str]], seed: int, told: Callable[[Outcome], None], stopping: Event
+) -> None:
     """A machine of its own for these faults, one after the other."""
     with field() as place:
-        drawn(place, "warm", lambda _run: None, place.machine.out)
-        started = list[float]()
-        wanted, _, _ = drawn(place, "undisturbed", lambda _run: started.append(time.monotonic()), place.machine.out)
-        length = time.monotonic() - started[0]
+        wanted, _, _ = drawn(place, "undisturbed", lambda _run: None, place.machine.out)
         for number, fault in faults:
+            if stopping.is_set():
+                return
             if fault == "disk full" and place.disk is None:
                 raise RuntimeError("a small disk cannot be mounted here; leave `disk full` out of --faults")
-            delay = random.Random(f"{seed} {number}").uniform(0, 0.9 * length)
-            told(one_run(place, number, fault, delay, wanted))
+            step = random.Random(f"{seed} {number}").randint(0, JOB["steps"])
+            told(one_run(place, number, fault, step, wanted))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -256,9 +259,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Each fault as often as the others, in random order.
     order = [names[i % len(names)] for i in range(given.runs)]
     random.Random(given.seed).shuffle(order)
-    outcomes: list[Outcome] = []
+    outcomes, stopping, telling = list[Outcome](), Event(), Lock()
 
     def told(outcome: Outcome) -> None:
+        with telling:
+            tell(outcome)
+
+    def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         print(
             f"{len(outcomes):3} {outcome.fault:24} {'during' if outcome.during else 'after'} the run, ",
@@ -273,8 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(given.machines) as pool:
         numbered = list(enumerate(order, start=1))
         machines = [numbered[i :: given.machines] for i in range(given.machines)]
-        for done in [pool.submit(on_one_machine, faults, given.seed, told) for faults in machines]:
-            done.result()
+        try:
+            for done in [pool.submit(on_one_machine, faults, given.seed, told, stopping) for faults in machines]:
+                done.result()
+        finally:
+            # Told to stop: what was begun is ended, and the machines are shut down.
+            stopping.set()
     equal, recomputed = sum(o.equal for o in outcomes), sum(o.recomputed for o in outcomes)
     during = sum(o.during for o in outcomes)
     print(

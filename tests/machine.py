@@ -17,6 +17,9 @@ import psutil
 from deployments import processes
 from tests.processes import ROOT, environment, free_port, post
 
+ASKED_HERE = "asked-by=tests"
+"""In the addresses of the tests' own questions, so that a server's log tells them from others'."""
+
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 
 
@@ -63,7 +66,7 @@ class Machine:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it. Raises OSError while it does not answer."""
-        (found,) = post(self.api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        (found,) = post(self.api, f"flow_runs/filter?{ASKED_HERE}", {"flow_runs": {"id": {"any_": [run_id]}}})
         return found
 
     def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:

@@ -76,8 +76,11 @@ def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     """Unlike jobs side by side: other canvases, another composition, several pictures."""
     folder = tmp_path / "jobs"
     folder.mkdir()
+    picture = str(next((ROOT / "examples" / "pictures").glob("*.png")))
     jobs: dict[str, dict[str, Any]] = {
         "wide": {"prompt": "a red background", "width": 192, "steps": 4},
+        "over": {"prompt": "a red background", "steps": 4, "denoise": 0.5, "start_image": picture},
+        "again": {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "start_image": picture},
         "two": {"prompt": "a blue background", "steps": 3, "batch_size": 2},
         "node": {
             "prompt": "a green background",
@@ -89,7 +92,7 @@ def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     for name, job in jobs.items():
         (folder / f"{name}.json").write_text(json.dumps(job))
     found = drawn("batch", "jobs/*.json", cwd=tmp_path, env=env)
-    assert {name: len(paths) for name, paths in found["images"].items()} == {"node": 1, "two": 2, "wide": 1}
+    assert {name: len(paths) for name, paths in found["images"].items()} == dict.fromkeys(jobs, 1) | {"two": 2}
     for name, paths in found["images"].items():
         alone = drawn("render", folder / f"{name}.json", "--store", "other", cwd=tmp_path, env=env)
         for one, two in zip(paths, alone["images"], strict=True):

@@ -63,7 +63,7 @@ def sampled(progress: Progress, chunk_steps: int) -> list[Chunk]:
 
     async def flow() -> list[Chunk]:
         async with Ahead() as ahead:
-            return await sample(progress, chunk_steps, ahead, lambda: None)
+            return await sample(progress, chunk_steps, ahead, ahead.so_far(), lambda: None)
 
     return asyncio.run(flow())
 
