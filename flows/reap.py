@@ -6,7 +6,8 @@ sends heartbeats is never touched, whatever its state says; one that counts as d
 
 # No `from __future__ import annotations`: see flows/render.py.
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -107,19 +108,29 @@ async def reap(
     )
     done: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0}
     async with get_client() as client:
-        suspects = [(run, seen) async for run, seen in _look(client, patience)]
+        suspects = await _look(client, patience)
         if any(seen.state != StateType.CRASHED for _, seen in suspects):
             await asyncio.sleep(second_look_seconds)
         for run, seen in suspects:
-            again = await _sight(client, await client.read_flow_run(run.id))
-            if again == seen:
-                verdict = judge(seen, datetime.now(UTC), patience)
-                await _carry_out(client, run, verdict)
-                done[verdict] += 1
+            with _whatever_it_is(run):
+                again = await _sight(client, await client.read_flow_run(run.id))
+                if again == seen:
+                    verdict = judge(seen, datetime.now(UTC), patience)
+                    await _carry_out(client, run, verdict)
+                    done[verdict] += 1
     return done
 
 
-async def _look(client: PrefectClient, patience: Patience) -> AsyncIterator[tuple[FlowRun, Sighting]]:
+@contextmanager
+def _whatever_it_is(run: FlowRun) -> Generator[None]:
+    """One run that cannot be looked at, or is gone meanwhile, must not cost the others their new start."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever it is, it is told and left
+        get_run_logger().exception("%s is left as it is", run.name)
+
+
+async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun, Sighting]]:
     """All runs that seem to be dead."""
     now = datetime.now(UTC)
     unfinished = FlowRunFilter.model_validate(
@@ -131,7 +142,7 @@ async def _look(client: PrefectClient, patience: Patience) -> AsyncIterator[tupl
             "expected_start_time": {"after_": now - _OLDEST},
         }
     )
-    offset = 0
+    offset, found = 0, list[tuple[FlowRun, Sighting]]()
     while True:
         page = await client.read_flow_runs(
             flow_run_filter=unfinished, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
@@ -139,11 +150,12 @@ async def _look(client: PrefectClient, patience: Patience) -> AsyncIterator[tupl
         for run in page:
             # One without a pool is served by a process of its own, with heartbeats as slow as it likes.
             if run.work_pool_name is not None:
-                seen = await _sight(client, run)
-                if judge(seen, now, patience) != "leave":
-                    yield run, seen
+                with _whatever_it_is(run):
+                    seen = await _sight(client, run)
+                    if judge(seen, now, patience) != "leave":
+                        found.append((run, seen))
         if len(page) < _PAGE:
-            return
+            return found
         offset += _PAGE
 
 
@@ -162,7 +174,7 @@ async def _sight(client: PrefectClient, run: FlowRun) -> Sighting:
     history = await client.read_flow_run_states(run.id)
     return Sighting(
         state=state.type,
-        last_sign=max(state.timestamp, *(event.received for event in heartbeats.events[:1])),
+        last_sign=max([state.timestamp, *(event.received for event in heartbeats.events[:1])]),
         restarts=sum((past.message or "").startswith(_AGAIN) for past in history),
     )
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, Self
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from flows.reap import Patience, Sighting, judge
+import flows.reap
+from flows.reap import Patience, Sighting, judge, reap
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PATIENCE = Patience(
@@ -64,3 +70,52 @@ def test_what_has_ended_or_waits_is_never_touched(state: StateType, silent: floa
 @given(st.floats(-3600, 0), st.sampled_from(StateType))
 def test_a_clock_that_lags_behind_the_server_kills_nothing(silent: float, state: StateType) -> None:
     assert judge(seen(state, silent), NOW, PATIENCE) == "leave"
+
+
+class Server:
+    """As much of a server as the reaper asks: runs that have crashed an hour ago, of which some sent heartbeats."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.runs = [self.crashed(f"run {number}") for number in range(3)]
+        self.set: list[tuple[UUID, str]] = []
+
+    @staticmethod
+    def crashed(name: str) -> FlowRun:
+        state = State(type=StateType.CRASHED, name="Crashed", timestamp=datetime.now(UTC) - timedelta(hours=1))
+        return FlowRun(id=uuid4(), flow_id=uuid4(), name=name, state=state, work_pool_name="gpu")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def read_flow_runs(self, **_: Any) -> list[FlowRun]:
+        return self.runs
+
+    async def read_flow_run(self, run_id: UUID) -> FlowRun:
+        return next(run for run in self.runs if run.id == run_id)
+
+    async def read_flow_run_states(self, run_id: UUID) -> list[State]:
+        if self.broken and run_id == self.runs[1].id:
+            raise ValueError("a run that this version does not understand")
+        return []
+
+    async def read_events(self, found: Any, **_: Any) -> SimpleNamespace:
+        has_one = str(self.runs[0].id) in str(found)
+        received = datetime.now(UTC) - timedelta(hours=2)
+        return SimpleNamespace(events=[SimpleNamespace(received=received)] * has_one)
+
+    async def set_flow_run_state(self, run_id: UUID, state: State, **_: Any) -> None:
+        self.set.append((run_id, state.name or ""))
+
+
+@pytest.mark.parametrize(("broken", "again"), [(False, {0, 1, 2}), (True, {0, 2})])
+def test_a_run_that_died_before_its_first_heartbeat_is_started_again_and_costs_no_other(
+    *, broken: bool, again: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(broken=broken)
+    monkeypatch.setattr(flows.reap, "get_client", lambda: server)
+    monkeypatch.setattr(flows.reap, "get_run_logger", lambda: logging.getLogger("reap"))
+    assert asyncio.run(reap.fn()) == {"start again": len(again), "give up": 0, "cancel": 0}
+    assert server.set == [(server.runs[number].id, "AwaitingRetry") for number in sorted(again)]
