@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from uuid import uuid4
 import psutil
 
 from deployments import processes
-from tests.processes import ROOT, environment, free_port, post
+from tests.processes import ROOT, ask, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
 """In the addresses of the tests' own questions, so that a server's log tells them from others'."""
@@ -54,15 +52,10 @@ class Machine:
         return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", order)["id"]
 
     def delete(self, path: str) -> None:
-        self._ask(urllib.request.Request(f"{self.api}/{path}", method="DELETE"))
+        ask(f"{self.api}/{path}", method="DELETE")
 
     def patch(self, path: str, body: dict[str, Any]) -> None:
-        headers = {"Content-Type": "application/json"}
-        self._ask(urllib.request.Request(f"{self.api}/{path}", json.dumps(body).encode(), headers, method="PATCH"))
-
-    def _ask(self, request: urllib.request.Request) -> None:
-        with urllib.request.urlopen(request, timeout=20):
-            pass
+        ask(f"{self.api}/{path}", body, "PATCH")
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it. Raises OSError while it does not answer."""

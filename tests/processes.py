@@ -89,23 +89,27 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: flo
     raise AssertionError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
 
 
-def post(api: str, path: str, body: Any) -> Any:
+def ask(url: str, body: Any = None, method: str = "POST") -> Any:
     """Ask a Prefect server; again where SQLite keeps it busy (503, or no answer), as Prefect's own client does."""
     for _ in range(10):
         try:
-            return _post(api, path, body)
+            return _ask(url, body, method)
         except urllib.error.HTTPError as error:
             if error.code != 503:
                 raise
         except OSError:
             pass
         time.sleep(1)
-    return _post(api, path, body)
+    return _ask(url, body, method)
 
 
-def _post(api: str, path: str, body: Any) -> Any:
-    request = urllib.request.Request(
-        f"{api}/{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
+def post(api: str, path: str, body: Any) -> Any:
+    """What a Prefect server answers to a question."""
+    return ask(f"{api}/{path}", body)
+
+
+def _ask(url: str, body: Any, method: str) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
     with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
+        return json.loads(answer.read() or "null")
