@@ -110,6 +110,7 @@ def post(api: str, path: str, body: Any) -> Any:
 
 def _ask(url: str, body: Any, method: str) -> Any:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.loads(answer.read() or "null")
