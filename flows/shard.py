@@ -27,6 +27,9 @@ from tasks.sampling import Sampled, newest
 from tasks.settings import Keep, settings
 from tasks.trust import store_place
 
+_PICTURES = 8
+"""Decoded in one task: many tasks at once are more than a server on SQLite can write down."""
+
 
 @flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
 async def shard(
@@ -93,8 +96,10 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
     chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead)
     # A picture's record names its last state.
     await ahead.at_most(0)
-    for name, latents in zip(runs, company.latents(), strict=True):
-        await ahead.made(partial(keep_pictures, runs[name], name, latents))
+    finished = list(zip(these, company.latents(), strict=True))
+    for first in range(0, len(finished), _PICTURES):
+        some = finished[first : first + _PICTURES]
+        await ahead.made(partial(keep_pictures, some, first + 1, first + len(some)))
         await ahead.at_most(settings().chunks_ahead)
     await ahead.at_most(0)
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))

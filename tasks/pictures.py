@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Sequence
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,22 +33,33 @@ class Drawn(BaseModel):
     versions: dict[str, str]
 
 
-@task(task_run_name="picture {name}", persist_result=False)
-async def keep_pictures(run: Run, name: str, latents: Latent, made: asyncio.Future[None]) -> None:
-    """Decode finished latents [b, c, h, w], hand on, and write the pictures to the store; `name` is for people."""
-    files = {f"pictures/{_digest(data)}.png": data for data in await asyncio.to_thread(encoded, run, latents)}
+@task(task_run_name="pictures {first}-{last}", persist_result=False)
+async def keep_pictures(
+    finished: Sequence[tuple[Run, Latent]], first: int, last: int, made: asyncio.Future[None]
+) -> None:
+    """Decode finished latents [b, c, h, w] one after the other, hand on, and write the pictures to the store.
+
+    `first` and `last` count the runs of the shard, for people.
+    """
+    files = [(run, await asyncio.to_thread(encoded, run, latents)) for run, latents in finished]
     made.set_result(None)
+    await at_once(lambda one: _keep(*one), files)
+
+
+def _keep(run: Run, files: Sequence[bytes]) -> None:
+    pictures = {f"pictures/{_digest(data)}.png": data for data in files}
+    for key, data in pictures.items():
+        run.store.write(key, data)
     drawn = Drawn(
         job=run.job,
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[run.job.model],
         latents=run.state_key(run.composition.steps),
-        pictures=tuple(files),
+        pictures=tuple(pictures),
         versions=versions(),
     )
-    await at_once(lambda file: run.store.write(*file), files.items())
     # Last, so that what the record names is there.
-    await asyncio.to_thread(run.store.write_json, _key(run.job_hash), drawn.model_dump(mode="json"))
+    run.store.write_json(_key(run.job_hash), drawn.model_dump(mode="json"))
 
 
 def is_drawn(run: Run) -> bool:
