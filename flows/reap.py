@@ -112,7 +112,7 @@ async def reap(
         if any(seen.state != StateType.CRASHED for _, seen in suspects):
             await asyncio.sleep(second_look_seconds)
         for run, seen in suspects:
-            with _whatever_it_is(run):
+            with _errors_told(run):
                 again = await _sight(client, await client.read_flow_run(run.id))
                 if again == seen:
                     verdict = judge(seen, datetime.now(UTC), patience)
@@ -122,7 +122,7 @@ async def reap(
 
 
 @contextmanager
-def _whatever_it_is(run: FlowRun) -> Generator[None]:
+def _errors_told(run: FlowRun) -> Generator[None]:
     """One run that cannot be looked at, or is gone meanwhile, must not cost the others their new start."""
     try:
         yield
@@ -150,7 +150,7 @@ async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun
         for run in page:
             # One without a pool is served by a process of its own, with heartbeats as slow as it likes.
             if run.work_pool_name is not None:
-                with _whatever_it_is(run):
+                with _errors_told(run):
                     seen = await _sight(client, run)
                     if judge(seen, now, patience) != "leave":
                         found.append((run, seen))

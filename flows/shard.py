@@ -4,9 +4,10 @@
 import asyncio
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from flows.ahead import Ahead
 from flows.naming import named_after
@@ -33,7 +34,7 @@ _PICTURES = 8
 
 @flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
 async def shard(
-    jobs: list[NamedJob],
+    jobs: Annotated[list[NamedJob], Field(min_length=1)],
     chunk_steps: ChunkSteps = None,
     store: str | None = None,
     keep: Keep | None = None,
@@ -56,8 +57,8 @@ async def shard(
         runs = await ahead.made(partial(prepare_all, jobs, store_place(store)))
         drawn = await at_once(is_drawn, runs.values())
         todo = {name: run for (name, run), done in zip(runs.items(), drawn, strict=True) if not done}
-        # Drawn by a process that was killed before it could say so.
-        found = [run for run in runs.values() if run not in todo.values()]
+        # Some were drawn by a process that was killed before it could say so.
+        found = [run for run, done in zip(runs.values(), drawn, strict=True) if done]
         told = zip(found, await at_once(told_of, found), strict=True)
         known = {run: of for run, of in told if of is not None and of.finished is None}
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
+
+from torch import Tensor
+
+from tasks.store import Store
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -26,3 +30,15 @@ async def at_once(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         if errors:
             raise errors[0]
     return [call.result() for call in calls]
+
+
+async def read_all(store: Store, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """The tensors under those of the keys that the store has."""
+    wanted = list(keys)
+    found = zip(wanted, await at_once(store.read_tensors, wanted), strict=True)
+    return {key: tensors for key, tensors in found if tensors is not None}
+
+
+async def write_all(store: Store, objects: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write tensors by their keys; all are durable when this returns."""
+    await at_once(lambda item: store.write_tensors(*item), objects.items())

@@ -9,7 +9,7 @@ import torch
 from prefect import task
 
 from sampling_core.job import RenderJob
-from tasks.at_once import at_once
+from tasks.at_once import read_all, write_all
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run, Tensors
 
@@ -20,7 +20,7 @@ async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run])
     prepared = await asyncio.to_thread(prepare, job)
     (run,), unstored = await with_masks([prepared], store_url)
     made.set_result(run)
-    await store_masks(run, unstored)
+    await write_all(run.store, unstored)
 
 
 async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list[Run], dict[str, Tensors]]:
@@ -29,13 +29,7 @@ async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list
     # A job without regions has none, and safetensors wants at least one tensor.
     wanted = {run.mask_key: one.inputs or {"none": torch.zeros(1)} for run, one in zip(runs, prepared, strict=True)}
     # What is in the store counts: another machine's masks may differ in the last bit.
-    stored = await at_once(runs[0].store.read_tensors, wanted)
-    known = {key: found for key, found in zip(wanted, stored, strict=True) if found is not None}
+    known = await read_all(runs[0].store, wanted)
     for run in runs:
         run.remember({run.mask_key: known.get(run.mask_key) or wanted[run.mask_key]})
     return runs, {key: masks for key, masks in wanted.items() if key not in known}
-
-
-async def store_masks(run: Run, unstored: dict[str, Tensors]) -> None:
-    """Write masks by their keys to the run's store."""
-    await at_once(lambda item: run.store.write_tensors(*item), unstored.items())

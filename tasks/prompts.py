@@ -9,7 +9,7 @@ from typing import TypeVar
 from prefect import task
 
 from sampling_core.guidance import Words
-from tasks.at_once import at_once
+from tasks.at_once import read_all, write_all
 from tasks.run import Run, Tensors
 from tasks.store import Store
 
@@ -33,7 +33,7 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
     for run in runs:
         run.remember(known | missing)
     made.set_result(None)
-    await at_once(lambda item: store.write_tensors(*item), missing.items())
+    await write_all(store, missing)
     return len(missing)
 
 
@@ -53,7 +53,7 @@ async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     for run in runs:
         run.remember({run.start_key: (known | missing)[run.start_key]})
     made.set_result(None)
-    await at_once(lambda item: store.write_tensors(*item), missing.items())
+    await write_all(store, missing)
     return len(missing)
 
 
@@ -61,7 +61,6 @@ async def _found_or_made(
     store: Store, wanted: Mapping[str, T], make: Callable[[T], Tensors]
 ) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
     """Objects by key that the store has, and those that it does not have, made one after the other."""
-    found = dict(zip(wanted, await at_once(store.read_tensors, wanted), strict=True))
-    known = {key: tensors for key, tensors in found.items() if tensors is not None}
+    known = await read_all(store, wanted)
     missing = {key: await asyncio.to_thread(make, wanted[key]) for key in wanted if key not in known}
     return known, missing

@@ -8,7 +8,8 @@ from prefect import task
 
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
-from tasks.masks import store_masks, with_masks
+from tasks.at_once import write_all
+from tasks.masks import with_masks
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run
 
@@ -33,4 +34,4 @@ async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future
     prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
     runs, unstored = await with_masks(prepared, store_url)
     made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
-    await store_masks(runs[0], unstored)
+    await write_all(runs[0].store, unstored)

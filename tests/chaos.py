@@ -263,19 +263,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def told(outcome: Outcome) -> None:
         with telling:
-            tell(outcome)
-
-    def tell(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        print(
-            f"{len(outcomes):3} {outcome.fault:24} {'during' if outcome.during else 'after'} the run, ",
-            f"equal {outcome.equal!s:5} {outcome.stored_at_fault:3} states there, ",
-            f"recomputed {outcome.recomputed}, starts {outcome.starts}, {outcome.recovery:.0f} s",
-            sep="",
-            flush=True,
-        )
-        if given.json:
-            given.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=2) + "\n")
+            outcomes.append(outcome)
+            print(
+                f"{len(outcomes):3} {outcome.fault:24} {'during' if outcome.during else 'after'} the run, ",
+                f"equal {outcome.equal!s:5} {outcome.stored_at_fault:3} states there, ",
+                f"recomputed {outcome.recomputed}, starts {outcome.starts}, {outcome.recovery:.0f} s",
+                sep="",
+                flush=True,
+            )
+            if given.json:
+                given.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=2) + "\n")
 
     with ThreadPoolExecutor(given.machines) as pool:
         numbered = list(enumerate(order, start=1))
