@@ -146,6 +146,8 @@ def main() -> None:
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "WARNING")
+    # To wait for the GPU is nothing late; after Prefect's 15 s SQLite is locked while all that wait are marked at once.
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS", "900")
     set_defaults()
     os.environ.update(machine.environment())
     try:
