@@ -17,11 +17,13 @@ async def sample(
     """All steps that are not done, first those of the base alone. The last states may still be being written."""
     composition = progress.run.composition
     warm, steps = composition.base_only_steps, composition.steps
+    # Where a chapter ends, other jobs can go on.
+    ends = {warm, steps, *(chapter.first for chapter in progress.run.chapters)}
 
     def work(first: int, last: int, sampled: Sampled) -> Coroutine[Any, Any, None]:
         return (warm_up if first <= warm else regional_steps)(progress, first, last, sampled, inputs)
 
-    return await chunked(work, progress.done, [warm, steps], chunk_steps, ahead, after_chunk)
+    return await chunked(work, progress.done, sorted(ends), chunk_steps, ahead, after_chunk)
 
 
 Work = Callable[[int, int, Sampled], Coroutine[Any, Any, None]]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sampling_core.fields import refuse
+from sampling_core.fields import CHOOSE_THEIR_STEPS, refuse
 from sampling_core.original_node import PARAMETERS, UNTOUCHED, Node
 
 if TYPE_CHECKING:
     from sampling_core.job import Region, RenderJob
 
+LONGEST_SCHEDULE = 1000
+"""Levels that models are trained on; a longer schedule would name some of them twice."""
+
 _SEQUENTIAL_ONLY = ("scheduler", "sigma_factor")
 _JOINT_ONLY = ("overlap", "noise", "protect")
 _JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
-_CHOOSE_THEIR_STEPS = ("dpm_fast", "dpm_adaptive")
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),
     "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
@@ -35,7 +37,7 @@ def _check_joint(job: RenderJob) -> None:
     if job.node != UNTOUCHED:
         raise refuse("node", job.node.name, "left out with joint composition")
     for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
-        if sampler in _CHOOSE_THEIR_STEPS:
+        if sampler in CHOOSE_THEIR_STEPS:
             raise refuse(field, sampler, "a sampler that takes the given steps, with joint composition")
     for name in _SEQUENTIAL_ONLY:
         for field, value in _of_regions(job, name).items():
@@ -43,9 +45,10 @@ def _check_joint(job: RenderJob) -> None:
                 raise refuse(field, value, "left out with joint composition")
 
     for i, region in enumerate(job.regions):
-        first, last = region.start_at_step or 0, region.end_at_step
-        if last is not None and last <= first:
-            raise refuse(f"regions.{i}.end_at_step", last, f"more than start_at_step ({first})")
+        first, last = region.start_at_step, region.end_at_step
+        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({job.first_steps})"
+        if last is not None and last <= (job.first_steps if first is None else first):
+            raise refuse(f"regions.{i}.end_at_step", last, f"more than {why}")
     if job.protect and job.start_image is None:
         raise refuse("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
 
@@ -74,7 +77,20 @@ def _check_sequential(job: RenderJob) -> None:
     for field, strength in _of_regions(job, "variation_strength").items():
         if strength and not varies:
             raise refuse(field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise")
+    if "sigma_factor" not in PARAMETERS[node.name]:
+        for field, factor in _of_regions(job, "sigma_factor").items():
+            if factor != 1:
+                raise refuse(field, factor, f"left out: {node.name} has no such parameter")
+    if node.mask_steps is not None or node.mask_denoise is not None:
+        check_schedule("node.mask_denoise", node.mask_steps or job.steps, node.mask_denoise or job.denoise)
     _check_range(job)
+
+
+def check_schedule(field: str, steps: int, denoise: float) -> None:
+    """Raise the error of `denoise`, the last part of a schedule, where the whole one would be too long."""
+    if steps > denoise * LONGEST_SCHEDULE:
+        least = f"{steps / LONGEST_SCHEDULE:g} or more with {steps} steps"
+        raise refuse(field, denoise, f"{least} (a schedule of at most {LONGEST_SCHEDULE})")
 
 
 def _check_range(job: RenderJob) -> None:

@@ -109,14 +109,10 @@ class Joint:
         return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
-        return written.to_tensors(state, self._taken_part(state.step))
+        return written.to_tensors(self.plan, state)
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
-        return written.from_tensors(self.begin(), self._taken_part(int(tensors["step"])), tensors)
-
-    def _taken_part(self, steps: int) -> set[int]:
-        """The participants that had a part in the first `steps` steps."""
-        return {i for step in range(min(steps, self.steps)) for i in self.plan.active(step)}
+        return written.from_tensors(self.plan, self.noised.shape, tensors)
 
     def chapters(self) -> list[Chapter]:
         """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
@@ -125,5 +121,5 @@ class Joint:
         told: list[Chapter] = []
         for stage in plan.stages:
             active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
-            told.append(Chapter(stage.first, active if told else [beginning, active]))
+            told.append(Chapter(stage.first, [active, sorted(stage.forget) if told else beginning]))
         return told

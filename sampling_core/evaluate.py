@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,13 +21,16 @@ class Network(Protocol):
     def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows: ...
 
 
-class Networks(NamedTuple):
+@dataclass(frozen=True)
+class Networks:
     """What a run is evaluated with: networks by model, encoded prompts by model and prompt."""
 
     networks: Mapping[str, Network]
     embeddings: Mapping[str, Mapping[str, Embedding]]
     max_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
+    room: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
+    """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
 
 
 class Count(NamedTuple):
@@ -86,16 +90,16 @@ def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
     encoded = using.embeddings[rows[0].model]
     words = torch.cat([encoded[row.prompt].expand(n, -1, -1) for row, n in zip(rows, pictures, strict=True)])
-    network, most = using.networks[rows[0].model], using.max_rows or len(x)
-    while True:
+    network, kind = using.networks[rows[0].model], (rows[0].model, x.shape[1:])
+    most = min(using.max_rows or len(x), using.room.get(kind, len(x)))
+    parts, at = list[Rows](), 0
+    while at < len(x):
+        part = slice(at, at + most)
         try:
-            parts = [
-                network(x[at : at + most], levels[at : at + most], words[at : at + most])
-                for at in range(0, len(x), most)
-            ]
-            break
+            parts.append(network(x[part], levels[part], words[part]))
+            at += most
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
-            most = -(-most // 2)
+            most = using.room[kind] = -(-most // 2)
     return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))

@@ -51,6 +51,9 @@ SamplerName = Literal[
     "uni_pc",
     "uni_pc_bh2",
 ]
+CHOOSE_THEIR_STEPS: frozenset[SamplerName] = frozenset({"dpm_fast", "dpm_adaptive"})
+"""Samplers that do not step where they are told."""
+
 SchedulerName = Literal[
     "normal",
     "karras",

@@ -47,24 +47,27 @@ def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[st
     `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
     """
     name, found = content_hash(context), list[Named]()
+    digests: dict[int, str] = {}
     for first, values in chapters:
-        name = content_hash([name, first, _told(values, fingerprints)])
+        name = content_hash([name, first, _told(values, fingerprints, digests)])
         found.append(Named(first, name))
     return tuple(found)
 
 
-def _told(value: object, fingerprints: Mapping[str, str]) -> Any:
-    """A value as JSON that is equal for equal values alone."""
+def _told(value: object, fingerprints: Mapping[str, str], digests: dict[int, str]) -> Any:
+    """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
 
     def told(item: object) -> Any:
-        return _told(item, fingerprints)
+        return _told(item, fingerprints, digests)
 
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Tensor():
-            digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-            return [str(value.dtype), list(value.shape), digest]
+            # The passes of a sequential run have the same masks, of a whole canvas, over and over.
+            if id(value) not in digests:
+                digests[id(value)] = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+            return [str(value.dtype), list(value.shape), digests[id(value)]]
         case Guidance():
             model = fingerprints.get(value.model, value.model)
             return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]

@@ -6,18 +6,13 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sampling_core.composing import check_composition
-from sampling_core.fields import Frozen, Number, SamplerName, SchedulerName, Seed, Text, Whole, at, refuse
+from sampling_core.composing import check_composition, check_schedule
+from sampling_core.fields import Frozen, Guidance, Number, SamplerName, SchedulerName, Seed, Text, Whole, at, refuse
 from sampling_core.noise import VariationMethod
 from sampling_core.original_node import UNTOUCHED, Node
 from sampling_core.shapes import ColorMap, Image, Shape
 
-Guidance = Annotated[Number, Field(ge=0, le=100)]
-
 MOST_REGIONS = 64
-
-LONGEST_SCHEDULE = 1000
-"""Levels that models are trained on; a longer schedule would name some of them twice."""
 
 
 class DrawnMask(NamedTuple):
@@ -214,9 +209,7 @@ class RenderJob(Frozen):
         first, steps = self.base_only_steps, self.steps
         if self.regions and first is not None and first >= steps:
             raise refuse("base_only_steps", first, f"0 to {steps - 1} (less than steps)")
-        if steps > self.denoise * LONGEST_SCHEDULE:
-            least = steps / LONGEST_SCHEDULE
-            raise refuse("denoise", self.denoise, f"{least:g} or more with {steps} steps (a schedule of at most 1000)")
+        check_schedule("denoise", steps, self.denoise)
         for index in self.batch_index:
             if index >= self.batch_size:
                 raise refuse("batch_index", index, f"0 to {self.batch_size - 1} (less than batch_size)")

@@ -73,18 +73,28 @@ def _stages(
             continue
         entered = present
         weights: list[Mask | None] = [None] * (len(windows) + 1)
-        for i, weight in zip(
-            [0, *(i + 1 for i in present)], _shared(job, masks, present, kinds, everywhere), strict=True
-        ):
+        base, shares = _shared(job, masks, present, everywhere)
+        taking_part = [0, *(i + 1 for i in present)]
+        apart = parted((base, *shares), [kinds[i] for i in taking_part])
+        for i, weight in zip(taking_part, apart, strict=True):
             weights[i] = weight if bool((weight > 0).any()) else None
-        stages.append(Stage(step, tuple(weights)))
+        unlike = stages and len(set(kinds)) > 1
+        stages.append(Stage(step, tuple(weights), _gaining(stages[-1].weights, weights) if unlike else frozenset()))
     return tuple(stages)
 
 
+def _gaining(before: Sequence[Mask | None], after: Sequence[Mask | None]) -> frozenset[int]:
+    """Those who come to draw cells that they did not draw: others may have put noise of another kind there."""
+    both = [(i, old, new) for i, (old, new) in enumerate(zip(before, after, strict=True))]
+    return frozenset(
+        i for i, old, new in both if old is not None and new is not None and bool(((old == 0) & (new > 0)).any())
+    )
+
+
 def _shared(
-    job: RenderJob, masks: Sequence[Mask], present: Sequence[int], kinds: Sequence[str], everywhere: Mask
-) -> tuple[Mask, ...]:
-    """The weights of the base and of the regions that are present."""
+    job: RenderJob, masks: Sequence[Mask], present: Sequence[int], everywhere: Mask
+) -> tuple[Mask, tuple[Mask, ...]]:
+    """The weights of the base and of the regions that are present, by the job's rule for overlaps."""
     upper = [i for i in present if job.regions[i].weight > 0]
     lower = [i for i in present if job.regions[i].weight == 0]
     base, shares = everywhere, tuple[Mask, ...]()
@@ -95,7 +105,7 @@ def _shared(
     if lower:
         base, shares = beneath((base, shares), by_weight([masks[i] for i in lower], [1.0] * len(lower)))
     share = dict(zip([*upper, *lower], shares, strict=True))
-    return parted((base, *(share[i] for i in present)), [kinds[0], *(kinds[i + 1] for i in present)])
+    return base, tuple(share[i] for i in present)
 
 
 def _weights(job: RenderJob, regions: Sequence[int]) -> list[float]:
@@ -119,8 +129,8 @@ def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Laten
     for region in (job.regions[i] for i in varied):
         other = initial_noise(region.variation_seed, shape, index)
         variations.append(mix_noise(noise, other, region.variation_strength, region.variation_method))
-    _, weights = by_weight([masks[i] for i in varied], [job.regions[i].weight or 1.0 for i in varied])
-    return varied_noise(noise, variations, weights)
+    _, shares = _shared(job, masks, varied, torch.ones(shape[2:]))
+    return varied_noise(noise, variations, shares)
 
 
 def _noise(job: RenderJob, shape: Shape, rungs: tuple[Level, ...]) -> Noise:

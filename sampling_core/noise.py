@@ -130,10 +130,11 @@ def original_touch_noise(
     if mask.numel() != rows * columns:
         raise BadInput("mask", list(mask.shape), "one mask [H, W]")
     inside = interpolate(mask.reshape(1, 1, rows, columns), size=noise.shape[2:], mode="bilinear")
-    blend = original_mix_noise(noise, initial_noise(variation_seed, _shape(noise)), strength, method)
+    blend = original_mix_noise(noise, initial_noise(variation_seed, shape_of(noise)), strength, method)
     return (inside == 1).float() * blend + (inside == 0).float() * noise
 
 
-def _shape(latent: Latent) -> tuple[int, int, int, int]:
+def shape_of(latent: Latent) -> tuple[int, int, int, int]:
+    """Pictures, channels, rows and columns."""
     batch, channels, rows, columns = latent.shape
     return batch, channels, rows, columns

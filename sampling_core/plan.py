@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +19,9 @@ from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.cautions import cautions
 from sampling_core.nodes.sequential import Sequential
 from sampling_core.sequential_plan import sequential
+
+_WEIGHTED = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")
+"""How other programs write that a word counts more."""
 
 
 def compose(
@@ -96,7 +100,30 @@ def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list
         found += cautions(run)
     elif isinstance(run, Joint) and all(0 not in run.plan.active(step) for step in range(run.steps)):
         found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
+    found += [*_never_drawn(run), *_weighted_words(job)]
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:
             found.append(f"{name} {pixels} is far from the {trained_pixels} pixels that the model was trained on")
     return found
+
+
+def _never_drawn(run: Composition[Any]) -> list[str]:
+    if not isinstance(run, Joint):
+        return []
+    taking_part = {i for step in range(run.steps) for i in run.plan.active(step)}
+    # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
+    return [
+        f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
+        for i in range(1, len(run.plan.participants))
+        if i not in taking_part
+    ]
+
+
+def _weighted_words(job: RenderJob) -> list[str]:
+    prompts = {"prompt": job.prompt, **{f"regions.{i}.prompt": region.prompt for i, region in enumerate(job.regions)}}
+    weighted = {field: _WEIGHTED.search(prompt) for field, prompt in prompts.items()}
+    return [
+        f"{field}: {found[0]} is read as it stands; parentheses give no weight here"
+        for field, found in weighted.items()
+        if found
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,11 +30,13 @@ class Participant:
 class Stage(NamedTuple):
     """From step `first` (0-based) on: each participant's weight, None where it takes no part.
 
-    The weights of a stage sum to 1 at every latent cell.
+    The weights of a stage sum to 1 at every latent cell. Those who `forget` begin the stage without a memory, because
+    what they remember has another noise than the latent.
     """
 
     first: int
     weights: tuple[Mask | None, ...]
+    forget: frozenset[int] = frozenset()
 
 
 class Known(NamedTuple):
@@ -75,10 +77,17 @@ class Plan:
         used = (p.guidance.words for step in range(self.steps) for p, _ in self.active(step).values())
         return tuple(dict.fromkeys(words for several in used for words in several))
 
+    def stage(self, step: int) -> Stage:
+        """The stage that a step (0-based) belongs to."""
+        return next(stage for stage in reversed(self.stages) if stage.first <= step)
+
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
         """Who takes part in a step (0-based), by index, and with which weight."""
-        stage = next(stage for stage in reversed(self.stages) if stage.first <= step)
-        return {i: (self.participants[i], w) for i, w in enumerate(stage.weights) if w is not None}
+        return {i: (self.participants[i], w) for i, w in enumerate(self.stage(step).weights) if w is not None}
+
+    def remembering(self, step: int) -> Collection[int]:
+        """Who remembers something after `step` steps: those who took part in the last one."""
+        return self.active(step - 1) if step > 0 else ()
 
     def interval(self, step: int) -> Interval:
         """A step (0-based), as solvers see it."""
@@ -86,16 +95,19 @@ class Plan:
 
 
 class State(NamedTuple):
-    """A run after `step` steps. Together with its plan it is all that is needed to go on."""
+    """A run after `step` steps. Together with its plan it is all that is needed to go on.
+
+    Of those who took no part in the last step, the solvers' states are as at a beginning with `x`.
+    """
 
     step: int
     x: Latent
     solvers: tuple[Any, ...]
 
 
-def start(plan: Plan, x: Latent) -> State:
-    """The state before the first step; `x` is the noised latent at the ladder's first level."""
-    return State(0, x, tuple(p.solver.init(x) for p in plan.participants))
+def start(plan: Plan, x: Latent, step: int = 0) -> State:
+    """A state in which nobody remembers anything; `x` is the noised latent at that step's level of the ladder."""
+    return State(step, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
 def advance(plan: Plan, state: State, using: Networks) -> tuple[State, Count]:
@@ -111,9 +123,9 @@ def advance_all(runs: Sequence[tuple[Plan, State]], using: Networks) -> tuple[li
     """
     steps: dict[tuple[int, int], Step[Any]] = {}
     for number, (plan, state) in enumerate(runs):
-        at = plan.interval(state.step)
+        at, remembered = plan.interval(state.step), _remembered(plan, state)
         steps |= {
-            (number, i): p.solver.step(state.x, state.solvers[i], at) for i, (p, _) in plan.active(state.step).items()
+            (number, i): p.solver.step(state.x, remembered[i], at) for i, (p, _) in plan.active(state.step).items()
         }
     count = Count()
 
@@ -131,14 +143,23 @@ def advance_all(runs: Sequence[tuple[Plan, State]], using: Networks) -> tuple[li
     ], count
 
 
+def _remembered(plan: Plan, state: State) -> Sequence[Any]:
+    """What the participants know of earlier steps when the next one begins."""
+    first, _, forget = plan.stage(state.step)
+    if state.step != first:
+        return state.solvers
+    return [p.solver.init(state.x) if i in forget else state.solvers[i] for i, p in enumerate(plan.participants)]
+
+
 def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -> State:
     """The state after a step, from what the participants made of it."""
     weights = [weight for _, weight in plan.active(state.step).values()]
     x = merge([latent for latent, _ in moved.values()], weights)
     if plan.known is not None:
         x = plan.known.laid_over(x, plan.ladder[state.step + 1])
-    solvers = tuple(moved[i][1] if i in moved else old for i, old in enumerate(state.solvers))
-    return State(state.step + 1, x, solvers)
+    reached = start(plan, x, state.step + 1)
+    # Who is away forgets: multistep methods correct their last step, and the latent is no longer theirs.
+    return reached._replace(solvers=tuple(moved[i][1] if i in moved else new for i, new in enumerate(reached.solvers)))
 
 
 def lockstep(

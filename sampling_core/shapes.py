@@ -72,7 +72,11 @@ class Polygon(_Shape):
     model_config = ConfigDict(title="Polygon")
     kind: SkipJsonSchema[Literal["polygon"]] = "polygon"
     points: tuple[tuple[Fraction, Fraction], ...] = Field(
-        min_length=3, title="Points", description="[[x, y], ...] with x and y from 0 to 1", json_schema_extra=at(1)
+        min_length=3,
+        max_length=1000,
+        title="Points",
+        description="[[x, y], ...] with x and y from 0 to 1",
+        json_schema_extra=at(1),
     )
 
 

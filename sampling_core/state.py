@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sampling_core.sampler import State
+from sampling_core.sampler import Plan, State, start
 
 
-def to_tensors(state: State, taken_part: Collection[int]) -> dict[str, Tensor]:
-    """Named tensors: `step`, `x`, and `solver.<participant>.<field>` for the state of each solver that took part.
+def to_tensors(plan: Plan, state: State) -> dict[str, Tensor]:
+    """Named tensors: `step`, `x`, and `solver.<participant>.<field>` for each solver that remembers something.
 
-    The others are as they began, and other runs that begin like this one may have other participants there.
+    The others are as they begin, and other runs that begin like this one may have other participants there.
     """
     named = {"step": torch.tensor(state.step), "x": state.x}
-    for i in taken_part:
+    for i in plan.remembering(state.step):
         named |= {f"solver.{i}.{name}": value for name, value in state.solvers[i]._asdict().items()}
-    # Cloned, because a fresh solver may remember x itself, and safetensors writes no tensor twice.
+    # Cloned, because a solver may remember x itself, and safetensors writes no tensor twice.
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 
-def from_tensors(start: State, taken_part: Collection[int], tensors: Mapping[str, Tensor]) -> State:
-    """The state that `to_tensors` wrote, of a run that began with `start`.
+def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]) -> State:
+    """The state that `to_tensors` wrote, of a run of this plan with latents of this shape.
 
     Raises KeyError or ValueError if it is of another run.
     """
-    x = tensors["x"]
-    if x.shape != start.x.shape:
-        raise ValueError(f"a latent of shape {tuple(x.shape)} in a run of {tuple(start.x.shape)}")
+    step, x = int(tensors["step"]), tensors["x"]
+    if x.shape != torch.Size(shape):
+        raise ValueError(f"a latent of shape {tuple(x.shape)} in a run of {tuple(shape)}")
+    begun, remembering = start(plan, x, step), plan.remembering(step)
     solvers = tuple(
-        type(begun)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in begun._fields})
-        if i in taken_part
-        else begun
-        for i, begun in enumerate(start.solvers)
+        type(new)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in new._fields})
+        if i in remembering
+        else new
+        for i, new in enumerate(begun.solvers)
     )
-    return State(int(tensors["step"]), x, solvers)
+    return begun._replace(solvers=solvers)

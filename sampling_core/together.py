@@ -13,7 +13,7 @@ from sampling_core.sampler import advance_all
 class Member(NamedTuple):
     """A run in a state that is not its last, and what the state after its next step is called.
 
-    States with one name are equal, whichever run computes them.
+    States with one name are equal, whichever run computes them; in other company, up to the rounding of a forward.
     """
 
     run: Composition[Any]

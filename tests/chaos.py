@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple
@@ -131,13 +131,10 @@ def damage_and_kill(field: Field, run_id: str, prefix: str) -> None:
 def fill_disk(field: Field, run_id: str, prefix: str) -> None:
     """No room for the picture, until somebody makes some."""
     assert field.disk is not None
-    with (field.disk / "filler").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    # Without a buffer: closing the file would try once more to write what did not fit.
+    with (field.disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     states = len(field.states(prefix))
     while len(field.states(prefix)) < JOB["steps"]:
         time.sleep(0.5)

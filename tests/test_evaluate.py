@@ -25,10 +25,11 @@ class Counted(GaussianData):
 
     def __init__(self, room: int = 1000) -> None:
         super().__init__()
-        self.room, self.sizes = room, list[int]()
+        self.room, self.sizes, self.refused = room, list[int](), 0
 
     def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
         if len(x) > self.room:
+            self.refused += 1
             raise torch.OutOfMemoryError("no room")
         self.sizes.append(len(x))
         return super().__call__(x, levels, embeddings) + embeddings[:, :, :, None]
@@ -65,9 +66,14 @@ def test_any_split_gives_the_same_answers(most: int | None) -> None:
 
 def test_without_room_a_forward_is_split() -> None:
     network = Counted(room=3)
-    _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), Networks({"": network}, {"": WORDS}))
-    assert count == Count(8, 4, shared=4)
-    assert network.sizes == [2, 2, 2, 2]
+    using = Networks({"": network}, {"": WORDS})
+    for _ in range(2):
+        # The second time it is not tried again.
+        network.refused = 0
+        _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), using)
+        assert count == Count(8, 4, shared=4)
+    assert network.sizes == [2, 2, 2, 2] * 2
+    assert network.refused == 0
 
 
 def test_without_room_for_one_row_it_is_said() -> None:

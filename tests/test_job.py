@@ -42,6 +42,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("regions.0.mask", {}, "regions.0.mask: {} is not allowed; allowed: rectangle: x, y, width, height; ellipse"),
         ("regions.0.mask", {"kind": "blob"}, "regions.0.mask: {'kind': 'blob'} is not allowed; allowed: rectangle"),
         ("regions.0.mask", {"points": [[0, 0], [1, 1]]}, "regions.0.mask.points: [[0, 0], [1, 1]] is not allowed"),
+        ("regions.0.mask", {"points": [[0, 0.5]] * 1001}, "regions.0.mask.points: "),
         ("steps", 0, "steps: 0 is not allowed; allowed: 1 or more"),
         ("seed", MAX_SEED + 1, f"seed: {MAX_SEED + 1} is not allowed; allowed: at most {MAX_SEED}"),
         ("seed", -1, "seed: -1 is not allowed; allowed: 0 or more"),

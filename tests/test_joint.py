@@ -16,6 +16,7 @@ from sampling_core.fields import SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.joint_plan import joint
 from sampling_core.levels import beta_levels
+from sampling_core.meaning import job_hash
 from sampling_core.noise import initial_noise
 from sampling_core.parsing import BadJob, parse_job
 from sampling_core.plan import cost, warnings
@@ -144,11 +145,39 @@ def test_without_regions_the_base_has_every_step() -> None:
     assert [words.prompt for words in run.prompts] == ["", "base"]
 
 
+@pytest.mark.parametrize("overlap", ["weight", "order"])
+def test_equal_meaning_draws_equal_latents(overlap: str) -> None:
+    """Weights count for variations where they count for prompts, and nowhere else: the hash goes by that."""
+    varied = {"variation_seed": 3, "variation_strength": 0.5}
+    heavy, light = (
+        job({"mask": LEFT, "weight": weight} | varied, {"mask": MIDDLE, "feather": 24} | varied, overlap=overlap)
+        for weight in (9.0, 1.0)
+    )
+    same = torch.equal(run_of(heavy).noised, run_of(light).noised)
+    assert same == (job_hash(heavy) == job_hash(light)) == (overlap == "order")
+
+
+def test_the_uppermost_region_varies_alone_where_regions_lie_in_order() -> None:
+    below = {"mask": LEFT, "variation_seed": 3, "variation_strength": 0.5}
+    above = {"mask": LEFT, "variation_seed": 5, "variation_strength": 0.5}
+    both, upper = (run_of(job(*regions, overlap="order")).noised for regions in ((below, above), (above,)))
+    torch.testing.assert_close(both, upper)
+
+
 def test_warnings() -> None:
     covered = job({"mask": LEFT}, {"mask": RIGHT}, base_only_steps=0, denoise=0.5, width=1024)
     found = warnings(covered, run_of(covered), 128)
     assert [text.split()[0] for text in found] == ["denoise", "prompt:", "width"]
     assert not warnings(job({"mask": LEFT}), run_of(job({"mask": LEFT})), 128)
+    weighted = job({"mask": LEFT, "prompt": "a (red:1.3) hat"}, prompt="a (quiet: lake)")
+    assert [text.split(" is")[0] for text in warnings(weighted, run_of(weighted), 128)] == [
+        "regions.0.prompt: (red:1.3)"
+    ]
+    # A stripe so soft that it has less than half of every cell, beside a sampler that carries another noise.
+    faint = {"mask": {"x": 0.4, "y": 0, "width": 0.2, "height": 1}, "feather": 64, "sampler": "euler_ancestral"}
+    hidden = job({"mask": LEFT}, faint, {"mask": LEFT}, overlap="order")
+    lost = [text.split(":")[0] for text in warnings(hidden, run_of(hidden), 128)]
+    assert lost == ["regions.0", "regions.1"]
 
 
 def test_regions_enter_and_leave_at_their_steps() -> None:

@@ -39,6 +39,12 @@ LAYOUTS = {
     "overlapping": [SOFT, OVERLAPPING],
     "nested": [OVERLAPPING, NESTED],
     "full cover": [FULL, OVERLAPPING],
+    "windows": [
+        FULL | {"end_at_step": 3},
+        SOFT | {"start_at_step": 4},
+        NESTED | {"start_at_step": 2, "end_at_step": 5},
+    ],
+    "away for a step": [FULL | {"start_at_step": 4, "end_at_step": 5}, OVERLAPPING],
     "eight": [SOFT, OVERLAPPING, NESTED, FULL, SOFT | {"weight": 3}, NESTED | {"feather": 16}, OVERLAPPING, SOFT],
 }
 
@@ -108,6 +114,20 @@ def test_unlike_neighbours_keep_the_level_at_their_seam(sampler: str, neighbour:
     """A deterministic sampler beside a stochastic one, and two that draw unlike noise."""
     regions = [SOFT | {"sampler": sampler}, OVERLAPPING | {"sampler": neighbour}]
     _check_levels(run_of(KINDS["diffusion"], regions, CHANNELS, sampler=neighbour))
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "lcm", "dpmpp_3m_sde", "sa_solver"])
+@pytest.mark.parametrize("base", DETERMINISTIC)
+def test_what_an_unlike_neighbour_leaves_has_the_level(base: str, sampler: str) -> None:
+    """Where it drew its own noise for a while, nothing that others remember of the latent holds any more."""
+    regions = [
+        FULL | {"sampler": sampler, "end_at_step": 3},
+        SOFT | {"sampler": sampler, "end_at_step": 4},
+        OVERLAPPING,
+    ]
+    _check_levels(run_of(KINDS["diffusion"], regions, CHANNELS, sampler=base, overlap="order"))
+    # Never hidden, the base keeps stepping beside it.
+    _check_levels(run_of(KINDS["diffusion"], regions[1:2], CHANNELS, sampler=base))
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])

@@ -1,4 +1,7 @@
-"""Joint composition with one participant over the whole canvas gives what ComfyUI gives, from the same seed."""
+"""The loop with one participant over the whole canvas gives what ComfyUI gives, from the same seed and levels.
+
+On the schedules that ComfyUI walks; jobs with joint composition drop no level for any sampler (docs/joint.md).
+"""
 
 from __future__ import annotations
 

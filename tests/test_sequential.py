@@ -233,6 +233,26 @@ def test_cautions() -> None:
         ({"composition": "joint", "sampler": "dpm_adaptive"}, "sampler: 'dpm_adaptive' is not allowed; allowed: a"),
         ({"composition": "joint", "regions.sampler": "dpm_fast"}, "regions.0.sampler: 'dpm_fast' is not allowed"),
         ({"composition": "joint", "regions.scheduler": "beta"}, "regions.0.scheduler: 'beta' is not allowed"),
+        (
+            {"node": {"name": "TwoSamplersForMask", "mask_denoise": 1e-7}},
+            "node.mask_denoise: 1e-07 is not allowed; allowed: 0.02 or more with 20 steps",
+        ),
+        (
+            {"node": {"name": "TwoSamplersForMask", "mask_steps": 1000}, "denoise": 0.5},
+            "node.mask_denoise: 0.5 is not allowed; allowed: 1 or more with 1000 steps",
+        ),
+        (
+            {"node": {"name": "TwoSamplersForMask"}, "regions.sigma_factor": 0.8},
+            "regions.0.sigma_factor: 0.8 is not allowed; allowed: left out: TwoSamplersForMask has no such parameter",
+        ),
+        (
+            {"composition": "joint", "base_only_steps": 4, "regions.end_at_step": 3},
+            "regions.0.end_at_step: 3 is not allowed; allowed: more than the base-only steps (4)",
+        ),
+        (
+            {"composition": "joint", "regions.start_at_step": 5, "regions.end_at_step": 5},
+            "regions.0.end_at_step: 5 is not allowed; allowed: more than start_at_step (5)",
+        ),
         ({"batch_size": 2, "batch_index": [2]}, "batch_index: 2 is not allowed; allowed: 0 to 1"),
     ],
 )

@@ -116,6 +116,23 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(run: Run, monkeypa
     assert found(run).done >= 2
 
 
+def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: Run) -> None:
+    """Whatever the size of chunks: where a region enters and leaves there is a state, which `forks` keeps."""
+    windows = JOB.regions[0].model_copy(update={"start_at_step": 2, "end_at_step": 5})
+    told = JOB.model_copy(update={"regions": (windows,)})
+
+    async def flow() -> Run:
+        async with Ahead() as ahead:
+            made = await ahead.made(partial(build_masks.fn, told, str(tmp_path)))
+            await ahead.made(partial(encode_prompts.fn, [made]))
+            return made
+
+    own = asyncio.run(flow())
+    sampled(found(own), 100)
+    stored = {key for step in range(1, 7) for key in [own.state_key(step)] if own.store.read_tensors(key)}
+    assert stored == {own.state_key(step) for step in (2, 5, 6)}
+
+
 def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Progress, last: int) -> Any:
         raise ArithmeticError(f"no step {last}")

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple
 import torch
 
 from sampling_core._types import AnyMask, Latent
-from sampling_core.draws import Shape, span
+from sampling_core.draws import span
 from sampling_core.errors import BadInput
+from sampling_core.fields import CHOOSE_THEIR_STEPS
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.masks import composite, noise_mask
-from sampling_core.nodes.passes import CHOOSE_THEIR_STEPS, Pass, Result, as_walked, original_solver
-from sampling_core.noise import LOWEST_SEED, check_seed, initial_noise
+from sampling_core.nodes.passes import Pass, Result, as_walked, original_solver
+from sampling_core.noise import LOWEST_SEED, check_seed, initial_noise, shape_of
 from sampling_core.schedules import original_sigmas
 from sampling_core.solvers import BROWNIAN
 
@@ -121,7 +122,7 @@ class PlannedPass(NamedTuple):
 
     def opened(self, latent: Latent) -> Pass:
         """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""
-        call, shape = self.call, _shape(latent)
+        call, shape = self.call, shape_of(latent)
         noise = call.noise
         if noise is None:
             noise = initial_noise(call.seed, shape, call.batch_index) if call.add_noise else torch.zeros_like(latent)
@@ -219,8 +220,3 @@ def lengthened(steps: int, denoise: float) -> int:
 def _flat(mask: AnyMask) -> AnyMask:
     """A mask [1, 1, H, W] without its two leading axes."""
     return mask.squeeze(0).squeeze(0) if mask.ndim == 4 else mask
-
-
-def _shape(latent: Latent) -> Shape:
-    batch, channels, rows, columns = latent.shape
-    return batch, channels, rows, columns

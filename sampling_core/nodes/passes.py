@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sampling_core._types import Latent
-from sampling_core.draws import SequentialNoise, Shape
+from sampling_core.draws import SequentialNoise
 from sampling_core.evaluate import Count, Networks, evaluate
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
-from sampling_core.noise import add_noise, initial_noise
+from sampling_core.noise import add_noise, initial_noise, shape_of
 from sampling_core.sampler import lockstep
 from sampling_core.solvers import Interval, Prediction, Query, Solver, solver_named
 from sampling_core.solvers.base import same_kind
@@ -32,9 +32,6 @@ _AS_RECORDED: dict[str, Solver[Any]] = {
     "uni_pc_bh2": UniPC(bh2=True, short=True),
 }
 """Methods that the originals run with a fault; it changes pictures, so it is kept here."""
-
-CHOOSE_THEIR_STEPS = frozenset({"dpm_fast", "dpm_adaptive"})
-"""Methods that do not step where they are told."""
 
 
 def original_solver(name: str, field: str = "sampler") -> Solver[Any]:
@@ -104,7 +101,7 @@ def iterate(work: Pass, state: PassState, latent: Latent, using: Networks) -> It
     Methods that choose their own steps take all of them at once.
     """
     solver = original_solver(work.sampler)
-    noise = SequentialNoise(_shape(latent), work.seed, solver.draws, *work.path)
+    noise = SequentialNoise(shape_of(latent), work.seed, solver.draws, *work.path)
     answers = _Answers(_inpaint(work, latent), work.guidance, using)
     while state.step < len(work.ladder) - 1:
         answers.seen.clear()
@@ -158,7 +155,7 @@ def _inpaint(work: Pass, latent: Latent) -> Inpaint | None:
     if work.mask is None:
         return None
     # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
-    renoise = initial_noise(work.seed + 1, _shape(latent)) if work.sampler == "ddim" else work.noise
+    renoise = initial_noise(work.seed + 1, shape_of(latent)) if work.sampler == "ddim" else work.noise
     return Inpaint(work.mask, latent, renoise)
 
 
@@ -167,8 +164,3 @@ def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:
     if sampler in {"uni_pc", "uni_pc_bh2"} and len(ladder) > 1 and ladder[-1].sigma == 0:
         return (*ladder[:-1], same_kind(ladder[0], LAST_SIGMA))
     return ladder
-
-
-def _shape(latent: Latent) -> Shape:
-    batch, channels, rows, columns = latent.shape
-    return batch, channels, rows, columns
