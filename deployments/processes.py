@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,10 +20,12 @@ _GRACE_SECONDS = 60
 """How long a worker may take to hand its runs back."""
 
 
-def start(folder: Path, name: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> bool:
+def start(
+    folder: Path, name: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path, port: int
+) -> bool:
     """Start a process in the background unless it runs already; its output goes to `folder`/NAME.log.
 
-    Returns whether it was started.
+    `port` is that of the server that it is, or talks to. Returns whether it was started.
     """
     if running(folder, name) is not None:
         return False
@@ -36,7 +39,7 @@ def start(folder: Path, name: str, command: Sequence[str], environment: Mapping[
             stderr=log,
             start_new_session=True,
         )
-    identity = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
+    identity = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "port": port}
     _file(folder, name).write_text(json.dumps(identity) + "\n")
     return True
 
@@ -44,13 +47,18 @@ def start(folder: Path, name: str, command: Sequence[str], environment: Mapping[
 def running(folder: Path, name: str) -> psutil.Process | None:
     """The process of that name if it still runs; not one that got its number after a reboot."""
     try:
-        identity = json.loads(_file(folder, name).read_text())
+        identity = _identity(folder, name)
         process = psutil.Process(identity["pid"])
         if process.create_time() == identity["created"] and process.status() != psutil.STATUS_ZOMBIE:
             return process
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         pass
     return None
+
+
+def port_of(folder: Path, name: str) -> int | None:
+    """The port that a process was started with; None if it does not run, or nobody wrote that down."""
+    return _identity(folder, name).get("port") if running(folder, name) is not None else None
 
 
 def stop(folder: Path, name: str) -> bool:
@@ -85,6 +93,10 @@ def _end(processes: list[psutil.Process], grace: float) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=10)
+
+
+def _identity(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads(_file(folder, name).read_text())
 
 
 def _file(folder: Path, name: str) -> Path:

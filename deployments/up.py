@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from flows.environment import set_defaults
 
 CODE = Path(__file__).resolve().parent.parent
 POOLS = ("control", "gpu")
+PARTS = ("server", *(f"worker-{pool}" for pool in POOLS))
 
 
 class StartError(Exception):
@@ -65,6 +67,7 @@ class Machine:
 def up(machine: Machine) -> None:
     """Start what does not run. Raises StartError."""
     machine.folder.mkdir(parents=True, exist_ok=True)
+    check_port(machine)
     prefect = [sys.executable, "-m", "prefect"]
     _start(machine, "server", [*prefect, "server", "start"])
     _wait_for_server(machine)
@@ -79,15 +82,36 @@ def up(machine: Machine) -> None:
 
 def down(machine: Machine) -> None:
     """Stop what was started from this folder, and nothing else."""
-    for part in (*(f"worker-{pool}" for pool in POOLS), "server"):
+    for part in reversed(PARTS):
         print(f"{part}: {'stopped' if processes.stop(machine.folder, part) else 'was not running'}")
     strays = processes.stop_strays(machine.folder)
     if strays:
         print(f"and {strays} processes that a worker had left behind")
 
 
+def check_port(machine: Machine) -> None:
+    """Raise StartError where another's server would answer in the place of ours: it would get our pools and runs."""
+    for part in PARTS:
+        port = processes.port_of(machine.folder, part)
+        if port not in (None, machine.port):
+            raise StartError(
+                f"{part} runs already, with port {port} and not {machine.port}: "
+                f"`make down` first, or PREFECT_SERVER_API_PORT={port} make up"
+            )
+    if processes.running(machine.folder, "server") is not None:
+        return
+    with socket.socket() as probe:
+        # As the server itself does: connections of the last one may linger at the port, another's server may not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", machine.port))
+        except (OSError, OverflowError) as error:
+            advice = "choose another: PREFECT_SERVER_API_PORT=4310 make up"
+            raise StartError(f"port {machine.port} is not free ({error}); {advice}") from error
+
+
 def _start(machine: Machine, part: str, command: list[str]) -> None:
-    started = processes.start(machine.folder, part, command, machine.environment(), CODE)
+    started = processes.start(machine.folder, part, command, machine.environment(), CODE, machine.port)
     print(f"{part}: {'started' if started else 'runs already'}", flush=True)
 
 

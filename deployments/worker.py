@@ -117,9 +117,11 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _requeue(flow_run_id: str, signalled: datetime) -> None:
+    """Put a run back into the queue unless it has ended by itself. Raises RuntimeError if the server refuses that."""
     from uuid import UUID
 
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.responses import SetStateStatus
     from prefect.states import AwaitingRetry
 
     with get_client(sync_client=True) as client:
@@ -130,7 +132,11 @@ def _requeue(flow_run_id: str, signalled: datetime) -> None:
         failed_by_signal = state.is_failed() and state.timestamp >= signalled
         if failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending():
             waiting = AwaitingRetry(message=f"Its machine was taken away ({os.uname().nodename})")
-            client.set_flow_run_state(UUID(flow_run_id), waiting)
+            answer = client.set_flow_run_state(UUID(flow_run_id), waiting)
+            # It may have been cancelled meanwhile.
+            if answer.status != SetStateStatus.ACCEPT:
+                reason = getattr(answer.details, "reason", None)
+                raise RuntimeError(f"the server says {answer.status.value} ({reason or 'no reason given'})")
             print(f"Run {flow_run_id} is back in the queue.", flush=True)
 
 

@@ -7,12 +7,18 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar, cast
 from unittest.mock import Mock
+from uuid import uuid4
 
 import pytest
 import yaml
 from docker.models.containers import _create_container_args  # pyright: ignore
+from fastapi import HTTPException
 from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import construct_schedule
+from prefect.server.api.validation import validate_job_variables_for_deployment_flow_run
+from prefect.server.schemas.actions import DeploymentFlowRunCreate
+from prefect.server.schemas.core import WorkPool
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
@@ -94,8 +100,60 @@ def test_every_template_renders_and_keeps_its_environment(configuration: type[Ba
 def test_what_a_template_uses_it_also_explains(kind: str) -> None:
     variables = template(kind)["variables"]["properties"]
     used = {word.strip(" {}-") for word in _texts(template(kind)["job_configuration"]) if "{{" in word}
-    assert used == set(variables)
+    # Prefect adds `env` to a template's own variables without being told to.
+    assert used | {"env"} == set(variables)
     assert all(variable.get("title") or variable.get("anyOf") for variable in variables.values())
+
+
+CONTAINERS = [(Docker, "docker"), (Kubernetes, "kubernetes")]
+PLACES = {"store": "s3://bucket/prefix", "out": "s3://bucket/pictures"}
+
+
+@pytest.mark.parametrize(("configuration", "kind"), CONTAINERS)
+def test_a_container_is_told_where_its_pictures_go(configuration: type[BaseJobConfiguration], kind: str) -> None:
+    env = rendered(configuration, kind, **PLACES, env={"REGIONAL_ROOTS": "/models"}).env
+    assert (env["REGIONAL_STORE"], env["REGIONAL_OUT"]) == tuple(PLACES.values())
+    assert env["REGIONAL_ROOTS"] == "/models"
+    own = rendered(configuration, kind, **PLACES, env={"REGIONAL_OUT": "s3://bucket/others"}).env
+    assert own["REGIONAL_OUT"] == "s3://bucket/others"
+
+
+@pytest.mark.parametrize(("configuration", "kind"), CONTAINERS)
+def test_nothing_else_of_the_worker_reaches_a_container(
+    configuration: type[BaseJobConfiguration], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why the templates have places of their own."""
+    monkeypatch.setenv("REGIONAL_OUT", "/mnt/pictures")
+    job = rendered(configuration, kind)
+    job.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="run"))
+    assert "REGIONAL_OUT" not in job.env
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+@pytest.mark.parametrize("missing", ["store", "out"])
+def test_a_container_whose_pictures_would_be_lost_is_refused(kind: str, missing: str) -> None:
+    """By the server, when a run is asked for."""
+    _ask_for_a_run(template(kind), PLACES)
+    with pytest.raises(HTTPException) as told:
+        _ask_for_a_run(template(kind), {name: place for name, place in PLACES.items() if name != missing})
+    assert told.value.detail.endswith(f"'{missing}' is a required property")
+    defaults = template(kind)
+    defaults["variables"]["properties"][missing]["default"] = "s3://bucket"  # as the form of the pool writes it
+    _ask_for_a_run(defaults, {name: place for name, place in PLACES.items() if name != missing})
+
+
+def _ask_for_a_run(base_job_template: dict[str, Any], job_variables: dict[str, str]) -> None:
+    """Prefect's own check, in its server."""
+    pool = WorkPool(name="gpu", type="any", base_job_template=base_job_template, default_queue_id=uuid4())
+    deployment = Mock(job_variables=job_variables, work_queue=Mock(work_pool=pool))
+    asyncio.run(validate_job_variables_for_deployment_flow_run(Mock(), deployment, DeploymentFlowRunCreate()))
+
+
+def test_an_image_gets_nothing_that_git_does_not_keep() -> None:
+    """Nor git's own folder, nor the keys that docs/operate.md lets you write into `regional.env`."""
+    left_out = {line.removeprefix("**/").rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert ignored | {".git", "*.env"} <= left_out
 
 
 def test_docker_asks_for_a_gpu() -> None:

@@ -7,9 +7,11 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sampling_core.errors import BadInput, ModelError
 from sampling_core.models import EMBEDDED
@@ -60,6 +62,10 @@ def test_torch_saved_weights_are_refused(folder: Path) -> None:
         ("tokenizer", ["transformers", "AutoTokenizer"]),
         ("scheduler", ["evil", "Evil"]),
         ("scheduler", ["diffusers", "../evil"]),
+        ("scheduler", ["diffusers", "../evil.Scheduler"]),
+        ("scheduler", ["diffusers", "StableDiffusionPipeline"]),
+        ("scheduler", ["diffusers", "UNet2DConditionModel"]),
+        ("scheduler", ["diffusers", ["DDIMScheduler"]]),
         ("unet", ["diffusers", "UNet2DConditionModel", "more"]),
     ],
 )
@@ -70,6 +76,25 @@ def test_parts_of_other_classes_are_refused(part: str, names: list[str], folder:
     with pytest.raises(ModelError, match=r"code that comes with a model is not run"):
         open_model("model")
     assert not (folder / "owned").exists()
+
+
+def test_a_scheduler_is_never_loaded(folder: Path) -> None:
+    """Whatever its class: the check knows it by its name alone."""
+    edit(folder / "model_index.json", scheduler=["diffusers", "NoSuchScheduler"])
+    load(open_model("model"), "cpu", torch.float32)
+
+
+def test_a_model_in_the_place_of_the_scheduler_is_not_loaded(folder: Path) -> None:
+    """Not even where it is put there after the check."""
+    opened = open_model("model")
+    shutil.copytree(EMBEDDED, folder / "scheduler", dirs_exist_ok=True)
+    weights = folder / "scheduler" / "unet" / WEIGHTS
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    edit(folder / "model_index.json", scheduler=["diffusers", "StableDiffusionPipeline"])
+    with patch("torch.load", side_effect=AssertionError("pickled weights are read")) as unpickling:
+        load(opened, "cpu", torch.float32)
+    assert not unpickling.called
 
 
 def test_a_pipeline_of_its_own_is_refused(folder: Path) -> None:

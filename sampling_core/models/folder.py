@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("diffusers", ("AutoencoderKL",)),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "scheduler": ("diffusers", ()),  # any: it is read for its numbers alone
+    "scheduler": ("diffusers", ("*Scheduler",)),  # any: it is read for its numbers alone, and never loaded
 }
 """Library and classes of each part. An index may name any class, and code of its own: these are all we load."""
 _NAMING_CODE = ("auto_map", "transformers_weights", "quantization_config", "attn_implementation")
@@ -129,9 +130,10 @@ def _check_parts(index: dict[str, Any], model: str) -> None:
     """Raise ModelError for a part of another class than is known here, or from another library."""
     for part, (library, classes) in _PARTS.items():
         found = index[part]
-        known = found[1] in classes if classes else str(found[1]).isidentifier()
+        name = str(found[1])
+        known = name.isidentifier() and any(fnmatchcase(name, pattern) for pattern in classes)
         if len(found) != 2 or found[0] != library or not known:
-            allowed = f"{library} {' or '.join(classes) or 'class'} (code that comes with a model is not run)"
+            allowed = f"{library} {' or '.join(classes)} (code that comes with a model is not run)"
             raise ModelError("model", f"{model} ({part} {found})", allowed)
 
 

@@ -67,6 +67,9 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
+                # Left out, so that the class that the index names is not even looked up. A pipeline may be named
+                # as a scheduler, and that one's weights would be loaded whatever they are.
+                scheduler=None,
                 safety_checker=None,
                 image_encoder=None,
                 feature_extractor=None,
