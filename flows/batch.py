@@ -33,7 +33,8 @@ async def batch(
     Args:
         jobs: What to draw, each under a name of its own.
         files: A pattern such as `jobs/*.yaml`, below the folder that the worker runs in. In the place of `jobs`.
-        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: this process alone.
+        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: 1 in a run of a
+            deployment; elsewhere this process draws.
         jobs_per_shard: Most jobs that one run draws. Empty: 32.
         store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the pictures and the sheet. Empty: where the worker puts them.

@@ -15,6 +15,7 @@ from rich.table import Table
 from flows import cli_grid, cli_store, submit
 from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, in_context, progress
 from flows.environment import set_defaults, trust_the_caller
+from flows.errors import NotDrawnError
 from flows.server_trouble import explained
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
@@ -128,7 +129,7 @@ app.command()(submit.submit)
 
 
 def main() -> None:
-    """Entry point: mistakes become one line each and exit code 2."""
+    """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
     set_defaults()
     try:
         app()
@@ -136,11 +137,14 @@ def main() -> None:
         _complain(error.mistakes)
     except RegionalError as error:
         _complain([error])
+    except NotDrawnError as error:
+        print(error, file=sys.stderr)
+        sys.exit(submit.NOT_COMPLETED)
     except Exception as error:
-        told = explained(error)
-        if told is None:
+        explanation = explained(error)
+        if explanation is None:
             raise
-        _complain([told])
+        _complain([explanation])
 
 
 def _complain(errors: list[BadInput] | list[RegionalError]) -> None:

@@ -65,7 +65,8 @@ def prune(
         typer.Option(
             metavar="POLICY",
             help="What stays of finished runs: `final` states, `forks` (also those where other jobs can go on), "
-            "`all`, every n-th (a number), or `none`.",
+            "`all`, every n-th (a number), or `none`: then also masks, prompts, start images and grids' pictures go. "
+            "Files that are not the store's own always stay.",
         ),
     ] = "forks",
     older_than: Annotated[

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from flows.fan_out import check_server, run_shards
+from prefect.context import FlowRunContext
+
+from flows.errors import NotDrawnError
+from flows.fan_out import Part, check_server, run_shards
 from flows.shard import shard
 from sampling_core.grid_job import NamedJob, distinct
 from sampling_core.hashing import content_hash
 from sampling_core.shards import shards
 from tasks.decoding import file_stem
 from tasks.merging import merge
+from tasks.pictures import all_drawn
 from tasks.runs import check_all
 from tasks.settings import Keep
+from tasks.store import Store
 from tasks.trust import out_place, store_place
 
 
@@ -26,7 +33,11 @@ class Places(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How jobs are spread over machines; None machines: all are drawn in this process."""
+    """How jobs are spread over machines.
+
+    None machines: all are drawn in this process; but in a run of a deployment on one other, because the machine that
+    runs `grid` or `batch` only starts shards, and loads no model itself.
+    """
 
     machines: int | None
     jobs_per_shard: int | None
@@ -37,25 +48,46 @@ class Spread(NamedTuple):
 async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places, spread: Spread) -> dict[str, Any]:
     """Draw jobs and merge their pictures in rows of `columns`. Equal jobs are drawn once.
 
-    Raises BadInput before anything is drawn for jobs that cannot be, and RuntimeError, once everything that can be
-    drawn is, if some are missing.
+    Raises BadInput before anything is drawn for jobs that cannot be, StoreError for a folder that cannot be written,
+    and NotDrawnError, once everything that can be drawn is, if some are missing.
     """
     store, out = store_place(places.store), out_place(places.out)
-    if spread.machines is not None:
-        check_server(spread.machines)
-    different = list(dict.fromkeys(distinct(jobs).values()))
+    machines = spread.machines or (1 if _of_deployment() else None)
+    if machines is not None:
+        check_server(machines)
+    await asyncio.to_thread(Store(out, "out").check, patient=True)
+    firsts = distinct(jobs)
+    different = list(dict.fromkeys(firsts.values()))
     known = check_all(different)
-    hashes = {called: known[first.name] for called, first in distinct(jobs).items()}
-    parts = shards(different, spread.machines or 1, spread.jobs_per_shard)
+    hashes = {called: known[first.name] for called, first in firsts.items()}
+    parts = shards(different, machines or 1, spread.jobs_per_shard)
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
-    if spread.machines is None:
+    if machines is None:
         counted = [await shard(list(part), store=places.store, keep=places.keep) for part in parts]
     else:
-        unfinished = await run_shards(parts, places.store, places.keep, spread.poll, spread.give_up_after)
+        asked = [_part(part, known, places, store) for part in parts]
+        unfinished = await run_shards(asked, spread.poll, spread.give_up_after)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
     merged = await merge(list(jobs), hashes, columns, store, folder)
     if merged.missing:
-        shards_told = f" ({', '.join(unfinished)} did not complete)" if unfinished else ""
-        raise RuntimeError(f"not drawn: {', '.join(merged.missing)}{shards_told}; start the run again")
+        why = f"{', '.join(unfinished)} did not complete" if unfinished else f"not found whole in {store}"
+        raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again")
     return merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
+
+
+def _of_deployment() -> bool:
+    """Whether this is a run that a worker has started, and not somebody's own process."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> Part:
+    """What a shard is asked for; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
+    parameters: dict[str, Any] = {
+        "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in jobs],
+        "store": places.store,
+        "keep": places.keep,
+    }
+    own = [hashes[named.name] for named in jobs]
+    return Part(parameters, content_hash([parameters, own]), partial(all_drawn, store, own))

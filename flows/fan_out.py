@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import httpx
@@ -17,11 +18,9 @@ from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
-from prefect.types._datetime import now
 
+from flows.reap import GIVEN_UP
 from sampling_core.errors import BadInput
-from sampling_core.grid_job import NamedJob
-from tasks.settings import Keep
 
 logger = logging.getLogger(__name__)
 
@@ -32,80 +31,95 @@ _PAGE = 200
 """Most runs that the API tells at once."""
 
 
+class Part(NamedTuple):
+    """The jobs that one shard draws."""
+
+    parameters: Mapping[str, Any]
+    """Of the shard's run."""
+    key: str
+    """Stands for everything that makes the pictures: other jobs, images, weights or places have another one."""
+    drawn: Callable[[], Awaitable[bool]]
+    """Whether all of its pictures are there."""
+
+
 def check_server(machines: int) -> None:
     """Raise BadInput where there is no server that could start shards."""
     if not get_current_settings().api.url:
         raise BadInput("machines", machines, "left out without a Prefect server (PREFECT_API_URL)")
 
 
-async def run_shards(
-    parts: Sequence[Sequence[NamedJob]], store: str | None, keep: Keep | None, poll: float, give_up_after: float
-) -> list[str]:
+async def run_shards(parts: Sequence[Part], poll: float, give_up_after: float) -> list[str]:
     """Start a run for each part, or find the one that this run started before, and wait until all have ended.
 
     A Crashed run may be requeued by someone else, so it counts as ended only after `give_up_after` seconds.
     Returns the names of those that did not complete. Raises BadInput if the server has no such deployment.
     """
-    runs = [await _started(number, part, store, keep, give_up_after) for number, part in enumerate(parts, start=1)]
-    while any(not _ended(run, give_up_after) for run in runs):
+    started = [await _started(number, part, give_up_after) for number, part in enumerate(parts, start=1)]
+    runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
+    while not all(_ended(run, give_up_after) for run in runs.values()):
         await asyncio.sleep(poll)
-        runs = await _patiently(lambda ids=[run.id for run in runs]: _read(ids), give_up_after)
-    return [run.name for run in runs if run.state is None or not run.state.is_completed()]
+        runs = await _patiently(partial(_read, list(runs)), give_up_after)
+    return [run.name for run in started if not _completed(runs[run.id])]
 
 
-async def _started(
-    number: int, part: Sequence[NamedJob], store: str | None, keep: Keep | None, give_up_after: float
-) -> FlowRun:
-    """The run of a part. Each time that this flow run is started anew, a part that failed gets one more run."""
-    parameters = {
-        "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in part],
-        "store": store,
-        "keep": keep,
-        "name": f"{number} of {flow_run.get_name()}"[:80],
-    }
+async def _started(number: int, part: Part, give_up_after: float) -> FlowRun:
+    """The run of a part: one that is still at work or has drawn all of it, or else a new one.
+
+    Each time that this flow run is started anew, a part whose run failed, or whose pictures are gone, gets one more.
+    """
+    name = f"{number} of {flow_run.get_name()}"[:80]
     own, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
-        key = f"{own}/{number}/{attempt}"
-
-        async def start(key: str = key) -> FlowRun:
-            try:
-                return await arun_deployment(
-                    DEPLOYMENT,
-                    parameters=parameters,
-                    timeout=0,
-                    tags=["regional"],
-                    idempotency_key=key,
-                    flow_run_name=f"shard {parameters['name']}",
-                )
-            except ObjectNotFound as error:
-                raise BadInput("machines", DEPLOYMENT, "a server that has this deployment") from error
-
+        start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
         run = await _patiently(start, give_up_after)
-        if not _ended(run, give_up_after) or (run.state is not None and run.state.is_completed()):
+        if not _ended(run, give_up_after) or (_completed(run) and await part.drawn()):
             break
     assert run is not None
     return run
 
 
-async def _read(ids: Sequence[UUID]) -> list[FlowRun]:
-    found: dict[UUID, FlowRun] = {}
+async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
+    """A run of the deployment, or the one that has this key already."""
+    try:
+        return await arun_deployment(
+            DEPLOYMENT,
+            parameters=parameters,
+            timeout=0,
+            tags=["regional"],
+            idempotency_key=key,
+            flow_run_name=f"shard {parameters['name']}",
+        )
+    except ObjectNotFound as error:
+        raise BadInput("machines", DEPLOYMENT, "a server that has this deployment") from error
+
+
+async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
+    """The runs as they are now; None for one that somebody has deleted."""
+    found: dict[UUID, FlowRun | None] = dict.fromkeys(ids)
     async with get_client() as client:
         for first in range(0, len(ids), _PAGE):
             wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[first : first + _PAGE])))
             for run in await client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE):
                 found[run.id] = run
-    return [found[one] for one in ids]
+    return found
 
 
-def _ended(run: FlowRun, give_up_after: float) -> bool:
+def _ended(run: FlowRun | None, give_up_after: float) -> bool:
+    """Whether nobody goes on with a run: neither a process nor, after a crash, the reaper."""
+    if run is None:
+        return True
     state = run.state
     if state is None or not state.is_final():
         return False
-    return not state.is_crashed() or _age(state.timestamp) > give_up_after
+    return not state.is_crashed() or state.name == GIVEN_UP or _age(state.timestamp) > give_up_after
+
+
+def _completed(run: FlowRun | None) -> bool:
+    return run is not None and run.state is not None and run.state.is_completed()
 
 
 def _age(since: datetime) -> float:
-    return (now("UTC") - since).total_seconds()
+    return (datetime.now(UTC) - since).total_seconds()
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: float = 5.0) -> T:

@@ -35,7 +35,8 @@ async def grid(
 
     Args:
         job: What to draw.
-        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: this process alone.
+        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: 1 in a run of a
+            deployment; elsewhere this process draws.
         cells_per_shard: Most cells that one run draws. Empty: 32.
         store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the pictures and the sheet. Empty: where the worker puts them.

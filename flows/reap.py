@@ -16,6 +16,7 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed
@@ -116,8 +117,8 @@ async def reap(
                 again = await _sight(client, await client.read_flow_run(run.id))
                 if again == seen:
                     verdict = judge(seen, datetime.now(UTC), patience)
-                    await _carry_out(client, run, verdict)
-                    done[verdict] += 1
+                    if await _carried_out(client, run, verdict):
+                        done[verdict] += 1
     return done
 
 
@@ -185,18 +186,26 @@ def _state(run: FlowRun) -> State:
     return run.state
 
 
-async def _carry_out(client: PrefectClient, run: FlowRun, verdict: Verdict) -> None:
+async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict) -> bool:
+    """Do it, if the server agrees: it knows whether the run has ended by itself meanwhile."""
     logger = get_run_logger()
     logger.warning("%s: %s (it was %s, %s)", verdict, run.name, _state(run).name, _state(run).message or "no reason")
     was_dead = "No sign of life: its process is gone"
     if verdict == "cancel":
-        await client.set_flow_run_state(run.id, Cancelled(message=was_dead), force=True)
-    elif verdict == "give up":
-        message = f"Given up after {run.run_count} starts: it crashes again and again. Retry it by hand to go on."
-        await client.set_flow_run_state(
-            run.id, State(type=StateType.CRASHED, name=GIVEN_UP, message=message), force=True
-        )
-    elif verdict == "start again":
-        if not _state(run).is_crashed():
-            await client.set_flow_run_state(run.id, Crashed(message=was_dead))
-        await client.set_flow_run_state(run.id, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
+        return await _accepted(client, run, Cancelled(message=was_dead))
+    if verdict == "leave" or not (_state(run).is_crashed() or await _accepted(client, run, Crashed(message=was_dead))):
+        return False
+    if verdict == "start again":
+        return await _accepted(client, run, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
+    message = f"Given up after {run.run_count} starts: it crashes again and again. Retry it by hand to go on."
+    given_up = State(type=StateType.CRASHED, name=GIVEN_UP, message=message)
+    # The server lets no crashed run crash again, unless it is forced to.
+    return await _accepted(client, run, given_up, force=True)
+
+
+async def _accepted(client: PrefectClient, run: FlowRun, state: State, *, force: bool = False) -> bool:
+    answer = await client.set_flow_run_state(run.id, state, force=force)
+    if answer.status != SetStateStatus.ACCEPT:
+        reason = getattr(answer.details, "reason", None)
+        get_run_logger().warning("%s is left as it is: no %s (%s)", run.name, state.name, reason or answer.status)
+    return answer.status == SetStateStatus.ACCEPT

@@ -15,6 +15,7 @@ from flows.naming import named_after
 from flows.sampling import sample
 from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
+from tasks.at_once import at_once
 from tasks.decoding import decode
 from tasks.keeping import begin, finish
 from tasks.loading import load_model
@@ -58,7 +59,8 @@ async def render(
     """
     clock = _Clock()
     store_url, out = store_place(store), out_place(out)
-    await asyncio.to_thread(Store(store_url).connect)
+    # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
+    await at_once(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
     clock.lap("open store")
     async with Ahead() as ahead:
         run = await ahead.made(partial(build_masks, job, store_url))

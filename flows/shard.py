@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: see render.py.
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
 from tasks.at_once import at_once
 from tasks.company import Company, rounds
-from tasks.keeping import Known, begin, finish, told_of
+from tasks.keeping import Known, begin, finish, known_of
 from tasks.loading import load_model
 from tasks.pictures import is_drawn, keep_pictures
 from tasks.progress import report_step
@@ -26,6 +27,7 @@ from tasks.run import Run
 from tasks.runs import prepare_all
 from tasks.sampling import Sampled, newest
 from tasks.settings import Keep, settings
+from tasks.store import Store
 from tasks.trust import store_place
 
 _PICTURES = 8
@@ -52,24 +54,22 @@ async def shard(
     Returns:
         How many jobs were `drawn` and how many `found` finished, and what it cost.
     """
-    total = Count()
+    total, store_url = Count(), store_place(store)
+    await asyncio.to_thread(Store(store_url).check, patient=True)
     async with Ahead() as ahead:
-        runs = await ahead.made(partial(prepare_all, jobs, store_place(store)))
-        drawn = await at_once(is_drawn, runs.values())
-        todo = {name: run for (name, run), done in zip(runs.items(), drawn, strict=True) if not done}
-        # Some were drawn by a process that was killed before it could say so.
-        found = [run for run, done in zip(runs.values(), drawn, strict=True) if done]
-        told = zip(found, await at_once(told_of, found), strict=True)
-        known = {run: of for run, of in told if of is not None and of.finished is None}
+        runs = await ahead.made(partial(prepare_all, jobs, store_url))
+        drawn = dict(zip(runs, await at_once(is_drawn, runs.values()), strict=True))
+        missing = {name: run for name, run in runs.items() if not drawn[name]}
+        to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
-        for _, group in groupby(sorted(todo.items(), key=_models), key=_models):
-            count, finished = await _draw(dict(group), chunk_steps, ahead)
-            total, known = total.plus(count), known | finished
+        for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
+            count, begun = await _draw(dict(group), chunk_steps, ahead)
+            total, to_finish = total.plus(count), to_finish | begun
         # Only now: until all are drawn, one may go on from a state of another.
-        await finish(known, keep or settings().keep)
+        await finish(to_finish, keep or settings().keep)
     return {
-        "drawn": len(todo),
-        "found": len(runs) - len(todo),
+        "drawn": len(missing),
+        "found": len(runs) - len(missing),
         "evaluations": total.evaluations,
         "forwards": total.forwards,
     }
@@ -77,6 +77,12 @@ async def shard(
 
 def _models(item: tuple[str, Run]) -> tuple[str, ...]:
     return item[1].job.models
+
+
+async def _left_open(drawn: Sequence[Run]) -> dict[Run, Known]:
+    """Those runs whose pictures are there, but whose process was killed before it could say that they are finished."""
+    known = zip(drawn, await at_once(known_of, drawn), strict=True)
+    return {run: entry for run, entry in known if entry is not None and entry.finished is None}
 
 
 async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> tuple[Count, dict[Run, Known]]:

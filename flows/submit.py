@@ -83,7 +83,7 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     """Print each task as it begins, and each new state of the run, until it has ended; True if it completed."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    console, begun, told = Console(stderr=True), set[str](), ""
+    console, begun, shown = Console(stderr=True), set[str](), ""
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
@@ -91,9 +91,9 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
             if task.start_time and task.name not in begun:
                 console.print(f"  {task.name}", highlight=False)
                 begun.add(task.name)
-        if state is not None and state.name != told:
-            told = str(state.name)
-            console.print(f"{told} {state.message or ''}".strip(), highlight=False, markup=False, soft_wrap=True)
+        if state is not None and state.name != shown:
+            shown = str(state.name)
+            console.print(f"{shown} {state.message or ''}".strip(), highlight=False, markup=False, soft_wrap=True)
         if state is not None and state.is_final():
             return state.is_completed()
         await asyncio.sleep(_POLL_SECONDS)

@@ -27,8 +27,8 @@ class Company:
 
     def __init__(self, members: Sequence[Progress]) -> None:
         """Raises StoreError if prompts of a run are nowhere."""
-        self.runs, runs = members, [member.run for member in members]
-        self.rounds = max(self._left(member) for member in self.runs)
+        self.members, runs = members, [member.run for member in members]
+        self.rounds = max(self._left(member) for member in self.members)
         encoded: dict[str, dict[str, Embedding]] = {}
         for run in runs:
             for model, words in run.embeddings.items():
@@ -42,14 +42,14 @@ class Company:
 
     def ends(self) -> list[int]:
         """Rounds after which a state must be kept: where runs part, and the last one."""
-        parting = {chapter.first - member.done for member in self.runs for chapter in member.run.chapters}
+        parting = {chapter.first - member.done for member in self.members for chapter in member.run.chapters}
         return [*sorted(end for end in parting if 0 < end < self.rounds), self.rounds]
 
     def advance(self, rounds: int) -> Chunk:
         """So many rounds."""
         started, total = time.monotonic(), Count()
         for _ in range(rounds):
-            going = [member for member in self.runs if self._left(member) > 0]
+            going = [member for member in self.members if self._left(member) > 0]
             states, count = advance_together(
                 [Member(m.run.composition, m.state, m.run.state_key(m.done + 1)) for m in going], self._using
             )
@@ -61,20 +61,23 @@ class Company:
 
     def counted(self) -> tuple[int, int]:
         """Steps of all runs: finished ones, and all."""
-        return sum(member.done for member in self.runs), sum(m.run.composition.steps for m in self.runs)
+        return sum(member.done for member in self.members), sum(m.run.composition.steps for m in self.members)
 
     def latents(self) -> list[Latent]:
         """The latents [b, c, h, w] of each run, once all rounds are done."""
-        return [member.run.composition.pictures(member.state) for member in self.runs]
+        return [member.run.composition.pictures(member.state) for member in self.members]
 
     def states(self) -> Mapping[str, tuple[Run, Any]]:
         """The present states by key, with a run that each belongs to."""
-        return {member.run.state_key(member.done): (member.run, member.state) for member in self.runs if member.done}
+        return {member.run.state_key(member.done): (member.run, member.state) for member in self.members if member.done}
 
 
 @task(task_run_name="rounds {first}-{last}", persist_result=False)
 async def rounds(company: Company, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
-    """A step of each run per round (counted from 1, both included); done when the states are durable."""
+    """A step of each run per round (counted from 1, both included); done when the states are durable.
+
+    They are stored only after masks, prompts and start images, as with one run alone.
+    """
     before = set(company.states())
     chunk = await asyncio.to_thread(company.advance, last - first + 1)
     new = {key: (run, run.composition.to_tensors(state)) for key, (run, state) in company.states().items()}

@@ -23,7 +23,7 @@ async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, by
     Returns the PNG files by path. A file's name is for people and ends in the job's hash; the job itself is in the
     PNG's text chunk `regional-job`.
     """
-    folder, stem = Store(out), file_stem(run.job_hash, name)
+    folder, stem = Store(out, "out"), file_stem(run.job_hash, name)
     pictures = await asyncio.to_thread(encoded, run, latents)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
     for file, data in zip(files, pictures, strict=True):

@@ -29,6 +29,7 @@ from tasks.settings import settings
 from tasks.trust import image_place, is_url
 
 _SET_FORM = "path.to.field=value, for instance seed=7 or regions.0.prompt=fog"
+_JOB_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
@@ -58,16 +59,30 @@ def read_jobs(pattern: str) -> list[NamedJob]:
 
     Each is named by its file; where that is not enough, by its path. Raises BadInput or BadJob.
     """
+    allowed = "a pattern below the folder that this runs in, such as jobs/*.yaml"
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise BadInput("files", pattern, "a pattern below the folder that this runs in, such as jobs/*.yaml")
-    files = [Path(image_place("files", str(file))) for file in sorted(Path.cwd().glob(pattern))]
+        raise BadInput("files", pattern, allowed)
+    try:
+        found = sorted(file.relative_to(Path.cwd()) for file in Path.cwd().glob(pattern))
+    except (ValueError, IndexError) as error:  # no pattern at all
+        raise BadInput("files", pattern, allowed) from error
+    # As in a shell, nothing hidden is found.
+    files = [_job_file(file) for file in found if not any(part.startswith(".") for part in file.parts)]
     if not files:
-        raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}")
-    stems = [file.stem for file in files]
+        raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}, and no hidden ones")
+    names = [file.stem[:80] for file in files]
     return [
-        NamedJob(name=stem if stems.count(stem) == 1 else str(file)[-80:], job=read_job(file))
-        for stem, file in zip(stems, files, strict=True)
+        NamedJob(name=name if names.count(name) == 1 else str(file)[-80:], job=read_job(file))
+        for name, file in zip(names, files, strict=True)
     ]
+
+
+def _job_file(found: Path) -> Path:
+    """The real path of a file that a pattern found. What it holds may be repeated in an error, so it must be a job."""
+    file = Path(image_place("files", str(found)))
+    if any(name.suffix.lower() not in _JOB_SUFFIXES or name.name.startswith(".") for name in (found, file)):
+        raise BadInput("files", str(found), f"a pattern that finds only {', '.join(_JOB_SUFFIXES)} files")
+    return file
 
 
 def _data(file: Path, overrides: Sequence[str]) -> Any:

@@ -1,8 +1,9 @@
-"""What stays in a store: which states a finished run keeps, and what can be told and thrown away later."""
+"""What stays in a store: which states a finished run keeps, and what can be listed and thrown away later."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,24 @@ from tasks.settings import Keep
 from tasks.store import Store, Stored
 
 DAY = 24 * 3600.0
+
+_HASH = "[0-9a-f]{64}"
+_OURS = re.compile(
+    rf"(latents/{_HASH}/\.?\d+\.safetensors|(masks|prompts|starts)/\.?{_HASH}\.safetensors"
+    rf"|runs/\.?{_HASH}\.json|pictures/\.?{_HASH}\.(json|png)|\.?probe-[0-9a-f]{{32}})(\.[0-9a-f]{{32}}\.part)?"
+)
+"""All keys that are ever written, and what a writer that was killed left of one (`.name.….part`)."""
+
+
+def kind(key: str) -> str:
+    """What an object of a store is: latents, masks, pictures, probes, prompts, runs, starts; or other: not a store's.
+
+    Where a store lies at the top of a bucket, or pictures below a store, there are files of other people.
+    """
+    if _OURS.fullmatch(key) is None:
+        return "other"
+    folder, slash, _ = key.partition("/")
+    return folder if slash else "probes"
 
 
 class Known(BaseModel):
@@ -60,7 +79,7 @@ def begin(run: Run, name: str) -> Known:
     return known
 
 
-def told_of(run: Run) -> Known | None:
+def known_of(run: Run) -> Known | None:
     """What the store knows of a run; None if nothing, or nothing that can be read."""
     try:
         return Known.model_validate(run.store.read_json(run.key))
@@ -73,8 +92,8 @@ async def finish(finished: Mapping[Run, Known], keep: Keep) -> None:
     if not finished:
         return
     now, store = time.time(), next(iter(finished)).store
-    told = {run.key: known.model_copy(update={"finished": now}) for run, known in finished.items()}
-    writing = at_once(lambda item: store.write_json(item[0], item[1].model_dump(mode="json")), told.items())
+    closed = {run.key: known.model_copy(update={"finished": now}) for run, known in finished.items()}
+    writing = at_once(lambda item: store.write_json(item[0], item[1].model_dump(mode="json")), closed.items())
     await asyncio.gather(writing, _forget(store, list(finished.values()), keep))
 
 
@@ -108,12 +127,11 @@ def runs(store: Store) -> list[Listed]:
 
 
 def sizes(store: Store) -> dict[str, tuple[int, int]]:
-    """Number of objects and their bytes, by kind: latents, masks, prompts, runs, starts."""
+    """Number of objects and their bytes, by kind."""
     found: dict[str, tuple[int, int]] = {}
     for stored in store.objects(""):
-        kind = stored.key.partition("/")[0]
-        number, size = found.get(kind, (0, 0))
-        found[kind] = number + 1, size + stored.size
+        number, size = found.get(kind(stored.key), (0, 0))
+        found[kind(stored.key)] = number + 1, size + stored.size
     return dict(sorted(found.items()))
 
 
@@ -121,10 +139,11 @@ def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> l
     """What can go. Of runs finished more than `older_than` seconds ago: the states that `keep` does not name.
 
     Of unfinished runs, and of nobody's states, what was last written longer ago than that. `none` keeps nothing of
-    such runs, nor what can be made again for later ones: masks, prompts and start images.
+    such runs, nor what can be made again for later ones: masks, prompts, start images, and the pictures that grids
+    are merged from. What is not the store's own stays, whatever it is.
     """
     now = time.time()
-    objects = store.objects("")
+    objects = [found for found in store.objects("") if kind(found.key) != "other"]
     last = {found.key: found.written for found in objects}
     wanted: set[str] = set()
     for key, run in _known(store):
@@ -134,8 +153,8 @@ def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> l
             wanted |= states | {key}
         elif keep != "none":
             wanted |= ({key} | states & run.states(keep)) if run.finished else {key}
-    told = objects if keep == "none" else [found for found in objects if found.key.startswith("latents/")]
-    return [found for found in told if found.key not in wanted and now - found.written > older_than]
+    old = [found for found in objects if found.key not in wanted and now - found.written > older_than]
+    return old if keep == "none" else [found for found in old if kind(found.key) == "latents"]
 
 
 def _known(store: Store) -> list[tuple[str, Known]]:

@@ -18,7 +18,7 @@ from tasks.images import as_data_uri
 from tasks.pictures import pictures_of
 from tasks.publishing import table_cell
 from tasks.sheet import sheet
-from tasks.showing import told
+from tasks.showing import show_or_warn
 from tasks.store import Store
 
 
@@ -38,7 +38,7 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
     are grey on the sheet.
     """
-    store, out, first = Store(store_url), Store(folder), dict[str, str]()
+    store, out, first = Store(store_url), Store(folder, "out"), dict[str, str]()
     for named in jobs:
         first.setdefault(hashes[named.name], named.name)
     written = await at_once(lambda item: _single(store, item[0], out, item[1]), first.items())
@@ -50,8 +50,9 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     merged = Merged(sheet=f"{folder}/sheet.png", images=found, missing=missing)
     await asyncio.to_thread(out.write_json, "sheet", merged.model_dump(mode="json"))
     description = f"{len(found)} of {len(files)} drawn"
-    await told(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
-    await told(acreate_markdown_artifact(_table(jobs, merged), key="cells", description=description))
+    await show_or_warn(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
+    table = _table(jobs, merged)
+    await show_or_warn(acreate_markdown_artifact(table, key="cells", description=description))
     return merged
 
 

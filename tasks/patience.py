@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -14,26 +15,55 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FOR_GOOD = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError)
+_FOR_GOOD = (
+    *(PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError),
+    *(ValueError, TypeError),
+)
 """Wrong keys, no such bucket, a file where a folder should be: waiting mends none of them."""
+_NUMBERS_FOR_GOOD = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+_NAMES_FOR_GOOD = {
+    *("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"),
+    *("InvalidBucketName", "AuthorizationHeaderMalformed", "PermanentRedirect"),
+}
+"""Classes of botocore, which says so before it asks, and S3's own codes; the last two are a wrong region."""
 _LONGEST_PAUSE = 15.0
 
 
-def patiently(url: str, work: Callable[[], T]) -> T:
+def patiently(url: str, work: Callable[[], T], field: str = "store") -> T:
     """What `work` returns, tried again with growing pauses while the store at `url` fails.
 
     An object store that is down, throttles (503) or times out comes back, and a full disk may be emptied. So
     only after `store_patience` seconds, or at once for a failure that will not pass, this raises StoreError.
+    `field` is what the error calls the store.
     """
     began, pause = time.monotonic(), 0.25
     while True:
         try:
             return work()
         except Exception as error:  # each file system has errors of its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             waited = time.monotonic() - began
-            if isinstance(error, _FOR_GOOD) or waited + pause > settings().store_patience:
-                raise StoreError("store", url, f"a store that answers ({reason})") from error
-            logger.warning("%s does not answer (%s); trying again in %.1f s", url, reason, pause)
+            if fails_for_good(error) or waited + pause > settings().store_patience:
+                raise StoreError(field, url, f"a store that answers ({reason_of(error)})") from error
+            logger.warning("%s does not answer (%s); trying again in %.1f s", url, reason_of(error), pause)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def fails_for_good(error: Exception) -> bool:
+    """Whether a store that fails with this error will do so again, however long one waits."""
+    if isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and error.errno in _NUMBERS_FOR_GOOD):
+        return True
+    # By name: botocore is slow to import, and not every store is S3.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # s3fs keeps botocore's error, with S3's answer, as the cause of its own.
+    match getattr(error.__cause__, "response", None):
+        case {"Error": {"Code": str(code)}}:
+            names.add(code)
+        case _:
+            pass
+    return not names.isdisjoint(_NAMES_FOR_GOOD)
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]

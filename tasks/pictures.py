@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -82,6 +82,12 @@ def pictures_of(store: Store, job_hash: str) -> tuple[Drawn, list[bytes]] | None
         logger.warning("a picture of job %s is damaged; it counts as absent", job_hash)
         return None
     return drawn, whole
+
+
+async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
+    """Are the pictures of all these jobs in the store whole, drawn with whatever numerics?"""
+    store = Store(store_url)
+    return all(await at_once(lambda job_hash: pictures_of(store, job_hash) is not None, job_hashes))
 
 
 def _key(job_hash: str) -> str:

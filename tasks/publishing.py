@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import platform
+import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from sampling_core.job import RenderJob
 from tasks.decoding import file_stem
 from tasks.images import as_data_uri
-from tasks.showing import told
+from tasks.showing import show_or_warn
 from tasks.store import Store
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
@@ -54,9 +55,9 @@ async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str
     """Write the JSON record beside the pictures (PNG files) and create the run's artifacts."""
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
     shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
-    told_of = acreate_markdown_artifact(summary, key="summary", description=title)
-    written = asyncio.to_thread(Store(out).write_json, file_stem(record.job_hash, name), record.as_json())
-    await asyncio.gather(written, told(told_of), *map(told, shown))
+    listed = acreate_markdown_artifact(summary, key="summary", description=title)
+    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_json())
+    await asyncio.gather(written, *map(show_or_warn, [listed, *shown]))
 
 
 def _shown(data: bytes) -> str:
@@ -87,7 +88,13 @@ Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures:
 """
 
 
+_MARKS = re.compile(r"([\\|\[\]!*_~])")
+_LINKS = re.compile(r"(://|(?<=www)\.|@)", re.IGNORECASE)
+
+
 def table_cell(text: str) -> str:
-    """Text that stays inside one cell of a Markdown table, and stays text."""
-    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return flat.replace("<", "&lt;").replace("`", "'") or " "
+    """Text that stays inside one cell of a Markdown table, and stays text: no links, pictures, emphasis or HTML."""
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
+    # Addresses become links by themselves, also when they are spelled with entities; a word joiner, which nobody
+    # sees, keeps them apart.
+    return _LINKS.sub(r"&#8288;\1", _MARKS.sub(r"\\\1", flat)) or " "

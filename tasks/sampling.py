@@ -63,7 +63,7 @@ Sampled = asyncio.Future[Chunk]
 """Set once a chunk is sampled."""
 
 Inputs = asyncio.Future[Any]
-"""Done when masks, prompts and start image are durable. No state may be before them: with others, it is another's."""
+"""Done when masks, prompts and start image are durable."""
 
 
 @task(task_run_name="base-only steps {first}-{last}", persist_result=False)
@@ -79,7 +79,12 @@ async def regional_steps(progress: Progress, first: int, last: int, sampled: Sam
 
 
 async def _chunk(progress: Progress, last: int, sampled: Sampled, inputs: Inputs) -> None:
-    """The next chunk may begin once `sampled` is set; this one is done when its state is durable."""
+    """Sample up to step `last`, then store the state. It is stored only after masks, prompts and start image.
+
+    That order holds the store together: a state without what it was made from would be continued with other masks or
+    prompts, and then it is another picture's. The next chunk may begin once `sampled` is set; this one is done when
+    its state is durable.
+    """
     run = progress.run
     chunk = await asyncio.to_thread(progress.advance, last)
     tensors = run.composition.to_tensors(progress.state)

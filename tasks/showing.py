@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from sampling_core.plan import cost
 from tasks.images import as_data_uri
+from tasks.patience import reason_of
 from tasks.run import Run
 from tasks.sampling import Progress
 from tasks.settings import settings
@@ -32,12 +33,12 @@ PREVIEW_CELLS = 64
 """Longest edge of a preview, in latent cells: decoding the whole of a large canvas would take as long as a step."""
 
 
-async def told(work: Awaitable[object]) -> None:
+async def show_or_warn(work: Awaitable[object]) -> None:
     """Wait for what only tells people something. If the server does not take it, that is said, and the run goes on."""
     try:
         await work
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost a picture
-        logger.warning("the server could not be told: %s", " ".join(f"{type(error).__name__}: {error}".split())[:160])
+        logger.warning("the server could not be told: %s", reason_of(error))
 
 
 class Shown:
@@ -48,7 +49,7 @@ class Shown:
         self._bar: UUID | None = None
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
-        self._renewal = asyncio.create_task(told(self._begin()))
+        self._renewal = asyncio.create_task(show_or_warn(self._begin()))
 
     def renew(self) -> None:
         """Show where the run is, in the background, unless that was done a moment ago or is being done."""
@@ -56,12 +57,12 @@ class Shown:
             self._bar_at = time.monotonic()
             # What was no failure of the telling: a signal to end, for instance.
             self._renewal.result()
-            self._renewal = asyncio.create_task(told(self._renew()))
+            self._renewal = asyncio.create_task(show_or_warn(self._renew()))
 
     async def end(self) -> None:
         """Show where the run ended."""
         await self._renewal
-        await told(self._show_progress())
+        await show_or_warn(self._show_progress())
 
     async def _begin(self) -> None:
         await self._show_progress()

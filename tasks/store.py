@@ -7,16 +7,18 @@ does not answer is asked again until the patience that the settings allow is use
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -26,9 +28,11 @@ from torch import Tensor
 
 from sampling_core.errors import RegionalError, StoreError
 from tasks.credentials import storage_options
-from tasks.patience import patiently
+from tasks.patience import fails_for_good, patiently, reason_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _DIGEST = "sha256"
 
@@ -57,23 +61,25 @@ class Store:
                 self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({error})"
             ) from error
 
-    def check(self) -> None:
-        """Raise StoreError unless something can be written and read back, now."""
+    def check(self, *, patient: bool = False) -> None:
+        """Raise StoreError unless an object can be written, read back and removed, now.
+
+        If `patient`, only for what waiting will not mend: a store that is away may be back when it is needed.
+        """
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             self._put(probe, b"ok")
+            self._fs.cat_file(self._path(probe))
             self._fs.rm_file(self._path(probe))
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise StoreError(self._field, self.url, f"a place that can be written ({reason})") from error
-
-    def connect(self) -> None:
-        """Ask for something, whatever it is: the first question to an object store in a process takes a second."""
-        self.read("connect")
+            if patient and not fails_for_good(error):
+                logger.warning("%s cannot be written now (%s); it may be later", self.url, reason_of(error))
+                return
+            raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
-        patiently(self.url, lambda: self._put(name, data))
+        self._patiently(lambda: self._put(name, data))
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes, or None if it is not there."""
@@ -84,7 +90,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return patiently(self.url, found)
+        return self._patiently(found)
 
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
@@ -132,12 +138,12 @@ class Store:
             except FileNotFoundError:
                 return []
 
-        return sorted(Path(path).stem for path in patiently(self.url, listed) if path.endswith(".safetensors"))
+        return sorted(Path(path).stem for path in self._patiently(listed) if path.endswith(".safetensors"))
 
     def objects(self, prefix: str) -> list[Stored]:
         """All objects below a key prefix, however deep."""
-        found: dict[str, dict[str, Any]] = patiently(
-            self.url, lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True)
+        found: dict[str, dict[str, Any]] = self._patiently(
+            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True)
         )
         # File systems do not agree on whether a path begins with a slash.
         root = self._root.strip("/")
@@ -154,7 +160,10 @@ class Store:
                 self._fs.rm_file(path)
 
         for key in keys:
-            patiently(self.url, partial(removed, self._path(key)))
+            self._patiently(partial(removed, self._path(key)))
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return patiently(self.url, work, self._field)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -166,6 +175,7 @@ class Store:
             self._fs.pipe_file(path, data)
             return
         final = Path(path)
+        made = list(takewhile(lambda folder: not folder.exists(), final.parents))
         final.parent.mkdir(parents=True, exist_ok=True)
         part = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
         try:
@@ -177,6 +187,21 @@ class Store:
         except OSError:
             part.unlink(missing_ok=True)
             raise
+        # A file is durable under its name when its folder is; so is a folder that was just made.
+        for folder in (final.parent, *(folder.parent for folder in made)):
+            _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable, where the file system can; some that are mounted over a network cannot."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _written(about: Mapping[str, Any]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows import cli_store
 from sampling_core.history import Named
-from tasks.keeping import DAY, Known, runs, sizes, to_prune
+from sampling_core.parsing import parse_job
+from tasks.keeping import DAY, Known, begin, kind, runs, sizes, to_prune
+from tasks.pictures import _keep
+from tasks.preparing import prepare
+from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store
+from tests.processes import ROOT
 
-BASE, ONE, TWO = Named(0, "base"), Named(2, "one"), Named(2, "two")
+
+def hashed(word: str) -> str:
+    """What names something in a store; the words are for people who read this."""
+    return sha256(word.encode()).hexdigest()
+
+
+BASE, ONE, TWO = Named(0, hashed("base")), Named(2, hashed("one")), Named(2, hashed("two"))
+WORDS = {hashed(word): word for word in ("base", "one", "two", "open", "nobody", "p")}
 
 
 def known(*chapters: Named, **changes: Any) -> Known:
@@ -53,18 +68,23 @@ def store(tmp_path: Path) -> Store:
     for name, run in {
         "one": known(BASE, ONE, begun=old, finished=old),
         "two": known(BASE, TWO, begun=now, finished=now),
-        "open": known(BASE, Named(2, "open"), begun=now),
+        "open": known(BASE, Named(2, hashed("open")), begun=now),
     }.items():
-        store.write_json(f"runs/{name}", run.model_dump(mode="json"))
-    for key in (*(f"base/{n:05d}" for n in (1, 2)), *(f"{c}/{n:05d}" for c in ("one", "two") for n in (3, 4, 5, 6))):
-        store.write_tensors(f"latents/{key}", {"x": torch.zeros(2)})
-    store.write_tensors("latents/open/00003", {"x": torch.zeros(2)})
-    store.write_tensors("latents/nobody/00001", {"x": torch.zeros(2)})
-    store.write_tensors("prompts/p", {"embedding": torch.zeros(2)})
+        store.write_json(f"runs/{hashed(name)}", run.model_dump(mode="json"))
+    states = {"base": (1, 2), "one": (3, 4, 5, 6), "two": (3, 4, 5, 6), "open": (3,), "nobody": (1,)}
+    for name, steps_of in states.items():
+        for step in steps_of:
+            store.write_tensors(f"latents/{hashed(name)}/{step:05d}", {"x": torch.zeros(2)})
+    store.write_tensors(f"prompts/{hashed('p')}", {"embedding": torch.zeros(2)})
     for file in tmp_path.rglob("*.*"):
-        if "two" not in file.parts and file.stem not in {"two", "open"} and "open" not in file.parts:
+        if not {hashed("two"), hashed("open")} & {*file.parts, file.stem}:
             os.utime(file, (old, old))
     return store
+
+
+def in_words(keys: set[str]) -> set[str]:
+    """Keys without extension, and with words in the place of hashes."""
+    return {"/".join(WORDS.get(part, part) for part in key.partition(".")[0].split("/")) for key in keys}
 
 
 @pytest.mark.parametrize(
@@ -78,22 +98,84 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_pruning_touches_old_runs_alone(store: Store, keep: Any, gone: set[str]) -> None:
-    assert {found.key.rpartition(".")[0] for found in to_prune(store, keep, DAY)} == gone
+    assert in_words({found.key for found in to_prune(store, keep, DAY)}) == gone
 
 
 def test_an_abandoned_run_goes_when_it_is_old(store: Store) -> None:
-    keys = {found.key.rpartition(".")[0] for found in to_prune(store, "all", -DAY)}
+    keys = in_words({found.key for found in to_prune(store, "all", -DAY)})
     assert {"latents/open/00003", "latents/nobody/00001"} == keys
+
+
+FOREIGN = [
+    "photo.png",
+    "deep/er/report.json",
+    "renders/two_halves-1234abcd.png",
+    "pictures/two_halves-1234abcd.png",
+    "pictures/grid-1234abcd/sheet.json",
+    f"pictures/{hashed('mine')}.txt",
+    "latents/mine/00001.safetensors",
+    "latents/notes.txt",
+    "runs/diary.json",
+    f"models/{hashed('mine')}.safetensors",
+    f"masks/{hashed('mine')}/00001.safetensors",
+]
+
+
+@pytest.mark.parametrize("keep", ["none", "final"])
+def test_files_of_others_survive_every_pruning(store: Store, keep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures below the store, and a prefix that was forgotten: only what the store itself has written goes."""
+    folder, old = Path(store.url), time.time() - 10 * DAY
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+        os.utime(folder / name, (old, old))
+    cli_store.prune(store.url, keep, older_than=1, as_json=True)
+    removed = json.loads(capsys.readouterr().out)["objects"]
+    assert removed == (7 if keep == "none" else 4)
+    assert [name for name in FOREIGN if not (folder / name).exists()] == []
+    assert sizes(store)["other"] == (len(FOREIGN), 2 * len(FOREIGN))
+
+
+def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
+    """A kind that is missing there would never be pruned."""
+    picture = str(next((ROOT / "examples" / "pictures").glob("*.png")))
+    job = {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "start_image": picture}
+    os.environ["REGIONAL_ROOTS"] = "/"
+    prepared = prepare(parse_job(job))
+    run = Run(prepared, str(tmp_path))
+    run.remember({run.mask_key: prepared.inputs, run.start_key: {"latent": torch.zeros(1)}})
+    words = run.composition.prompts[0]
+    keys = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
+    kinds = [kind(f"{key}.safetensors") for key in keys]
+    assert kinds == ["masks", "starts", "prompts", "latents"]
+    begin(run, "a run")
+    _keep(run, [b"a picture"])
+    assert {name: number for name, (number, _) in sizes(run.store).items()} == {"pictures": 2, "runs": 1}
+
+
+def test_what_a_writer_left_that_was_killed_is_the_stores_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, rename = Store(str(tmp_path)), Path.replace
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    for write in (lambda: store.write(f"pictures/{hashed('p')}.png", b""), store.check):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    monkeypatch.setattr(Path, "replace", rename)
+    assert sorted(sizes(store)) == ["pictures", "probes"]
+    assert len(to_prune(store, "none", -DAY)) == 2
 
 
 def test_listing_counts_what_is_there(store: Store) -> None:
     listed = {entry.key: entry.states for entry in runs(store)}
-    assert listed == {"runs/one.json": 6, "runs/two.json": 6, "runs/open.json": 3}
+    assert listed == {f"runs/{hashed(name)}.json": count for name, count in {"one": 6, "two": 6, "open": 3}.items()}
     counted = {kind: number for kind, (number, _) in sizes(store).items()}
     assert counted == {"latents": 12, "prompts": 1, "runs": 3}
-    assert sizes(store)["prompts"][1] == len(Path(f"{store.url}/prompts/p.safetensors").read_bytes())
+    assert sizes(store)["prompts"][1] == len(Path(f"{store.url}/prompts/{hashed('p')}.safetensors").read_bytes())
 
 
 def test_a_damaged_run_counts_as_absent(store: Store) -> None:
-    Path(f"{store.url}/runs/one.json").write_text('{"name": 1')
-    assert {entry.key for entry in runs(store)} == {"runs/two.json", "runs/open.json"}
+    Path(f"{store.url}/runs/{hashed('one')}.json").write_text('{"name": 1')
+    assert {entry.key for entry in runs(store)} == {f"runs/{hashed(name)}.json" for name in ("two", "open")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Self
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus, StateAbortDetails, StateAcceptDetails
 
 import flows.reap
 from flows.reap import Patience, Sighting, judge, reap
@@ -75,14 +77,17 @@ def test_a_clock_that_lags_behind_the_server_kills_nothing(silent: float, state:
 class Server:
     """As much of a server as the reaper asks: runs that have crashed an hour ago, of which some sent heartbeats."""
 
-    def __init__(self, *, broken: bool = False) -> None:
-        self.broken = broken
-        self.runs = [self.crashed(f"run {number}") for number in range(3)]
+    def __init__(self, *, broken: bool = False, kind: StateType = StateType.CRASHED, restarts: int = 0) -> None:
+        self.broken, self.restarts = broken, restarts
+        self.runs = [self.silent(f"run {number}", kind) for number in range(3)]
+        self.ended: set[UUID] = set()
+        """Runs that end by themselves between the second look and what the reaper proposes."""
         self.set: list[tuple[UUID, str]] = []
+        self.forced: list[str] = []
 
     @staticmethod
-    def crashed(name: str) -> FlowRun:
-        state = State(type=StateType.CRASHED, name="Crashed", timestamp=datetime.now(UTC) - timedelta(hours=1))
+    def silent(name: str, kind: StateType) -> FlowRun:
+        state = State(type=kind, name=kind.capitalize(), timestamp=datetime.now(UTC) - timedelta(hours=1))
         return FlowRun(id=uuid4(), flow_id=uuid4(), name=name, state=state, work_pool_name="gpu")
 
     async def __aenter__(self) -> Self:
@@ -99,23 +104,65 @@ class Server:
     async def read_flow_run_states(self, run_id: UUID) -> list[State]:
         if self.broken and run_id == self.runs[1].id:
             raise ValueError("a run that this version does not understand")
-        return []
+        return [State(type=StateType.SCHEDULED, message="Started again: it was left behind")] * self.restarts
 
     async def read_events(self, found: Any, **_: Any) -> SimpleNamespace:
         has_one = str(self.runs[0].id) in str(found)
         received = datetime.now(UTC) - timedelta(hours=2)
         return SimpleNamespace(events=[SimpleNamespace(received=received)] * has_one)
 
-    async def set_flow_run_state(self, run_id: UUID, state: State, **_: Any) -> None:
+    async def set_flow_run_state(self, run_id: UUID, state: State, *, force: bool = False) -> SimpleNamespace:
+        if run_id in self.ended and not force:
+            details = StateAbortDetails(reason="Run is already in terminal state COMPLETED.")
+            return SimpleNamespace(status=SetStateStatus.ABORT, details=details)
         self.set.append((run_id, state.name or ""))
+        self.forced += [state.name or ""] * force
+        return SimpleNamespace(status=SetStateStatus.ACCEPT, details=StateAcceptDetails())
+
+
+@pytest.fixture
+def reaped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], dict[str, int]]:
+    """What the reaper counts when it looks at a server; it does not wait for its second look."""
+    monkeypatch.setattr(flows.reap, "get_run_logger", lambda: logging.getLogger("reap"))
+
+    async def at_once(_: float) -> None: ...
+
+    def look(server: Server) -> dict[str, int]:
+        monkeypatch.setattr(flows.reap, "get_client", lambda: server)
+        with monkeypatch.context() as patched:
+            patched.setattr(flows.reap.asyncio, "sleep", at_once)
+            return asyncio.run(reap.fn())
+
+    return look
 
 
 @pytest.mark.parametrize(("broken", "again"), [(False, {0, 1, 2}), (True, {0, 2})])
 def test_a_run_that_died_before_its_first_heartbeat_is_started_again_and_costs_no_other(
-    *, broken: bool, again: set[int], monkeypatch: pytest.MonkeyPatch
+    *, broken: bool, again: set[int], reaped: Callable[[Server], dict[str, int]]
 ) -> None:
     server = Server(broken=broken)
-    monkeypatch.setattr(flows.reap, "get_client", lambda: server)
-    monkeypatch.setattr(flows.reap, "get_run_logger", lambda: logging.getLogger("reap"))
-    assert asyncio.run(reap.fn()) == {"start again": len(again), "give up": 0, "cancel": 0}
+    assert reaped(server) == {"start again": len(again), "give up": 0, "cancel": 0}
     assert server.set == [(server.runs[number].id, "AwaitingRetry") for number in sorted(again)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "restarts", "states"),
+    [
+        (StateType.RUNNING, 0, ["Crashed", "AwaitingRetry"]),
+        (StateType.PENDING, 4, ["Crashed", "AwaitingRetry"]),
+        (StateType.RUNNING, 5, ["Crashed", "GivenUp"]),
+        (StateType.CRASHED, 5, ["GivenUp"]),
+        (StateType.CANCELLING, 0, ["Cancelled"]),
+    ],
+)
+def test_a_run_that_has_ended_by_itself_meanwhile_stays_as_it_is(
+    kind: StateType, restarts: int, states: list[str], reaped: Callable[[Server], dict[str, int]]
+) -> None:
+    """The server refuses what comes too late: nothing is done after that, and nothing is counted."""
+    server = Server(kind=kind, restarts=restarts)
+    if kind != StateType.CRASHED:
+        server.ended = {server.runs[1].id}
+    dead = [run.id for run in server.runs if run.id not in server.ended]
+    assert sum(reaped(server).values()) == len(dead)
+    assert server.set == [(run_id, state) for run_id in dead for state in states]
+    assert server.forced == ["GivenUp"] * len(dead) * ("GivenUp" in states)

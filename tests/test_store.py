@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 import uuid
 from pathlib import Path
 
 import pytest
 import torch
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sampling_core.errors import StoreError
+from tasks.settings import settings
 from tasks.store import Store
 
 TENSORS = {"x": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "sigma": torch.tensor(0.1, dtype=torch.float64)}
@@ -71,6 +76,37 @@ def test_no_half_file_under_a_final_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert store.names("a") == []
 
 
+def test_names_are_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the rename the file's folder is synced, and the folder of each folder that was made for it."""
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def remember(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+            assert (tmp_path / "new/a/k.safetensors").exists(), "synced before the rename"
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", remember)
+    store = Store(str(tmp_path / "new"))
+    store.write_tensors("a/k", TENSORS)
+    assert set(synced) == {tmp_path / "new/a", tmp_path / "new", tmp_path}
+    synced.clear()
+    store.write_tensors("a/k", TENSORS)
+    assert synced == [tmp_path / "new/a"]
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    store = Store(str(tmp_path))
+    store.write_tensors("a/k", TENSORS)
+    assert store.names("a") == ["k"]
+
+
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     torch.save(TENSORS, tmp_path / "k.safetensors")
     assert Store(str(tmp_path)).read_tensors("k") is None
@@ -80,3 +116,63 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 def test_unusable_places_are_refused(url: str) -> None:
     with pytest.raises(StoreError, match=r"^store: "):
         Store(url).check()
+
+
+def s3_error(code: str, kind: type[OSError] = OSError) -> OSError:
+    """As s3fs raises it: Python's error, caused by botocore's with S3's answer."""
+    error = kind(errno.EINVAL, code)
+    error.__cause__ = ClientError({"Error": {"Code": code}}, "PutObject")
+    return error
+
+
+PASSING = [OSError(errno.ENOSPC, "full"), TimeoutError(), ConnectionError(), s3_error("SlowDown"), RuntimeError("?")]
+HOPELESS = [
+    PermissionError("no"),
+    FileNotFoundError("no such bucket"),
+    FileExistsError("a file"),
+    OSError(errno.EROFS, "read-only"),
+    s3_error("InvalidBucketName"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING + HOPELESS, ids=repr)
+def test_a_patient_check_refuses_what_will_not_pass_and_nothing_else(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path), "out")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store, "_put", fail)
+    if error in PASSING:
+        store.check(patient=True)
+    else:
+        with pytest.raises(StoreError, match=r"^out: .* a place that can be written"):
+            store.check(patient=True)
+        with pytest.raises(StoreError, match=r"^out: .* a store that answers"):
+            store.write("x", b"")  # without ten minutes of patience
+    with pytest.raises(StoreError, match=r"^out: "):
+        store.check()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("s3://bucket/x", "NoCredentials"), ("s3://no bucket/x", "ParamValidation")]
+)
+def test_what_botocore_refuses_by_itself_is_hopeless(
+    url: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No keys anywhere, a name that no bucket can have: no request is ever sent."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REGIONAL_S3_ENDPOINT", "http://127.0.0.1:9")
+    if reason == "ParamValidation":
+        monkeypatch.setenv("REGIONAL_S3_KEY", "key")
+        monkeypatch.setenv("REGIONAL_S3_SECRET", "secret")
+    settings.cache_clear()
+    with pytest.raises(StoreError, match=reason):
+        Store(url).check(patient=True)
+    with pytest.raises(StoreError, match=reason):
+        Store(url).read("x")

@@ -11,6 +11,7 @@ from PIL import Image
 from sampling_core.errors import BadInput
 from sampling_core.parsing import parse_job
 from tasks.credentials import storage_options
+from tasks.files import read_jobs
 from tasks.preparing import prepare
 from tasks.settings import settings
 from tasks.store import Store
@@ -173,6 +174,34 @@ def test_every_field_that_names_something_is_checked(field: str, roots: Path) ->
     }[field]
     error = refused(lambda: prepare(parse_job(job)))
     assert (error.field, error.value) == (field, secret)
+
+
+def test_a_pattern_finds_job_files_and_reads_nothing_else(workdir: Path) -> None:
+    """Over a server too, where a line of what was read would be in the error."""
+    for name in ("jobs/one.yaml", "jobs/two.yml", "jobs/three.JSON", "jobs/.hidden.yaml", ".git/config.yaml"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text('{"prompt": "a blue background"}' if name.startswith("jobs/") else "hunter2")
+    Path("notes.txt").write_text("hunter2")
+    Path("env.yaml").symlink_to("notes.txt")
+    for pattern in ("jobs/*", "jobs/**/*", "*/*"):
+        assert [named.name for named in read_jobs(pattern)] == ["one", "three", "two"]
+    for pattern in ("*.txt", "env.yaml", "*", "**/*", "jobs"):
+        error = refused(read_jobs, pattern)
+        assert error.allowed == "a pattern that finds only .yaml, .yml, .json files"
+        assert "hunter2" not in str(error)
+    for pattern in (".git/*", ".*/*.yaml", "jobs/.hidden.yaml", ".git/config.yaml"):
+        error = refused(read_jobs, pattern)
+        assert "and no hidden ones" in error.allowed
+    for pattern in ("", ".", "../*.yaml", "/etc/*.yaml"):
+        assert "below the folder" in refused(read_jobs, pattern).allowed
+
+
+def test_long_names_of_job_files_are_cut(workdir: Path) -> None:
+    (workdir / "deep").mkdir()
+    for name in (f"{'a' * 200}.yaml", f"{'b' * 100}1.yaml", f"deep/{'b' * 100}2.yaml"):
+        Path(name).write_text("prompt: a blue background")
+    names = [named.name for named in read_jobs("**/*.yaml")]
+    assert names == ["a" * 80, ("b" * 100 + "1.yaml")[-80:], ("b" * 100 + "2.yaml")[-80:]]
 
 
 def test_credentials_reach_the_file_system_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
