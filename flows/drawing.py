@@ -58,15 +58,15 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     await asyncio.to_thread(Store(out, "out").check, patient=True)
     firsts = distinct(jobs)
     different = list(dict.fromkeys(firsts.values()))
-    known = check_all(different)
-    hashes = {called: known[first.name] for called, first in firsts.items()}
+    hash_of = check_all(different)
+    hashes = {called: hash_of[first.name] for called, first in firsts.items()}
     parts = shards(different, machines or 1, spread.jobs_per_shard)
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
     if machines is None:
         counted = [await shard(list(part), store=places.store, keep=places.keep) for part in parts]
     else:
-        asked = [_part(part, known, places, store) for part in parts]
+        asked = [_part(part, hash_of, places, store) for part in parts]
         unfinished = await run_shards(asked, spread.poll, spread.give_up_after)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
     merged = await merge(list(jobs), hashes, columns, store, folder)
