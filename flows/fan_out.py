@@ -21,6 +21,7 @@ from prefect.settings import get_current_settings
 
 from flows.reap import GIVEN_UP
 from sampling_core.errors import BadInput
+from tasks.showing import Bar, show_or_warn
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,14 @@ async def run_shards(parts: Sequence[Part], poll: float, give_up_after: float) -
     """
     started = [await _started(number, part, give_up_after) for number, part in enumerate(parts, start=1)]
     runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
-    while not all(_ended(run, give_up_after) for run in runs.values()):
+    bar = Bar()
+    while True:
+        ended = sum(_ended(run, give_up_after) for run in runs.values())
+        await show_or_warn(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
+        if ended == len(runs):
+            return [run.name for run in started if not _completed(runs[run.id])]
         await asyncio.sleep(poll)
         runs = await _patiently(partial(_read, list(runs)), give_up_after)
-    return [run.name for run in started if not _completed(runs[run.id])]
 
 
 async def _started(number: int, part: Part, give_up_after: float) -> FlowRun:

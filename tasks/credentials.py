@@ -21,7 +21,10 @@ def storage_options(url: str) -> dict[str, Any]:
     if not separator or scheme in _NO_OPTIONS:
         return {}
     options = dict(_of_block(settings().store_block)) if settings().store_block else {}
-    return options | (_s3_options() if scheme in ("s3", "s3a") else {})
+    if scheme not in ("s3", "s3a"):
+        return options
+    # Else s3fs asks for an object's size before it reads it, to read large ones in parts; those here are small.
+    return {"max_concurrency": 1} | options | _s3_options()
 
 
 def _s3_options() -> dict[str, Any]:

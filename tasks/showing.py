@@ -41,12 +41,31 @@ async def show_or_warn(work: Awaitable[object]) -> None:
         logger.warning("the server could not be told: %s", reason_of(error))
 
 
+class Bar:
+    """A progress bar on the server, made when it is first shown."""
+
+    def __init__(self) -> None:
+        self._id: UUID | None = None
+        self._words = ""
+
+    async def show(self, done: int, of: int, words: str) -> None:
+        """Show how much of it is done, unless it says that already."""
+        if words == self._words:
+            return
+        share = 100 * done / of
+        if self._id is None:
+            self._id = await acreate_progress_artifact(share, key="progress", description=words)
+        else:
+            await aupdate_progress_artifact(self._id, share, words)
+        self._words = words
+
+
 class Shown:
     """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar: UUID | None = None
+        self._bar = Bar()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
         self._renewal = asyncio.create_task(show_or_warn(self._begin()))
@@ -71,11 +90,7 @@ class Shown:
         await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
-        share, words = 100 * self._progress.done / self._progress.run.composition.steps, self._words
-        if self._bar is None:
-            self._bar = await acreate_progress_artifact(share, key="progress", description=words)
-        else:
-            await aupdate_progress_artifact(self._bar, share, words)
+        await self._bar.show(self._progress.done, self._progress.run.composition.steps, self._words)
 
     @property
     def _words(self) -> str:

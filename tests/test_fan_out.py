@@ -50,10 +50,15 @@ class Server:
         self.looks = 1
         self.looked = 0
         self.starts = 1
+        self.shown: list[str] = []
 
     async def started(self, _deployment: str, *, idempotency_key: str, flow_run_name: str, **_: Any) -> FlowRun:
         running = FlowRun(id=uuid4(), flow_id=uuid4(), name=flow_run_name, state=state(StateType.RUNNING))
         return self.runs.setdefault(idempotency_key, running)
+
+    async def show(self, _done: int, _of: int, words: str) -> None:
+        if words not in self.shown:
+            self.shown.append(words)
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,6 +81,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     parent = SimpleNamespace(get_id=lambda: "parent", get_name=lambda: "grid", get_run_count=lambda: server.starts)
     monkeypatch.setattr(flows.fan_out, "arun_deployment", server.started)
     monkeypatch.setattr(flows.fan_out, "get_client", lambda: server)
+    monkeypatch.setattr(flows.fan_out, "Bar", lambda: server)
     monkeypatch.setattr(flows.fan_out, "flow_run", parent)
     return server
 
@@ -102,6 +108,7 @@ def test_what_is_drawn_or_at_work_is_found_again(server: Server) -> None:
     pictures = Pictures("a", "b")
     assert shards(pictures) == []
     assert list(server.runs) == ["parent/a/1", "parent/b/1"]
+    assert server.shown == ["0 of 2 shards have ended", "2 of 2 shards have ended"]
     server.starts = 5
     server.runs["parent/b/1"].state = state(StateType.RUNNING)
     assert shards(pictures) == []

@@ -222,4 +222,5 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
     artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
     newest = {one["key"]: one["data"] for one in sorted(artifacts, key=lambda one: one["created"])}
     assert newest["sheet"].startswith("data:image/jpeg;base64,")
+    assert newest["progress"] == 100
     assert "| r1c2 | a yellow background | 12 | drawn |" in newest["cells"]

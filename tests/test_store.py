@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sampling_core.errors import StoreError
 from tasks.settings import settings
 from tasks.store import Store
+from tests.s3 import KEY, SECRET, s3_server
 
 TENSORS = {"x": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "sigma": torch.tensor(0.1, dtype=torch.float64)}
 
@@ -176,3 +177,20 @@ def test_what_botocore_refuses_by_itself_is_hopeless(
         Store(url).check(patient=True)
     with pytest.raises(StoreError, match=reason):
         Store(url).read("x")
+
+
+def test_an_object_of_s3_is_read_in_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is not there: a store is asked for many things that it may not have."""
+    with s3_server(tmp_path, "latents") as port:
+        for name, value in {"ENDPOINT": f"http://127.0.0.1:{port}", "KEY": KEY, "SECRET": SECRET}.items():
+            monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
+        settings.cache_clear()
+        store = Store("s3://latents/x")
+        store.write_tensors("k", TENSORS)
+        read = store.read_tensors("k")
+        assert read is not None
+        assert torch.equal(read["x"], TENSORS["x"])
+        assert store.read_tensors("nothing") is None
+    asked = [line.split('"')[1] for line in (tmp_path / "s3.log").read_text().splitlines() if "/latents/x/" in line]
+    paths = [f"/latents/x/{key}.safetensors HTTP/1.1" for key in ("k", "k", "nothing")]
+    assert asked == [f"{method} {path}" for method, path in zip(("PUT", "GET", "GET"), paths, strict=True)]
