@@ -17,11 +17,13 @@ import pytest
 import yaml
 
 from deployments import processes
+from tasks.files import read_grid
 from tests.machine import Machine
-from tests.processes import EXAMPLES, post
+from tests.processes import EXAMPLES, ROOT, post
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
+GRID = ROOT / "examples" / "grids" / "seeds.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,45 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
     (record,) = [json.loads(file.read_text()) for file in machine.out.glob("*.json")]
     assert record["steps_restored"] + record["steps_computed"] == 60
     assert record["steps_restored"] >= 9, "three chunks were finished before each kill"
+
+
+def test_a_grid_whose_own_process_is_killed_ends_with_all_its_cells(machine: Machine) -> None:
+    """The reaper starts it again, and it finds its shards; a picture that is lost later is drawn again by Retry."""
+    job = read_grid(GRID)
+    job = job.model_copy(update={"job": job.job.model_copy(update={"steps": 40})})
+    store, out = machine.store / "grid", machine.out / "grid"
+    given: dict[str, Any] = {"job": job.model_dump(mode="json", exclude_unset=True), "machines": 2, "name": "killed"}
+    grid = machine.submit("grid/grid", **given, store=str(store), out=str(out))
+
+    def shards() -> dict[str, tuple[str, int]]:
+        """State and starts of the grid's shards."""
+        asked = {"flow_runs": {"name": {"like_": "of grid killed"}}}
+        found = post(machine.api, "flow_runs/filter", asked)
+        return {run["id"]: (run["state_type"], run["run_count"]) for run in found}
+
+    machine.wait_for("a shard at work", lambda: list(store.glob("latents/*/*")))
+    (process,) = [process for process in psutil.process_iter() if _runs(process, grid)]
+    process.kill()
+    machine.wait_for("the crash", lambda: machine.run(grid)["state_type"] == "CRASHED")
+    begun = shards()
+    assert len(begun) == 2
+    machine.wait_for("the second start", lambda: machine.run(grid)["run_count"] == 2, seconds=300)
+    assert machine.completed(grid)["run_count"] == 2
+    assert shards() == dict.fromkeys(begun, ("COMPLETED", 1)), "a shard was disturbed, or started twice"
+    (sheet,) = out.glob("killed-*/sheet.json")
+    drawn = json.loads(sheet.read_text())
+    assert (len(drawn["images"]), drawn["missing"]) == (6, [])
+
+    pictures = {path: path.read_bytes() for path in store.glob("pictures/*.png")}
+    assert len(pictures) == 6
+    lost = min(pictures)
+    lost.unlink()
+    retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+    post(machine.api, f"flow_runs/{grid}/set_state", retry)
+    machine.wait_for("the third start", lambda: machine.run(grid)["run_count"] == 3, seconds=120)
+    machine.completed(grid)
+    assert sorted(shards().values()) == [("COMPLETED", 1)] * 3
+    assert {path: path.read_bytes() for path in store.glob("pictures/*.png")} == pictures
 
 
 def test_the_reaper_leaves_a_healthy_run_alone(machine: Machine) -> None:
