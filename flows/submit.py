@@ -82,12 +82,15 @@ def _address(run: FlowRun) -> str:
 async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     """Print each task as it begins, and each new state of the run, until it has ended; True if it completed."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
 
     console, begun, shown = Console(stderr=True), set[str](), ""
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
-        for task in await client.read_task_runs(flow_run_filter=mine, limit=200):
+        # The newest ones, as many as are told at once: a long run has thousands.
+        newest = await client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200)
+        for task in reversed(newest):
             if task.start_time and task.name not in begun:
                 console.print(f"  {task.name}", highlight=False)
                 begun.add(task.name)

@@ -19,7 +19,7 @@ import yaml
 from deployments import processes
 from tasks.files import read_grid
 from tests.machine import Machine
-from tests.processes import EXAMPLES, ROOT, post
+from tests.processes import EXAMPLES, ROOT, post, regional
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
@@ -57,6 +57,22 @@ def test_everything_listens_on_loopback_only(machine: Machine) -> None:
         if connection.status == psutil.CONN_LISTEN
     ]
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_submit_follows_a_run_task_by_task(machine: Machine) -> None:
+    (example,) = (path for path in EXAMPLES if path.stem == "two_halves")
+    env = machine.env | {"PREFECT_API_URL": machine.api}
+    done = subprocess.run(regional("submit", example, "--watch"), env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"http://127.0.0.1:{machine.port}/runs/flow-run/")
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("Completed")
+    tasks = [line.strip() for line in lines if line.startswith("  ")]
+    first, last = ["build masks", "load model embedded", "encode prompts"], ["decode", "publish"]
+    assert (tasks[:3], tasks[-2:]) == (first, last)
+    steps = [int(task.rpartition(" ")[2].partition("-")[0]) for task in tasks[3:-2]]
+    assert steps == sorted(steps)
+    assert steps[0] == 1
 
 
 def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine) -> None:
