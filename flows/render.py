@@ -74,7 +74,7 @@ async def render(
         clock.lap("encode prompts")
         inputs = ahead.so_far()
         beginning = ahead.begin(asyncio.to_thread(begin, run, name))
-        restored, shown = progress.done, Shown(progress)
+        restored, shown = progress.done, Shown([progress])
         report_step(restored, run.composition.steps)
         chunks = await sample(progress, chunk_steps, ahead, inputs, shown.renew)
         shown_to_the_end = asyncio.create_task(shown.end())

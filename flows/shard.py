@@ -25,8 +25,9 @@ from tasks.progress import report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.run import Run
 from tasks.runs import prepare_all
-from tasks.sampling import Sampled, newest
+from tasks.sampling import Sampled, counted, newest
 from tasks.settings import Keep, settings
+from tasks.showing import Shown
 from tasks.store import Store
 from tasks.trust import store_place
 
@@ -95,12 +96,14 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
     await ahead.made(partial(encode_prompts, these))
     company, inputs = Company(await asyncio.gather(*map(newest, these))), ahead.so_far()
     beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
-    report_step(*company.counted())
+    report_step(*counted(company.members))
+    shown = Shown(company.members)
 
     def work(first: int, last: int, sampled: Sampled) -> Any:
         return rounds(company, first, last, sampled, inputs)
 
-    chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead)
+    chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead, shown.renew)
+    ahead.begin(shown.end())
     # A picture's record names its last state.
     await ahead.at_most(0)
     finished = list(zip(these, company.latents(), strict=True))

@@ -15,7 +15,7 @@ from sampling_core.together import Member, advance_together
 from tasks.at_once import at_once
 from tasks.progress import report_step
 from tasks.run import Run
-from tasks.sampling import Chunk, Inputs, Progress, Sampled
+from tasks.sampling import Chunk, Inputs, Progress, Sampled, counted
 from tasks.settings import settings
 
 
@@ -54,14 +54,10 @@ class Company:
                 [Member(m.run.composition, m.state, m.run.state_key(m.done + 1)) for m in going], self._using
             )
             for member, state in zip(going, states, strict=True):
-                member.state = state
+                member.move(state)
             total = total.plus(count)
-            report_step(*self.counted())
+            report_step(*counted(self.members))
         return Chunk(rounds, total, time.monotonic() - started)
-
-    def counted(self) -> tuple[int, int]:
-        """Steps of all runs: finished ones, and all."""
-        return sum(member.done for member in self.members), sum(m.run.composition.steps for m in self.members)
 
     def latents(self) -> list[Latent]:
         """The latents [b, c, h, w] of each run, once all rounds are done."""

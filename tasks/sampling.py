@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -49,14 +50,24 @@ class Progress:
         """A guess at the finished latents [b, c, h, w]."""
         return self.run.composition.expected(self._before, self.state)
 
+    def move(self, state: Any) -> None:
+        """On to the next state."""
+        self._before, self.state = self.state, state
+
     def advance(self, last: int) -> Chunk:
         """Sample up to step `last`."""
         started, total, composition = time.monotonic(), Count(), self.run.composition
         first = self.done
         for state, count in composition.iterate(self.state, _using(self.run), until=last):
-            self._before, self.state, total = self.state, state, total.plus(count)
+            self.move(state)
+            total = total.plus(count)
             report_step(composition.done(state), composition.steps)
         return Chunk(last - first, total, time.monotonic() - started)
+
+
+def counted(members: Sequence[Progress]) -> tuple[int, int]:
+    """Steps of runs: finished ones, and all."""
+    return sum(member.done for member in members), sum(member.run.composition.steps for member in members)
 
 
 Sampled = asyncio.Future[Chunk]

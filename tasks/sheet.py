@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 
 from PIL import Image
@@ -15,8 +14,8 @@ _PAPER = (255, 255, 255)
 _MISSING = (128, 128, 128)
 
 
-def sheet(pictures: Iterable[bytes | None], cells: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """PNG files in rows, from the top left; None leaves a grey cell.
+def sheet(pictures: Iterable[Image.Image | None], cells: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Pictures in rows, from the top left; None leaves a grey cell.
 
     `cells` is (columns, rows) and `size` (width, height) of a cell, in pixels; cells are smaller where the sheet
     would exceed LONGEST_EDGE. A picture that is larger than its cell is scaled to fit, a smaller one is centred.
@@ -24,15 +23,9 @@ def sheet(pictures: Iterable[bytes | None], cells: tuple[int, int], size: tuple[
     scale = min(1.0, *((LONGEST_EDGE - _GAP * (n + 1)) / (n * pixels) for n, pixels in zip(cells, size, strict=True)))
     (columns, rows), (width, height) = cells, (max(1, int(pixels * scale)) for pixels in size)
     made = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
-    for i, data in enumerate(pictures):
+    for i, given in enumerate(pictures):
         left, top = _GAP + i % columns * (width + _GAP), _GAP + i // columns * (height + _GAP)
-        picture = Image.new("RGB", (width, height), _MISSING) if data is None else _fitted(data, (width, height))
+        picture = Image.new("RGB", (width, height), _MISSING) if given is None else given.convert("RGB")
+        picture.thumbnail((width, height))
         made.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
     return made
-
-
-def _fitted(data: bytes, size: tuple[int, int]) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-        picture = opened.convert("RGB")
-    picture.thumbnail(size)
-    return picture

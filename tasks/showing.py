@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from uuid import UUID
 
 from PIL import Image
@@ -23,14 +24,16 @@ from sampling_core.plan import cost
 from tasks.images import as_data_uri
 from tasks.patience import reason_of
 from tasks.run import Run
-from tasks.sampling import Progress
+from tasks.sampling import Progress, counted
 from tasks.settings import settings
+from tasks.sheet import sheet
 
 logger = logging.getLogger(__name__)
 
-BAR_SECONDS = 1.0
+BAR_SECONDS = 2.0
 PREVIEW_CELLS = 64
-"""Longest edge of a preview, in latent cells: decoding the whole of a large canvas would take as long as a step."""
+"""Longest edge of a preview, in latent cells: decoding the whole of a large canvas would take as long as a step.
+Of several pictures, as many are shown as have no more cells together than a square of this edge."""
 
 
 async def show_or_warn(work: Awaitable[object]) -> None:
@@ -61,10 +64,14 @@ class Bar:
 
 
 class Shown:
-    """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way."""
+    """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way.
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    Of one run, or of several that are drawn together; those have no plan, because what they share is only known
+    while they are drawn.
+    """
+
+    def __init__(self, members: Sequence[Progress]) -> None:
+        self._members = members
         self._bar = Bar()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
@@ -85,28 +92,30 @@ class Shown:
 
     async def _begin(self) -> None:
         await self._show_progress()
-        run = self._progress.run
-        plan = await asyncio.to_thread(_plan, run)
-        await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+        if len(self._members) == 1:
+            run = self._members[0].run
+            plan = await asyncio.to_thread(_plan, run)
+            await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
-        await self._bar.show(self._progress.done, self._progress.run.composition.steps, self._words)
+        await self._bar.show(*counted(self._members), self._words)
 
     @property
     def _words(self) -> str:
-        return f"Step {self._progress.done} of {self._progress.run.composition.steps}"
+        done, of = counted(self._members)
+        return f"Step {done} of {of}" + (f" in {len(self._members)} jobs" if len(self._members) > 1 else "")
 
     async def _renew(self) -> None:
         await self._show_progress()
         pause = settings().preview_seconds
         if pause == 0 or time.monotonic() - self._preview_at < pause:
             return
-        image, words = await asyncio.to_thread(_preview, self._progress), self._words
+        image, words = await asyncio.to_thread(preview, self._members), self._words
         if self._preview is None:
-            self._preview = await acreate_image_artifact(image, key="preview", description=words)
+            self._preview = await acreate_image_artifact(as_data_uri(image), key="preview", description=words)
         else:
             async with get_client() as client:
-                await client.update_artifact(self._preview, ArtifactUpdate(data=image, description=words))
+                await client.update_artifact(self._preview, ArtifactUpdate(data=as_data_uri(image), description=words))
         self._preview_at = time.monotonic()
 
 
@@ -120,11 +129,21 @@ def _plan(run: Run) -> str:
     return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
 
 
-def _preview(progress: Progress) -> str:
-    """The first picture as it will be if the last step's direction is kept, as a data URI."""
-    run = progress.run
-    latent = progress.expected[:1]
-    edge = max(latent.shape[2:])
-    if edge > PREVIEW_CELLS:
-        latent = interpolate(latent, scale_factor=PREVIEW_CELLS / edge, mode="area")
-    return as_data_uri(Image.fromarray(run.model(run.job.model).decode(latent)[0].numpy()))
+def preview(members: Sequence[Progress]) -> Image.Image:
+    """The first picture of each run as it will be if the last step's direction is kept; of many, the first ones."""
+    pictures, room = list[Image.Image](), PREVIEW_CELLS**2
+    for member in members:
+        latent = member.expected[:1]
+        edge = max(latent.shape[2:])
+        if edge > PREVIEW_CELLS:
+            latent = interpolate(latent, scale_factor=PREVIEW_CELLS / edge, mode="area")
+        room -= latent.shape[2] * latent.shape[3]
+        if pictures and room < 0:
+            break
+        model = member.run.model(member.run.job.model)
+        pictures.append(Image.fromarray(model.decode(latent)[0].numpy()))
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = math.isqrt(len(pictures) - 1) + 1
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    return sheet(pictures, (columns, -(-len(pictures) // columns)), size)

@@ -212,7 +212,8 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         post(server, f"flow_runs/{parent['id']}/set_state", retry)
         until(lambda: runs("grid")[0]["state_type"] == "COMPLETED", "the retried parent")
         assert {one["name"][:10] for one in runs("shard")} == {"shard 1 of", "shard 2 of"}
-        assert sorted(one["state_type"] for one in runs("shard")) == ["COMPLETED", "COMPLETED", "CRASHED"]
+        ended = runs("shard")
+        assert sorted(one["state_type"] for one in ended) == ["COMPLETED", "COMPLETED", "CRASHED"]
 
     merged = json.loads(next(out.glob("*/sheet.json")).read_text())
     assert (len(merged["images"]), merged["missing"]) == (6, [])
@@ -223,4 +224,9 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
     newest = {one["key"]: one["data"] for one in sorted(artifacts, key=lambda one: one["created"])}
     assert newest["sheet"].startswith("data:image/jpeg;base64,")
     assert newest["progress"] == 100
+    whole_shard = next(one["id"] for one in ended if one["state_type"] == "COMPLETED")
+    artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [whole_shard]}}})
+    assert [(one["data"], one["description"]) for one in artifacts if one["key"] == "progress"] == [
+        (100, "Step 120 of 120 in 3 jobs")
+    ]
     assert "| r1c2 | a yellow background | 12 | drawn |" in newest["cells"]

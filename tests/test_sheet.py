@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from PIL import Image
 
 from tasks.sheet import LONGEST_EDGE, sheet
 
 COLORS = ["red", "lime", "blue", "yellow", "cyan", "black"]
-
-
-def png(color: str, width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), color).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def colors(made: Image.Image, columns: int, rows: int) -> list[tuple[int, ...]]:
@@ -29,7 +21,7 @@ def colors(made: Image.Image, columns: int, rows: int) -> list[tuple[int, ...]]:
 
 
 def test_row_by_row_with_grey_for_what_is_missing() -> None:
-    pictures = [png(color, 64, 32) for color in COLORS]
+    pictures = [Image.new("RGB", (64, 32), color) for color in COLORS]
     whole = sheet(pictures, (3, 2), (64, 32))
     assert whole.size == (3 * 64 + 16, 2 * 32 + 12)
     assert colors(whole, 3, 2) == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (0, 0, 0)]
@@ -39,12 +31,12 @@ def test_row_by_row_with_grey_for_what_is_missing() -> None:
 
 @pytest.mark.parametrize("cells", [(16, 16), (16, 1), (1, 16)])
 def test_never_larger_than_the_limit(cells: tuple[int, int]) -> None:
-    made = sheet((png("red", 512, 1024) for _ in range(cells[0] * cells[1])), cells, (512, 1024))
+    made = sheet((Image.new("RGB", (512, 1024), "red") for _ in range(cells[0] * cells[1])), cells, (512, 1024))
     assert LONGEST_EDGE * 0.95 < max(made.size) <= LONGEST_EDGE
     assert set(colors(made, *cells)) == {(255, 0, 0)}
 
 
 def test_pictures_of_other_sizes_fit_their_cells() -> None:
-    made = sheet([png("red", 200, 50), png("lime", 20, 20)], (2, 1), (100, 100))
+    made = sheet([Image.new("RGB", (200, 50), "red"), Image.new("RGB", (20, 20), "lime")], (2, 1), (100, 100))
     assert colors(made, 2, 1) == [(255, 0, 0), (0, 255, 0)]
     assert made.getpixel((54, 10)) == (255, 255, 255), "nothing is stretched"
