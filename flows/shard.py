@@ -103,7 +103,7 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
         return rounds(company, first, last, sampled, inputs)
 
     chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead, shown.renew)
-    ahead.begin(shown.end())
+    shown_to_the_end = asyncio.create_task(shown.end())
     # A picture's record names its last state.
     await ahead.at_most(0)
     finished = list(zip(these, company.latents(), strict=True))
@@ -112,5 +112,6 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
         await ahead.made(partial(keep_pictures, some, first + 1, first + len(some)))
         await ahead.at_most(settings().chunks_ahead)
     await ahead.at_most(0)
+    await shown_to_the_end
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     return count, dict(zip(these, beginning.result(), strict=True))

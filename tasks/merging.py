@@ -75,14 +75,15 @@ def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns
     """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
     places = [file for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
     size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
-    pictures = (None if file is None else _read(out, file.rpartition("/")[2]) for file in places)
+    pictures = (None if file is None else _picture(out, file.rpartition("/")[2]) for file in places)
     made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
     made.save(buffer, format="PNG")
     out.write("sheet.png", buffer.getvalue())
     return made
 
 
-def _read(out: Store, name: str) -> Image.Image | None:
+def _picture(out: Store, name: str) -> Image.Image | None:
+    """A PNG file; None if it is gone meanwhile."""
     data = out.read(name)
     if data is None:
         return None

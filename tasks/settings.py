@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once. Raises BadInput for one that is not allowed."""
     try:
-        return Settings()  # pyright: ignore[reportCallIssue]
+        return Settings()  # pyright: ignore[reportCallIssue] - the environment fills the fields
     except ValidationError as error:
         wrong = error.errors()[0]
         name = f"REGIONAL_{wrong['loc'][0]}".upper()

@@ -110,12 +110,12 @@ class Shown:
         pause = settings().preview_seconds
         if pause == 0 or time.monotonic() - self._preview_at < pause:
             return
-        image, words = await asyncio.to_thread(preview, self._members), self._words
+        image = await asyncio.to_thread(lambda: as_data_uri(preview(self._members)))
         if self._preview is None:
-            self._preview = await acreate_image_artifact(as_data_uri(image), key="preview", description=words)
+            self._preview = await acreate_image_artifact(image, key="preview", description=self._words)
         else:
             async with get_client() as client:
-                await client.update_artifact(self._preview, ArtifactUpdate(data=as_data_uri(image), description=words))
+                await client.update_artifact(self._preview, ArtifactUpdate(data=image, description=self._words))
         self._preview_at = time.monotonic()
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from docker.models.containers import _create_container_args  # pyright: ignore
+from docker.models.containers import _create_container_args  # pyright: ignore[reportPrivateUsage, reportMissingTypeStubs] - what it asks Docker for
 from fastapi import HTTPException
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun

@@ -189,7 +189,8 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         ready = len(shards) == 2 and len(list(store.glob("latents/*/*"))) >= 8
         return int(shards[0]["infrastructure_pid"].rpartition(":")[2]) if ready else None
 
-    with worker(tmp_path, env | {"REGIONAL_STORE": str(store), "REGIONAL_OUT": str(out)}):
+    places = {"REGIONAL_STORE": str(store), "REGIONAL_OUT": str(out)}
+    with worker(tmp_path, env | places | {"REGIONAL_PREVIEW_SECONDS": "0.1"}):
         until(lambda: post(server, "work_pools/filter", {}), "the pool")
         subprocess.run([sys.executable, "-c", DEPLOY, ROOT], cwd=tmp_path, env=env, check=True)
         asked = subprocess.Popen(
@@ -229,4 +230,6 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
     assert [(one["data"], one["description"]) for one in artifacts if one["key"] == "progress"] == [
         (100, "Step 120 of 120 in 3 jobs")
     ]
+    (seen,) = [one["data"] for one in artifacts if one["key"] == "preview"]
+    assert seen.startswith("data:image/jpeg;base64,")
     assert "| r1c2 | a yellow background | 12 | drawn |" in newest["cells"]

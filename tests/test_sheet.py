@@ -17,7 +17,7 @@ def colors(made: Image.Image, columns: int, rows: int) -> list[tuple[int, ...]]:
         for row in range(rows)
         for column in range(columns)
     ]
-    return [made.getpixel(middle) for middle in middles]  # pyright: ignore[reportReturnType]
+    return [made.getpixel(middle) for middle in middles]  # pyright: ignore[reportReturnType] - of RGB, always a tuple
 
 
 def test_row_by_row_with_grey_for_what_is_missing() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import tasks.showing
 from sampling_core.parsing import parse_job
+from tasks.company import Company
 from tasks.preparing import prepare
 from tasks.run import Run
 from tasks.sampling import Progress
@@ -51,6 +52,24 @@ def test_it_never_has_more_cells_than_that_of_one_large_picture(edge: int, size:
     runs = [at_its_start(tmp_path, seed=seed, width=edge, height=edge) for seed in range(20)]
     assert 8 * PREVIEW_CELLS == 512
     assert preview(runs).size == (size, size)
+
+
+def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -> None:
+    """The guess follows the last step, so the state before it must be known there too."""
+
+    def begun(seed: int) -> Progress:
+        progress = at_its_start(tmp_path, steps=6, seed=seed)
+        run = progress.run
+        for words in run.composition.prompts:
+            embedding = run.model(words.model).encode_prompts([words.prompt])[words.prompt]
+            run.remember({run.prompt_key(words): {"embedding": embedding}})
+        return progress
+
+    alone, (one, other) = begun(1), (begun(1), begun(2))
+    alone.advance(4)
+    Company([one, other]).advance(4)
+    torch.testing.assert_close(one.expected, alone.expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(one.expected, one.state.x, atol=1e-2)
 
 
 def test_a_bar_is_made_once_and_moved_when_it_has_something_new_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

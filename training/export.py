@@ -21,7 +21,7 @@ def export(work: Path, out: Path) -> None:
         unet=UNet2DConditionModel.from_pretrained(work / "unet").half(),
         scheduler=DDIMScheduler.from_config(DDPMScheduler.from_pretrained(work / "scheduler").config, steps_offset=1),
         safety_checker=None,
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType] - may be None, its type does not say so
         requires_safety_checker=False,
     ).save_pretrained(out)
     for file in ("vocab.json", "merges.txt"):
