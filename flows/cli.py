@@ -53,7 +53,7 @@ def render(
     prepared = _prepare(job, set_)
     check_places(store, out)
     for warning in prepared.warnings():
-        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False)
+        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
     from flows.render import render as render_flow
 
     with progress(prepared.run.steps, shown=not as_json) as on_step:
@@ -104,7 +104,7 @@ def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
         console.print(f"Saved: {saved}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     for warning in facts["warnings"]:
-        console.print(f"Warning: {warning}", style="yellow")
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
 
 
 def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:

@@ -27,6 +27,8 @@ _REGIONS = {
 
 def check_composition(job: RenderJob) -> None:
     """Raises the error of a field that the job's composition has no use for, or cannot do with."""
+    if job.start_image is None and job.start_fit != _default(job, "start_fit"):
+        raise refuse("start_fit", job.start_fit, "left out where there is no start_image")
     if job.composition == "joint":
         _check_joint(job)
     else:
@@ -110,5 +112,5 @@ def _of_regions(job: RenderJob, name: str) -> dict[str, object]:
     return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
 
 
-def _default(region: Region, name: str) -> object:
-    return type(region).model_fields[name].default
+def _default(part: Region | RenderJob, name: str) -> object:
+    return type(part).model_fields[name].default

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sampling_core.composing import check_composition, check_schedule
 from sampling_core.fields import Frozen, Guidance, Number, SamplerName, SchedulerName, Seed, Text, Whole, at, refuse
+from sampling_core.fitting import Fit
 from sampling_core.noise import VariationMethod
 from sampling_core.original_node import UNTOUCHED, Node
 from sampling_core.shapes import ColorMap, Image, Shape
@@ -194,14 +195,21 @@ class RenderJob(Frozen):
         description="Image file to start from, with denoise below 1. Empty: start from noise alone",
         json_schema_extra=at(19),
     )
+    start_fit: Fit = Field(
+        "crop",
+        title="Start fit",
+        description="Where the start image's shape is not the canvas': crop: its middle fills the canvas; "
+        "contain: all of it is seen, its edges fill the rest; stretch: it is distorted",
+        json_schema_extra=at(20),
+    )
     protect: tuple[Shape, ...] = Field(
         (),
         max_length=16,
         title="Protect",
         description="Masks of what stays as it is in the start image, to the last bit",
-        json_schema_extra=at(20),
+        json_schema_extra=at(21),
     )
-    node: Node = Field(UNTOUCHED, description="For sequential composition", json_schema_extra=at(21))
+    node: Node = Field(UNTOUCHED, description="For sequential composition", json_schema_extra=at(22))
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> RenderJob:

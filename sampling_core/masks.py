@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from sampling_core._types import Mask, Photo, PixelMask
+from sampling_core.color_maps import Color, pixels_of
 from sampling_core.errors import BadInput
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
+from sampling_core.fitting import Fit, Size, placing
 
 
 def _centers(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,21 +50,28 @@ def polygon(size: Size, points: Sequence[tuple[float, float]]) -> PixelMask:
     return inside.float()
 
 
-def from_image(size: Size, photo: Photo) -> PixelMask:
+def from_image(size: Size, photo: Photo, fit: Fit = "crop") -> PixelMask:
     """A picture's brightness (white is inside), resized to the canvas."""
-    return _resize(photo.float().mean(dim=-1) / 255, size)
+    return _placed(photo.float().mean(dim=-1) / 255, size, fit)
 
 
-def from_color_map(size: Size, photo: Photo, color: tuple[int, int, int]) -> PixelMask:
-    """The pixels of a colour map that have exactly this colour, resized to the canvas."""
-    same = (photo == torch.tensor(color, dtype=torch.uint8)).all(dim=-1)
-    return _resize(same.float(), size)
+def from_color_map(size: Size, photo: Photo, color: Color, tolerance: int = 0, fit: Fit = "crop") -> PixelMask:
+    """The pixels of a colour map that have this colour, resized to the canvas."""
+    return _placed(pixels_of(photo, color, tolerance).float(), size, fit)
 
 
-def _resize(mask: torch.Tensor, size: Size) -> torch.Tensor:
-    if tuple(mask.shape) == size:
-        return mask
-    return F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+def _placed(mask: torch.Tensor, size: Size, fit: Fit) -> PixelMask:
+    """A mask of any size on the canvas; what it leaves of that is outside."""
+    height, width = mask.shape
+    source, target = placing((height, width), size, fit)
+    part = mask[source.slices]
+    if source.size != target.size:
+        part = F.interpolate(part[None, None], target.size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+    if target.size == size:
+        return part
+    whole = torch.zeros(size)
+    whole[target.slices] = part
+    return whole
 
 
 def grown(mask: PixelMask, pixels: int) -> PixelMask:

@@ -14,7 +14,7 @@ from sampling_core.solvers import CFG_PP, SOLVERS
 
 _RESOLVED = {
     *("regions", "base_only_steps", "sampler", "cfg", "negative_prompt", "node", "batch_size", "batch_index"),
-    *("overlap", "noise", "start_image", "protect"),
+    *("overlap", "noise", "start_image", "start_fit", "protect"),
 }
 
 
@@ -30,7 +30,7 @@ def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[st
     means["base_only_steps"] = job.first_steps if job.regions else 0
     means["pictures"] = list(job.batch_index) or job.batch_size
     if job.start_image is not None:
-        means["start"] = digests.get(job.start_image, job.start_image)
+        means["start"] = [digests.get(job.start_image, job.start_image), job.start_fit]
         means["protect"] = [shape_meaning(shape, digests) for shape in job.protect]
     if len(job.regions) > 1 and job.overlap != "weight":
         means["overlap"] = job.overlap

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
-from sampling_core.fields import at, refuse
+from sampling_core.fields import Whole, at, refuse
+from sampling_core.fitting import Fit
 
 
 def _open_schema(schema: dict[str, Any]) -> None:
@@ -19,7 +30,24 @@ def _open_schema(schema: dict[str, Any]) -> None:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(gt=0, le=1)]
-Channel = Annotated[int, Field(ge=0, le=255)]
+Channel = Annotated[Whole, Field(ge=0, le=255)]
+
+_HEX = re.compile(r"#(?:[0-9a-f]{3}|[0-9a-f]{6})", re.IGNORECASE)
+_COLORS = '[red, green, blue], 0 to 255 each, or hexadecimal in quotes, as "#ff8000" or "#f80"'
+
+
+def _channels(value: Any) -> Any:
+    """Hexadecimal colours as three numbers; forms and hashes know these alone."""
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        digits = value[1:] if len(value) == 7 else "".join(2 * digit for digit in value[1:])
+        return tuple(bytes.fromhex(digits))
+    if isinstance(value, list | tuple) and len(value) == 3:
+        return value
+    # YAML takes an unquoted #ff0000 for a comment: nothing is left.
+    raise refuse("", value, _COLORS)
+
+
+Color = Annotated[tuple[Channel, Channel, Channel], BeforeValidator(_channels)]
 
 
 class _Shape(BaseModel):
@@ -80,23 +108,37 @@ class Polygon(_Shape):
     )
 
 
+_FIT_HELP = (
+    "Where the image's shape is not the canvas': crop: its middle fills the canvas; contain: all of it is seen, "
+    "the rest is outside; stretch: it is distorted"
+)
+
+
 class Image(_Shape):
     """The brightness of an image file: white is inside. Resized to the canvas."""
 
     model_config = ConfigDict(title="Image")
     kind: SkipJsonSchema[Literal["image"]] = "image"
     image: str = Field(min_length=1, title="Image file", description="White is inside", json_schema_extra=at(1))
+    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP, json_schema_extra=at(2))
 
 
 class ColorMap(_Shape):
-    """One colour of a colour map: an image file in which each region has its own colour."""
+    """One colour of a colour map: an image file in which each region has its own colour. Resized to the canvas."""
 
     model_config = ConfigDict(title="Colour of a colour map")
     kind: SkipJsonSchema[Literal["color_map"]] = "color_map"
     color_map: str = Field(min_length=1, title="Image file", json_schema_extra=at(1))
-    color: tuple[Channel, Channel, Channel] = Field(
-        title="Colour", description="[red, green, blue], 0 to 255 each", json_schema_extra=at(2)
+    color: Color = Field(title="Colour", description="[red, green, blue], 0 to 255 each", json_schema_extra=at(2))
+    tolerance: Whole = Field(
+        0,
+        ge=0,
+        le=255,
+        title="Tolerance",
+        description="By how much each of red, green and blue may differ, as in a JPEG. 0: exactly this colour",
+        json_schema_extra=at(3),
     )
+    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP, json_schema_extra=at(4))
 
 
 _TELLING_FIELDS = {

@@ -1,29 +1,16 @@
-"""Files that a person hands in: job files, and the images that masks are read from."""
+"""Job files that a person hands in."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import math
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from fsspec.core import url_to_fs
-from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
-
-from sampling_core._types import Photo
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob
 from sampling_core.job import RenderJob
 from sampling_core.parsing import parse_grid, parse_job
-from tasks.credentials import storage_options
 from tasks.job_text import read_yaml
 from tasks.settings import settings
 from tasks.trust import image_place, is_url
@@ -148,86 +135,3 @@ def _expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """The decoded images of a job, and the SHA-256 of each file; both by path."""
-
-    photos: Mapping[str, Photo]
-    digests: Mapping[str, str]
-
-
-def read_image_files(job: RenderJob) -> ImageFiles:
-    """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
-    left = settings().max_image_pixels
-    photos: dict[str, Photo] = {}
-    digests: dict[str, str] = {}
-    for field, name in job.image_files().items():
-        if name not in photos:
-            data = _read_limited(field, name)
-            photos[name] = _decode(field, name, data, min(left, settings().max_mask_pixels))
-            left -= math.prod(photos[name].shape[:2])
-            digests[name] = hashlib.sha256(data).hexdigest()
-    return ImageFiles(photos, digests)
-
-
-def resized(photo: Photo, size: tuple[int, int]) -> Photo:
-    """The photo at a size (height, width; pixels); one that has it stays as it is, to the last bit."""
-    if tuple(photo.shape[:2]) == size:
-        return photo
-    image = Image.fromarray(photo.numpy()).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image))
-
-
-def _read_limited(field: str, name: str) -> bytes:
-    limit = settings().max_mask_bytes
-    place = image_place(field, name)
-    data = b""
-    try:
-        system, path = url_to_fs(place, **storage_options(place))
-        # Not of a device or a pipe: those would be read for ever.
-        there = bool(system.isfile(path))
-        if there:
-            with system.open(path, "rb") as file:
-                data = file.read(limit + 1)
-    except Exception as error:  # an object store has its own ways to fail
-        raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
-    if not there:
-        raise BadInput(field, name, "a readable image file (there is none)")
-    if len(data) > limit:
-        raise BadInput(field, name, f"an image file of at most {limit} bytes")
-    return data
-
-
-def _decode(field: str, name: str, data: bytes, most_pixels: int) -> Photo:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is checked here or does not matter: sizes, odd palettes, odd metadata.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return torch.from_numpy(np.array(_flat(image, most_pixels)))
-    except Exception as error:  # decoders fail in many ways on damaged files
-        raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
-
-
-_TILE_SIDES = (322, 323)
-"""TIFF tags: TileWidth, TileLength."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-
-
-def _flat(image: Image.Image, limit: int) -> Image.Image:
-    """8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
-    # A TIFF is decoded by whole tiles, and one tile may be far larger than its image.
-    tile = math.prod(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES) if isinstance(image, TiffImageFile) else 0
-    if max(image.width * image.height, tile) > limit:
-        raise ValueError(f"{image.width} x {image.height} is more than {limit} pixels, or its tiles are")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):
-        deep = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        return Image.fromarray((deep / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
-    return image.convert("RGB")

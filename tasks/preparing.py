@@ -16,14 +16,16 @@ from torch import Tensor
 from sampling_core._types import Latent, Photo
 from sampling_core.composition import Composition
 from sampling_core.hashing import content_hash
+from sampling_core.image_warnings import image_warnings
 from sampling_core.job import RenderJob
 from sampling_core.masks import to_lattice
 from sampling_core.meaning import meaning, shape_meaning
 from sampling_core.models.folder import ModelFolder, check_alike
 from sampling_core.plan import Cost, compose, cost, warnings
+from sampling_core.prompt_warnings import prompt_warnings
 from sampling_core.region_masks import protected_pixels, region_masks
 from sampling_core.savings import savings
-from tasks.files import read_image_files, resized
+from tasks.image_files import read_image_files, resized
 from tasks.limits import check_evaluations, check_limits
 from tasks.settings import settings
 from tasks.trust import open_model
@@ -36,7 +38,8 @@ FORMAT = 6
 class Prepared:
     """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks and pictures.
 
-    `folders` and `fingerprints` are by model; `inputs` is what is kept of its images, by name.
+    `folders` and `fingerprints` are by model; `inputs` is what is kept of its images, by name; `of_images` are
+    warnings of these.
     """
 
     job: RenderJob
@@ -45,6 +48,7 @@ class Prepared:
     fingerprints: dict[str, str]
     folders: dict[str, ModelFolder]
     inputs: dict[str, Tensor]
+    of_images: list[str]
     run: Composition[Any]
 
     @property
@@ -60,7 +64,8 @@ class Prepared:
         return savings(self.run, self.cost.shared_rows)
 
     def warnings(self) -> list[str]:
-        return warnings(self.job, self.run, self.folder.trained_pixels)
+        found = warnings(self.job, self.run, self.folder.trained_pixels)
+        return [*found, *self.of_images, *prompt_warnings(self.job, self.run.prompts, self.folders)]
 
     def memory_bytes(self) -> int:
         """A rough estimate of the peak: weights, and the larger of one forward and the decoding.
@@ -112,6 +117,7 @@ def prepare(job: RenderJob) -> Prepared:
         fingerprints=fingerprints,
         folders=folders,
         inputs=inputs,
+        of_images=image_warnings(job, files.photos),
         run=composed(job, folders, inputs, empty_latent(job, folder)),
     )
     check_evaluations(lambda: prepared.cost.evaluations)
@@ -122,7 +128,7 @@ def _inputs(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> dict[str,
     """Masks `0`, `1`, ... of the regions; of a start image, `picture` in canvas pixels, and what is `protected`."""
     inputs: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(region_masks(job, photos, cell))}
     if job.start_image is not None:
-        inputs["picture"] = resized(photos[job.start_image], (job.height, job.width))
+        inputs["picture"] = resized(photos[job.start_image], (job.height, job.width), job.start_fit)
         protected = protected_pixels(job, photos)
         if protected is not None:
             inputs["protected"] = protected

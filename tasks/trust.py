@@ -18,15 +18,23 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
 _OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 """Where images may come from beside files: a request there goes to an endpoint that the job does not choose."""
+_WEB = ("http", "https", "ftp")
 
 
 def image_place(field: str, name: str) -> str:
     """Real path, or URL in an object store, of an image that a job names. Raises BadInput."""
     allowed = f"a readable image file under {_told('REGIONAL_ROOTS', settings().roots)}"
-    place = _inside(field, name, settings().roots, allowed)
-    if is_url(place) and place.partition("://")[0] not in _OBJECT_STORES:
-        raise BadInput(field, name, allowed)
-    return place
+    scheme = name.partition(":")[0].lower()
+    if is_url(name) and scheme not in _OBJECT_STORES:
+        # An address may have a secret in it.
+        shown = name if _PLAIN_URL.fullmatch(name) and "@" not in name else f"{scheme}:…"
+        why = (
+            "nothing is downloaded from the web: download it first"
+            if scheme in _WEB
+            else f"nothing is read of {scheme}:"
+        )
+        raise BadInput(field, shown, f"{allowed}, or an object in a store ({', '.join(_OBJECT_STORES)}); {why}")
+    return _inside(field, name, settings().roots, allowed)
 
 
 def open_model(name: str, field: str = "model") -> ModelFolder:

@@ -16,7 +16,7 @@ from flows import cli
 from sampling_core.errors import BadInput
 from sampling_core.models import EMBEDDED
 from sampling_core.parsing import parse_job
-from tasks.files import read_image_files
+from tasks.image_files import read_image_files
 from tasks.settings import settings
 from tests.processes import EXAMPLES
 
@@ -66,7 +66,10 @@ BAD_JOBS: list[tuple[dict[str, Any], list[str]]] = [
     ({"regions": region({"image": "none.png"})}, ["regions.0.mask.image:", "none.png", "readable image"]),
     ({"regions": region({"image": "text.png"})}, ["regions.0.mask.image:", "text.png", "readable image"]),
     ({"regions": region({"image": "black.png"})}, ["regions.0.mask:", "empty"]),
-    ({"regions": region({"color_map": "black.png", "color": [1, 2, 3]})}, ["regions.0.mask:", "empty"]),
+    (
+        {"regions": region({"color_map": "black.png", "color": [1, 2, 3]})},
+        ["regions.0.mask.color: [1, 2, 3]", "#000000 [0, 0, 0]; or a tolerance of 3 or more"],
+    ),
     ({"model": "hollow"}, ["model:", "hollow", "diffusion_pytorch_model.safetensors is missing"]),
     ({"model": "nowhere"}, ["model:", "nowhere", "model_index.json"]),
     ({"steps": 0}, ["steps: 0", "1 or more"]),

@@ -13,7 +13,8 @@ from PIL import Image
 from sampling_core.errors import BadInput
 from sampling_core.job import RenderJob
 from sampling_core.parsing import parse_job
-from tasks.files import read_image_files, read_job
+from tasks.files import read_job
+from tasks.image_files import read_image_files
 from tasks.limits import check_cells, check_limits
 from tasks.preparing import prepare
 from tasks.settings import settings
@@ -74,7 +75,7 @@ def test_images_of_a_job_share_a_limit(workdir: Path, monkeypatch: pytest.Monkey
 
 READING = """
 import resource, sys
-from tasks.files import read_image_files
+from tasks.image_files import read_image_files
 from sampling_core.errors import BadInput
 from sampling_core.parsing import parse_job
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -30,9 +30,13 @@ class Model:
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         """Each prompt's embedding [1, tokens, features], float32 on the CPU."""
         encoded: dict[str, Embedding] = {}
-        for prompt in prompts:
-            words, _ = self._pipeline.encode_prompt(prompt, self._pipeline.device, 1, do_classifier_free_guidance=False)
-            encoded[prompt] = words.float().cpu().clone()
+        # `plan` and `render` say what is too long, with the field's name.
+        with _quiet():
+            for prompt in prompts:
+                words, _ = self._pipeline.encode_prompt(
+                    prompt, self._pipeline.device, 1, do_classifier_free_guidance=False
+                )
+                encoded[prompt] = words.float().cpu().clone()
         return encoded
 
     @torch.inference_mode()
@@ -107,7 +111,7 @@ def _check_weights(folder: ModelFolder, pipeline: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """The libraries' loading bars and advice would tear our own output apart."""
+    """The libraries' loading bars, advice and warnings would tear our own output apart."""
     loggers = (diffusers_logging, transformers_logging)
     before = [library.get_verbosity() for library in loggers]
     for library in loggers:

@@ -1,0 +1,56 @@
+"""Prompts of which a model does not read or does not know a part."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from sampling_core.guidance import Words
+from sampling_core.job import RenderJob
+from sampling_core.models.folder import ModelFolder
+from sampling_core.models.tokens import reading, unknown_words
+
+_LAST_WORDS = 6
+
+
+class _Prompt(NamedTuple):
+    field: str
+    words: Words
+
+
+def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[str, ModelFolder]) -> list[str]:
+    """One line for each prompt that is too long for its model, and for each with words that the embedded one lacks.
+
+    `used` are the prompts of the job's run; what it leaves out, such as negative prompts without guidance, is
+    nobody's loss. `folders` are by model.
+    """
+    found: list[str] = []
+    for field, words in _prompts(job):
+        if words in used:
+            folder = folders[words.model].path
+            read = reading(folder, words.prompt)
+            if read is not None and read.tokens > read.most:
+                last = " ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])
+                found.append(
+                    f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
+                    f'"... {last}", and ignores the rest'
+                )
+            unknown = unknown_words(folder, words.prompt)
+            if unknown:
+                number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
+                shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+                found.append(f"{field}: the embedded model does not know {number}: {shown}")
+    return found
+
+
+def _prompts(job: RenderJob) -> list[_Prompt]:
+    """Each field with a prompt, and the model that reads it; an inherited one is the job's field."""
+    prompts = [("prompt", job.model, job.prompt), ("negative_prompt", job.model, job.negative_prompt)]
+    for i, region in enumerate(job.regions):
+        model, negative = region.model or job.model, region.negative_prompt
+        prompts.append((f"regions.{i}.prompt", model, region.prompt))
+        if negative is None:
+            prompts.append(("negative_prompt", model, job.negative_prompt))
+        else:
+            prompts.append((f"regions.{i}.negative_prompt", model, negative))
+    return list(dict.fromkeys(_Prompt(field, Words(model, prompt)) for field, model, prompt in prompts))
