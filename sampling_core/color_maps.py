@@ -32,7 +32,7 @@ def check_color(photo: Photo, color: Color, tolerance: int, field: str) -> None:
     if bool(pixels_of(photo, color, tolerance).any()):
         return
     near, least = _nearest(photo, color)
-    allowed = f"a colour that the map has; near this one are {', '.join(map(_told, near))}"
+    allowed = f"a colour that the map has; the nearest are {', '.join(map(_told, near))}"
     if least <= _WORTH_A_TOLERANCE:
         allowed += f"; or a tolerance of {least} or more"
     raise BadInput(field, list(color), allowed)

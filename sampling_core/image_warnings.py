@@ -24,21 +24,19 @@ def image_warnings(job: RenderJob, photos: Mapping[str, Photo]) -> list[str]:
     `photos` holds the image files by path.
     """
     found: list[str] = []
+    sizes: dict[str, Size] = {path: (photo.shape[0], photo.shape[1]) for path, photo in photos.items()}
     if job.start_image is not None:
         canvas = (job.height, job.width)
-        told = _unlike(photos[job.start_image], canvas, "the canvas'", job.start_fit, "its edges fill the rest")
+        told = _unlike(sizes[job.start_image], canvas, "the canvas'", job.start_fit, "its edges fill the rest")
         found += [f"start_image: {told} (start_fit)"] if told else []
     shapes = [(mask.field, mask.shape) for mask in job.drawn_masks()]
     shapes += [(f"protect.{i}", shape) for i, shape in enumerate(job.protect)]
     for field, shape in shapes:
-        whose = "a grid cell's" if field == "node.tile" else "the canvas'"
         match shape:
-            case Image(image=path, fit=fit):
-                told = _unlike(photos[path], mask_size(job, field), whose, fit, "the rest is outside")
-                found += [f"{field}.image: {told} (fit)"] if told else []
-            case ColorMap(color_map=path, fit=fit):
-                told = _unlike(photos[path], mask_size(job, field), whose, fit, "the rest is outside")
-                found += [f"{field}.color_map: {told} (fit)"] if told else []
+            case Image(image=path):
+                found += _of_mask(job, f"{field}.image", shape.fit, path, sizes)
+            case ColorMap(color_map=path):
+                found += _of_mask(job, f"{field}.color_map", shape.fit, path, sizes)
                 missed = near_misses(photos[path], shape.color, shape.tolerance)
                 if missed:
                     found.append(
@@ -50,10 +48,24 @@ def image_warnings(job: RenderJob, photos: Mapping[str, Photo]) -> list[str]:
     return found
 
 
-def _unlike(photo: Photo, canvas: Size, whose: str, fit: Fit, rest: str) -> str:
+def _of_mask(job: RenderJob, field: str, fit: Fit, path: str, sizes: Mapping[str, Size]) -> list[str]:
+    """What is done with a mask's file, and whether it lies elsewhere than the start image that it belongs to."""
+    tile = field.startswith("node.tile")
+    whose = "a grid cell's" if tile else "the canvas'"
+    told = _unlike(sizes[path], mask_size(job, field.rpartition(".")[0]), whose, fit, "the rest is outside")
+    if not told:
+        return []
+    found = [f"{field}: {told} (fit)"]
+    belongs = job.start_image is not None and not tile and sizes[job.start_image] == sizes[path]
+    if belongs and fit != job.start_fit:
+        unlike = f"fit is {fit}, start_fit is {job.start_fit}"
+        found.append(f"{field}: it has the start image's size, and does not lie on it: {unlike}")
+    return found
+
+
+def _unlike(image: Size, canvas: Size, whose: str, fit: Fit, rest: str) -> str:
     """What is done with an image of another shape; empty if it has the same."""
-    height, width = photo.shape[:2]
-    if same_shape((height, width), canvas):
+    if same_shape(image, canvas):
         return ""
     done = _DONE[fit].format(rest=rest)
-    return f"{width} x {height} pixels is not {whose} shape, {canvas[1]} x {canvas[0]}: {done}"
+    return f"{image[1]} x {image[0]} pixels is not {whose} shape, {canvas[1]} x {canvas[0]}: {done}"

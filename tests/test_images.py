@@ -24,6 +24,7 @@ from sampling_core.parsing import BadJob, parse_job
 from tasks.image_files import read_image_files, resized
 from tasks.preparing import Prepared, prepare
 from tasks.settings import settings
+from tests.s3 import KEY, SECRET, client, s3_server
 
 FITS: tuple[Fit, ...] = ("crop", "contain", "stretch")
 RED = [255, 0, 0]
@@ -181,6 +182,15 @@ def test_another_shape_is_a_warning(workdir: Path) -> None:
     assert prepared({"image": "square.png"}, start_image="square.png", denoise=0.5).warnings() == []
 
 
+def test_a_mask_that_belongs_to_the_start_image_lies_on_it(workdir: Path) -> None:
+    quarters(400, 300).save("wide.png")
+    fields: dict[str, Any] = {"start_image": "wide.png", "denoise": 0.5, "start_fit": "contain"}
+    assert prepared({"image": "wide.png"}, **fields).warnings()[2:] == [
+        "regions.0.mask.image: it has the start image's size, and does not lie on it: fit is crop, start_fit is contain"
+    ]
+    assert len(prepared({"image": "wide.png", "fit": "contain"}, **fields).warnings()) == 2
+
+
 def test_a_grid_cell_has_a_shape_of_its_own(workdir: Path) -> None:
     quarters(64, 128).save("tile.png")
     node = {"name": "MaskGridNKSamplersAdvanced", "columns": 2, "tile": {"image": "tile.png"}}
@@ -234,7 +244,7 @@ def test_a_colour_that_a_jpeg_changed(workdir: Path) -> None:
 
 def test_a_colour_that_is_nowhere_near(workdir: Path) -> None:
     Image.new("RGB", (16, 16), (0, 0, 255)).save("map.png")
-    with pytest.raises(BadInput, match=r"near this one are #0000ff \[0, 0, 255\]$"):
+    with pytest.raises(BadInput, match=r"the nearest are #0000ff \[0, 0, 255\]$"):
         prepared({"color_map": "map.png", "color": RED})
     with pytest.raises(BadInput, match=r"^protect\.0\.color: "):
         prepared(start_image="map.png", denoise=0.5, protect=[{"color_map": "map.png", "color": RED}])
@@ -352,6 +362,27 @@ def test_the_web_is_not_read(address: str, shown: str, workdir: Path) -> None:
 
 def test_other_schemes_are_not_read(workdir: Path) -> None:
     assert refused("data:image/png;base64,AAAA").allowed.endswith("nothing is read of data:")
+
+
+@pytest.mark.slow
+def test_an_object_store_has_folders_and_gaps_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(tmp_path, "images") as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        buffer = io.BytesIO()
+        quarters(128, 128).save(buffer, "PNG")
+        for key, data in {"masks/map.png": buffer.getvalue(), "masks/empty.png": b""}.items():
+            client(endpoint).put_object(Bucket="images", Key=key, Body=data)
+        for name, value in {"ENDPOINT": endpoint, "KEY": KEY, "SECRET": SECRET}.items():
+            monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
+        monkeypatch.setenv("REGIONAL_ROOTS", "s3://images")
+        settings.cache_clear()
+        assert prepared({"image": "s3://images/masks/map.png"}).warnings() == []
+        for name, says in {
+            "masks": "this is a folder",
+            "masks/none.png": "there is no such object",
+            "masks/empty.png": "this file is empty",
+        }.items():
+            assert says in refused(f"s3://images/{name}").allowed
 
 
 def test_what_is_too_large_says_which_limit(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
