@@ -57,6 +57,9 @@ class BadJob(BadInput):
         self.mistakes = mistakes
         super().__init__(mistakes[0].field, mistakes[0].value, mistakes[0].allowed)
 
+    def __str__(self) -> str:
+        return str(self.mistakes[0])
+
 
 def parse_job(data: object) -> RenderJob:
     """Validate job data as a person wrote it in YAML or JSON. Raises BadJob."""
@@ -117,7 +120,7 @@ def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterab
 
 
 def _malformed_point(detail: ErrorDetails) -> tuple[int | str, ...]:
-    """Where the polygon's point is that an error is about; empty where it is about none, or about one of its numbers."""
+    """Where the polygon's point is that an error is about; empty if it is about none, or about one of its numbers."""
     loc = detail["loc"]
     at = loc.index("points") + 2 if "points" in loc else len(loc) + 1
     return loc[:at] if len(loc) == at or (len(loc) > at and detail["type"] == "missing") else ()

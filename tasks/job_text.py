@@ -141,7 +141,9 @@ def _made_by(read: Callable[[str], object]) -> Callable[[_Loader, ScalarNode], o
         try:
             return read(text)
         except (ValueError, KeyError) as error:
-            raise ValueError(f"line {node.start_mark.line + 1}: {text[:80]!r} is no {node.tag.rpartition(':')[2]}") from error
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: {text[:80]!r} is no {node.tag.rpartition(':')[2]}"
+            ) from error
 
     return make
 
