@@ -81,7 +81,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     for saved in facts["saved"]:
-        console.print(f"Saved: {saved}", style="dim", markup=False)
+        console.print(f"Saved: {saved}", style="dim", markup=False, soft_wrap=True)
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     _warn(console, facts["warnings"])
 
@@ -112,7 +112,7 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
         print(json.dumps(facts | {"rows": grid.rows, "columns": grid.columns}))
         return
     console = Console()
-    console.print(f"{file.name}: {grid.rows} x {grid.columns} cells", markup=False, highlight=False)
+    console.print(f"{file.name}: {grid.rows} x {grid.columns} cells", markup=False, highlight=False, soft_wrap=True)
     _tell(console, together, len(jobs), "cells")
     _warn(console, warnings)
 
@@ -158,7 +158,7 @@ def _tell(console: Console, together: Together, number: int, what: str) -> None:
     cost = together.cost
     equal = f", {number - together.distinct} of them equal to another" if number > together.distinct else ""
     shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
-    console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}")
+    console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"
     parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"

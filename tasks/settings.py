@@ -100,16 +100,16 @@ def settings() -> Settings:
         raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
 
 
-_NO_SETTINGS = ("REGIONAL_UP", "REGIONAL_CODE", "REGIONAL_SCREENSHOTS")
-"""Variables that others read: `make up` and `make down`, deployments, tests."""
+_NO_SETTINGS = ("UP", "CODE", "SCREENSHOTS")
+"""Variables `REGIONAL_*` that others read: `make up` and `make down`, deployments, tests."""
 
 
 def unknown_variables() -> list[str]:
     """A line for each environment variable that looks like a setting and is none: it changes nothing."""
-    known = [f"REGIONAL_{field}".upper() for field in Settings.model_fields]
-    found = [name for name in os.environ if name.startswith("REGIONAL_") and name not in (*known, *_NO_SETTINGS)]
-    meant = {name: get_close_matches(name, known, n=1) for name in sorted(found)}
+    known = [field.upper() for field in Settings.model_fields]
+    names = sorted(name.removeprefix("REGIONAL_") for name in os.environ if name.startswith("REGIONAL_"))
+    meant = {name: get_close_matches(name, known, n=1) for name in names if name not in (*known, *_NO_SETTINGS)}
     return [
-        f"{name} is no setting and changes nothing" + (f"; did you mean {close[0]}?" if close else "")
+        f"REGIONAL_{name} is no setting and changes nothing" + (f"; did you mean REGIONAL_{close[0]}?" if close else "")
         for name, close in meant.items()
     ]
