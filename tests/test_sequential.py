@@ -215,7 +215,7 @@ def test_cautions() -> None:
     ("changes", "line"),
     [
         ({"node": {"name": "RegionalSampler", "rows": 2}}, "node.rows: 2 is not allowed; allowed: left out"),
-        ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: 'RegionalSampler', "),
+        ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: RegionalSampler, "),
         ({"node": {"overlap": 2}}, "node.overlap: 2 is not allowed; allowed: overlap_factor (did you mean"),
         ({"node": {"tile": {"x": 2}}}, "node.tile.x: 2 is not allowed; allowed: at most 1"),
         ({"regions": []}, "regions: '0 regions' is not allowed; allowed: 1 or more regions with RegionalSampler"),
