@@ -229,7 +229,10 @@ def test_cautions() -> None:
             {"node": {"name": "MaskGridNKSamplersAdvanced"}, "regions": []},
             "node.columns: 3 is not allowed; allowed: a number that divides the width, 128 pixels",
         ),
-        ({"composition": "joint", "node": {"name": "TwoSamplersForMask"}}, "node: 'TwoSamplersForMask' is not"),
+        (
+            {"composition": "joint", "node": {"name": "TwoSamplersForMask"}},
+            "node: {'name': 'TwoSamplersForMask'} is not",
+        ),
         ({"composition": "joint", "sampler": "dpm_adaptive"}, "sampler: 'dpm_adaptive' is not allowed; allowed: a"),
         ({"composition": "joint", "regions.sampler": "dpm_fast"}, "regions.0.sampler: 'dpm_fast' is not allowed"),
         ({"composition": "joint", "regions.scheduler": "beta"}, "regions.0.scheduler: 'beta' is not allowed"),
