@@ -1,28 +1,26 @@
-"""The command `regional`: render a job file, or say what rendering it would cost."""
+"""The command `regional`: what it is made of, the command `render`, and how mistakes are told."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from flows import cli_grid, cli_store, submit
+from flows import cli_grid, cli_plan, cli_store, submit
 from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, in_context, progress
 from flows.environment import set_defaults, trust_the_caller
 from flows.errors import NotDrawnError
 from flows.server_trouble import explained
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.parsing import BadJob
+from tasks.settings import unknown_variables
 
 if TYPE_CHECKING:
-    from sampling_core.evaluate import Count
-    from sampling_core.plan import Cost
     from tasks.preparing import Prepared
 
 BAD_INPUT = 2
@@ -35,6 +33,28 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_store.app, name="store")
+
+
+def _tell_version(*, wanted: bool) -> None:
+    if wanted:
+        print(f"regional {version('prefect-regional-diffusion')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        callback=lambda wanted: _tell_version(wanted=wanted),
+        is_eager=True,
+        help="Say which version this is.",
+    ),
+]
+
+
+@app.callback()
+def options(version_: Version = False) -> None:
+    """Draw pictures with different prompts and samplers in different regions of one canvas."""
 
 
 @app.command()
@@ -72,49 +92,6 @@ def render(
     )
 
 
-@app.command()
-def plan(job: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a job will cost, without loading weights: evaluations, forwards, memory, warnings."""
-    prepared = _prepare(job, set_)
-    cost = prepared.cost
-    stages = [
-        {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
-        for first, last, count in cost.runs()
-    ]
-    facts: dict[str, Any] = {
-        "job_hash": prepared.job_hash,
-        "steps": prepared.run.steps,
-        "evaluations": cost.evaluations,
-        "forwards": cost.forwards,
-        "rows_per_step": stages,
-        "saved": prepared.savings(),
-        "memory_bytes": prepared.memory_bytes(),
-        "warnings": prepared.warnings(),
-    }
-    if as_json:
-        print(json.dumps(facts))
-        return
-    table = Table("Steps", "Rows per step", "Forwards per step", title=f"{job.name}: {prepared.run.steps} steps")
-    for steps, count in _told_shortly(cost):
-        table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
-    console = Console()
-    console.print(table)
-    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
-    for saved in facts["saved"]:
-        console.print(f"Saved: {saved}", style="dim")
-    console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
-    for warning in facts["warnings"]:
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
-
-
-def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
-    """Steps of the same cost: as stretches, or where these are many, as how many there are of each."""
-    stretches = cost.runs()
-    if len(stretches) > 8:
-        return [(f"{number} of {len(cost.per_step)}", count) for count, number in Counter(cost.per_step).items()]
-    return [(f"{first}" if first == last else f"{first} to {last}", count) for first, last, count in stretches]
-
-
 def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
     trust_the_caller()
     from tasks.files import read_job
@@ -123,6 +100,7 @@ def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
     return prepare(read_job(file, overrides or []))
 
 
+app.command()(cli_plan.plan)
 app.command()(cli_grid.grid)
 app.command()(cli_grid.batch)
 app.command()(submit.submit)
@@ -131,6 +109,8 @@ app.command()(submit.submit)
 def main() -> None:
     """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
     set_defaults()
+    for line in unknown_variables():
+        print(f"Warning: {line}", file=sys.stderr)
     try:
         app()
     except BadJob as error:

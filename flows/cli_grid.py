@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 
 from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, in_context, progress
 from flows.environment import trust_the_caller
+from flows.errors import NotDrawnError
 
 Machines = Annotated[
     int | None,
@@ -41,7 +46,7 @@ def grid(
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
     with progress(steps, shown=not as_json and machines is None) as on_step:
-        done = in_context(on_step, lambda: grid_flow(asked, machines, per_shard, store, out, file.stem[:80]))
+        done = _drawn(on_step, lambda: grid_flow(asked, machines, per_shard, store, out, file.stem[:80]))
     _tell(done, as_json)
 
 
@@ -51,29 +56,72 @@ def batch(
     out: Out = None,
     machines: Machines = None,
     per_shard: PerShard = None,
+    set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
     trust_the_caller()
     from flows.batch import batch as batch_flow
-    from tasks.files import read_jobs
-    from tasks.runs import checked
+    from tasks.files import read_job_files
+    from tasks.runs import prepared_files
 
-    jobs = read_jobs(files)
-    for named in jobs:
-        checked(named)
+    found = read_job_files(files, set_ or [])
+    prepared_files(found)
+    jobs = list(found.values())
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
     with progress(steps, shown=not as_json and machines is None) as on_step:
-        done = in_context(on_step, lambda: batch_flow(tuple(jobs), "", machines, per_shard, store, out))
+        done = _drawn(on_step, lambda: batch_flow(tuple(jobs), "", machines, per_shard, store, out))
     _tell(done, as_json)
 
 
+def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
+    """What the flow returns. If pictures are missing, what is there is told before NotDrawnError is raised."""
+    try:
+        return in_context(on_step, start)
+    except NotDrawnError as error:
+        if error.done:
+            print(_in_words(totals(error.done)), file=sys.stderr)
+        raise
+
+
+def totals(done: dict[str, Any]) -> dict[str, Any]:
+    """Of what `grid` or `batch` returns: pictures' jobs and their cost, and the seconds since this process started.
+
+    Where shards were drawn on other machines, what they cost is not known here: None.
+    """
+    counted: list[dict[str, int]] = done["counted"]
+    costs = ("drawn", "found", "evaluations", "forwards")
+    return {
+        "jobs": len(done["images"]) + len(done["missing"]),
+        **{name: sum(part[name] for part in counted) if counted else None for name in costs},
+        "missing": len(done["missing"]),
+        "shards": done["shards"],
+        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+    }
+
+
+def _in_words(total: dict[str, Any]) -> str:
+    shards = f"{total['shards']} shard{'' if total['shards'] == 1 else 's'}"
+    if total["drawn"] is None:
+        there = total["jobs"] - total["missing"]
+        return f"{there} there, {total['missing']} missing, in {shards} on other machines, {total['seconds']} s"
+    equal = total["jobs"] - total["drawn"] - total["found"] - total["missing"]
+    return (
+        f"{total['drawn']} drawn, {total['found']} found finished, "
+        + (f"{equal} equal to another, " if equal > 0 else "")
+        + f"{total['missing']} missing; {total['evaluations']} evaluations in {total['forwards']} forwards, "
+        f"{shards}, {total['seconds']} s"
+    )
+
+
 def _tell(done: dict[str, Any], as_json: bool) -> None:
+    total = totals(done)
     if as_json:
-        print(json.dumps(done))
+        print(json.dumps(done | {"totals": total}))
         return
     console = Console()
     for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
-        console.print(image, soft_wrap=True, highlight=False)
-    console.print(done["sheet"], soft_wrap=True, highlight=False)
+        console.print(image, soft_wrap=True, highlight=False, markup=False)
+    console.print(done["sheet"], soft_wrap=True, highlight=False, markup=False)
+    console.print(_in_words(total), style="dim", soft_wrap=True, highlight=False)

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.environment import trust_the_caller
 from sampling_core.errors import BadInput
@@ -32,12 +34,15 @@ def ls(store: Url = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([entry.run.model_dump(mode="json") | _counted(entry) for entry in listed]))
         return
-    table = Table("Name", "Job", "Begun (UTC)", "Finished", "Steps", "States", "Size")
+    # In 80 columns a run is one line: all but the name are short, and of a long name the end is cut off.
+    table = Table("Name", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("Job", "Begun (UTC)", "Done", "Steps", "States", "Size"):
+        table.add_column(heading, no_wrap=True)
     for entry in listed:
         run = entry.run
         finished = "yes" if run.finished else "no"
-        facts = (run.name, run.job_hash[:8], _date(run.begun), finished, run.steps, entry.states, _size(entry.size))
-        table.add_row(*map(str, facts))
+        facts = (run.job_hash[:8], _date(run.begun), finished, run.steps, entry.states, _size(entry.size))
+        table.add_row(Text(" ".join(run.name.split()), no_wrap=True, overflow="ellipsis"), *map(str, facts))
     Console().print(table)
 
 
@@ -94,7 +99,10 @@ def _open(url: str | None) -> Store:
     from tasks.store import Store
     from tasks.trust import store_place
 
-    return Store(store_place(url))
+    opened = Store(store_place(url))
+    if not opened.exists():
+        raise BadInput("--store", opened.url, "the folder or URL of a store (there is none)")
+    return opened
 
 
 def _policy(text: str) -> Any:

@@ -70,10 +70,11 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
         unfinished = await run_shards(asked, spread.poll, spread.give_up_after)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
     merged = await merge(list(jobs), hashes, columns, store, folder)
+    done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
     if merged.missing:
         why = f"{', '.join(unfinished)} did not complete" if unfinished else f"not found whole in {store}"
-        raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again")
-    return merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
+        raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again", done)
+    return done
 
 
 def _of_deployment() -> bool:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NotDrawnError(RuntimeError):
-    """Some pictures are missing, once everything that can be drawn is."""
+    """Some pictures are missing, once everything that can be drawn is. `done` is what the flow would have returned."""
+
+    def __init__(self, message: str, done: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.done = done

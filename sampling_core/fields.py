@@ -81,7 +81,7 @@ def refuse(field: str, value: object, allowed: str) -> PydanticCustomError:
 
 
 def _no_flag(value: Any) -> Any:
-    """YAML reads `cfg: yes` as true, and true counts as 1: surely not what was meant."""
+    """To Python `cfg: true` is 1: surely not what was meant."""
     if isinstance(value, bool):
         raise refuse("", value, "a number")
     return value

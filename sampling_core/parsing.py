@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import TypeVar
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sampling_core.errors import BadInput
-from sampling_core.grid_job import Cell, GridJob
-from sampling_core.job import Region, RenderJob
-from sampling_core.original_node import Node
+from sampling_core.field_types import fields_at
+from sampling_core.grid_job import GridJob
+from sampling_core.job import RenderJob
 from sampling_core.shapes import SHAPE_HELP, ColorMap, Ellipse, Image, Polygon, Rectangle
+from sampling_core.spellings import meant_field, meant_value
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,8 +40,14 @@ _BOUNDS = {
     "finite_number": "a finite number",
     "missing": "a value (this field is required)",
 }
-_PARTS: dict[int | str, type[BaseModel]] = {"regions": Region, "node": Node, "cells": Cell}
-_KINDS = {"int": "a whole number", "float": "a number", "string": "text", "tuple": "a list", "model": "a mapping"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "tuple": "a list",
+    "model": "a mapping",
+    "bool": "true or false",
+}
 
 
 class BadJob(BadInput):
@@ -50,15 +57,33 @@ class BadJob(BadInput):
         self.mistakes = mistakes
         super().__init__(mistakes[0].field, mistakes[0].value, mistakes[0].allowed)
 
+    def __str__(self) -> str:
+        return str(self.mistakes[0])
+
 
 def parse_job(data: object) -> RenderJob:
-    """Validate job data (as read from YAML, JSON or a form). Raises BadJob."""
+    """Validate job data as a person wrote it in YAML or JSON. Raises BadJob."""
+    _check_node(data, "")
     return _parsed(RenderJob, data)
 
 
 def parse_grid(data: object) -> GridJob:
-    """Validate the data of a grid job. Raises BadJob."""
+    """Validate the data of a grid job, in the same way. Raises BadJob."""
+    if isinstance(data, Mapping):
+        _check_node(cast("Mapping[str, object]", data).get("job"), "job.")
     return _parsed(GridJob, data)
+
+
+def _check_node(data: object, prefix: str) -> None:
+    """Raise BadJob for `node` without sequential composition.
+
+    The models take a node that is as if it had not been touched: forms always send one.
+    """
+    if not isinstance(data, Mapping):
+        return
+    job = cast("Mapping[str, object]", data)
+    if job.get("node") is not None and job.get("composition", "joint") == "joint":
+        raise BadJob([BadInput(f"{prefix}node", job["node"], "left out, unless there is composition: sequential")])
 
 
 def _parsed(model: type[M], data: object) -> M:
@@ -67,25 +92,68 @@ def _parsed(model: type[M], data: object) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise BadJob([_explain(detail, model) for detail in error.errors()]) from None
+        raise BadJob([_explain(detail, model) for detail in _one_each(error.errors(), model)]) from None
+
+
+def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterable[ErrorDetails]:
+    """One of Pydantic's errors for each mistake that a person made."""
+    # A misspelt field that is required is also a missing one.
+    misspelt = {
+        (*detail["loc"][:-1], meant_field(str(detail["loc"][-1]), _fields_at(detail["loc"], model)))
+        for detail in details
+        if detail["type"] == "extra_forbidden"
+    }
+    told = set[tuple[int | str, ...]]()
+    for detail in details:
+        if detail["type"] == "missing" and detail["loc"] in misspelt:
+            continue
+        # Pydantic does not count the items that are wrong in themselves.
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]:
+            continue
+        point = _malformed_point(detail)
+        # A list of numbers in the place of points is one mistake, and each of its numbers an error.
+        place = point[:-1] if detail["type"] == "tuple_type" else point
+        if place and place in told:
+            continue
+        told.add(place)
+        yield detail
+
+
+def _malformed_point(detail: ErrorDetails) -> tuple[int | str, ...]:
+    """Where the polygon's point is that an error is about; empty if it is about none, or about one of its numbers."""
+    loc = detail["loc"]
+    at = loc.index("points") + 2 if "points" in loc else len(loc) + 1
+    return loc[:at] if len(loc) == at or (len(loc) > at and detail["type"] == "missing") else ()
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel]) -> BadInput:
     kind, context = detail["type"], detail.get("ctx", {})
-    path = [part for i, part in enumerate(detail["loc"]) if not _is_tag(detail["loc"], i)]
+    path = _as_written(detail["loc"])
     value = detail["input"]
     if kind == "not_allowed":
         return BadInput(_dotted([*path, *filter(None, [context["field"]])]), context["value"], context["allowed"])
     if kind == "extra_forbidden":
-        return BadInput(_dotted(path), value, _instead_of(str(path[-1]), _fields_at(detail["loc"], model)))
+        known = _fields_at(detail["loc"], model)
+        return BadInput(_dotted(path), value, _instead_of(meant_field(str(path[-1]), known), known))
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         return BadInput(_dotted(path), value, SHAPE_HELP)
-    if kind == "missing":
-        value = None
+    if kind == "literal_error" and isinstance(value, str):
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return BadInput(_dotted(path), value, _instead_of(meant_value(str(path[-1]), value, known), known))
+    if point := _malformed_point(detail):
+        return BadInput(_dotted(_as_written(point)), value, "[x, y], two numbers from 0 to 1")
+    return BadInput(_dotted(path), None if kind == "missing" else value, allowed_by(kind, context, detail["msg"]))
+
+
+def allowed_by(kind: str, context: Mapping[str, Any], message: str) -> str:
+    """What Pydantic would have taken, from an error's kind, context and message."""
     if kind in _BOUNDS:
-        return BadInput(_dotted(path), value, _BOUNDS[kind].format(**context))
-    expected = next((text for name, text in _KINDS.items() if kind.startswith(name)), detail["msg"])
-    return BadInput(_dotted(path), value, expected)
+        return _BOUNDS[kind].format(**context)
+    return next((text for name, text in _KINDS.items() if kind.startswith(name)), message)
+
+
+def _as_written(loc: tuple[int | str, ...]) -> list[int | str]:
+    return [part for i, part in enumerate(loc) if not _is_tag(loc, i)]
 
 
 def _is_tag(loc: tuple[int | str, ...], i: int) -> bool:
@@ -105,15 +173,9 @@ def _fields_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     for i in range(len(loc) - 1):
         if _holds_a_shape(loc, i) and loc[i + 1] in _SHAPES:
             return [name for name in _SHAPES[str(loc[i + 1])].model_fields if name != "kind"]
-    match loc:
-        case (_,):
-            return list(model.model_fields)
-        case ("job", *rest):
-            return _fields_at(tuple(rest), RenderJob)
-        case _:
-            return list(_PARTS[loc[0]].model_fields)
+    return fields_at(model, loc[:-1])
 
 
-def _instead_of(unknown: str, known: list[str]) -> str:
-    close = get_close_matches(unknown, known, n=1)
-    return (f"{close[0]} (did you mean this?), " if close else "") + ", ".join(k for k in known if k not in close)
+def _instead_of(meant: str | None, known: Sequence[str]) -> str:
+    first = f"{meant} (did you mean this?), " if meant else ""
+    return first + ", ".join(name for name in known if name != meant)

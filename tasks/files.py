@@ -2,50 +2,90 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob
 from sampling_core.job import RenderJob
-from sampling_core.parsing import parse_grid, parse_job
-from tasks.job_text import read_yaml
-from tasks.settings import settings
+from sampling_core.parsing import BadJob, parse_grid, parse_job
+from tasks.job_data import Found, NoJobFileError, read_data
+from tasks.overrides import set_field
 from tasks.trust import image_place, is_url
 
-_SET_FORM = "path.to.field=value, for instance seed=7 or regions.0.prompt=fog"
 _JOB_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
-    """A job from a YAML or JSON file, with `path.to.field=value` overrides.
+    """A job from a YAML or JSON file, or the job of a finished picture, with `path.to.field=value` overrides.
 
-    Mask files and model folders are looked for beside the job file. Raises BadInput or BadJob.
+    Mask files and model folders are looked for beside the file. Raises BadInput or BadJob.
     """
-    return _beside(parse_job(_data(file, overrides)), file.resolve().parent)
+    return _job(file, read_data(file), overrides)
 
 
 def read_grid(file: Path, overrides: Sequence[str] = ()) -> GridJob:
     """A grid job from a file, in the same way."""
-    asked = parse_grid(_data(file, overrides))
+    return _grid(file, read_data(file), overrides)
+
+
+def read_any(file: Path, overrides: Sequence[str] = ()) -> RenderJob | GridJob:
+    """A job or a grid job, whichever the file is."""
+    found = read_data(file)
+    return _grid(file, found, overrides) if found.kind == "grid" else _job(file, found, overrides)
+
+
+def _job(file: Path, found: Found, overrides: Sequence[str]) -> RenderJob:
+    if found.kind == "grid":
+        raise NoJobFileError(file, "is a grid, which regional grid draws", "a job")
+    for override in overrides:
+        set_field(found.data, override, RenderJob)
+    return _beside(parse_job(found.data), file.resolve().parent)
+
+
+def _grid(file: Path, found: Found, overrides: Sequence[str]) -> GridJob:
+    if found.kind == "job":
+        what = "holds the job of a finished picture" if found.of_a_picture else "is a job"
+        raise NoJobFileError(file, f"{what}, which regional render draws", "a grid (job, rows, columns, cells)")
+    for override in overrides:
+        set_field(found.data, override, GridJob)
+    asked = parse_grid(found.data)
     job = _beside(asked.job, file.resolve().parent)
     return GridJob.model_validate(asked.model_dump(exclude_unset=True) | {"job": job})
 
 
-def read_any(file: Path, overrides: Sequence[str] = ()) -> RenderJob | GridJob:
-    """A grid job, if the file has the field `job`; else a job."""
-    data = _data(file, ())
-    grid = isinstance(data, dict) and "job" in data
-    return read_grid(file, overrides) if grid else read_job(file, overrides)
-
-
-def read_jobs(pattern: str) -> list[NamedJob]:
+def read_jobs(pattern: str, overrides: Sequence[str] = ()) -> list[NamedJob]:
     """The jobs of all files that a pattern such as `jobs/*.yaml` finds below the working folder, by their paths.
 
-    Each is named by its file; where that is not enough, by its path. Raises BadInput or BadJob.
+    Each is named by its file; where that is not enough, by its path. Overrides are of every job. Raises BadInput or
+    BadJob, with all mistakes of all files.
     """
+    return list(read_job_files(pattern, overrides).values())
+
+
+def read_job_files(pattern: str, overrides: Sequence[str] = ()) -> dict[Path, NamedJob]:
+    """The same, with the files as they were found."""
+    files = _found(pattern)
+    names = [file.stem[:80] for file in files.values()]
+    jobs: dict[Path, NamedJob] = {}
+    mistakes: list[BadInput] = []
+    for (found, file), name in zip(files.items(), names, strict=True):
+        try:
+            job = read_job(file, overrides)
+            jobs[found] = NamedJob(name=name if names.count(name) == 1 else str(found)[-80:], job=job)
+        except BadJob as error:
+            mistakes += [BadInput(f"{found}: {one.field}", one.value, one.allowed) for one in error.mistakes]
+        except NoJobFileError as error:
+            mistakes.append(NoJobFileError(found, error.what, error.allowed))
+        except BadInput as error:
+            mistakes.append(BadInput(f"{found}: {error.field}", error.value, error.allowed))
+    if mistakes:
+        raise BadJob(mistakes)
+    return jobs
+
+
+def _found(pattern: str) -> dict[Path, Path]:
+    """The job files that a pattern finds, with their real paths. Raises BadInput."""
     allowed = "a pattern below the folder that this runs in, such as jobs/*.yaml"
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise BadInput("files", pattern, allowed)
@@ -54,14 +94,10 @@ def read_jobs(pattern: str) -> list[NamedJob]:
     except (ValueError, IndexError) as error:  # no pattern at all
         raise BadInput("files", pattern, allowed) from error
     # As in a shell, nothing hidden is found.
-    files = [_job_file(file) for file in found if not any(part.startswith(".") for part in file.parts)]
+    files = {file: _job_file(file) for file in found if not any(part.startswith(".") for part in file.parts)}
     if not files:
         raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}, and no hidden ones")
-    names = [file.stem[:80] for file in files]
-    return [
-        NamedJob(name=name if names.count(name) == 1 else str(file)[-80:], job=read_job(file))
-        for name, file in zip(names, files, strict=True)
-    ]
+    return files
 
 
 def _job_file(found: Path) -> Path:
@@ -72,46 +108,8 @@ def _job_file(found: Path) -> Path:
     return file
 
 
-def _data(file: Path, overrides: Sequence[str]) -> Any:
-    """What a job file says, with overrides."""
-    most = settings().max_job_bytes
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(most + 1)
-        if len(content) > most:
-            raise BadInput("job file", str(file), f"a file of at most {most} bytes (REGIONAL_MAX_JOB_BYTES)")
-        text = content.decode()
-    except (OSError, ValueError) as error:
-        raise BadInput("job file", str(file), f"a readable YAML or JSON file ({_reason(error)})") from error
-    try:
-        data = json.loads(text) if file.suffix.lower() == ".json" else read_yaml(text, most)
-    except (ValueError, RecursionError) as error:
-        raise BadInput("job file", str(file), f"valid YAML or JSON ({_reason(error)})") from error
-    for override in overrides:
-        _set(data, override)
-    return data
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def _set(data: Any, override: str) -> None:
-    """Put one override into the job's data, in place."""
-    path, equals, text = override.partition("=")
-    if not equals:
-        raise BadInput("--set", override, _SET_FORM)
-    *parents, last = path.split(".")
-    target = data
-    try:
-        for name in parents:
-            target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
-        if isinstance(target, list):
-            target[int(last)] = read_yaml(text, settings().max_job_bytes)
-        else:
-            target[last] = read_yaml(text, settings().max_job_bytes)
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise BadInput("--set", override, f"{_SET_FORM} ({_reason(error)})") from error
 
 
 def _beside(job: RenderJob, folder: Path) -> RenderJob:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
 from prefect import task
 
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
+from sampling_core.parsing import BadJob
 from tasks.at_once import write_all
 from tasks.masks import with_masks
 from tasks.preparing import Prepared, prepare
@@ -20,6 +23,20 @@ def checked(named: NamedJob) -> Prepared:
         return prepare(named.job)
     except RegionalError as error:
         raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
+
+
+def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
+    """The jobs of files, checked. Raises BadJob with a mistake for each file that cannot be drawn."""
+    prepared: dict[Path, Prepared] = {}
+    mistakes: list[BadInput] = []
+    for file, named in found.items():
+        try:
+            prepared[file] = prepare(named.job)
+        except RegionalError as error:
+            mistakes.append(BadInput(f"{file}: {error.field}", error.value, error.allowed))
+    if mistakes:
+        raise BadJob(mistakes)
+    return prepared
 
 
 @task(task_run_name="check jobs", persist_result=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sampling_core.errors import BadInput
+from sampling_core.parsing import allowed_by
 
 ANYWHERE = "*"
 """As a root: whatever this process can reach."""
@@ -88,7 +91,25 @@ def settings() -> Settings:
     try:
         return Settings()  # pyright: ignore[reportCallIssue] - the environment fills the fields
     except ValidationError as error:
-        wrong = error.errors()[0]
-        name = f"REGIONAL_{wrong['loc'][0]}".upper()
-        found = "…" if name in SECRET else wrong["input"]
-        raise BadInput(name, found, str(wrong["msg"])) from None
+        first = error.errors()[0]
+        # A setting of several kinds has an error for each.
+        kinds = [wrong for wrong in error.errors() if wrong["loc"][0] == first["loc"][0]]
+        allowed = [allowed_by(wrong["type"], wrong.get("ctx", {}), wrong["msg"]) for wrong in kinds]
+        name = f"REGIONAL_{first['loc'][0]}".upper()
+        found = "…" if name in SECRET else first["input"]
+        raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
+
+
+_NO_SETTINGS = ("UP", "CODE", "SCREENSHOTS")
+"""Variables `REGIONAL_*` that others read: `make up` and `make down`, deployments, tests."""
+
+
+def unknown_variables() -> list[str]:
+    """A line for each environment variable that looks like a setting and is none: it changes nothing."""
+    known = [field.upper() for field in Settings.model_fields]
+    names = sorted(name.removeprefix("REGIONAL_") for name in os.environ if name.startswith("REGIONAL_"))
+    meant = {name: get_close_matches(name, known, n=1) for name in names if name not in (*known, *_NO_SETTINGS)}
+    return [
+        f"REGIONAL_{name} is no setting and changes nothing" + (f"; did you mean REGIONAL_{close[0]}?" if close else "")
+        for name, close in meant.items()
+    ]

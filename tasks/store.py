@@ -77,6 +77,10 @@ class Store:
                 return
             raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
 
+    def exists(self) -> bool:
+        """Whether there is a folder at the URL or, in an object store, a bucket or anything below a prefix."""
+        return bool(self._patiently(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root)))
+
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
         self._patiently(lambda: self._put(name, data))

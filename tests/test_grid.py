@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sampling_core.grid_job import cells
 from tasks.files import read_grid
+from tasks.planning import plan_together
+from tasks.preparing import prepare
 from tests.processes import ROOT, environment, post, regional, stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
@@ -47,6 +50,10 @@ def test_a_grid_is_its_cells_and_a_finished_one_costs_nothing(tmp_path: Path, en
     first = drawn("grid", SEEDS, cwd=tmp_path, env=env)
     assert list(first["images"]) == ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"]
     assert first["counted"][0]["drawn"] == 6
+    jobs = cells(read_grid(SEEDS))
+    planned = plan_together(jobs, {one.name: prepare(one.job) for one in jobs}).cost
+    assert (first["totals"]["drawn"], first["totals"]["missing"]) == (6, 0)
+    assert (first["totals"]["evaluations"], first["totals"]["forwards"]) == (planned.evaluations, planned.forwards)
     with Image.open(tmp_path / first["sheet"]) as sheet:
         assert sheet.size == (3 * 128 + 16, 2 * 128 + 12)
         cell = sheet.crop((136, 4, 264, 132)).tobytes()

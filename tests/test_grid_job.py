@@ -97,7 +97,7 @@ def test_equal_cells_are_drawn_once() -> None:
     [
         ({"rows": 17}, "rows: 17 is not allowed; allowed: at most 16"),
         ({"colums": 2}, "colums: 2 is not allowed; allowed: columns (did you mean this?)"),
-        ({"job": {"promt": "x"}}, "job.prompt: None is not allowed; allowed: a value (this field is required)"),
+        ({"job": {"promt": "x"}}, "job.promt: 'x' is not allowed; allowed: prompt (did you mean this?), model, "),
         ({"job": JOB | {"stesp": 2}}, "job.stesp: 2 is not allowed; allowed: steps (did you mean this?)"),
         ({"job": JOB | {"steps": 0}}, "job.steps: 0 is not allowed; allowed: 1 or more"),
         ({"job": JOB | {"base_only_steps": 6}}, "job.base_only_steps: 6 is not allowed; allowed: 0 to 5"),

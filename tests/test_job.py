@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.fields import MAX_SEED
+from sampling_core.fields import MAX_SEED, SamplerName
 from sampling_core.job import RenderJob
 from sampling_core.meaning import job_hash
-from sampling_core.parsing import BadJob, parse_job
+from sampling_core.original_node import UNTOUCHED
+from sampling_core.parsing import BadJob, parse_grid, parse_job
+from sampling_core.spellings import meant_value
 
 RECTANGLE = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 JOB: dict[str, Any] = {"prompt": "a sea", "regions": [{"prompt": "a boat", "mask": RECTANGLE}]}
@@ -47,7 +49,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("seed", MAX_SEED + 1, f"seed: {MAX_SEED + 1} is not allowed; allowed: at most {MAX_SEED}"),
         ("seed", -1, "seed: -1 is not allowed; allowed: 0 or more"),
         ("width", 130, "width: 130 is not allowed; allowed: a multiple of 8"),
-        ("sampler", "dpm_9", "sampler: 'dpm_9' is not allowed; allowed: 'euler', 'euler_cfg_pp', "),
+        ("sampler", "dpm_9", "sampler: 'dpm_9' is not allowed; allowed: dpm_2 (did you mean this?), euler, "),
         ("base_only_steps", 20, "base_only_steps: 20 is not allowed; allowed: 0 to 19 (less than steps)"),
         ("cfg", float("nan"), "cfg: nan is not allowed; allowed: a finite number"),
         ("steps", "many", "steps: 'many' is not allowed; allowed: a whole number"),
@@ -55,6 +57,49 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("prompt", None, "prompt: None is not allowed; allowed: text"),
         ("prompt", "\ud800", "prompt: "),
         ("cfg", True, "cfg: True is not allowed; allowed: a number"),
+        (
+            "sampler",
+            "Euler a",
+            "sampler: 'Euler a' is not allowed; allowed: euler_ancestral (did you mean this?), euler, ",
+        ),
+        (
+            "sampler",
+            "DPM++ 2M Karras",
+            "sampler: 'DPM++ 2M Karras' is not allowed; allowed: dpmpp_2m with scheduler: karras (did you mean this?)",
+        ),
+        (
+            "regions.0.sampler",
+            "EulerAncestralDiscreteScheduler",
+            "regions.0.sampler: 'EulerAncestralDiscreteScheduler' is not allowed; allowed: euler_ancestral (did",
+        ),
+        ("sampler", "karras", "sampler: 'karras' is not allowed; allowed: scheduler: karras (did you mean this?), "),
+        ("scheduler", "karas", "scheduler: 'karas' is not allowed; allowed: karras (did you mean this?), normal, "),
+        ("scheduler", "DPM++ SDE", "scheduler: 'DPM++ SDE' is not allowed; allowed: sampler: dpmpp_sde (did you mean"),
+        (
+            "composition",
+            "Joint",
+            "composition: 'Joint' is not allowed; allowed: joint (did you mean this?), sequential",
+        ),
+        ("guidance_scale", 7, "guidance_scale: 7 is not allowed; allowed: cfg (did you mean this?), "),
+        ("num_inference_steps", 7, "num_inference_steps: 7 is not allowed; allowed: steps (did you mean this?), "),
+        ("negative", "x", "negative: 'x' is not allowed; allowed: negative_prompt (did you mean this?), "),
+        ("n_iter", 2, "n_iter: 2 is not allowed; allowed: batch_size (did you mean this?), "),
+        ("regions.0.mask_blur", 4, "regions.0.mask_blur: 4 is not allowed; allowed: feather (did you mean this?), "),
+        ("regions.0.mask", {"x": 0, "y": 0, "width": 0.5, "hight": 1}, "regions.0.mask.hight: 1 is not allowed; "),
+        (
+            "regions.0.mask",
+            {"points": [[0, 0], [0.5], [1, 1]]},
+            "regions.0.mask.points.1: [0.5] is not allowed; allowed: [x, y], two numbers from 0 to 1",
+        ),
+        ("regions.0.mask", {"points": [0, 0, 0.5, 0.5, 1, 1]}, "regions.0.mask.points.0: 0 is not allowed; allowed: ["),
+        ("regions.0.mask", {"points": [[0, 0], [], [1, 1]]}, "regions.0.mask.points.1: [] is not allowed; allowed: ["),
+        (
+            "regions.0.mask",
+            {"points": [[0, 0], [1, 2], [1, 1]]},
+            "regions.0.mask.points.1.1: 2 is not allowed; allowed",
+        ),
+        ("node", {"name": "RegionalSampler"}, "node: {'name': 'RegionalSampler'} is not allowed; allowed: left out, "),
+        ("node", {}, "node: {} is not allowed; allowed: left out, unless there is composition: sequential"),
         ("denoise", 1e-300, "denoise: 1e-300 is not allowed; allowed: 0.02 or more with 20 steps"),
     ],
 )
@@ -64,6 +109,36 @@ def test_mistakes_get_one_line(path: str, value: Any, line: str) -> None:
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(line)
     assert len(caught.value.mistakes) == 1
+
+
+def test_a_misspelt_field_that_is_required_is_one_mistake() -> None:
+    with pytest.raises(BadJob) as caught:
+        parse_job({"promt": "a sea", "regions": [{"prompt": "a boat", "maks": RECTANGLE}]})
+    assert [str(mistake).partition(" (did")[0] for mistake in caught.value.mistakes] == [
+        "regions.0.maks: {'height': 1, 'width': 0.5, 'x': 0, 'y': 0} is not allowed; allowed: mask",
+        "promt: 'a sea' is not allowed; allowed: prompt",
+    ]
+
+
+def test_every_sampler_and_scheduler_is_known_by_what_other_programs_call_it() -> None:
+    """In A1111: signs, capitals and blanks in any way; a scheduler behind the sampler."""
+    for sampler in get_args(SamplerName):
+        assert meant_value("sampler", sampler.upper().replace("_", " "), get_args(SamplerName)) == sampler
+        for scheduler in ("karras", "exponential", "sgm_uniform"):
+            written = f"{sampler} {scheduler}".replace("pp", "++").replace("_", " ").title()
+            assert meant_value("sampler", written, get_args(SamplerName)) == f"{sampler} with scheduler: {scheduler}"
+
+
+def test_forms_may_send_a_node_as_it_was_before_anybody_touched_it() -> None:
+    """Prefect's form sends the defaults of its schema; a person's file that names a node means it."""
+    form = RenderJob.model_json_schema()["properties"]["node"]["default"]
+    assert form["name"] == "RegionalSampler"
+    assert RenderJob.model_validate(JOB | {"node": form}) == parse_job(JOB)
+    with pytest.raises(BadJob, match=r"^node: "):
+        parse_job(JOB | {"node": form})
+    with pytest.raises(BadJob, match=r"^job\.node: "):
+        parse_grid({"job": JOB | {"node": form}})
+    assert parse_job(JOB | {"node": form, "composition": "sequential"}).node == UNTOUCHED
 
 
 def test_a_number_too_long_to_print() -> None:

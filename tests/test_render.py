@@ -68,6 +68,8 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     with Image.open(png) as image:
         assert json.loads(image.text["regional-job"])["seed"] == 77
     assert json.loads(png.with_suffix(".json").read_text()) == record
+    # Either may be handed in as a job again.
+    assert read_job(png) == read_job(png.with_suffix(".json")) == read_job(JOB, ["seed=77"])
 
     runs = post(server, "flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})
     assert (runs[0]["name"], runs[0]["state_type"]) == ("render two_halves", "COMPLETED")

@@ -215,7 +215,7 @@ def test_cautions() -> None:
     ("changes", "line"),
     [
         ({"node": {"name": "RegionalSampler", "rows": 2}}, "node.rows: 2 is not allowed; allowed: left out"),
-        ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: 'RegionalSampler', "),
+        ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: RegionalSampler, "),
         ({"node": {"overlap": 2}}, "node.overlap: 2 is not allowed; allowed: overlap_factor (did you mean"),
         ({"node": {"tile": {"x": 2}}}, "node.tile.x: 2 is not allowed; allowed: at most 1"),
         ({"regions": []}, "regions: '0 regions' is not allowed; allowed: 1 or more regions with RegionalSampler"),
@@ -229,7 +229,10 @@ def test_cautions() -> None:
             {"node": {"name": "MaskGridNKSamplersAdvanced"}, "regions": []},
             "node.columns: 3 is not allowed; allowed: a number that divides the width, 128 pixels",
         ),
-        ({"composition": "joint", "node": {"name": "TwoSamplersForMask"}}, "node: 'TwoSamplersForMask' is not"),
+        (
+            {"composition": "joint", "node": {"name": "TwoSamplersForMask"}},
+            "node: {'name': 'TwoSamplersForMask'} is not",
+        ),
         ({"composition": "joint", "sampler": "dpm_adaptive"}, "sampler: 'dpm_adaptive' is not allowed; allowed: a"),
         ({"composition": "joint", "regions.sampler": "dpm_fast"}, "regions.0.sampler: 'dpm_fast' is not allowed"),
         ({"composition": "joint", "regions.scheduler": "beta"}, "regions.0.scheduler: 'beta' is not allowed"),

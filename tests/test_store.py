@@ -42,6 +42,15 @@ def test_reads_what_it_wrote(tmp_path: Path, kind: int) -> None:
     assert store.names("a") == ["b"]
 
 
+@pytest.mark.parametrize("kind", range(3))
+def test_a_place_exists_once_something_is_there(tmp_path: Path, kind: int) -> None:
+    store = Store(urls(tmp_path)[kind])
+    assert not store.exists()
+    store.write("a/b", b"x")
+    assert store.exists()
+    assert not Store(f"{store.url}/a/b").exists(), "a file is no place"
+
+
 @given(at=st.integers(0, 400), how=st.sampled_from(["truncate", "flip"]))
 def test_damage_counts_as_absent(tmp_path_factory: pytest.TempPathFactory, at: int, how: str) -> None:
     """Cut anywhere, or any byte of the data or the header changed: never a wrong tensor."""
@@ -191,6 +200,8 @@ def test_an_object_of_s3_is_read_in_one_request(tmp_path: Path, monkeypatch: pyt
         assert read is not None
         assert torch.equal(read["x"], TENSORS["x"])
         assert store.read_tensors("nothing") is None
+        there = {url: Store(f"s3://{url}").exists() for url in ("latents", "latents/x", "latents/none", "no-bucket")}
+        assert there == {"latents": True, "latents/x": True, "latents/none": False, "no-bucket": False}
     asked = [line.split('"')[1] for line in (tmp_path / "s3.log").read_text().splitlines() if "/latents/x/" in line]
     paths = [f"/latents/x/{key}.safetensors HTTP/1.1" for key in ("k", "k", "nothing")]
     assert asked == [f"{method} {path}" for method, path in zip(("PUT", "GET", "GET"), paths, strict=True)]
