@@ -11,7 +11,6 @@ from typing import NamedTuple
 import psutil
 
 from deployments import processes
-from tests import s3
 from tests.chaos_field import BUCKET, Field
 from tests.fault_proxy import Fault as Failure
 
@@ -95,9 +94,8 @@ def _damage_and_kill(field: Field, target: Target) -> bool:
     states = field.states(target.store)
     met = _kill_run(field, target)
     key = states[max(states)]
-    client = s3.client(field.endpoint)
-    whole = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    client.put_object(Bucket=BUCKET, Key=key, Body=whole[: len(whole) // 2])
+    whole = field.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    field.s3.put_object(Bucket=BUCKET, Key=key, Body=whole[: len(whole) // 2])
     return met
 
 
