@@ -178,7 +178,13 @@ def on_one_machine(
                 # Before the last step, so that the run goes on.
                 latest = JOBS[job]["steps"] - 1
                 step = random.Random(f"{seed} {number} {attempt}").randint(FAULTS[fault].earliest, latest)
-                outcome = one_run(place, f"run-{number}-{attempt}", fault, job, step, wanted[job])
+                try:
+                    outcome = one_run(place, f"run-{number}-{attempt}", fault, job, step, wanted[job])
+                except AssertionError as error:
+                    # The others may still say something: whether all fails, or this alone.
+                    print(error, flush=True)
+                    outcome = Outcome(fault, job, True, False, step, 0, 0, 0, 0.0)
+                    place.proxy.fail("none")
                 told(outcome)
                 if outcome.counts or not outcome.well or stopping.is_set():
                     break
