@@ -151,8 +151,8 @@ def _fill_disk(field: Field, target: Target) -> bool:
 def _step_clock(field: Field, target: Target) -> bool:
     """The clock of server, workers and runs is an hour ahead, then right again; S3's never moves.
 
-    Met by a request: S3 refuses one whose date is an hour off. Prefect's scheduler made all runs of the reaper for
-    that hour while the clock was ahead, and makes none for the same hour again: so these are set up anew.
+    Met by a request: S3 refuses one whose date is an hour off. What Prefect's scheduler has planned for the hour ahead
+    keeps it from planning nearer runs of the reaper, so these are planned anew: the run in question needs none.
     """
     assert field.clock is not None
     field.proxy.fail("dated")
