@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ BUCKET = "chaos"
 _REAPER = {"running_seconds": 45, "crashed_seconds": 30, "second_look_seconds": 31}
 """The least that the reaper takes: a run is a minute old here, and nobody wants to wait two for it."""
 _REAPER_SECONDS = 30
-_PLANNED_SECONDS = 180
+_PLANNED_AHEAD = "PT3M"
 """So far ahead the server plans runs of the reaper. Prefect plans a hundred, which are all due at once when the clock
 steps ahead by an hour; SQLite is then locked for minutes, and with it the server."""
 
@@ -85,7 +85,7 @@ def _with_variable(name: str, value: str) -> list[psutil.Process]:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path | None]:
+def small_disk(folder: Path, size: str) -> Generator[Path | None]:
     """A file system of that size; None where mounting one is not allowed."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -105,7 +105,7 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def field(*, with_disks: bool, with_clock: bool) -> Iterator[Field]:
+def field(*, with_disks: bool, with_clock: bool) -> Generator[Field]:
     """Set it up; at the end everything must be stopped, also after the clock was set."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())).resolve()
@@ -124,7 +124,7 @@ def field(*, with_disks: bool, with_clock: bool) -> Iterator[Field]:
             "REGIONAL_S3_KEY": s3.KEY,
             "REGIONAL_S3_SECRET": s3.SECRET,
             "REGIONAL_OUTS": f"{folder / 'out'},{folder / 'pictures'}",
-            "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": str(_PLANNED_SECONDS),
+            "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": _PLANNED_AHEAD,
             **({} if clock is None else clock.variables),
         }
         machine = Machine(folder, **variables)
