@@ -108,10 +108,6 @@ def _job_file(found: Path) -> Path:
     return file
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
-
-
 def _beside(job: RenderJob, folder: Path) -> RenderJob:
     """The job with relative paths of images and models taken from the job file's folder, made absolute."""
     data = job.model_dump(exclude_unset=True)

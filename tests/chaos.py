@@ -1,8 +1,13 @@
 """One fault at a random moment, again and again: `python -m tests.chaos [--runs N] [--seed N] [--json FILE]`.
 
-A real server, real workers (as `make up` starts them), a real S3 endpoint over HTTP. Every run draws the same job
+A real server, real workers (as `make up` starts them), a real S3 endpoint over HTTP. Every run draws one of some jobs
 into a store of its own; every picture must be the undisturbed one, without a hand on it, and no step whose state
 was in the store may be computed again.
+
+A run counts if it went on when the fault came, and met it: a request was hit, a process died, a write had to wait.
+After a fault that ends the process there must have been a state to restore, and a second start. A run that does not
+count is repeated with another moment. The exit code is 0 only if all runs count in the end, every picture is equal
+(also of runs that do not count), and every second start restored what was stored.
 """
 
 from __future__ import annotations
@@ -12,234 +17,197 @@ import io
 import json
 import random
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
-import psutil
 from PIL import Image
 
-from deployments import processes
-from tests import s3
-from tests.fault_proxy import FaultProxy
-from tests.machine import Machine
+from tests.chaos_faults import FAULTS, Target
+from tests.chaos_field import Field, can_mount, field, remove
+from tests.stepped_clock import can_step
 
-JOB: dict[str, Any] = {
+_JOB: dict[str, Any] = {
     "prompt": "a blue background",
-    "steps": 100,
-    "sampler": "dpmpp_2m_sde",
+    "steps": 60,
     "regions": [
         {"prompt": "a red striped circle on a yellow background", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}
     ],
 }
-BUCKET = "chaos"
+JOBS: dict[str, dict[str, Any]] = {
+    "dpmpp_2m_sde": {**_JOB, "sampler": "dpmpp_2m_sde"},
+    "euler_ancestral comfyui x2": {**_JOB, "sampler": "euler_ancestral", "noise": "comfyui", "batch_size": 2},
+    "dpmpp_sde comfyui x2": {**_JOB, "sampler": "dpmpp_sde", "noise": "comfyui", "batch_size": 2},
+}
+_MOST_TRIES = 5
+"""Of one run; each at another moment."""
 
 
 class Outcome(NamedTuple):
     """What became of a run: times in seconds, of the recovery from the fault to the end."""
 
     fault: str
+    job: str
     during: bool
-    """Did the run go on when the fault came?"""
+    """Did the run go on when the fault came, and meet it?"""
     equal: bool
     stored_at_fault: int
     """Newest step whose state was in the store when the fault came."""
+    restored: int
+    """Steps that the last start did not compute, because it found their state."""
     recomputed: int
-    """Steps up to that one that were computed again."""
+    """Steps up to the newest stored one that were computed again without need."""
     starts: int
     recovery: float
 
+    @property
+    def restarted(self) -> bool:
+        """Was there a second start, with a state that it could find?"""
+        return self.starts > 1 and self.stored_at_fault > FAULTS[self.fault].lost
 
-class Field:
-    """Where the faults happen: machine, S3 server behind a proxy, a small disk for pictures."""
+    @property
+    def counts(self) -> bool:
+        """Did the fault come at a moment that proves something?"""
+        return self.during and (self.restarted or not FAULTS[self.fault].ends_process)
 
-    def __init__(self, machine: Machine, proxy: FaultProxy, endpoint: str, disk: Path | None) -> None:
-        self.machine, self.proxy, self.endpoint, self.disk = machine, proxy, endpoint, disk
+    @property
+    def well(self) -> bool:
+        """Is the picture right, and did a second start go on from what was stored?"""
+        return self.equal and self.recomputed == 0 and (self.restored > 0 or not self.restarted)
 
-    def states(self, prefix: str) -> dict[int, str]:
-        """Object keys of the states in a store, by step."""
-        found = s3.objects(self.endpoint, BUCKET, f"{prefix}/latents/")
-        return {int(Path(key).stem): key for key in found}
-
-    def process(self, run_id: str) -> psutil.Process | None:
-        """The process of a run."""
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
-                    return process
-            except (psutil.Error, OSError):
-                continue
-        return None
-
-
-def kill_run(field: Field, run_id: str, prefix: str) -> None:
-    process = field.process(run_id)
-    if process is not None:
-        process.kill()
+    def told(self) -> str:
+        """In one line."""
+        when = "during" if self.during else "missed"
+        return (
+            f"{self.fault:24} {self.job:26} {when}, equal {self.equal!s:5} {self.stored_at_fault:3} states there, "
+            f"{self.restored:2} restored, {self.recomputed} recomputed, starts {self.starts}, {self.recovery:.0f} s"
+            f"{'' if self.counts else '; does not count, again at another moment'}{'' if self.well else '  WRONG'}"
+        )
 
 
-def kill_worker_and_run(field: Field, run_id: str, prefix: str) -> None:
-    field.machine.worker().kill()
-    kill_run(field, run_id, prefix)
+Pictures = list[bytes]
 
 
-def kill_server(field: Field, run_id: str, prefix: str) -> None:
-    server = processes.running(field.machine.folder, "server")
-    assert server is not None
-    for process in [*server.children(recursive=True), server]:
-        process.kill()
-    time.sleep(5)
-    field.machine.up()
-
-
-def take_machine_away(field: Field, run_id: str, prefix: str) -> None:
-    """SIGTERM, as spot machines get it; half a minute later another machine is there."""
-    keeper = processes.running(field.machine.folder, "worker-gpu")
-    assert keeper is not None
-    keeper.terminate()
-    psutil.wait_procs([keeper], timeout=60)
-    field.machine.up()
-
-
-def store_fails(kind: Any, seconds: float) -> Callable[[Field, str, str], None]:
-    def fail(field: Field, run_id: str, prefix: str) -> None:
-        field.proxy.fail(kind)
-        time.sleep(seconds)
-        field.proxy.fail("none")
-
-    return fail
-
-
-def damage_and_kill(field: Field, run_id: str, prefix: str) -> None:
-    """The newest state is cut short, as by a writer that died; then the run dies."""
-    states = field.states(prefix)
-    kill_run(field, run_id, prefix)
-    if states:
-        key = states[max(states)]
-        client = s3.client(field.endpoint)
-        whole = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-        client.put_object(Bucket=BUCKET, Key=key, Body=whole[: len(whole) // 2])
-
-
-def fill_disk(field: Field, run_id: str, prefix: str) -> None:
-    """No room for the picture, until somebody makes some."""
-    assert field.disk is not None
-    # Without a buffer: closing the file would try once more to write what did not fit.
-    with (field.disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    states = len(field.states(prefix))
-    while len(field.states(prefix)) < JOB["steps"]:
-        time.sleep(0.5)
-    time.sleep(5 if states else 10)
-    (field.disk / "filler").unlink()
-
-
-FAULTS: dict[str, Callable[[Field, str, str], None]] = {
-    "run killed": kill_run,
-    "worker and run killed": kill_worker_and_run,
-    "server killed": kill_server,
-    "SIGTERM": take_machine_away,
-    "store away for a minute": store_fails("refused", 60),
-    "store answers 503": store_fails("busy", 30),
-    "store is silent": store_fails("silent", 30),
-    "state truncated": damage_and_kill,
-    "disk full": fill_disk,
-}
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path | None]:
-    """A file system of 2 MB; None where mounting one is not allowed."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        yield None
-        return
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@contextmanager
-def field() -> Iterator[Field]:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        with s3.s3_server(folder, BUCKET) as port, small_disk(folder / "disk") as disk:
-            proxy = FaultProxy(port)
-            variables = {
-                "REGIONAL_STORE": f"s3://{BUCKET}",
-                "REGIONAL_S3_ENDPOINT": proxy.url,
-                "REGIONAL_S3_KEY": s3.KEY,
-                "REGIONAL_S3_SECRET": s3.SECRET,
-                "REGIONAL_OUTS": f"{folder / 'out'},{folder / 'disk'}",
-            }
-            machine = Machine(folder, **variables)
-            try:
-                machine.up()
-                yield Field(machine, proxy, f"http://127.0.0.1:{port}", disk)
-            finally:
-                machine.up("--down")
-
-
-def drawn(field: Field, prefix: str, disturb: Callable[[str], None], out: Path) -> tuple[bytes, dict[str, Any], int]:
-    """Pixels, record and number of starts of a run that is disturbed once it runs."""
+def drawn(
+    field: Field, job: str, name: str, store: str, out: Path, disturb: Callable[[Target], None]
+) -> tuple[Pictures, dict[str, Any], int]:
+    """Pixels of all pictures, record and number of starts of a run that is disturbed once it runs."""
     machine = field.machine
-    parameters = {"job": JOB, "chunk_steps": 1, "store": f"s3://{BUCKET}/{prefix}", "out": str(out), "name": prefix}
+    parameters = {"job": JOBS[job], "chunk_steps": 1, "store": store, "out": str(out), "name": name}
     run_id = machine.submit("render/render", **parameters)
     machine.wait_for("the start", lambda: machine.run(run_id)["state_type"] not in ("SCHEDULED", "PENDING"))
-    disturb(run_id)
-    ended = machine.completed(run_id, seconds=1200)
-    (file,) = out.glob(f"{prefix}-*.json")
+    disturb(Target(run_id, store, JOBS[job]["steps"]))
+    ended = machine.completed(run_id, seconds=1200, pause=1)
+    (file,) = out.glob(f"{name}-*.json")
     record = json.loads(file.read_text())
-    with Image.open(io.BytesIO(Path(record["images"][0]).read_bytes())) as image:
-        pixels = image.convert("RGB").tobytes()
-    return pixels, record, ended["run_count"]
+    pictures: Pictures = []
+    for path in record["images"]:
+        with Image.open(io.BytesIO((out / path).read_bytes())) as image:
+            pictures.append(image.convert("RGB").tobytes())
+    assert len(pictures) == JOBS[job].get("batch_size", 1)
+    return pictures, record, ended["run_count"]
 
 
-def one_run(field: Field, number: int, fault: str, step: int, wanted: bytes) -> Outcome:
-    """Draw the job once; when the state after a step is in the store (0: at the start), the fault comes."""
-    prefix = f"run-{number}"
+def one_run(field: Field, name: str, fault: str, job: str, step: int, wanted: Pictures) -> Outcome:
+    """Draw a job once; when the state after a step is in the store (0: at the start), the fault comes."""
+    about = FAULTS[fault]
     at_fault: list[tuple[bool, float, int]] = []
 
-    def disturb(run_id: str) -> None:
-        while max(field.states(prefix), default=0) < step and field.machine.run(run_id)["state_type"] == "RUNNING":
+    def disturb(target: Target) -> None:
+        asked = time.monotonic()
+        while field.newest(target.store) < step:
             time.sleep(0.02)
-        during = field.machine.run(run_id)["state_type"] == "RUNNING"
-        at_fault.append((during, time.monotonic(), max(field.states(prefix), default=0)))
-        FAULTS[fault](field, run_id, prefix)
+            # Seldom: what is asked of the server costs the run time that it needs itself.
+            if time.monotonic() - asked > 2:
+                if not field.goes_on(target.run_id):
+                    break
+                asked = time.monotonic()
+        going, began, stored = field.goes_on(target.run_id), time.monotonic(), field.newest(target.store)
+        met = going and stored >= about.earliest and about.strike(field, target)
+        at_fault.append((met, began, stored))
 
-    out = field.disk if fault == "disk full" and field.disk is not None else field.machine.out
-    pixels, record, starts = drawn(field, prefix, disturb, out)
-    during, began, stored = at_fault[0]
-    assert record["steps_restored"] + record["steps_computed"] == JOB["steps"]
-    # A state that was cut short is absent, so its step is computed again, and that alone.
-    lost = 1 if fault == "state truncated" and stored else 0
-    recomputed = max(0, stored - lost - record["steps_restored"]) if starts > 1 else 0
-    return Outcome(fault, during, pixels == wanted, stored, recomputed, starts, time.monotonic() - began)
+    store = field.store(name, on_disk=about.store_on_disk)
+    out = field.disks["pictures"] if about.pictures_on_disk else field.machine.out
+    pictures, record, starts = drawn(field, job, name, store, out, disturb)
+    remove(field, store)
+    met, began, stored = at_fault[0]
+    restored = record["steps_restored"]
+    assert restored + record["steps_computed"] == JOBS[job]["steps"]
+    recomputed = max(0, stored - about.lost - restored) if starts > 1 else 0
+    return Outcome(fault, job, met, pictures == wanted, stored, restored, recomputed, starts, time.monotonic() - began)
+
+
+class Order(NamedTuple):
+    """One run to be made; `number` and the seed decide its moment."""
+
+    number: int
+    fault: str
+    job: str
+
+
+def orders(runs: int, faults: Sequence[str], seed: int) -> list[Order]:
+    """Each fault as often as the others, with the jobs in turn, in random order."""
+    jobs = list(JOBS)
+    rounds = [divmod(i, len(faults)) for i in range(runs)]
+    pairs = [(faults[which], jobs[(round_ + which) % len(jobs)]) for round_, which in rounds]
+    random.Random(seed).shuffle(pairs)
+    return [Order(number, fault, job) for number, (fault, job) in enumerate(pairs, start=1)]
 
 
 def on_one_machine(
-    faults: Sequence[tuple[int, str]], seed: int, told: Callable[[Outcome], None], stopping: Event
+    waiting: SimpleQueue[Order], faults: Sequence[str], seed: int, told: Callable[[Outcome], None], stopping: Event
 ) -> None:
-    """A machine of its own for these faults, one after the other."""
-    with field() as place:
-        wanted, _, _ = drawn(place, "undisturbed", lambda _run: None, place.machine.out)
-        for number, fault in faults:
-            if stopping.is_set():
+    """A machine of its own, for one run after the other until none waits."""
+    wanted: dict[str, Pictures] = {}
+    with field(with_disks=any(_needs_disk(fault) for fault in faults), with_clock=_CLOCK in faults) as place:
+        while not stopping.is_set():
+            try:
+                number, fault, job = waiting.get_nowait()
+            except Empty:
                 return
-            if fault == "disk full" and place.disk is None:
-                raise RuntimeError("a small disk cannot be mounted here; leave `disk full` out of --faults")
-            step = random.Random(f"{seed} {number}").randint(0, JOB["steps"])
-            told(one_run(place, number, fault, step, wanted))
+            if job not in wanted:
+                name = f"undisturbed-{len(wanted)}"
+                store = place.store(name, on_disk=False)
+                wanted[job], _, _ = drawn(place, job, name, store, place.machine.out, lambda _target: None)
+            for attempt in range(_MOST_TRIES):
+                # Before the last step, so that the run goes on.
+                latest = JOBS[job]["steps"] - 1
+                step = random.Random(f"{seed} {number} {attempt}").randint(FAULTS[fault].earliest, latest)
+                try:
+                    outcome = one_run(place, f"run-{number}-{attempt}", fault, job, step, wanted[job])
+                except AssertionError as error:
+                    # The others may still say something: whether all fails, or this alone.
+                    print(error, flush=True)
+                    outcome = Outcome(fault, job, True, False, step, 0, 0, 0, 0.0)
+                    place.proxy.fail("none")
+                told(outcome)
+                if outcome.counts or not outcome.well or stopping.is_set():
+                    break
+
+
+_CLOCK = "clock steps"
+
+
+def _needs_disk(fault: str) -> bool:
+    return FAULTS[fault].store_on_disk or FAULTS[fault].pictures_on_disk
+
+
+def possible(faults: Sequence[str]) -> list[str]:
+    """Those of the faults that this machine allows; of others it is said why they are left out."""
+    allowed: list[str] = []
+    for fault in faults:
+        if _needs_disk(fault) and not can_mount():
+            print(f"left out: {fault} (a small disk cannot be mounted here)", flush=True)
+        elif fault == _CLOCK and not can_step():
+            print(f"left out: {fault} (there is no C compiler here)", flush=True)
+        else:
+            allowed.append(fault)
+    return allowed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -252,40 +220,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", default=",".join(FAULTS), help="only these, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes there as well")
     given = parser.parse_args(arguments)
-    names = given.faults.split(",")
-    # Each fault as often as the others, in random order.
-    order = [names[i % len(names)] for i in range(given.runs)]
-    random.Random(given.seed).shuffle(order)
+    named = given.faults.split(",")
+    if not FAULTS.keys() >= set(named):
+        parser.error(f"--faults: there are {', '.join(FAULTS)}")
+    faults = possible(named)
+    if not faults:
+        return 1
     outcomes, stopping, telling = list[Outcome](), Event(), Lock()
+    began = time.monotonic()
 
     def told(outcome: Outcome) -> None:
         with telling:
             outcomes.append(outcome)
-            print(
-                f"{len(outcomes):3} {outcome.fault:24} {'during' if outcome.during else 'after'} the run, ",
-                f"equal {outcome.equal!s:5} {outcome.stored_at_fault:3} states there, ",
-                f"recomputed {outcome.recomputed}, starts {outcome.starts}, {outcome.recovery:.0f} s",
-                sep="",
-                flush=True,
-            )
+            print(f"{sum(o.counts for o in outcomes):3} {outcome.told()}", flush=True)
             if given.json:
-                given.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=2) + "\n")
+                rows = [outcome._asdict() | {"counts": outcome.counts} for outcome in outcomes]
+                given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
+    waiting = SimpleQueue[Order]()
+    for order in orders(given.runs, faults, given.seed):
+        waiting.put(order)
     with ThreadPoolExecutor(given.machines) as pool:
-        numbered = list(enumerate(order, start=1))
-        machines = [numbered[i :: given.machines] for i in range(given.machines)]
         try:
-            for done in [pool.submit(on_one_machine, faults, given.seed, told, stopping) for faults in machines]:
+            machines = [
+                pool.submit(on_one_machine, waiting, faults, given.seed, told, stopping) for _ in range(given.machines)
+            ]
+            for done in machines:
                 done.result()
         finally:
             # Told to stop: what was begun is ended, and the machines are shut down.
             stopping.set()
-    equal, recomputed = sum(o.equal for o in outcomes), sum(o.recomputed for o in outcomes)
-    during = sum(o.during for o in outcomes)
+    return _summed_up(outcomes, given.runs, time.monotonic() - began)
+
+
+def _summed_up(outcomes: Sequence[Outcome], runs: int, seconds: float) -> int:
+    """Print the totals; returns the exit code."""
+    counting = [outcome for outcome in outcomes if outcome.counts]
+    restarted = [outcome for outcome in counting if outcome.restarted]
+    restored = sum(outcome.restored > 0 for outcome in restarted)
+    wrong = sum(not outcome.well for outcome in outcomes)
     print(
-        f"{equal} of {len(outcomes)} equal, {recomputed} finished steps recomputed; {during} faults came during the run"
+        f"{sum(o.equal for o in counting)} of {runs} equal, {sum(o.recomputed for o in counting)} finished steps "
+        f"recomputed; {len(counting)} faults came during the run, and {restored} of {len(restarted)} new starts "
+        f"restored what was stored; {len(outcomes) - len(counting)} runs did not count and were repeated; "
+        f"{wrong} of all went wrong; {seconds / 60:.0f} min"
     )
-    return 0 if equal == given.runs and recomputed == 0 else 1
+    return 0 if len(counting) == runs and wrong == 0 else 1
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Machine:
         (found,) = post(self.api, f"flow_runs/filter?{ASKED_HERE}", {"flow_runs": {"id": {"any_": [run_id]}}})
         return found
 
-    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240) -> None:
+    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240, pause: float = 0.2) -> None:
         deadline = time.monotonic() + seconds
 
         def holds() -> bool:
@@ -73,11 +73,11 @@ class Machine:
 
         while not holds():
             assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.logs()}"
-            time.sleep(0.2)
+            time.sleep(pause)
 
-    def completed(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
-        """The run when it has ended well."""
-        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS, seconds)
+    def completed(self, run_id: str, seconds: float = 240, pause: float = 0.2) -> dict[str, Any]:
+        """The run when it has ended well; the server is asked after each pause."""
+        self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS, seconds, pause)
         run = self.run(run_id)
         assert run["state_type"] == "COMPLETED", run["state"]["message"]
         return run
