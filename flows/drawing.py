@@ -15,7 +15,7 @@ from flows.shard import shard
 from sampling_core.grid_job import NamedJob, distinct
 from sampling_core.hashing import content_hash
 from sampling_core.shards import shards
-from tasks.decoding import file_stem
+from tasks.file_names import file_stem
 from tasks.merging import merge
 from tasks.pictures import all_drawn
 from tasks.runs import check_all

@@ -200,7 +200,7 @@ def drawn(field: Field, prefix: str, disturb: Callable[[str], None], out: Path) 
     ended = machine.completed(run_id, seconds=1200)
     (file,) = out.glob(f"{prefix}-*.json")
     record = json.loads(file.read_text())
-    with Image.open(io.BytesIO(Path(record["images"][0]).read_bytes())) as image:
+    with Image.open(io.BytesIO((out / record["images"][0]).read_bytes())) as image:
         pixels = image.convert("RGB").tobytes()
     return pixels, record, ended["run_count"]
 

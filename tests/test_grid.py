@@ -216,11 +216,12 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         ended = runs("shard")
         assert sorted(one["state_type"] for one in ended) == ["COMPLETED", "COMPLETED", "CRASHED"]
 
-    merged = json.loads(next(out.glob("*/sheet.json")).read_text())
+    (sheet,) = out.glob("*/sheet.json")
+    merged = json.loads(sheet.read_text())
     assert (len(merged["images"]), merged["missing"]) == (6, [])
     whole = drawn("grid", SEEDS, "--set", "job.steps=40", "--store", "other", cwd=tmp_path, env=env)
     for name, (path,) in merged["images"].items():
-        assert nearly_equal(pixels(path), pixels(tmp_path / whole["images"][name][0]))
+        assert nearly_equal(pixels(sheet.parent / path), pixels(tmp_path / whole["images"][name][0]))
     artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
     newest = {one["key"]: one["data"] for one in sorted(artifacts, key=lambda one: one["created"])}
     assert newest["sheet"].startswith("data:image/jpeg;base64,")
