@@ -16,10 +16,11 @@ from sampling_core.grid_job import NamedJob, distinct
 from sampling_core.hashing import content_hash
 from sampling_core.shards import shards
 from tasks.file_names import file_stem
+from tasks.keeping import forget_forks
 from tasks.merging import merge
 from tasks.pictures import all_drawn
 from tasks.runs import check_all
-from tasks.settings import Keep
+from tasks.settings import Keep, settings
 from tasks.store import Store
 from tasks.trust import out_place, store_place
 
@@ -73,6 +74,7 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     if merged.missing:
         why = f"{', '.join(unfinished)} did not complete" if unfinished else f"not found whole in {store}"
         raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again")
+    await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
     return merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
 
 

@@ -72,6 +72,16 @@ def test_a_fork_draws_its_first_steps_once(tmp_path: Path, env: dict[str, str]) 
     assert len({pixels(tmp_path / paths[0]) for paths in found["images"].values()}) == 4
 
 
+def test_shards_share_the_steps_before_a_fork_whatever_is_kept(tmp_path: Path, env: dict[str, str]) -> None:
+    """The second shard goes on from the first one's state at the fork; when all are drawn, the policy holds."""
+    keep = env | {"REGIONAL_KEEP": "final"}
+    found = drawn("grid", FORK, "--per-shard", 2, cwd=tmp_path, env=keep)
+    shared, at_fork, after = 2 + 3 * 3, 2 + 2, 11 * 2 * 3
+    assert [shard["evaluations"] for shard in found["counted"]] == [shared + at_fork + after, at_fork + after]
+    left = [int(state.stem) for state in (tmp_path / ".regional" / "store").glob("latents/*/*.safetensors")]
+    assert left == [16] * 4
+
+
 def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     """Unlike jobs side by side: other canvases, another composition, several pictures."""
     folder = tmp_path / "jobs"
