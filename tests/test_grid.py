@@ -76,7 +76,7 @@ def test_shards_share_the_steps_before_a_fork_whatever_is_kept(tmp_path: Path, e
     """The second shard goes on from the first one's state at the fork; when all are drawn, the policy holds."""
     keep = env | {"REGIONAL_KEEP": "final"}
     found = drawn("grid", FORK, "--per-shard", 2, cwd=tmp_path, env=keep)
-    # In the first step after the fork, rows are shared by cells that have one latent there, and not by those that read it.
+    # In the first step after the fork, cells share rows that have one latent there, and not those that each read it.
     shared, after = 2 + 3 * 3, 11 * 2 * 3
     assert [shard["evaluations"] for shard in found["counted"]] == [shared + 2 + 2 + after, 2 * 3 + after]
     left = [int(state.stem) for state in (tmp_path / ".regional" / "store").glob("latents/*/*.safetensors")]
