@@ -1,7 +1,7 @@
 """Patience with a store: what may pass is tried again, what will not is said at once.
 
-What will not pass at the start may pass later: once a store has taken this process' keys, a refusal (403) is a clock
-that drifts, a token that is renewed, or a proxy that throttles.
+What will not pass at the start may pass later: once a store has let this process do something, to refuse the same (403)
+is a clock that drifts, a token that is renewed, or a proxy that throttles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sampling_core.errors import StoreError
 from tasks.settings import settings
@@ -34,16 +34,20 @@ _NAMES_OF_A_LOST_UPLOAD = {"NoSuchUpload"}
 """A store that was restarted, or tidied up, has forgotten the parts of an object: written anew, it is written."""
 _LONGEST_PAUSE = 15.0
 
-_answered: set[str] = set()
-"""URLs of the stores that have done in this process what they were asked for."""
+Deed = Literal["read", "write", "list", "remove"]
+"""What keys give the right to, one by one."""
+
+_done: set[tuple[str, Deed]] = set()
+"""What stores, by URL, have done in this process."""
 
 
-def patiently(url: str, work: Callable[[], T], field: str = "store") -> T:
+def patiently(url: str, work: Callable[[], T], deed: Deed, field: str = "store") -> T:
     """What `work` returns, tried again with growing pauses while the store at `url` fails.
 
     An object store that is down, throttles (503) or times out comes back, and a full disk may be emptied. So
     only after `store_patience` seconds, or at once for a failure that will not pass, this raises StoreError.
-    `field` is what the error calls the store. What a store's refusal means depends on whether it has answered before.
+    `field` is what the error calls the store. What a refusal means depends on whether the store has done such a deed
+    before.
     """
     began, pause = time.monotonic(), 0.25
     while True:
@@ -51,25 +55,25 @@ def patiently(url: str, work: Callable[[], T], field: str = "store") -> T:
             done = work()
         except Exception as error:  # each file system has errors of its own
             waited = time.monotonic() - began
-            if fails_for_good(error, url) or waited + pause > settings().store_patience:
+            if fails_for_good(error, url, deed) or waited + pause > settings().store_patience:
                 raise StoreError(field, url, f"a store that answers ({reason_of(error)})") from error
             logger.warning("%s does not answer (%s); trying again in %.1f s", url, reason_of(error), pause)
         else:
-            answered(url)
+            remember(url, deed)
             return done
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def answered(url: str) -> None:
-    """Remember that the store at `url` has done what it was asked for."""
-    _answered.add(url)
+def remember(url: str, *deeds: Deed) -> None:
+    """The store at `url` has done what it was asked for."""
+    _done.update((url, deed) for deed in deeds)
 
 
-def fails_for_good(error: Exception, url: str) -> bool:
+def fails_for_good(error: Exception, url: str, deed: Deed) -> bool:
     """Whether the store at `url` that fails with this error will do so again, however long one waits."""
     code = _code_of(error)
-    if url in _answered and (_refused_by_a_server(error) or code in _NAMES_OF_A_LOST_UPLOAD):
+    if (url, deed) in _done and (_refused_by_a_server(error) or code in _NAMES_OF_A_LOST_UPLOAD):
         return False
     if isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and error.errno in _NUMBERS_FOR_GOOD):
         return True

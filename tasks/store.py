@@ -29,7 +29,7 @@ from torch import Tensor
 from sampling_core.errors import RegionalError, StoreError
 from tasks.credentials import storage_options
 from tasks.leftovers import old_leftovers, tidy
-from tasks.patience import answered, fails_for_good, patiently, reason_of
+from tasks.patience import Deed, fails_for_good, patiently, reason_of, remember
 
 logger = logging.getLogger(__name__)
 
@@ -77,16 +77,16 @@ class Store:
             # S3 refuses to tell those who may not list what is not there. It is asked for all the time.
             with suppress(FileNotFoundError):
                 self._fs.cat_file(self._path(probe))
-            answered(self.url)
+            remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
-            if patient and not fails_for_good(error, self.url):
+            if patient and not fails_for_good(error, self.url, "write"):
                 logger.warning("%s cannot be written now (%s); it may be later", self.url, reason_of(error))
                 return
             raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
-        self._patiently(lambda: self._put(name, data))
+        self._patiently(lambda: self._put(name, data), "write")
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes, or None if it is not there."""
@@ -97,7 +97,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(found)
+        return self._patiently(found, "read")
 
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
@@ -145,12 +145,12 @@ class Store:
             except FileNotFoundError:
                 return []
 
-        return sorted(Path(path).stem for path in self._patiently(listed) if path.endswith(".safetensors"))
+        return sorted(Path(path).stem for path in self._patiently(listed, "list") if path.endswith(".safetensors"))
 
     def objects(self, prefix: str) -> list[Stored]:
         """All objects below a key prefix, however deep."""
         found: dict[str, dict[str, Any]] = self._patiently(
-            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True)
+            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True), "list"
         )
         # File systems do not agree on whether a path begins with a slash.
         root = self._root.strip("/")
@@ -167,7 +167,7 @@ class Store:
                 self._fs.rm_file(path)
 
         for key in keys:
-            self._patiently(partial(removed, self._path(key)))
+            self._patiently(partial(removed, self._path(key)), "remove")
 
     def _remove_old_probes(self, own: str) -> None:
         """Remove other checks' probes that are old, by the store's clock: it has just written `own`."""
@@ -185,8 +185,8 @@ class Store:
             for name in old_leftovers(written.items(), written[own]):
                 self._fs.rm_file(self._path(name))
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        return patiently(self.url, work, self._field)
+    def _patiently(self, work: Callable[[], T], deed: Deed) -> T:
+        return patiently(self.url, work, deed, self._field)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
