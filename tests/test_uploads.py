@@ -188,5 +188,5 @@ def test_what_will_not_pass_is_said_at_once(
         raise kind("no such bucket")
 
     with pytest.raises(StoreError, match="no such bucket"):
-        patiently("s3://b", fails, "read")
+        patiently("s3://has-never-answered", fails, "read")
     assert len(tries) == 1
