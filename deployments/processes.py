@@ -1,4 +1,8 @@
-"""Background processes of one machine: started once, found again, stopped. A small file says who each one is."""
+"""Background processes of one machine: started once, found again, stopped. A small file says who each one is.
+
+A process is known by its number, by the boot of the machine and by the ticks from there to its start: the system's
+clock may be set meanwhile, and neither of them moves.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,11 @@ import psutil
 
 MARK = "REGIONAL_UP"
 """Environment variable that everything started from a folder carries, their children too: that folder."""
+
+PART = "REGIONAL_UP_PART"
+"""Environment variable with the name of what was started, of the same processes."""
+
+_PROC = Path("/proc")
 
 _GRACE_SECONDS = 60
 """How long a worker may take to hand its runs back."""
@@ -33,13 +42,13 @@ def start(
         child = subprocess.Popen(  # noqa: S603 - commands are spelled in this package
             command,
             cwd=cwd,
-            env={**environment, MARK: str(folder)},
+            env={**environment, MARK: str(folder), PART: name},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    identity = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "port": port}
+    identity = {"pid": child.pid, **birth(child.pid), "port": port}
     _file(folder, name).write_text(json.dumps(identity) + "\n")
     return True
 
@@ -49,11 +58,28 @@ def running(folder: Path, name: str) -> psutil.Process | None:
     try:
         identity = _identity(folder, name)
         process = psutil.Process(identity["pid"])
-        if process.create_time() == identity["created"] and process.status() != psutil.STATUS_ZOMBIE:
+        born = birth(process.pid)
+        if born.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE:
             return process
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         pass
     return None
+
+
+def birth(pid: int) -> dict[str, Any]:
+    """What no other process of that number has, on this machine or after a reboot. Raises OSError or psutil.Error.
+
+    Where there is no /proc, it is the time of its start, as the clock then was: no better is to be had there.
+    """
+    if not (_PROC / "self" / "stat").exists():
+        return {"created": psutil.Process(pid).create_time()}
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except FileNotFoundError as error:
+        raise psutil.NoSuchProcess(pid) from error
+    # Its name, in parentheses, may have spaces and parentheses in it. After it comes field 3.
+    ticks = int(stat.rpartition(")")[2].split()[22 - 3])
+    return {"boot": (_PROC / "sys/kernel/random/boot_id").read_text().strip(), "ticks": ticks}
 
 
 def port_of(folder: Path, name: str) -> int | None:
@@ -70,18 +96,36 @@ def stop(folder: Path, name: str) -> bool:
     return process is not None
 
 
-def stop_strays(folder: Path) -> int:
-    """End what processes of this folder have left behind: runs of a worker that was killed. Returns how many."""
-    strays = [process for process in psutil.process_iter() if _carries_mark(process, folder)]
-    _end(strays, grace=10)
+def stop_strays(folder: Path, but: str | None = None) -> int:
+    """End what runs of this folder and no file knows: what was left behind. Returns how many processes were there.
+
+    Parents go before their children: a worker hands its runs back, if it is not too late. What belongs to the part
+    `but` stays.
+    """
+    strays = _strays(folder, but)
+    numbers = {process.pid for process in strays}
+    _end([process for process in strays if _parent(process) not in numbers], _GRACE_SECONDS)
+    _end(_strays(folder, but), grace=10)
     return len(strays)
 
 
-def _carries_mark(process: psutil.Process, folder: Path) -> bool:
+def _strays(folder: Path, but: str | None) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            environment = process.environ()
+            stays = process.pid == os.getpid() or (but is not None and environment.get(PART) == but)
+            if environment.get(MARK) == str(folder) and not stays:
+                found.append(process)
+    return found
+
+
+def _parent(process: psutil.Process) -> int | None:
+    """Number of its parent; None if it has ended."""
     try:
-        return process.pid != os.getpid() and process.environ().get(MARK) == str(folder)
-    except (psutil.Error, OSError):
-        return False
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _end(processes: list[psutil.Process], grace: float) -> None:

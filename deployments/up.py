@@ -23,7 +23,9 @@ from flows.environment import set_defaults
 
 CODE = Path(__file__).resolve().parent.parent
 POOLS = ("control", "gpu")
-PARTS = ("server", *(f"worker-{pool}" for pool in POOLS))
+SERVER = "server"
+WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
+PARTS = (SERVER, *WORKERS)
 
 
 class StartError(Exception):
@@ -81,12 +83,21 @@ def up(machine: Machine) -> None:
 
 
 def down(machine: Machine) -> None:
-    """Stop what was started from this folder, and nothing else."""
-    for part in reversed(PARTS):
-        print(f"{part}: {'stopped' if processes.stop(machine.folder, part) else 'was not running'}")
-    strays = processes.stop_strays(machine.folder)
+    """Stop what was started from this folder, and nothing else: the server last, because workers hand their runs back.
+
+    That holds for what no file knows any more, too.
+    """
+
+    def stop(part: str) -> None:
+        print(f"{part}: {'stopped' if processes.stop(machine.folder, part) else 'was not running'}", flush=True)
+
+    for worker in reversed(WORKERS):
+        stop(worker)
+    strays = processes.stop_strays(machine.folder, but=SERVER)
+    stop(SERVER)
+    strays += processes.stop_strays(machine.folder)
     if strays:
-        print(f"and {strays} processes that a worker had left behind")
+        print(f"and {strays} processes that were left behind")
 
 
 def check_port(machine: Machine) -> None:

@@ -124,6 +124,8 @@ def _requeue(flow_run_id: str, signalled: datetime) -> None:
     from prefect.client.schemas.responses import SetStateStatus
     from prefect.states import AwaitingRetry
 
+    from flows.reap import TAKEN_AWAY
+
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(flow_run_id)).state
         if state is None:
@@ -131,7 +133,7 @@ def _requeue(flow_run_id: str, signalled: datetime) -> None:
         # A signal that arrives while a task is being set up is taken for an error of that task by Prefect.
         failed_by_signal = state.is_failed() and state.timestamp >= signalled
         if failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending():
-            waiting = AwaitingRetry(message=f"Its machine was taken away ({os.uname().nodename})")
+            waiting = AwaitingRetry(message=f"{TAKEN_AWAY} ({os.uname().nodename})")
             answer = client.set_flow_run_state(UUID(flow_run_id), waiting)
             # It may have been cancelled meanwhile.
             if answer.status != SetStateStatus.ACCEPT:

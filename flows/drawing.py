@@ -15,11 +15,12 @@ from flows.shard import shard
 from sampling_core.grid_job import NamedJob, distinct
 from sampling_core.hashing import content_hash
 from sampling_core.shards import shards
-from tasks.decoding import file_stem
+from tasks.file_names import file_stem
+from tasks.keeping import forget_forks
 from tasks.merging import merge
 from tasks.pictures import all_drawn
 from tasks.runs import check_all
-from tasks.settings import Keep
+from tasks.settings import Keep, settings
 from tasks.store import Store
 from tasks.trust import out_place, store_place
 
@@ -74,6 +75,7 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     if merged.missing:
         why = f"{', '.join(unfinished)} did not complete" if unfinished else f"not found whole in {store}"
         raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again", done)
+    await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
     return done
 
 

@@ -6,7 +6,7 @@ sends heartbeats is never touched, whatever its state says; one that counts as d
 
 # No `from __future__ import annotations`: see flows/render.py.
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from pydantic import Field
@@ -30,6 +30,12 @@ GIVEN_UP = "GivenUp"
 
 _AGAIN = "Started again"
 """How the messages of new starts begin; they are counted by it."""
+
+TAKEN_AWAY = "Its machine was taken away"
+"""How the message begins with which a worker puts a run back: no crash, and nobody's wish either."""
+
+STORING = ("base-only steps ", "regional steps ", "rounds ", "pictures ")
+"""How the names of tasks begin that are done when something new is in the store, which the next start finds."""
 
 _UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.CRASHED]
 _OLDEST = timedelta(days=7)
@@ -44,7 +50,7 @@ class Sighting:
     last_sign: datetime
     """When the server last heard of it: a heartbeat, or a change of state."""
     restarts: int
-    """How often this flow has started it again."""
+    """How often in a row this flow has started it again, without that it got on: see `in_vain`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Patience:
     crashed: timedelta
     """Longer than a worker needs to report the same crash a second time."""
     restarts: int
-    """Most new starts of one run."""
+    """Most new starts of one run in a row, if it gets nowhere."""
 
 
 Verdict = Literal["leave", "start again", "give up", "cancel"]
@@ -96,7 +102,8 @@ async def reap(
             minute apart if it is busy.
         second_look_seconds: Dead is who sends nothing in this time either: more than one heartbeat. The server may
             have been away before.
-        restarts: Most new starts of one run; after that it stays crashed, in a state named `GivenUp`.
+        restarts: Most new starts in a row of a run that stores nothing new meanwhile; after that it stays crashed, in
+            a state named `GivenUp`. Who retries it by hand gives it as many again.
 
     Returns:
         How many runs were started again, given up and cancelled.
@@ -173,11 +180,49 @@ async def _sight(client: PrefectClient, run: FlowRun) -> Sighting:
         limit=1,
     )
     history = await client.read_flow_run_states(run.id)
+    restarts = in_vain(history, 0)
+    if restarts > 0:
+        restarts = in_vain(history, await _last_that_got_on(client, run))
     return Sighting(
         state=state.type,
         last_sign=max([state.timestamp, *(event.received for event in heartbeats.events[:1])]),
-        restarts=sum((past.message or "").startswith(_AGAIN) for past in history),
+        restarts=restarts,
     )
+
+
+def in_vain(history: Sequence[State], got_on: int) -> int:
+    """How often in a row this flow has started a run again, by its states in their order.
+
+    The count begins anew when somebody retries the run by hand, and with the start (counted from 1, 0: none) that was
+    the last one to store something new. So hours on machines that come and go may take any number of starts.
+    """
+    restarts = starts = 0
+    ended = False
+    for state in history:
+        message = state.message or ""
+        if state.type == StateType.RUNNING:
+            starts += 1
+            restarts = 0 if starts <= got_on else restarts
+        elif message.startswith(_AGAIN):
+            restarts += 1
+        elif state.type == StateType.SCHEDULED and ended and not message.startswith(TAKEN_AWAY):
+            restarts = 0
+        ended = state.is_final()
+    return restarts
+
+
+async def _last_that_got_on(client: PrefectClient, run: FlowRun) -> int:
+    """The number of the last start of a run in which it stored something new; 0 if none did.
+
+    The tasks' own events tell it, which a process that is killed may not have sent: rather too small a number.
+    """
+    done = await client.read_task_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
+        task_run_filter=TaskRunFilter.model_validate({"state": {"type": {"any_": [StateType.COMPLETED]}}}),
+        sort=TaskRunSort.END_TIME_DESC,
+        limit=_PAGE,
+    )
+    return max((task.flow_run_run_count for task in done if task.name.startswith(STORING)), default=0)
 
 
 def _state(run: FlowRun) -> State:
@@ -197,7 +242,10 @@ async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict) ->
         return False
     if verdict == "start again":
         return await _accepted(client, run, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
-    message = f"Given up after {run.run_count} starts: it crashes again and again. Retry it by hand to go on."
+    message = (
+        f"Given up after {run.run_count} starts: it crashes again and again, and stores nothing new. "
+        "Retry it by hand to go on."
+    )
     given_up = State(type=StateType.CRASHED, name=GIVEN_UP, message=message)
     # The server lets no crashed run crash again, unless it is forced to.
     return await _accepted(client, run, given_up, force=True)

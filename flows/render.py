@@ -17,6 +17,7 @@ from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
 from tasks.at_once import at_once
 from tasks.decoding import decode
+from tasks.file_names import told_job
 from tasks.keeping import begin, finish
 from tasks.loading import load_model
 from tasks.masks import build_masks
@@ -55,7 +56,8 @@ async def render(
         keep: Which states stay in the store. Empty: as the worker is set up.
 
     Returns:
-        The record that is also written as JSON beside the picture.
+        The record, with the places of the pictures and of the store. It is also written as JSON beside the
+        pictures, with their names alone.
     """
     clock = _Clock()
     store_url, out = store_place(store), out_place(out)
@@ -84,7 +86,8 @@ async def render(
 
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
-        job=job,
+        job=told_job(job),
+        files=run.files,
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[job.model],
         latents=run.state_key(run.composition.steps),

@@ -49,7 +49,8 @@ async def shard(
         jobs: What to draw, each under a name for people.
         chunk_steps: States are saved after so many steps. Empty: about every second.
         store: Where latents and pictures are kept. Empty: where the worker keeps them.
-        keep: Which states stay in the store. Empty: as the worker is set up.
+        keep: Which states stay in the store. Empty: as the worker is set up. Those at forks stay in any case: other
+            shards go on from them. The flow that started the shards removes them, when all are drawn.
         name: What the run is called, for people.
 
     Returns:
@@ -67,7 +68,7 @@ async def shard(
             count, begun = await _draw(dict(group), chunk_steps, ahead)
             total, to_finish = total.plus(count), to_finish | begun
         # Only now: until all are drawn, one may go on from a state of another.
-        await finish(to_finish, keep or settings().keep)
+        await finish(to_finish, keep or settings().keep, "forks")
     return {
         "drawn": len(missing),
         "found": len(runs) - len(missing),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
+import json
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from prefect import task
 
 from sampling_core._types import Latent, Photo
+from tasks.file_names import file_stem, told_job
 from tasks.run import Run
 from tasks.store import Store
 
@@ -21,7 +22,7 @@ async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, by
     """Write one PNG per picture of finished latents [b, c, h, w] into the folder or fsspec URL `out`.
 
     Returns the PNG files by path. A file's name is for people and ends in the job's hash; the job itself is in the
-    PNG's text chunk `regional-job`.
+    PNG's text chunk `regional-job`, and the digests of the files that it names in `regional-files`.
     """
     folder, stem = Store(out, "out"), file_stem(run.job_hash, name)
     pictures = await asyncio.to_thread(encoded, run, latents)
@@ -35,7 +36,8 @@ def encoded(run: Run, latents: Latent) -> list[bytes]:
     """The pictures of finished latents [b, c, h, w] as PNG files, with the job in each."""
     model = run.model(run.job.model)
     text = PngInfo()
-    text.add_itxt("regional-job", run.job.model_dump_json())
+    text.add_itxt("regional-job", told_job(run.job).model_dump_json())
+    text.add_itxt("regional-files", json.dumps(run.files))
     files: list[bytes] = []
     # One after the other: a decoder needs more memory for a picture than a forward does.
     for latent in latents:
@@ -51,9 +53,3 @@ def _kept(run: Run, picture: Photo) -> Photo:
     if "protected" not in run.inputs:
         return picture
     return torch.where(run.inputs["protected"][:, :, None] > 0, run.inputs["picture"], picture)
-
-
-def file_stem(job_hash: str, name: str) -> str:
-    """`name` made safe for a file system, and the start of the job's hash."""
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "render"
-    return f"{readable}-{job_hash[:8]}"

@@ -9,6 +9,7 @@ from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob
 from sampling_core.job import RenderJob
 from sampling_core.parsing import BadJob, parse_grid, parse_job
+from tasks.file_names import beside, renamed
 from tasks.job_data import Found, NoJobFileError, read_data
 from tasks.overrides import set_field
 from tasks.trust import image_place, is_url
@@ -110,17 +111,14 @@ def _job_file(found: Path) -> Path:
 
 def _beside(job: RenderJob, folder: Path) -> RenderJob:
     """The job with relative paths of images and models taken from the job file's folder, made absolute."""
-    data = job.model_dump(exclude_unset=True)
-    regions = data.get("regions", ())
-    shapes = [region["mask"] for region in regions] + list(data.get("protect", ()))
-    places = [(shape, name) for shape in shapes for name in ("image", "color_map")]
-    places += [(data.get("node", {}).get("tile", {}), name) for name in ("image", "color_map")]
-    places += [(data, "start_image"), *((part, "model") for part in (data, *regions))]
-    for part, name in places:
-        path = part.get(name)
-        if path is not None and (name, path) != ("model", "embedded") and not is_url(path):
-            part[name] = str(folder / _expanded(path))
-    return RenderJob.model_validate(data)
+
+    def placed(path: str) -> str:
+        expanded = _expanded(path)
+        if is_url(path) or expanded.is_absolute():
+            return path if is_url(path) else str(expanded)
+        return beside(str(folder), str(expanded))
+
+    return renamed(job, placed)
 
 
 def _expanded(path: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sampling_core.history import Named, state_name
 from tasks.at_once import at_once
+from tasks.pictures import record_of
 from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store, Stored
@@ -81,25 +82,42 @@ def begin(run: Run, name: str) -> Known:
 
 def known_of(run: Run) -> Known | None:
     """What the store knows of a run; None if nothing, or nothing that can be read."""
+    return _read(run.store, run.key)
+
+
+def _read(store: Store, key: str) -> Known | None:
     try:
-        return Known.model_validate(run.store.read_json(run.key))
+        return Known.model_validate(store.read_json(key))
     except ValidationError:
         return None
 
 
-async def finish(finished: Mapping[Run, Known], keep: Keep) -> None:
-    """Tell the store that runs, all of one store, are finished, and remove the states that none of them needs."""
+async def finish(finished: Mapping[Run, Known], *keep: Keep) -> None:
+    """Tell the store that runs, all of one store, are finished, and remove the states that no policy keeps for any."""
     if not finished:
         return
     now, store = time.time(), next(iter(finished)).store
     closed = {run.key: known.model_copy(update={"finished": now}) for run, known in finished.items()}
     writing = at_once(lambda item: store.write_json(item[0], item[1].model_dump(mode="json")), closed.items())
-    await asyncio.gather(writing, _forget(store, list(finished.values()), keep))
+    await asyncio.gather(writing, _forget(store, _states(finished.values(), "all") - _states(finished.values(), *keep)))
 
 
-async def _forget(store: Store, runs: Sequence[Known], keep: Keep) -> None:
-    # What one run could do without, another may keep.
-    needless = set[str]().union(*(run.states("all") for run in runs)) - set().union(*(run.states(keep) for run in runs))
+async def forget_forks(store: Store, job_hashes: Iterable[str], keep: Keep) -> None:
+    """Remove the states at forks where the policy keeps none, once all jobs that go on from them are drawn."""
+    if keep in ("forks", "all"):
+        return
+    drawn = await at_once(lambda job_hash: record_of(store, job_hash), job_hashes)
+    known = await at_once(lambda key: _read(store, key), [record.run for record in drawn if record is not None])
+    finished = [run for run in known if run is not None and run.finished is not None]
+    await _forget(store, _states(finished, "forks") - _states(finished, keep))
+
+
+def _states(runs: Iterable[Known], *keep: Keep) -> set[str]:
+    """What policies keep for runs: what one could do without, another may need."""
+    return set[str]().union(*(run.states(policy) for run in runs for policy in keep))
+
+
+async def _forget(store: Store, needless: set[str]) -> None:
     if needless:
         folders = {key.rpartition("/")[0] for key in needless}
         listed = await at_once(store.objects, folders)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sampling_core.grid_job import NamedJob
 from tasks.at_once import at_once
-from tasks.decoding import file_stem
+from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.pictures import pictures_of
 from tasks.publishing import table_cell
@@ -23,7 +23,10 @@ from tasks.store import Store
 
 
 class Merged(BaseModel):
-    """What was merged: the sheet, the files of each job by its name, and the names of jobs that are not drawn."""
+    """What was merged: the sheet, the files of each job by its name, and the names of jobs that are not drawn.
+
+    `sheet.json` says the same with names in the place of paths: all of it lies in one folder.
+    """
 
     model_config = ConfigDict(frozen=True)
     sheet: str
@@ -44,11 +47,13 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     written = await at_once(lambda item: _single(store, item[0], out, item[1]), first.items())
     by_hash = dict(zip(first, written, strict=True))
     files = {named.name: by_hash[hashes[named.name]] for named in jobs}
-    found = {name: paths for name, paths in files.items() if paths is not None}
+    found = {name: written for name, written in files.items() if written is not None}
     made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
     missing = [name for name in files if name not in found]
-    merged = Merged(sheet=f"{folder}/sheet.png", images=found, missing=missing)
-    await asyncio.to_thread(out.write_json, "sheet", merged.model_dump(mode="json"))
+    told = Merged(sheet="sheet.png", images=found, missing=missing)
+    await asyncio.to_thread(out.write_json, "sheet", told.model_dump(mode="json"))
+    paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
+    merged = Merged(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
     description = f"{len(found)} of {len(files)} drawn"
     await show_or_warn(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
     table = _table(jobs, merged)
@@ -57,25 +62,25 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
 
 
 def _single(store: Store, job_hash: str, out: Store, name: str) -> list[str] | None:
-    """A job's pictures and record as files; None if it is not drawn."""
+    """Write a job's pictures and record as files; their names, or None if it is not drawn."""
     found = pictures_of(store, job_hash)
     if found is None:
         return None
     drawn, pictures = found
-    stem, paths = file_stem(job_hash, name), list[str]()
+    stem, files = file_stem(job_hash, name), list[str]()
     for i, data in enumerate(pictures):
         file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
         out.write(file, data)
-        paths.append(f"{out.url}/{file}")
-    out.write_json(stem, drawn.model_dump(mode="json") | {"images": paths})
-    return paths
+        files.append(file)
+    out.write_json(stem, drawn.model_dump(mode="json") | {"images": files})
+    return files
 
 
 def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: Store) -> Image.Image:
     """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
     places = [file for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
     size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
-    pictures = (None if file is None else _picture(out, file.rpartition("/")[2]) for file in places)
+    pictures = (None if file is None else _picture(out, file) for file in places)
     made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
     made.save(buffer, format="PNG")
     out.write("sheet.png", buffer.getvalue())

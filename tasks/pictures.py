@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +15,8 @@ from sampling_core._types import Latent
 from sampling_core.job import RenderJob
 from tasks.at_once import at_once
 from tasks.decoding import encoded
+from tasks.file_names import told_job
+from tasks.preparing import FORMAT
 from tasks.publishing import versions
 from tasks.run import Run
 from tasks.store import Store
@@ -22,13 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 class Drawn(BaseModel):
-    """A finished job. `latents` is the key of its last state, `pictures` are keys that hold their files' SHA-256."""
+    """A finished job.
+
+    `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
+    hold their files' SHA-256. What has another `format` than this code's was drawn by other arithmetic.
+    """
 
     model_config = ConfigDict(frozen=True)
+    format: int
     job: RenderJob
+    files: dict[str, dict[str, Any]]
     job_hash: str
     model_fingerprint: str
     latents: str
+    run: str
     pictures: tuple[str, ...]
     versions: dict[str, str]
 
@@ -51,10 +61,13 @@ def _keep(run: Run, files: Sequence[bytes]) -> None:
     for key, data in pictures.items():
         run.store.write(key, data)
     drawn = Drawn(
-        job=run.job,
+        format=FORMAT,
+        job=told_job(run.job),
+        files=run.files,
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[run.job.model],
         latents=run.state_key(run.composition.steps),
+        run=run.key,
         pictures=tuple(pictures),
         versions=versions(),
     )
@@ -72,9 +85,8 @@ def is_drawn(run: Run) -> bool:
 
 def pictures_of(store: Store, job_hash: str) -> tuple[Drawn, list[bytes]] | None:
     """A job's record and its PNG files; None if it is not drawn, or something of it is damaged."""
-    try:
-        drawn = Drawn.model_validate(store.read_json(_key(job_hash)) or {})
-    except ValidationError:
+    drawn = record_of(store, job_hash)
+    if drawn is None:
         return None
     files = [store.read(key) for key in drawn.pictures]
     whole = [data for key, data in zip(drawn.pictures, files, strict=True) if data and _digest(data) in key]
@@ -84,8 +96,17 @@ def pictures_of(store: Store, job_hash: str) -> tuple[Drawn, list[bytes]] | None
     return drawn, whole
 
 
+def record_of(store: Store, job_hash: str) -> Drawn | None:
+    """What the store says of a finished job; None if nothing, or if other arithmetic than today's has drawn it."""
+    try:
+        drawn = Drawn.model_validate(store.read_json(_key(job_hash)) or {})
+    except ValidationError:
+        return None
+    return drawn if drawn.format == FORMAT else None
+
+
 async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
-    """Are the pictures of all these jobs in the store whole, drawn with whatever numerics?"""
+    """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
     store = Store(store_url)
     return all(await at_once(lambda job_hash: pictures_of(store, job_hash) is not None, job_hashes))
 

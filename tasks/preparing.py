@@ -38,14 +38,15 @@ FORMAT = 6
 class Prepared:
     """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks and pictures.
 
-    `folders` and `fingerprints` are by model; `inputs` is what is kept of its images, by name; `of_images` are
-    warnings of these.
+    `folders` and `fingerprints` are by model; `digests` are of all files that it names, weights among them, by path;
+    `inputs` is what is kept of its images, by name; `of_images` are warnings of these.
     """
 
     job: RenderJob
     job_hash: str
     mask_hash: str
     fingerprints: dict[str, str]
+    digests: dict[str, str]
     folders: dict[str, ModelFolder]
     inputs: dict[str, Tensor]
     of_images: list[str]
@@ -115,6 +116,7 @@ def prepare(job: RenderJob) -> Prepared:
         job_hash=content_hash(means),
         mask_hash=content_hash(mask_means),
         fingerprints=fingerprints,
+        digests=digests,
         folders=folders,
         inputs=inputs,
         of_images=image_warnings(job, files.photos),

@@ -16,19 +16,24 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core.job import RenderJob
-from tasks.decoding import file_stem
+from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.showing import show_or_warn
 from tasks.store import Store
+from tasks.trust import is_url
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
 
 
 class Record(BaseModel):
-    """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing."""
+    """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing.
+
+    `job` names its files as `told_job` does, and `files` says what was in them.
+    """
 
     model_config = ConfigDict(frozen=True)
     job: RenderJob
+    files: dict[str, dict[str, Any]]
     job_hash: str
     model_fingerprint: str
     latents: str
@@ -44,6 +49,13 @@ class Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
+    def as_file(self) -> dict[str, Any]:
+        """What lies beside the pictures: it names them as they are named there, and no folder of this machine."""
+        told = self.as_json() | {"images": [image.rpartition("/")[2] for image in self.images]}
+        if not is_url(self.store):
+            del told["store"]
+        return told
+
 
 def versions() -> dict[str, str]:
     """Versions of everything that the picture depends on."""
@@ -56,7 +68,7 @@ async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
     shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
     listed = acreate_markdown_artifact(summary, key="summary", description=title)
-    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_json())
+    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_file())
     await asyncio.gather(written, *map(show_or_warn, [listed, *shown]))
 
 

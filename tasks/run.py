@@ -17,6 +17,7 @@ from sampling_core.hashing import content_hash
 from sampling_core.history import Named, named, state_name
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model
+from tasks.file_names import told_files
 from tasks.loading import loaded
 from tasks.preparing import FORMAT, Prepared, composed, empty_latent
 from tasks.settings import settings
@@ -34,6 +35,8 @@ class Run:
         self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
         self.fingerprints: dict[str, str] = prepared.fingerprints
         """Of the weights, by model."""
+        self.files: dict[str, dict[str, Any]] = told_files(prepared.job, prepared.digests)
+        """Name and SHA-256 of each file that the job names, by field."""
         self.numerics = numerics()
         """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
         self.store_url = store_url

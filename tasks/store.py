@@ -28,7 +28,8 @@ from torch import Tensor
 
 from sampling_core.errors import RegionalError, StoreError
 from tasks.credentials import storage_options
-from tasks.patience import fails_for_good, patiently, reason_of
+from tasks.leftovers import old_leftovers, tidy
+from tasks.patience import Deed, fails_for_good, patiently, reason_of, remember
 
 logger = logging.getLogger(__name__)
 
@@ -62,28 +63,34 @@ class Store:
             ) from error
 
     def check(self, *, patient: bool = False) -> None:
-        """Raise StoreError unless an object can be written, read back and removed, now.
+        """Raise StoreError unless an object can be written, read back and removed, now, and is then known as absent.
 
-        If `patient`, only for what waiting will not mend: a store that is away may be back when it is needed.
+        If `patient`, only for what waiting will not mend: a store that is away may be back when it is needed. What
+        checks that were killed have left is removed.
         """
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             self._put(probe, b"ok")
             self._fs.cat_file(self._path(probe))
+            self._remove_old_probes(probe)
             self._fs.rm_file(self._path(probe))
+            # S3 refuses to tell those who may not list what is not there. It is asked for all the time.
+            with suppress(FileNotFoundError):
+                self._fs.cat_file(self._path(probe))
+            remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
-            if patient and not fails_for_good(error):
+            if patient and not fails_for_good(error, self.url, "write"):
                 logger.warning("%s cannot be written now (%s); it may be later", self.url, reason_of(error))
                 return
             raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
 
     def exists(self) -> bool:
         """Whether there is a folder at the URL or, in an object store, a bucket or anything below a prefix."""
-        return bool(self._patiently(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root)))
+        return bool(self._patiently(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root), "list"))
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
-        self._patiently(lambda: self._put(name, data))
+        self._patiently(lambda: self._put(name, data), "write")
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes, or None if it is not there."""
@@ -94,7 +101,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(found)
+        return self._patiently(found, "read")
 
     def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
@@ -142,12 +149,12 @@ class Store:
             except FileNotFoundError:
                 return []
 
-        return sorted(Path(path).stem for path in self._patiently(listed) if path.endswith(".safetensors"))
+        return sorted(Path(path).stem for path in self._patiently(listed, "list") if path.endswith(".safetensors"))
 
     def objects(self, prefix: str) -> list[Stored]:
         """All objects below a key prefix, however deep."""
         found: dict[str, dict[str, Any]] = self._patiently(
-            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True)
+            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True), "list"
         )
         # File systems do not agree on whether a path begins with a slash.
         root = self._root.strip("/")
@@ -164,10 +171,26 @@ class Store:
                 self._fs.rm_file(path)
 
         for key in keys:
-            self._patiently(partial(removed, self._path(key)))
+            self._patiently(partial(removed, self._path(key)), "remove")
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        return patiently(self.url, work, self._field)
+    def _remove_old_probes(self, own: str) -> None:
+        """Remove other checks' probes that are old, by the store's clock: it has just written `own`."""
+        if isinstance(self._fs, LocalFileSystem):
+            return  # `_put` tidies up
+        # Who cannot list, or remove, goes without: what was left is in nobody's way.
+        with suppress(Exception):
+            found: list[dict[str, Any]]
+            if self.url.startswith("s3:"):
+                # Probes alone, in one request: a folder's listing has all pictures in it.
+                found = list(self._fs.find(self._root, prefix="probe-", detail=True).values())
+            else:
+                found = self._fs.ls(self._root, detail=True)
+            written = {about["name"].rpartition("/")[2]: _written(about) for about in found}
+            for name in old_leftovers(written.items(), written[own]):
+                self._fs.rm_file(self._path(name))
+
+    def _patiently(self, work: Callable[[], T], deed: Deed) -> T:
+        return patiently(self.url, work, deed, self._field)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -194,6 +217,7 @@ class Store:
         # A file is durable under its name when its folder is; so is a folder that was just made.
         for folder in (final.parent, *(folder.parent for folder in made)):
             _sync(folder)
+        tidy(final)
 
 
 def _sync(folder: Path) -> None:

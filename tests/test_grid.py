@@ -79,6 +79,17 @@ def test_a_fork_draws_its_first_steps_once(tmp_path: Path, env: dict[str, str]) 
     assert len({pixels(tmp_path / paths[0]) for paths in found["images"].values()}) == 4
 
 
+def test_shards_share_the_steps_before_a_fork_whatever_is_kept(tmp_path: Path, env: dict[str, str]) -> None:
+    """The second shard goes on from the first one's state at the fork; when all are drawn, the policy holds."""
+    keep = env | {"REGIONAL_KEEP": "final"}
+    found = drawn("grid", FORK, "--per-shard", 2, cwd=tmp_path, env=keep)
+    # In the first step after the fork, cells share rows that have one latent there, and not those that each read it.
+    shared, after = 2 + 3 * 3, 11 * 2 * 3
+    assert [shard["evaluations"] for shard in found["counted"]] == [shared + 2 + 2 + after, 2 * 3 + after]
+    left = [int(state.stem) for state in (tmp_path / ".regional" / "store").glob("latents/*/*.safetensors")]
+    assert left == [16] * 4
+
+
 def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     """Unlike jobs side by side: other canvases, another composition, several pictures."""
     folder = tmp_path / "jobs"
@@ -223,11 +234,12 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         ended = runs("shard")
         assert sorted(one["state_type"] for one in ended) == ["COMPLETED", "COMPLETED", "CRASHED"]
 
-    merged = json.loads(next(out.glob("*/sheet.json")).read_text())
+    (sheet,) = out.glob("*/sheet.json")
+    merged = json.loads(sheet.read_text())
     assert (len(merged["images"]), merged["missing"]) == (6, [])
     whole = drawn("grid", SEEDS, "--set", "job.steps=40", "--store", "other", cwd=tmp_path, env=env)
     for name, (path,) in merged["images"].items():
-        assert nearly_equal(pixels(path), pixels(tmp_path / whole["images"][name][0]))
+        assert nearly_equal(pixels(sheet.parent / path), pixels(tmp_path / whole["images"][name][0]))
     artifacts = post(server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
     newest = {one["key"]: one["data"] for one in sorted(artifacts, key=lambda one: one["created"])}
     assert newest["sheet"].startswith("data:image/jpeg;base64,")

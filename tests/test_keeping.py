@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from flows import cli_store
 from sampling_core.history import Named
 from sampling_core.parsing import parse_job
-from tasks.keeping import DAY, Known, begin, kind, runs, sizes, to_prune
+from tasks.keeping import DAY, Known, begin, forget_forks, kind, runs, sizes, to_prune
 from tasks.pictures import _keep
-from tasks.preparing import prepare
+from tasks.preparing import FORMAT, prepare
 from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store
@@ -166,6 +167,46 @@ def test_what_a_writer_left_that_was_killed_is_the_stores_own(tmp_path: Path, mo
     monkeypatch.setattr(Path, "replace", rename)
     assert sorted(sizes(store)) == ["pictures", "probes"]
     assert len(to_prune(store, "none", -DAY)) == 2
+
+
+def finished_forks(store: Store) -> set[str]:
+    """Two drawn jobs that have a fork in common, with states at it, at their ends, and one more; their hashes."""
+    hashes = {hashed("job one"), hashed("job two")}
+    for word, chapter in (("one", ONE), ("two", TWO)):
+        run = known(BASE, chapter, begun=1.0, finished=2.0)
+        store.write_json(f"runs/{hashed(word)}", run.model_dump(mode="json"))
+        record = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed(f"job {word}")}
+        record |= {"model_fingerprint": "m", "latents": run.state(6), "run": f"runs/{hashed(word)}"}
+        store.write_json(f"pictures/{hashed(f'job {word}')}", record | {"pictures": [], "versions": {}})
+        for step in (2, 4, 6):
+            store.write(run.state(step), b"")
+    return hashes
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ("final", {"base": [], "one": [4, 6], "two": [4, 6]}),
+        ("forks", {"base": [2], "one": [4, 6], "two": [4, 6]}),
+        ("all", {"base": [2], "one": [4, 6], "two": [4, 6]}),
+        (2, {"base": [2], "one": [4, 6], "two": [4, 6]}),
+        (3, {"base": [], "one": [4, 6], "two": [4, 6]}),
+    ],
+)
+def test_forks_go_when_all_are_drawn(keep: Keep, left: dict[str, list[int]], tmp_path: Path) -> None:
+    """Only those: everything else that a policy does not keep has gone with its shard."""
+    store = Store(str(tmp_path))
+    asyncio.run(forget_forks(store, finished_forks(store), keep))
+    assert {word: [int(name) for name in store.names(f"latents/{hashed(word)}")] for word in left} == left
+
+
+def test_the_forks_of_an_unfinished_run_stay(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    hashes = finished_forks(store)
+    for word, chapter in (("one", ONE), ("two", TWO)):
+        store.write_json(f"runs/{hashed(word)}", known(BASE, chapter).model_dump(mode="json"))
+    asyncio.run(forget_forks(store, hashes, "final"))
+    assert store.names(f"latents/{hashed('base')}") == ["00002"]
 
 
 def test_listing_counts_what_is_there(store: Store) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
-import psutil
 import pytest
 
 from deployments import processes
@@ -42,7 +41,7 @@ def port_of(server: socket.socket) -> int:
 
 def running(folder: Path, part: str, **facts: object) -> None:
     """As if this process were a part that `up` has started."""
-    identity = {"pid": os.getpid(), "created": psutil.Process().create_time(), **facts}
+    identity = {"pid": os.getpid(), **processes.birth(os.getpid()), **facts}
     (folder / f"{part}.json").write_text(json.dumps(identity))
 
 
@@ -95,7 +94,7 @@ def test_another_port_than_the_one_in_use_is_refused(part: str, tmp_path: Path, 
 
 
 def test_what_ran_before_a_reboot_has_no_port(tmp_path: Path, start: Mock) -> None:
-    running(tmp_path, "server", port=4200, created=1.5)
+    running(tmp_path, "server", port=4200, boot="another")
     with pytest.raises(StartedError):
         up(Machine(tmp_path, free_port()))
 

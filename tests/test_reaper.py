@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,11 +17,18 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus, StateAbortDetails, StateAcceptDetails
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+import deployments.worker
 import flows.reap
-from flows.reap import Patience, Sighting, judge, reap
+from flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
+from tasks.company import rounds
+from tasks.pictures import keep_pictures
+from tasks.sampling import regional_steps, warm_up
+from tests.processes import post
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PATIENCE = Patience(
@@ -74,6 +85,133 @@ def test_a_clock_that_lags_behind_the_server_kills_nothing(silent: float, state:
     assert judge(seen(state, silent), NOW, PATIENCE) == "leave"
 
 
+RUNNING, DEAD = State(type=StateType.RUNNING), State(type=StateType.CRASHED)
+AGAIN = State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Started again: it was left behind by a crash")
+TAKEN = State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Its machine was taken away (spot-7)")
+GIVEN_UP = State(type=StateType.CRASHED, name="GivenUp", message="Given up after 6 starts")
+RETRY = State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Retry from the UI")
+WAITING, LATE = State(type=StateType.SCHEDULED), State(type=StateType.SCHEDULED, name="Late")
+START, NEW_START = [WAITING, LATE, RUNNING, DEAD], [AGAIN, LATE, State(type=StateType.PENDING), RUNNING, DEAD]
+TAKEN_IN_THE_MIDST = [TAKEN, RUNNING, DEAD]
+
+
+@pytest.mark.parametrize(
+    ("history", "got_on", "restarts"),
+    [
+        (START, 0, 0),
+        (START + NEW_START * 3, 0, 3),
+        (START + NEW_START * 5 + [GIVEN_UP], 0, 5),
+        (START + NEW_START * 5 + [GIVEN_UP, RETRY, RUNNING, DEAD], 0, 0),  # looked after again
+        (START + NEW_START * 5 + [GIVEN_UP, RETRY, RUNNING, DEAD] + NEW_START * 2, 0, 2),
+        (START + NEW_START * 3 + [RETRY, RUNNING, DEAD] + NEW_START, 0, 1),  # retried before it was given up
+        (START + NEW_START * 9, 1, 9),
+        (START + NEW_START * 9, 8, 2),
+        (START + NEW_START * 9, 10, 0),
+        (START + NEW_START * 9, 11, 0),  # more starts than states, however that may be
+        (START + NEW_START * 5 + TAKEN_IN_THE_MIDST, 0, 5),  # its machine went: that is no progress, nor a wish
+        ([WAITING, DEAD, AGAIN, DEAD, AGAIN, DEAD], 0, 2),  # it never came to run
+        ([WAITING, RUNNING, State(type=StateType.FAILED), RETRY, RUNNING, DEAD, *NEW_START], 0, 1),
+    ],
+)
+def test_only_new_starts_in_vain_count(history: list[State], got_on: int, restarts: int) -> None:
+    assert in_vain(history, got_on) == restarts
+
+
+@given(st.lists(st.sampled_from([RUNNING, DEAD, AGAIN, TAKEN, GIVEN_UP, RETRY, WAITING, LATE])), st.integers(0, 20))
+def test_progress_never_adds_to_the_count(history: list[State], got_on: int) -> None:
+    assert 0 <= in_vain(history, got_on + 1) <= in_vain(history, got_on) <= history.count(AGAIN)
+
+
+def test_tasks_that_store_go_by_the_names_that_are_looked_for() -> None:
+    storing = [warm_up, regional_steps, rounds, keep_pictures]
+    assert [str(task.task_run_name).partition("{")[0] for task in storing] == list(STORING)
+
+
+def test_what_a_worker_says_when_its_machine_goes_is_known() -> None:
+    assert str(TAKEN.message).startswith(TAKEN_AWAY)
+    assert "TAKEN_AWAY" in inspect.getsource(deployments.worker._requeue)
+
+
+STARTED = """
+import asyncio, sys
+from uuid import UUID
+from prefect import flow, get_client, task
+from prefect.flow_engine import run_flow_async
+
+@task(task_run_name="load model {number}")
+async def load(number): ...
+
+@task(task_run_name="rounds {number}-{number}")
+async def rounds(number): ...
+
+@flow(name="crashing")
+async def crashing():
+    await load(0)
+    for number in range(int(sys.argv[2])):
+        await rounds(number)
+    await asyncio.sleep(600)
+
+async def main():
+    async with get_client() as client:
+        run = await client.read_flow_run(UUID(sys.argv[1]))
+    await run_flow_async(crashing, flow_run=run)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]) -> None:
+    """A run that is killed four times: by its own tasks, those starts are known that stored something."""
+    flow_id = post(server, "flows/", {"name": "crashing"})["id"]
+    run_id = post(server, "flow_runs/", {"flow_id": flow_id, "state": {"type": "SCHEDULED"}})["id"]
+    mine = {"flow_runs": {"id": {"any_": [run_id]}}}
+
+    def set_state(state: State) -> None:
+        about = {"type": state.type.value, "name": state.name, "message": state.message}
+        post(server, f"flow_runs/{run_id}/set_state", {"state": about, "force": True})
+
+    def started(number: int, chunks: int, tasks: int) -> None:
+        """One more start, killed when the server knows of all that it did."""
+        process = subprocess.Popen([sys.executable, "-c", STARTED, run_id, str(chunks)], env=env)
+        try:
+            deadline = time.monotonic() + 120
+            ended: list[dict[str, Any]] = []
+            while len(ended) < tasks or post(server, "flow_runs/filter", mine)[0]["run_count"] < number:
+                assert time.monotonic() < deadline, ended
+                time.sleep(0.3)
+                found = post(server, "task_runs/filter", mine)
+                ended = [task for task in found if task["state_type"] == "COMPLETED"]
+        finally:
+            process.kill()
+            process.wait()
+        set_state(DEAD)
+
+    def counted() -> int:
+        async def look() -> int:
+            async with get_client() as client:
+                return (await flows.reap._sight(client, await client.read_flow_run(UUID(run_id)))).restarts
+
+        with temporary_settings({PREFECT_API_URL: server}):
+            return asyncio.run(look())
+
+    started(1, chunks=2, tasks=3)
+    assert counted() == 0
+    set_state(AGAIN)
+    started(2, chunks=0, tasks=4)
+    set_state(AGAIN)
+    assert counted() == 2
+    started(3, chunks=1, tasks=6)
+    assert counted() == 0
+    set_state(AGAIN)
+    assert counted() == 1
+    set_state(GIVEN_UP)
+    set_state(RETRY)
+    set_state(DEAD)
+    assert counted() == 0
+
+
 class Server:
     """As much of a server as the reaper asks: runs that have crashed an hour ago, of which some sent heartbeats."""
 
@@ -104,7 +242,10 @@ class Server:
     async def read_flow_run_states(self, run_id: UUID) -> list[State]:
         if self.broken and run_id == self.runs[1].id:
             raise ValueError("a run that this version does not understand")
-        return [State(type=StateType.SCHEDULED, message="Started again: it was left behind")] * self.restarts
+        return [AGAIN] * self.restarts
+
+    async def read_task_runs(self, **_: Any) -> list[Any]:
+        return []
 
     async def read_events(self, found: Any, **_: Any) -> SimpleNamespace:
         has_one = str(self.runs[0].id) in str(found)

@@ -67,9 +67,12 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     png = Path(record["images"][0])
     with Image.open(png) as image:
         assert json.loads(image.text["regional-job"])["seed"] == 77
-    assert json.loads(png.with_suffix(".json").read_text()) == record
+    beside = json.loads(png.with_suffix(".json").read_text())
+    assert record == beside | {"images": [str(png)], "store": str(tmp_path / "s")}
+    assert beside["images"] == [png.name]
     # Either may be handed in as a job again.
-    assert read_job(png) == read_job(png.with_suffix(".json")) == read_job(JOB, ["seed=77"])
+    assert read_job(png) == read_job(png.with_suffix(".json"))
+    assert read_job(png).model_copy(update={"model": "embedded"}) == read_job(JOB, ["seed=77"])
 
     runs = post(server, "flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})
     assert (runs[0]["name"], runs[0]["state_type"]) == ("render two_halves", "COMPLETED")

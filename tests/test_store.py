@@ -7,18 +7,24 @@ import logging
 import os
 import stat
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
 from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from s3fs.errors import translate_boto_error
 
 from sampling_core.errors import StoreError
+from tasks.leftovers import old_leftovers
 from tasks.settings import settings
 from tasks.store import Store
-from tests.s3 import KEY, SECRET, s3_server
+from tests.s3 import KEY, SECRET, client, objects, s3_server
 
 TENSORS = {"x": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "sigma": torch.tensor(0.1, dtype=torch.float64)}
 
@@ -128,11 +134,9 @@ def test_unusable_places_are_refused(url: str) -> None:
         Store(url).check()
 
 
-def s3_error(code: str, kind: type[OSError] = OSError) -> OSError:
+def s3_error(code: str) -> Exception:
     """As s3fs raises it: Python's error, caused by botocore's with S3's answer."""
-    error = kind(errno.EINVAL, code)
-    error.__cause__ = ClientError({"Error": {"Code": code}}, "PutObject")
-    return error
+    return translate_boto_error(ClientError({"Error": {"Code": code, "Message": code}}, "PutObject"))
 
 
 PASSING = [OSError(errno.ENOSPC, "full"), TimeoutError(), ConnectionError(), s3_error("SlowDown"), RuntimeError("?")]
@@ -142,10 +146,14 @@ HOPELESS = [
     FileExistsError("a file"),
     OSError(errno.EROFS, "read-only"),
     s3_error("InvalidBucketName"),
+    s3_error("NoSuchBucket"),
 ]
+REFUSED = [s3_error(code) for code in ("403", "AccessDenied", "RequestTimeTooSkewed", "ExpiredToken", "NoSuchUpload")]
+"""Hopeless for keys that a store has never taken; a drifting clock, a proxy or a restart where it has."""
+OF_THIS_MACHINE = [PermissionError(errno.EACCES, "no"), PermissionError(errno.EPERM, "no")]
 
 
-@pytest.mark.parametrize("error", PASSING + HOPELESS, ids=repr)
+@pytest.mark.parametrize("error", [*PASSING, *HOPELESS, *REFUSED, *OF_THIS_MACHINE], ids=repr)
 def test_a_patient_check_refuses_what_will_not_pass_and_nothing_else(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +194,165 @@ def test_what_botocore_refuses_by_itself_is_hopeless(
         Store(url).check(patient=True)
     with pytest.raises(StoreError, match=reason):
         Store(url).read("x")
+
+
+def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[Exception]:
+    """Let writes fail so often; returns the failures that are left. Nobody waits between them."""
+    left, put = [error] * times, store._put
+
+    def maybe(*arguments: Any) -> None:
+        if left:
+            raise left.pop()
+        put(*arguments)
+
+    monkeypatch.setattr(store, "_put", maybe)
+    monkeypatch.setattr("tasks.patience.time.sleep", lambda _: None)
+    return left
+
+
+@pytest.mark.parametrize("first", ["check", "write"])
+@pytest.mark.parametrize("error", REFUSED, ids=repr)
+def test_what_a_store_refuses_that_has_answered_is_tried_again(
+    error: Exception, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has answered in this process: also another object for the same place."""
+    before = Store(str(tmp_path))
+    {"check": before.check, "write": lambda: before.write("x", b"1")}[first]()
+    store = Store(str(tmp_path))
+    left = failing(store, monkeypatch, error, 3)
+    store.write("x", b"2")
+    assert (left, store.read("x")) == ([], b"2")
+    failing(store, monkeypatch, error, 1)
+    store.check(patient=True)
+
+
+@pytest.mark.parametrize("error", [*HOPELESS[1:], *OF_THIS_MACHINE], ids=repr)
+def test_what_stays_hopeless_after_an_answer(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such bucket, and what this machine's own disks refuse: people gave those rights and take them."""
+    store = Store(str(tmp_path))
+    store.check()
+    left = failing(store, monkeypatch, error, 2)
+    with pytest.raises(StoreError, match=r"a store that answers"):
+        store.write("x", b"")
+    assert len(left) == 1
+
+
+@pytest.mark.parametrize("other", ["another place", "another right"])
+def test_an_answer_to_something_else_says_nothing(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that may list and read, and not write, say so at once: nobody waits for them."""
+    store = Store(str(tmp_path / "one"))
+    if other == "another place":
+        Store(str(tmp_path / "other")).check()
+    else:
+        assert (store.objects(""), store.read("x")) == ([], None)
+    failing(store, monkeypatch, REFUSED[0], 1)
+    with pytest.raises(StoreError):
+        store.write("x", b"")
+
+
+def test_who_may_not_know_what_is_absent_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 403 for what is not there to those who may not list; later on, that would be waited for."""
+    store, read = Store(f"memory://{uuid.uuid4().hex}"), MemoryFileSystem.cat_file
+
+    def refused(self: MemoryFileSystem, path: str, **options: Any) -> bytes:
+        try:
+            return read(self, path, **options)
+        except FileNotFoundError:
+            raise s3_error("AccessDenied") from None
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refused)
+    with pytest.raises(StoreError, match="PermissionError: AccessDenied"):
+        store.check(patient=True)
+
+
+HEX, OLD_AND_YOUNG = "0123456789abcdef" * 2, (2 * 3600, 60)
+LEFT = [f"probe-{HEX}", f".probe-{HEX}.{HEX}.part", f".円-01234567.png.{HEX}.part", f".00001.safetensors.{HEX}.part"]
+OTHERS = ["probe-1", f"my-probe-{HEX}", f"probe-{HEX}.png", f"x.png.{HEX}.part", f".x.txt.{HEX}.part", ".x.png.part"]
+
+
+@pytest.mark.parametrize("below", ["", "latents/abc"])
+def test_what_killed_writers_left_goes_when_it_is_old(tmp_path: Path, below: str) -> None:
+    """In every folder that is written to; nothing young, no links and folders, and no file of somebody else's."""
+    folder = tmp_path / below
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in [*LEFT, *OTHERS]:
+        for age in OLD_AND_YOUNG:
+            file = folder / (name if age > 3600 else name.replace(HEX, HEX[::-1]))
+            if age > 3600 or HEX in name:
+                file.write_bytes(b"")
+                os.utime(file, (file.stat().st_mtime - age,) * 2)
+    link, inner = folder / f"probe-{'a' * 32}", folder / f"probe-{'b' * 32}"
+    link.symlink_to(folder / "probe-1")
+    inner.mkdir()
+    for place in (link, inner):
+        os.utime(place, (1, 1), follow_symlinks=False)
+    before = {file.name for file in folder.iterdir()}
+    store = Store(str(tmp_path))
+    if below:
+        store.write(f"{below}/x.json", b"")
+    else:
+        store.check()
+    assert {file.name for file in folder.iterdir()} - {"x.json"} == before - set(LEFT)
+
+
+def test_age_is_told_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's may have been put forward while somebody writes."""
+    (tmp_path / LEFT[2]).write_bytes(b"")
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    Store(str(tmp_path)).check()
+    assert [file.name for file in tmp_path.iterdir()] == [LEFT[2]]
+
+
+def test_a_half_written_file_goes_with_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is really left there, an hour later, to a process that has not looked yet."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            Store(str(tmp_path)).write("円-0123.png", b"half")
+    (half,) = tmp_path.iterdir()
+    os.utime(half, (half.stat().st_mtime - 3601,) * 2)
+    Store(str(tmp_path)).check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probes_in_a_bucket_go_when_they_are_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one listing, of probes alone; told old by the store's own clock."""
+    with s3_server(tmp_path, "latents") as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        for name, value in {"ENDPOINT": endpoint, "KEY": KEY, "SECRET": SECRET}.items():
+            monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
+        settings.cache_clear()
+        left = [f"x/{LEFT[0]}", "x/probe-1", f"x/deep/{LEFT[0]}", f"x/{LEFT[0]}.png"]
+        for key in left:
+            client(endpoint).put_object(Bucket="latents", Key=key, Body=b"ok")
+        Store("s3://latents/x").check()
+        assert set(objects(endpoint, "latents", "x")) == set(left), "they are young"
+        monkeypatch.setattr("tasks.leftovers.OLD_SECONDS", -1.0)
+        Store("s3://latents/x").check()
+        assert set(objects(endpoint, "latents", "x")) == set(left[1:])
+    asked = unquote((tmp_path / "s3.log").read_text()).splitlines()
+    assert len([line for line in asked if "list-type=2" in line and "prefix=x/probe-&" in line]) == 2
+
+
+def test_probes_in_other_places_go_as_well() -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    system, root = MemoryFileSystem(), url.removeprefix("memory:/")
+    store = Store(url)
+    store.check()
+    for name in (LEFT[0], "probe-1"):
+        system.pipe_file(f"{root}/{name}", b"ok")
+        system.store[f"{root}/{name}"].created = datetime.now(UTC) - timedelta(hours=2)
+    store.check()
+    assert [path.rpartition("/")[2] for path in system.ls(root, detail=False)] == ["probe-1"]
+
+
+@given(st.text(max_size=60))
+def test_no_other_name_is_taken_for_a_leftover(name: str) -> None:
+    assert old_leftovers([(name, 0.0)], 1e9) == []
 
 
 def test_an_object_of_s3_is_read_in_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,9 @@ def test_down_leaves_nothing_running(machine: Machine) -> None:
     # Twice does no harm, and a file from before a reboot does not make it kill a stranger.
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        (machine.folder / "server.json").write_text(f'{{"pid": {stranger.pid}, "created": 1.5}}')
+        (machine.folder / "server.json").write_text(
+            json.dumps({"pid": stranger.pid, **processes.birth(stranger.pid), "ticks": 1})
+        )
         assert machine.up("--down").count("was not running") == 3
         assert stranger.poll() is None
     finally:

@@ -171,7 +171,7 @@ def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest
             raise kind("down")
         return "found"
 
-    assert patiently("s3://b", third_time) == "found"
+    assert patiently("s3://b", third_time, "read") == "found"
 
 
 @pytest.mark.parametrize(("kind", "patience"), [(PermissionError, 600), (FileNotFoundError, 600), (OSError, 0)])
@@ -188,5 +188,5 @@ def test_what_will_not_pass_is_said_at_once(
         raise kind("no such bucket")
 
     with pytest.raises(StoreError, match="no such bucket"):
-        patiently("s3://b", fails)
+        patiently("s3://has-never-answered", fails, "read")
     assert len(tries) == 1

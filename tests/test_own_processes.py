@@ -1,0 +1,132 @@
+"""`make up` and `make down` know their own processes, whatever the clock says, and stop the server last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments import processes
+from deployments.up import SERVER, Machine, down
+
+SLEEPING = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+TELLING = """
+import os, signal, subprocess, sys, time
+name, log, *inner = sys.argv[1:]
+
+def tell(what):
+    with open(log, "a") as file:
+        file.write(what + "\\n")
+
+def end(*_):
+    tell("end " + name)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+if inner:
+    subprocess.Popen([sys.executable, "-c", inner[1], inner[0], log], start_new_session=True)
+tell("begin " + name)
+while True:
+    time.sleep(60)
+"""
+"""Says when it began and when it was told to end; with two more arguments it has a child that does so too."""
+
+
+@pytest.fixture
+def clock_set(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Put the system's clock forward or back, as far as processes can tell: they count from the time of the boot."""
+
+    def put(seconds: float) -> None:
+        boot = psutil.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + seconds)
+
+    return put
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="another system, which knows no ticks")
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # so that it outlives us
+@pytest.mark.parametrize("step", [3600.0, -3600.0, 1.0])
+def test_a_clock_that_is_set_makes_nobody_a_stranger(
+    step: float, tmp_path: Path, clock_set: Callable[[float], None]
+) -> None:
+    assert processes.start(tmp_path, "server", SLEEPING, os.environ, tmp_path, port=4310)
+    known = processes.running(tmp_path, "server")
+    assert known is not None
+    try:
+        began = known.create_time()
+        clock_set(step)
+        assert psutil.Process(known.pid).create_time() == pytest.approx(began + step), "the clock was not set"
+        assert processes.running(tmp_path, "server") is not None
+        assert processes.port_of(tmp_path, "server") == 4310
+        assert not processes.start(tmp_path, "server", SLEEPING, os.environ, tmp_path, port=4310)
+    finally:
+        stopped = processes.stop(tmp_path, "server")
+        if not stopped:
+            known.kill()
+    assert stopped
+    assert not known.is_running()
+
+
+@pytest.mark.parametrize("change", [{"boot": "another"}, {"ticks": 1}, {"boot": None}])
+def test_a_stranger_with_the_same_number_is_none_of_ours(change: dict[str, object], tmp_path: Path) -> None:
+    facts = {"pid": os.getpid(), **processes.birth(os.getpid()), "port": 4310}
+    (tmp_path / "server.json").write_text(json.dumps(facts))
+    assert processes.running(tmp_path, "server") is not None
+    (tmp_path / "server.json").write_text(json.dumps(facts | change))
+    assert processes.running(tmp_path, "server") is None
+
+
+def test_where_there_is_no_proc_the_time_of_the_start_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PROC", tmp_path / "proc")
+    assert processes.birth(os.getpid()) == {"created": psutil.Process().create_time()}
+
+
+def test_a_name_of_many_words_hides_no_birth(tmp_path: Path) -> None:
+    """The name stands in the middle of the line, in parentheses, and may have some itself."""
+    odd = tmp_path / "a) S 1 (b"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", odd)
+    sleeping = subprocess.Popen([odd, "600"])
+    try:
+        plain = processes.birth(os.getpid())
+        assert processes.birth(sleeping.pid)["ticks"] >= plain["ticks"]
+        assert processes.birth(sleeping.pid)["boot"] == plain["boot"]
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("known", ["nobody", "the server", "the worker"])
+def test_the_server_is_stopped_last(known: str, tmp_path: Path) -> None:
+    """A worker hands its runs back, which takes a server; then runs end that are still there. None is forgotten."""
+    machine, log = Machine(tmp_path / "up", 4310), tmp_path / "log"
+    machine.folder.mkdir()
+    telling = [sys.executable, "-c", TELLING]
+    start = {
+        SERVER: [*telling, "server", str(log)],
+        "worker-gpu": [*telling, "worker", str(log), "run", TELLING],
+    }
+    for part, command in start.items():
+        assert processes.start(machine.folder, part, command, os.environ, tmp_path, port=4310)
+        if known != ("the server" if part == SERVER else "the worker"):
+            (machine.folder / f"{part}.json").unlink()
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_text().count("begin") < 3:
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else "nothing began"
+        time.sleep(0.05)
+    down(machine)
+    assert [line for line in log.read_text().splitlines() if line.startswith("end")] == [
+        "end worker",
+        "end run",
+        "end server",
+    ]
+    assert list(machine.folder.glob("*.json")) == []
