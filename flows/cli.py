@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import cli_grid, cli_store, submit
-from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, in_context, progress
+from flows import cli_grid, cli_store, stopping, submit
+from flows.calling import AsFlowRun, called, server_for
+from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
 from flows.environment import set_defaults, trust_the_caller
 from flows.errors import NotDrawnError
 from flows.server_trouble import explained
-from sampling_core.errors import BadInput, RegionalError
-from sampling_core.parsing import BadJob
+from flows.spent_time import spent
+from sampling_core.errors import BadInput, BadJob, RegionalError
 
 if TYPE_CHECKING:
     from sampling_core.evaluate import Count
@@ -47,9 +49,12 @@ def render(
         int | None,
         typer.Option(min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. [about a second]"),
     ] = None,
+    as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
+    draws()
+    server = server_for(as_flow_run)
     prepared = _prepare(job, set_)
     check_places(store, out)
     for warning in prepared.warnings():
@@ -57,7 +62,8 @@ def render(
     from flows.render import render as render_flow
 
     with progress(prepared.run.steps, shown=not as_json) as on_step:
-        record = in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
+        start = called(render_flow, server)
+        record = in_context(on_step, lambda: start(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
         return
@@ -67,8 +73,9 @@ def render(
     console.print(
         f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
         f"{record['evaluations']} evaluations in {record['forwards']} forwards, "
-        f"{sum(record['seconds'].values()):.1f} s",
+        f"{spent(record['seconds'], time.monotonic() - stopping.BEGAN)}",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -130,6 +137,7 @@ app.command()(submit.submit)
 
 def main() -> None:
     """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
+    stopping.listen()
     set_defaults()
     try:
         app()

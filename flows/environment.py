@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 
 
 def set_defaults() -> None:
@@ -16,11 +18,18 @@ def set_defaults() -> None:
         # Prefect's own server reports home by default, and its write can collide with a first run's.
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # The first start creates a database; on a busy machine that takes longer than Prefect expects.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # Prefect would start a server that outlives a killed command, with its database in the user's home.
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        # They would warn of prompts longer than the model's, and so does this command, with the number.
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Prefect's services report under their own names what they could not deliver when a process ends.
+    for service in ("EventsWorker", "APILogWorker"):
+        logging.getLogger(service).setLevel(logging.CRITICAL)
+    # Nothing is kept there, so a home that cannot be written is no loss.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
 def trust_the_caller() -> None:

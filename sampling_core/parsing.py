@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sampling_core.errors import BadInput
+from sampling_core.errors import BadInput, BadJob
 from sampling_core.grid_job import Cell, GridJob
 from sampling_core.job import Region, RenderJob
 from sampling_core.original_node import Node
@@ -41,14 +41,6 @@ _BOUNDS = {
 }
 _PARTS: dict[int | str, type[BaseModel]] = {"regions": Region, "node": Node, "cells": Cell}
 _KINDS = {"int": "a whole number", "float": "a number", "string": "text", "tuple": "a list", "model": "a mapping"}
-
-
-class BadJob(BadInput):
-    """All mistakes of a job; the first one is the exception's own message."""
-
-    def __init__(self, mistakes: list[BadInput]) -> None:
-        self.mistakes = mistakes
-        super().__init__(mistakes[0].field, mistakes[0].value, mistakes[0].allowed)
 
 
 def parse_job(data: object) -> RenderJob:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from prefect import task
-
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
 from tasks.at_once import write_all
 from tasks.masks import with_masks
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run
+from tasks.task import task
 
 
 def checked(named: NamedJob) -> Prepared:
@@ -22,13 +21,13 @@ def checked(named: NamedJob) -> Prepared:
         raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
 
 
-@task(task_run_name="check jobs", persist_result=False)
+@task("check jobs")
 def check_all(jobs: list[NamedJob]) -> dict[str, str]:
     """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn."""
     return {named.name: checked(named).job_hash for named in jobs}
 
 
-@task(task_run_name="build masks", persist_result=False)
+@task("build masks")
 async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
