@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 import time
@@ -139,6 +141,8 @@ def main() -> None:
     """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
     stopping.listen()
     set_defaults()
+    # To take apart what torch has made takes a second, after the last line was printed.
+    atexit.register(gc.freeze)
     try:
         app()
     except BadJob as error:

@@ -1,4 +1,4 @@
-"""A command that is told to end (Ctrl-C, SIGTERM) ends within seconds, with one line and the exit code that shells know.
+"""A command that is told to end (Ctrl-C, SIGTERM) ends within seconds, with one line and the exit code of such an end.
 
 Signals are blocked in all threads, and a thread of its own waits for them. So it does not matter what the others do:
 import a library, wait for a socket, sleep until a store is tried again, or hold a handler of their own.
