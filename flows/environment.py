@@ -25,9 +25,10 @@ def set_defaults() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # Prefect's services report under their own names what they could not deliver when a process ends.
-    for service in ("EventsWorker", "APILogWorker"):
-        logging.getLogger(service).setLevel(logging.CRITICAL)
+    # Prefect's services report under their own names what they could not deliver when a process ends, and asyncio
+    # every connection to a store that is away, with a traceback; of the store, `tasks.patience` says so.
+    for name in ("EventsWorker", "APILogWorker", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Nothing is kept there, so a home that cannot be written is no loss.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 

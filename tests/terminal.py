@@ -28,7 +28,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=env | {MARK: mark, "TERM": "xterm", "COLUMNS": "120"},
+            env=env | {MARK: mark, "TERM": "xterm", "COLUMNS": "500"},
             stdin=inner,
             stdout=inner,
             stderr=inner,
