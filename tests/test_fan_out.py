@@ -287,7 +287,7 @@ def test_the_command_line_says_in_one_line_what_is_missing(
     async def fail(*_: Any) -> None:
         raise NotDrawnError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
-    monkeypatch.setattr("flows.grid.grid", fail)
+    monkeypatch.setattr("flows.grid.grid", SimpleNamespace(fn=fail))
     monkeypatch.setattr("sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--machines", "2"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
