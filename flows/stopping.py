@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,8 +49,11 @@ _state = _State()
 
 def listen() -> None:
     """From now on, until the process ends, SIGINT and SIGTERM end it. To be called once, before other threads begin."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
-    threading.Thread(target=_wait_for_a_signal, name="stopping", daemon=True).start()
+    # One that is ignored stays so: a shell starts what runs in its background like that.
+    heard = {number for number in CODES if signal.getsignal(number) != signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    if heard:
+        threading.Thread(target=_end_by_signal, args=(heard,), name="stopping", daemon=True).start()
 
 
 def say(words: Callable[[], str]) -> None:
@@ -80,23 +84,29 @@ async def _stoppable(work: Coroutine[Any, Any, T]) -> T:
             threading.Event().wait()
 
 
-def _wait_for_a_signal() -> None:
-    number = signal.sigwait(CODES)
+def _end_by_signal(heard: set[signal.Signals]) -> None:
+    code = CODES[signal.Signals(signal.sigwait(heard))]
+    # Told twice, it ends at once.
+    threading.Thread(target=lambda: (signal.sigwait(heard), os._exit(code)), daemon=True).start()
+    try:
+        _let_go()
+    finally:
+        # Not sys.exit: threads that sleep or sample would hold it up, and nothing that is left to do needs doing.
+        os._exit(code)
+
+
+def _let_go() -> None:
     _state.told = True
     # What fails from now on fails because it is torn down.
     logging.disable(logging.CRITICAL)
-    if _state.cancel is not None:
-        _state.cancel()
-        deadline = time.monotonic() + GRACE_SECONDS
-        while not _state.ended.is_set() and time.monotonic() < deadline:
-            # Told twice, it ends at once.
-            if signal.sigtimedwait(CODES, 0.02) is not None:
-                break
+    cancel = _state.cancel
+    if cancel is not None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            cancel()
+            _state.ended.wait(GRACE_SECONDS)
     last_words = threading.Thread(target=_last_words, daemon=True)
     last_words.start()
     last_words.join(_LAST_WORDS_SECONDS)
-    # Not sys.exit: threads that sleep or sample would hold it up, and nothing that is left to do needs doing.
-    os._exit(CODES[signal.Signals(number)])
 
 
 def _last_words() -> None:

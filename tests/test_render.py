@@ -128,6 +128,8 @@ def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd
 def test_killed_at_different_moments(
     states: int, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
 ) -> None:
+    """Without a server; the undisturbed run has one, and the pixels are the same."""
+    del env["PREFECT_API_URL"]
     kill_and_render_again(JOB, states, undisturbed(JOB), tmp_path, env)
 
 
