@@ -20,7 +20,7 @@ help: ## this list
 install: .venv/installed ## install into .venv
 
 demo: .venv/installed ## draw an example twice, from two noises, into renders/
-	$(BIN)/regional render examples/two_halves.yaml --set batch_size=2
+	$(BIN)/regional render examples/two_halves.yaml --set batch_size=2 --flow
 
 test: .venv/installed ## all tests
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup

@@ -44,7 +44,10 @@ class Ahead:
 
     def so_far(self) -> asyncio.Future[Any]:
         """All that goes on now, as one thing to wait for."""
-        return asyncio.gather(*self._going)
+        together = asyncio.gather(*self._going)
+        # Whoever waits for it is told; where nobody does, `at_most` tells what went wrong.
+        together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return together
 
     async def at_most(self, number: int) -> None:
         """Wait until at most so many still go on. Raises what went wrong in one that has ended."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_grid, cli_plan, cli_store, submit
-from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, in_context, progress
+from flows import cli_grid, cli_plan, cli_store, stopping, submit
+from flows.calling import AsFlowRun, called, server_for
+from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
 from flows.environment import set_defaults, trust_the_caller
 from flows.errors import NotDrawnError
 from flows.server_trouble import explained
-from sampling_core.errors import BadInput, RegionalError
-from sampling_core.parsing import BadJob
-from tasks.settings import unknown_variables
+from flows.spent_time import spent
+from sampling_core.errors import BadInput, BadJob, RegionalError
 
 if TYPE_CHECKING:
     from tasks.preparing import Prepared
@@ -67,9 +70,12 @@ def render(
         int | None,
         typer.Option(min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. [about a second]"),
     ] = None,
+    as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
+    draws()
+    server = server_for(as_flow_run)
     prepared = _prepare(job, set_)
     check_places(store, out)
     for warning in prepared.warnings():
@@ -77,7 +83,8 @@ def render(
     from flows.render import render as render_flow
 
     with progress(prepared.run.steps, shown=not as_json) as on_step:
-        record = in_context(on_step, lambda: render_flow(prepared.job, chunk, store, out, job.stem[:80]))
+        start = called(render_flow, server)
+        record = in_context(on_step, lambda: start(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
         return
@@ -87,8 +94,9 @@ def render(
     console.print(
         f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
         f"{record['evaluations']} evaluations in {record['forwards']} forwards, "
-        f"{sum(record['seconds'].values()):.1f} s",
+        f"{spent(record['seconds'], time.monotonic() - stopping.BEGAN)}",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -108,9 +116,10 @@ app.command()(submit.submit)
 
 def main() -> None:
     """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
+    stopping.listen()
     set_defaults()
-    for line in unknown_variables():
-        print(f"Warning: {line}", file=sys.stderr)
+    # To take apart what torch has made takes a second, after the last line was printed.
+    atexit.register(gc.freeze)
     try:
         app()
     except BadJob as error:

@@ -13,7 +13,8 @@ import psutil
 import typer
 from rich.console import Console
 
-from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, in_context, progress
+from flows.calling import AsFlowRun, called, server_for
+from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
 from flows.environment import trust_the_caller
 from flows.errors import NotDrawnError
 
@@ -33,9 +34,12 @@ def grid(
     machines: Machines = None,
     per_shard: PerShard = None,
     set_: Overrides = None,
+    as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw rows and columns of variants of one job. Interrupted and started again, only what is missing is drawn."""
+    draws()
+    server = server_for(as_flow_run)
     trust_the_caller()
     from flows.grid import check
     from flows.grid import grid as grid_flow
@@ -46,7 +50,8 @@ def grid(
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
     with progress(steps, shown=not as_json and machines is None) as on_step:
-        done = _drawn(on_step, lambda: grid_flow(asked, machines, per_shard, store, out, file.stem[:80]))
+        start = called(grid_flow, server)
+        done = _drawn(on_step, lambda: start(asked, machines, per_shard, store, out, file.stem[:80]))
     _tell(done, as_json)
 
 
@@ -57,9 +62,12 @@ def batch(
     machines: Machines = None,
     per_shard: PerShard = None,
     set_: Overrides = None,
+    as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
+    draws()
+    server = server_for(as_flow_run)
     trust_the_caller()
     from flows.batch import batch as batch_flow
     from tasks.files import read_job_files
@@ -71,7 +79,8 @@ def batch(
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
     with progress(steps, shown=not as_json and machines is None) as on_step:
-        done = _drawn(on_step, lambda: batch_flow(tuple(jobs), "", machines, per_shard, store, out))
+        start = called(batch_flow, server)
+        done = _drawn(on_step, lambda: start(tuple(jobs), "", machines, per_shard, store, out))
     _tell(done, as_json)
 
 

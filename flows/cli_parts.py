@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flows import stopping
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
 Overrides = Annotated[
@@ -24,6 +25,14 @@ StoreUrl = Annotated[
     typer.Option("--store", metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]"),
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. [renders]")]
+
+
+GOES_ON = "the same command goes on"
+
+
+def draws() -> None:
+    """Say what is true of a command that draws: all that it has stored is found by the next one."""
+    stopping.say(lambda: f"stopped before the first step; {GOES_ON}")
 
 
 def check_places(store: str | None, out: str | None) -> None:
@@ -43,15 +52,22 @@ def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         line = bar.add_task("preparing", total=steps)
-        yield lambda done, total: bar.update(line, completed=done, total=total, description="sampling")
+        stopping.before_last_words(bar.stop)
+
+        def on_step(done: int, total: int) -> None:
+            stopping.say(lambda: f"stopped after {done} of {total} steps; {GOES_ON}")
+            bar.update(line, completed=done, total=total, description="sampling")
+
+        yield on_step
 
 
-def in_context(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
+def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
     """The result of a flow, with a listener of its steps."""
-    from tasks.progress import listener
+    from tasks.progress import began, listener
 
-    token = listener.set(on_step)
+    heard, known = listener.set(on_step), began.set(stopping.BEGAN)
     try:
-        return asyncio.run(start())
+        return stopping.run(start())
     finally:
-        listener.reset(token)
+        listener.reset(heard)
+        began.reset(known)

@@ -22,6 +22,7 @@ from tasks.pictures import all_drawn
 from tasks.runs import check_all
 from tasks.settings import Keep, settings
 from tasks.store import Store
+from tasks.task import in_flow_run
 from tasks.trust import out_place, store_place
 
 
@@ -65,7 +66,8 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
     if machines is None:
-        counted = [await shard(list(part), store=places.store, keep=places.keep) for part in parts]
+        draw_here = shard if in_flow_run() else shard.fn
+        counted = [await draw_here(list(part), store=places.store, keep=places.keep) for part in parts]
     else:
         asked = [_part(part, hash_of, places, store) for part in parts]
         unfinished = await run_shards(asked, spread.poll, spread.give_up_after)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import warnings
 
 
 def set_defaults() -> None:
@@ -16,17 +19,31 @@ def set_defaults() -> None:
         # Prefect's own server reports home by default, and its write can collide with a first run's.
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # The first start creates a database; on a busy machine that takes longer than Prefect expects.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # Prefect would start a server that outlives a killed command, with its database in the user's home.
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        # They would warn of prompts longer than the model's, and so does this command, with the number.
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Prefect's services report under their own names what they could not deliver when a process ends, and asyncio
+    # every connection to a store that is away, with a traceback; of the store, `tasks.patience` says so.
+    for name in ("EventsWorker", "APILogWorker", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Nothing is kept there, so a home that cannot be written is no loss.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
 def trust_the_caller() -> None:
     """People at their own command line may name whatever they can reach; what comes over a server may not.
 
-    To be called before settings are read, by commands that do the work in their own process.
+    To be called before settings are read, by commands that do the work in their own process. Variables that look like
+    settings and are none are warned of.
     """
     for name, value in {"REGIONAL_ROOTS": "/", "REGIONAL_STORES": "*", "REGIONAL_OUTS": "*"}.items():
         os.environ.setdefault(name, value)
+    # Late, because it imports torch.
+    from tasks.settings import unknown_variables
+
+    for line in unknown_variables():
+        print(f"Warning: {line}", file=sys.stderr)

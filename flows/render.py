@@ -21,7 +21,7 @@ from tasks.file_names import told_job
 from tasks.keeping import begin, finish
 from tasks.loading import load_model
 from tasks.masks import build_masks
-from tasks.progress import report_step
+from tasks.progress import began, report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
 from tasks.sampling import newest
@@ -60,6 +60,7 @@ async def render(
         pictures, with their names alone.
     """
     clock = _Clock()
+    clock.lap("start")
     store_url, out = store_place(store), out_place(out)
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
     await at_once(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
@@ -83,6 +84,7 @@ async def render(
         clock.lap("sample")
         pictures = await decode(run, progress.latents, out, name)
         clock.lap("decode")
+    clock.lap("write")
 
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
@@ -106,11 +108,11 @@ async def render(
 
 
 class _Clock:
-    """Seconds per stage."""
+    """Seconds per stage, from the command's beginning, if a command has called, or from now."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
+        self._last = began.get() or time.monotonic()
 
     def lap(self, stage: str) -> None:
         now = time.monotonic()

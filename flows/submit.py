@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flows import stopping
 from flows.cli_parts import JobFile, Overrides
 from sampling_core.errors import BadInput
 
@@ -30,13 +31,14 @@ def submit(
     set_: Overrides = None,
 ) -> None:
     """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL."""
+    stopping.say(lambda: "stopped; nothing was submitted")
     from sampling_core.grid_job import GridJob
     from tasks.files import read_any
 
     asked = read_any(job, set_ or [])
     flow = "grid" if isinstance(asked, GridJob) else "render"
     parameters = {"job": asked.model_dump(mode="json", exclude_unset=True), "name": job.stem[:80]}
-    if not asyncio.run(_submitted(flow, pool, parameters, watch)):
+    if not stopping.run(_submitted(flow, pool, parameters, watch)):
         raise typer.Exit(NOT_COMPLETED)
 
 
@@ -49,8 +51,11 @@ async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], wa
         raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
     async with get_client() as client:
         deployment = await _deployment(client, flow, pool)
+        stopping.say(lambda: "stopped before the server had answered; it may have the run")
         run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
-        Console().print(_address(run), soft_wrap=True, highlight=False)
+        address = _address(run)
+        stopping.say(lambda: f"stopped watching; the run goes on: {address}")
+        Console().print(address, soft_wrap=True, highlight=False)
         return not watch or await _watched(client, run)
 
 

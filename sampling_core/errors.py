@@ -2,6 +2,7 @@
 
 RegionalError
 ├── BadInput       the job, a mask or a setting is wrong; nothing was loaded yet
+│   └── BadJob     all that is wrong with a job
 ├── ModelError     the model folder cannot be used
 └── StoreError     the store cannot be read or written
 """
@@ -27,6 +28,17 @@ class RegionalError(Exception):
 
 class BadInput(RegionalError):
     """A job, a mask or a setting that cannot be rendered."""
+
+
+class BadJob(BadInput):
+    """All mistakes of a job; the first one is the exception's own message."""
+
+    def __init__(self, mistakes: list[BadInput]) -> None:
+        self.mistakes = mistakes
+        super().__init__(mistakes[0].field, mistakes[0].value, mistakes[0].allowed)
+
+    def __str__(self) -> str:
+        return str(self.mistakes[0])
 
 
 class ModelError(RegionalError):

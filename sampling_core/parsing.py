@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sampling_core.errors import BadInput
+from sampling_core.errors import BadInput, BadJob
 from sampling_core.field_types import fields_at
 from sampling_core.grid_job import GridJob
 from sampling_core.job import RenderJob
@@ -48,17 +48,6 @@ _KINDS = {
     "model": "a mapping",
     "bool": "true or false",
 }
-
-
-class BadJob(BadInput):
-    """All mistakes of a job; the first one is the exception's own message."""
-
-    def __init__(self, mistakes: list[BadInput]) -> None:
-        self.mistakes = mistakes
-        super().__init__(mistakes[0].field, mistakes[0].value, mistakes[0].allowed)
-
-    def __str__(self) -> str:
-        return str(self.mistakes[0])
 
 
 def parse_job(data: object) -> RenderJob:

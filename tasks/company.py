@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import task
-
 from sampling_core._types import Embedding, Latent
 from sampling_core.evaluate import Count, Networks
 from sampling_core.together import Member, advance_together
@@ -17,6 +15,7 @@ from tasks.progress import report_step
 from tasks.run import Run
 from tasks.sampling import Chunk, Inputs, Progress, Sampled, counted
 from tasks.settings import settings
+from tasks.task import task
 
 
 class Company:
@@ -68,7 +67,7 @@ class Company:
         return {member.run.state_key(member.done): (member.run, member.state) for member in self.members if member.done}
 
 
-@task(task_run_name="rounds {first}-{last}", persist_result=False)
+@task("rounds {first}-{last}")
 async def rounds(company: Company, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """A step of each run per round (counted from 1, both included); done when the states are durable.
 

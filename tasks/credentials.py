@@ -46,8 +46,11 @@ def _s3_options() -> dict[str, Any]:
 def _of_block(name: str) -> dict[str, Any]:
     """The options in a Prefect Secret block; read once, so that a run keeps what it began with."""
     from prefect.blocks.system import Secret
+    from prefect.settings import get_current_settings
 
     allowed = "the name of a Prefect Secret block that holds a JSON object"
+    if not get_current_settings().api.url:
+        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed}, with its server's address in PREFECT_API_URL")
     try:
         # Prefect would return a coroutine inside an async flow; its types do not know the argument.
         options = Secret.load(name, _sync=True).get()  # pyright: ignore[reportCallIssue]

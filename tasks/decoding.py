@@ -9,15 +9,15 @@ import json
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from prefect import task
 
 from sampling_core._types import Latent, Photo
 from tasks.file_names import file_stem, told_job
 from tasks.run import Run
 from tasks.store import Store
+from tasks.task import task
 
 
-@task(task_run_name="decode", persist_result=False)
+@task("decode")
 async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, bytes]:
     """Write one PNG per picture of finished latents [b, c, h, w] into the folder or fsspec URL `out`.
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from prefect import task
-
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model, load
 from tasks.settings import settings
+from tasks.task import task
 from tasks.trust import open_model
 
 _loaded: dict[str, Model] = {}
 
 
-@task(task_run_name="load model {model}", persist_result=False)
+@task("load model {model}")
 async def load_model(model: str, fingerprints: dict[str, str]) -> None:
     """Load one of a job's models, once per process; `fingerprints` is what the job was planned with, by model."""
     await asyncio.to_thread(lambda: loaded(open_model(model), fingerprints[model], fingerprints.values()))

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Sequence
 
 import torch
-from prefect import task
 
 from sampling_core.job import RenderJob
 from tasks.at_once import read_all, write_all
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run, Tensors
+from tasks.task import task
 
 
-@task(task_run_name="build masks", persist_result=False)
+@task("build masks")
 async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run]) -> None:
     """Check the job, hand on its run, and store its masks. Raises BadInput, ModelError or StoreError."""
     prepared = await asyncio.to_thread(prepare, job)

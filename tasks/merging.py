@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
-from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +19,7 @@ from tasks.publishing import table_cell
 from tasks.sheet import sheet
 from tasks.showing import show_or_warn
 from tasks.store import Store
+from tasks.task import in_flow_run, task
 
 
 class Merged(BaseModel):
@@ -34,7 +34,7 @@ class Merged(BaseModel):
     missing: list[str]
 
 
-@task(task_run_name="merge pictures", persist_result=False)
+@task("merge pictures")
 async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, store_url: str, folder: str) -> Merged:
     """Write single pictures with their records, the sheet and `sheet.json` into a folder, and create the artifacts.
 
@@ -54,6 +54,8 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     await asyncio.to_thread(out.write_json, "sheet", told.model_dump(mode="json"))
     paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
     merged = Merged(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
+    if not in_flow_run():
+        return merged
     description = f"{len(found)} of {len(files)} drawn"
     await show_or_warn(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
     table = _table(jobs, merged)

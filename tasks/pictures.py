@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sampling_core._types import Latent
@@ -20,6 +19,7 @@ from tasks.preparing import FORMAT
 from tasks.publishing import versions
 from tasks.run import Run
 from tasks.store import Store
+from tasks.task import task
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Drawn(BaseModel):
     versions: dict[str, str]
 
 
-@task(task_run_name="pictures {first}-{last}", persist_result=False)
+@task("pictures {first}-{last}")
 async def keep_pictures(
     finished: Sequence[tuple[Run, Latent]], first: int, last: int, made: asyncio.Future[None]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Who hears of finished steps: the command line's bar, if there is one."""
+"""What a command lets a flow know: who hears of finished steps, and when it began."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ StepListener = Callable[[int, int], None]
 """Called with the number of finished steps and of all steps."""
 
 listener: ContextVar[StepListener | None] = ContextVar("listener", default=None)
+
+began: ContextVar[float | None] = ContextVar("began", default=None)
+"""When the command's process began, on the monotonic clock."""
 
 
 def report_step(done: int, total: int) -> None:

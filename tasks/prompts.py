@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from prefect import task
-
 from sampling_core.guidance import Words
 from tasks.at_once import read_all, write_all
 from tasks.run import Run, Tensors
 from tasks.store import Store
+from tasks.task import task
 
 T = TypeVar("T")
 
 
-@task(task_run_name="encode prompts", persist_result=False)
+@task("encode prompts")
 async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
 
@@ -37,7 +36,7 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
     return len(missing)
 
 
-@task(task_run_name="encode start image", persist_result=False)
+@task("encode start image")
 async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     """Encode the start images of runs (at least one, with one store) that it does not have; returns how many.
 

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any
 
 from PIL import Image
-from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +19,7 @@ from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.showing import show_or_warn
 from tasks.store import Store
+from tasks.task import in_flow_run, task
 from tasks.trust import is_url
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
@@ -62,13 +62,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-@task(task_run_name="publish", persist_result=False)
+@task("publish")
 async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
-    """Write the JSON record beside the pictures (PNG files) and create the run's artifacts."""
+    """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
+    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_file())
+    if not in_flow_run():
+        await written
+        return
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
     shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
     listed = acreate_markdown_artifact(summary, key="summary", description=title)
-    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_file())
     await asyncio.gather(written, *map(show_or_warn, [listed, *shown]))
 
 

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect import task
-
 from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
 from sampling_core.parsing import BadJob
@@ -15,6 +13,7 @@ from tasks.at_once import write_all
 from tasks.masks import with_masks
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run
+from tasks.task import task
 
 
 def checked(named: NamedJob) -> Prepared:
@@ -39,13 +38,13 @@ def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
     return prepared
 
 
-@task(task_run_name="check jobs", persist_result=False)
+@task("check jobs")
 def check_all(jobs: list[NamedJob]) -> dict[str, str]:
     """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn."""
     return {named.name: checked(named).job_hash for named in jobs}
 
 
-@task(task_run_name="build masks", persist_result=False)
+@task("build masks")
 async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])

@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prefect import task
-
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from tasks.at_once import at_once
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
+from tasks.task import task
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +76,13 @@ Inputs = asyncio.Future[Any]
 """Done when masks, prompts and start image are durable."""
 
 
-@task(task_run_name="base-only steps {first}-{last}", persist_result=False)
+@task("base-only steps {first}-{last}")
 async def warm_up(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """Steps in which the base has the whole canvas (counted from 1, both included)."""
     await _chunk(progress, last, sampled, inputs)
 
 
-@task(task_run_name="regional steps {first}-{last}", persist_result=False)
+@task("regional steps {first}-{last}")
 async def regional_steps(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
     """Steps in which the base and all regions move together (counted from 1, both included)."""
     await _chunk(progress, last, sampled, inputs)

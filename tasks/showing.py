@@ -27,6 +27,7 @@ from tasks.run import Run
 from tasks.sampling import Progress, counted
 from tasks.settings import settings
 from tasks.sheet import sheet
+from tasks.task import in_flow_run
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Shown:
     """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way.
 
     Of one run, or of several that are drawn together; those have no plan, because what they share is only known
-    while they are drawn.
+    while they are drawn. Outside of a flow run there is no server, and nothing is shown.
     """
 
     def __init__(self, members: Sequence[Progress]) -> None:
@@ -75,11 +76,12 @@ class Shown:
         self._bar = Bar()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
+        self._told = in_flow_run()
         self._renewal = asyncio.create_task(show_or_warn(self._begin()))
 
     def renew(self) -> None:
         """Show where the run is, in the background, unless that was done a moment ago or is being done."""
-        if time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
+        if self._told and time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
             self._bar_at = time.monotonic()
             # What was no failure of the telling: a signal to end, for instance.
             self._renewal.result()
@@ -88,9 +90,12 @@ class Shown:
     async def end(self) -> None:
         """Show where the run ended."""
         await self._renewal
-        await show_or_warn(self._show_progress())
+        if self._told:
+            await show_or_warn(self._show_progress())
 
     async def _begin(self) -> None:
+        if not self._told:
+            return
         await self._show_progress()
         if len(self._members) == 1:
             run = self._members[0].run

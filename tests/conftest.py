@@ -40,6 +40,12 @@ def own_settings() -> Iterator[None]:
     settings.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test calls in this process must not take its signals."""
+    monkeypatch.setattr("flows.stopping.listen", lambda: None)
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, so that default folders land in it."""

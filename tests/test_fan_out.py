@@ -198,7 +198,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
         return Merged(sheet="sheet.png", images={}, missing=asked["missing"])
 
     for name, replacement in {
-        "shard": here,
+        "shard": SimpleNamespace(fn=here),
         "run_shards": on_machines,
         "merge": merge,
         "check_all": lambda jobs: {named.name: named.name for named in jobs},
@@ -219,7 +219,6 @@ def in_a_run(monkeypatch: pytest.MonkeyPatch, deployment: UUID | None) -> None:
 
 def test_a_run_of_a_deployment_never_draws_itself(drawing: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty field of the form must not load a model on the control machine; a person's own process draws."""
-    in_a_run(monkeypatch, None)
     drawn()
     assert drawing.pop("here") == 2
     in_a_run(monkeypatch, uuid4())
@@ -288,7 +287,7 @@ def test_the_command_line_says_in_one_line_what_is_missing(
     async def fail(*_: Any) -> None:
         raise NotDrawnError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
-    monkeypatch.setattr("flows.grid.grid", fail)
+    monkeypatch.setattr("flows.grid.grid", SimpleNamespace(fn=fail))
     monkeypatch.setattr("sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--machines", "2"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

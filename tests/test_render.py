@@ -133,6 +133,8 @@ def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd
 def test_killed_at_different_moments(
     states: int, tmp_path: Path, env: dict[str, str], undisturbed: Undisturbed
 ) -> None:
+    """Without a server; the undisturbed run has one, and the pixels are the same."""
+    del env["PREFECT_API_URL"]
     kill_and_render_again(JOB, states, undisturbed(JOB), tmp_path, env)
 
 
@@ -163,10 +165,13 @@ def test_a_damaged_state_is_computed_again(tmp_path: Path, env: dict[str, str]) 
     assert (tmp_path / second["images"][0]).read_bytes() == before
 
 
-def test_without_a_server(tmp_path: Path) -> None:
-    """Nothing configured: Prefect starts a server of its own for the run."""
+@pytest.mark.xdist_group("two_halves")
+def test_without_a_server_the_same_is_drawn(tmp_path: Path, undisturbed: Undisturbed) -> None:
     home = tmp_path / "prefect"
     home.mkdir()
-    record = render_json([JOB, "--set", "steps=3"], tmp_path, environment(home))
-    assert record["steps_computed"] == 3
-    assert (tmp_path / record["images"][0]).is_file()
+    record, other = render_json([JOB], tmp_path, environment(home)), undisturbed(JOB)
+    with Image.open(tmp_path / record["images"][0]) as one, Image.open(other["images"][0]) as two:
+        assert one.tobytes() == two.tobytes()
+    told = ("job_hash", "latents", "steps_computed", "evaluations", "forwards")
+    assert {name: record[name] for name in told} == {name: other[name] for name in told}
+    assert record["seconds"].keys() == other["seconds"].keys()
