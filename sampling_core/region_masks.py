@@ -10,6 +10,7 @@ from sampling_core import masks as draw
 from sampling_core._types import AnyMask, Photo, PixelMask
 from sampling_core.errors import BadInput
 from sampling_core.job import RenderJob
+from sampling_core.noise import without_last_bits
 from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, Shape
 
 
@@ -38,7 +39,7 @@ def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask |
     if not job.protect:
         return None
     stack = torch.stack([_pixels((job.height, job.width), shape, photos) for shape in job.protect])
-    return (stack.amax(dim=0) >= 0.5).float()
+    return (without_last_bits(stack.amax(dim=0)) >= 0.5).float()
 
 
 def _pixels(size: draw.Size, shape: Shape, photos: Mapping[str, Photo]) -> PixelMask:

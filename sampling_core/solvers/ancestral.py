@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
+from numpy import float32
 
 from sampling_core._types import Latent
 from sampling_core.levels import Level
@@ -28,11 +28,12 @@ def descend(t: Level, s: Level) -> Descent:
     step for rectified flow.
     """
     if t.alpha == 1:
-        # In float32 and by way of the added noise, as k-diffusion has it: the midpoint of such a step is
-        # `sigma_s`, which often lies exactly between two of the model's timesteps.
-        start, stop = torch.tensor([t.sigma, s.sigma], dtype=torch.float32)
-        up = torch.minimum(stop, (stop**2 * (start**2 - stop**2) / start**2).sqrt())
-        return Descent(Level(1.0, float((stop**2 - up**2).sqrt())), 1.0, float(up))
+        # By way of the added noise, as k-diffusion has it, and rounded to float32 in the same places: the midpoint of
+        # such a step is `sigma_s`, which often lies between two of the model's timesteps, and the recorded runs of
+        # the originals have the one that these roundings lead to.
+        start, stop = t.sigma**2, s.sigma**2
+        up = min(float32(math.sqrt(stop * (start - stop) / start)), float32(s.sigma))
+        return Descent(Level(1.0, math.sqrt(float32(stop - float(up * up)))), 1.0, float(up))
     down = same_kind(t, s.sigma**2 / t.sigma)
     rescale = s.alpha / down.alpha
     return Descent(down, rescale, math.sqrt(max(s.sigma**2 - (down.sigma * rescale) ** 2, 0.0)))

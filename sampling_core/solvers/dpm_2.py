@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from sampling_core._types import Latent
+from sampling_core.float32 import exp, log, rounded
 from sampling_core.levels import Level
 from sampling_core.solvers.ancestral import climb, descend
 from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, same_kind, slope, transfer
@@ -16,8 +15,8 @@ def midpoint(x: Latent, t: Level, s: Level) -> Step[NoState]:
     if s.sigma == 0:
         return transfer(x, denoised, t, s), NoState()
     # Halfway in log sigma, in float32: the last digit decides which timestep the network is told.
-    logs = torch.tensor([t.sigma, s.sigma], dtype=torch.float32).log()
-    middle = same_kind(t, float(logs[0].lerp(logs[1], 0.5).exp()))
+    halfway = rounded((float(log(t.sigma)) + float(log(s.sigma))) / 2)
+    middle = same_kind(t, float(exp(halfway)))
     halfway = x + (middle.sigma - t.sigma) * slope(x, denoised, t)
     there = (yield Query(halfway, middle)).denoised
     return x + (s.sigma - t.sigma) * slope(halfway, there, middle), NoState()
