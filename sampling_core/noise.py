@@ -170,15 +170,9 @@ def original_touch_noise(
     rows, columns = mask.shape[-2:]
     if mask.numel() != rows * columns:
         raise BadInput("mask", list(mask.shape), "one mask [H, W]")
-    # Interpolation leaves a last bit that differs between processors; 0 and 1 are meant exactly.
-    inside = without_last_bits(interpolate(mask.reshape(1, 1, rows, columns), size=noise.shape[2:], mode="bilinear"))
+    inside = interpolate(mask.reshape(1, 1, rows, columns), size=noise.shape[2:], mode="bilinear")
     blend = original_mix_noise(noise, initial_noise(variation_seed, shape_of(noise)), strength, method)
     return (inside == 1).float() * blend + (inside == 0).float() * noise
-
-
-def without_last_bits(mask: AnyMask) -> AnyMask:
-    """A mask in steps of 2**-20, so that a comparison with 0, one half or 1 does not depend on how it was rounded."""
-    return (mask * 2**20).round() / 2**20
 
 
 def shape_of(latent: Latent) -> tuple[int, int, int, int]:

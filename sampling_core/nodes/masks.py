@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from sampling_core._types import AnyMask, Latent, MaskStack
 from sampling_core.errors import BadInput
-from sampling_core.noise import without_last_bits
 
 PIXELS_PER_CELL = 8
 """The originals hold every autoencoder to this factor."""
@@ -112,7 +111,7 @@ def _grown(mask: AnyMask, height: int, width: int, factor: int) -> MaskStack:
     """
     if factor < 0:
         raise BadInput("overlap_factor", factor, "0 or more")
-    exchanged = without_last_bits(_resized(mask, width, height)).round()
+    exchanged = _resized(mask, width, height).round()
     if factor > 1:
         reach = math.ceil((factor - 1) / 2)
         # One axis after the other costs `factor` per cell instead of its square.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 from numpy import float32
 
 from sampling_core._types import Latent
@@ -28,15 +29,25 @@ def descend(t: Level, s: Level) -> Descent:
     step for rectified flow.
     """
     if t.alpha == 1:
-        # By way of the added noise, as k-diffusion has it, and rounded to float32 in the same places: the midpoint of
-        # such a step is `sigma_s`, which often lies between two of the model's timesteps, and the recorded runs of
-        # the originals have the one that these roundings lead to.
-        start, stop = t.sigma**2, s.sigma**2
-        up = min(float32(math.sqrt(stop * (start - stop) / start)), float32(s.sigma))
-        return Descent(Level(1.0, math.sqrt(float32(stop - float(up * up)))), 1.0, float(up))
+        # By way of the added noise and in float32, as k-diffusion has it: from high noise, all but a few digits cancel.
+        start, stop = float32(t.sigma), float32(s.sigma)
+        up = min(stop, np.sqrt(stop * stop * (start * start - stop * stop) / (start * start)))
+        return Descent(Level(1.0, float(np.sqrt(stop * stop - up * up))), 1.0, float(up))
     down = same_kind(t, s.sigma**2 / t.sigma)
     rescale = s.alpha / down.alpha
     return Descent(down, rescale, math.sqrt(max(s.sigma**2 - (down.sigma * rescale) ** 2, 0.0)))
+
+
+def sigma_below(t: Level, s: Level) -> float:
+    """The sigma that `descend` solves down to, rounded for the look-up of a midpoint between `t` and it.
+
+    That midpoint is `s` but for rounding and, with the schedule `normal`, often lies between two timesteps. Rounded
+    in these places it has the timestep that the recorded runs of the original nodes have.
+    """
+    if t.alpha != 1:
+        return descend(t, s).down.sigma
+    up = float32(math.sqrt(s.sigma**2 * (t.sigma**2 - s.sigma**2) / t.sigma**2))
+    return math.sqrt(s.sigma**2 - float(up * up))
 
 
 def climb(x: Latent, descent: Descent, at: Interval) -> Latent:
