@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import cast
 
 import torch
 import torchsde
 
 from sampling_core._types import Latent
+from sampling_core.float32 import rounded
 from sampling_core.noise import check_seed
 
 _DIGITS = 6
@@ -20,13 +22,16 @@ class BrownianNoise:
 
     The tree of Li et al., "Scalable gradients for stochastic differential equations" (2020), as in
     torchsde and with ComfyUI's conventions, so that its seeds carry over: one tree for the whole
-    batch, levels in float32, always drawn on the CPU. Negative seeds have no path and raise BadInput.
+    batch, levels in float32, always drawn on the CPU. Threads may ask at the same time.
+    Negative seeds have no path and raise BadInput.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], seed: int, sigma_min: float, sigma_max: float) -> None:
         check_seed(seed, lowest=0)
-        low, high = _float32(sigma_min), _float32(sigma_max)
+        low, high = rounded(sigma_min), rounded(sigma_max)
         self._span = round(low, _DIGITS), round(high, _DIGITS)
+        # The tree remembers what it has drawn, and changes with every question.
+        self._asking = threading.Lock()
         self._tree = torchsde.BrownianTree(low, torch.zeros(shape), high, entropy=seed, tol=10.0**-_DIGITS)
 
     def increment(self, sigma: float, sigma_next: float) -> Latent:
@@ -35,14 +40,11 @@ class BrownianNoise:
         Depends on nothing but its arguments and those of the path. What an interval reaches beyond the
         path's own levels adds nothing to it, but counts in its length; an empty interval gives zeros.
         """
-        low, high = sorted((_float32(sigma), _float32(sigma_next)))
+        low, high = sorted((rounded(sigma), rounded(sigma_next)))
         start, end = (round(min(max(at, self._span[0]), self._span[1]), _DIGITS) for at in (low, high))
         if start == end:
             return torch.zeros(self._tree.shape)
-        moved = cast("torch.Tensor", self._tree(start, end))
-        moved = moved / math.sqrt(_float32(high - low))
+        with self._asking:
+            moved = cast("torch.Tensor", self._tree(start, end))
+        moved = moved / math.sqrt(rounded(high - low))
         return moved if sigma_next > sigma else -moved
-
-
-def _float32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float32))

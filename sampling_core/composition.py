@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from sampling_core import sampler
 from sampling_core import state as written
 from sampling_core._types import Latent
+from sampling_core.draws import NoNoise
 from sampling_core.evaluate import Count, Networks
 from sampling_core.guidance import Words
 from sampling_core.history import Chapter
+from sampling_core.noise import InitialNoise
 from sampling_core.sampler import Plan, State
 
 S = TypeVar("S")
@@ -63,6 +65,13 @@ class Composition(Protocol[S]):
         """What determines the states, in the order in which it comes to matter."""
         ...
 
+    def noiseless(self) -> Composition[S]:
+        """The same run with zeros in the place of what its steps draw: it costs the same. For counting.
+
+        It shares nothing with this run that sampling changes, so it may be driven while this one is sampled.
+        """
+        ...
+
     def to_tensors(self, state: S) -> dict[str, Tensor]:
         """A state as named tensors."""
         ...
@@ -74,10 +83,14 @@ class Composition(Protocol[S]):
 
 @dataclass(frozen=True)
 class Joint:
-    """Joint composition: all take each step together. `noised` [b, c, h, w] is where the plan's ladder begins."""
+    """Joint composition: all take each step together. `noised` [b, c, h, w] is where the plan's ladder begins.
+
+    `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
+    """
 
     plan: Plan
     noised: Latent
+    origin: tuple[InitialNoise, Latent]
 
     @property
     def steps(self) -> int:
@@ -117,9 +130,15 @@ class Joint:
     def chapters(self) -> list[Chapter]:
         """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
         plan = self.plan
-        beginning = (self.noised, plan.ladder, plan.levels, plan.noise, plan.known)
+        protected = None if plan.known is None else plan.known.weight
+        beginning = (self.origin, plan.ladder, plan.levels, protected)
         told: list[Chapter] = []
         for stage in plan.stages:
             active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
-            told.append(Chapter(stage.first, [active, sorted(stage.forget) if told else beginning]))
+            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(stage.first).values())
+            noise = plan.noise if draws_noise else None
+            told.append(Chapter(stage.first, [active, noise, sorted(stage.forget) if told else beginning]))
         return told
+
+    def noiseless(self) -> Joint:
+        return replace(self, plan=replace(self.plan, noise=NoNoise(self.noised.shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -56,7 +57,8 @@ class SequentialNoise:
     """ComfyUI's noise: one generator, started with the seed, draws for step after step.
 
     The first draw is the same tensor as the initial noise of that seed. `draws` is how many a step
-    makes; the Brownian path spans the sigmas `low` to `high`. Raises BadInput for impossible seeds.
+    makes; the Brownian path spans the sigmas `low` to `high`. Threads may ask at the same time.
+    Raises BadInput for impossible seeds.
     """
 
     def __init__(self, shape: Shape, seed: int, draws: int, low: float, high: float) -> None:
@@ -64,6 +66,7 @@ class SequentialNoise:
         self._shape, self._seed, self._draws, self._span = shape, seed, draws, (low, high)
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._drawn: list[Latent] = []
+        self._drawing = threading.Lock()
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -72,9 +75,10 @@ class SequentialNoise:
 
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         number = step * self._draws + stage - skipped
-        while len(self._drawn) <= number:
-            self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
-        return self._drawn[number]
+        with self._drawing:
+            while len(self._drawn) <= number:
+                self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
+            return self._drawn[number]
 
     @cached_property
     def _path(self) -> BrownianNoise:
@@ -82,6 +86,19 @@ class SequentialNoise:
 
     def between(self, sigma: float, sigma_next: float) -> Latent:
         return self._path.increment(sigma, sigma_next)
+
+
+class NoNoise:
+    """Zeros of a shape: for runs that are only counted."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._zeros = torch.zeros(tuple(shape))
+
+    def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
+        return self._zeros
+
+    def between(self, sigma: float, sigma_next: float) -> Latent:
+        return self._zeros
 
 
 def span(ladder: tuple[Level, ...]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from sampling_core.errors import BadInput
 from sampling_core.guidance import Guidance
 from sampling_core.job import Region, RenderJob
 from sampling_core.levels import Level, ModelLevels
-from sampling_core.noise import add_noise, initial_noise, mix_noise, varied_noise
+from sampling_core.noise import InitialNoise, Variation, add_noise
 from sampling_core.regions import beneath, by_order, by_weight, parted
 from sampling_core.sampler import Known, Participant, Plan, Stage
 from sampling_core.schedules import ladder
@@ -35,9 +35,10 @@ def joint(
     kinds = [_kind(job.settings_of(region)[0]) for region in (None, *job.regions)]
     stages = _stages(job, masks, kinds, rungs, shape)
     noise = _initial_noise(job, masks, shape)
-    known = None if protected is None else Known(_seam(protected, kinds), clean, noise)
+    drawn = noise.draw()
+    known = None if protected is None else Known(_seam(protected, kinds), clean, drawn)
     plan = Plan(rungs, stages, participants, levels, _noise(job, shape, rungs), known)
-    return Joint(plan, add_noise(clean, noise, rungs[0], levels))
+    return Joint(plan, add_noise(clean, drawn, rungs[0], levels), (noise, clean))
 
 
 def _participant(job: RenderJob, region: Region | None, number: int) -> Participant:
@@ -118,19 +119,16 @@ def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
     return protected if set(kinds) == {"deterministic"} else (protected >= 0.5).to(protected.dtype)
 
 
-def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Latent:
+def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> InitialNoise:
     """ComfyUI's noise of the job's seed, varied inside the regions that ask for it."""
-    index = job.batch_index or None
-    noise = initial_noise(job.seed, shape, index)
     varied = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
-    if not varied:
-        return noise
-    variations: list[Latent] = []
-    for region in (job.regions[i] for i in varied):
-        other = initial_noise(region.variation_seed, shape, index)
-        variations.append(mix_noise(noise, other, region.variation_strength, region.variation_method))
     _, shares = _shared(job, masks, varied, torch.ones(shape[2:]))
-    return varied_noise(noise, variations, shares)
+    regions = [job.regions[i] for i in varied]
+    variations = tuple(
+        Variation(share, region.variation_seed, region.variation_strength, region.variation_method)
+        for region, share in zip(regions, shares, strict=True)
+    )
+    return InitialNoise(job.seed, shape, job.batch_index or None, variations)
 
 
 def _noise(job: RenderJob, shape: Shape, rungs: tuple[Level, ...]) -> Noise:

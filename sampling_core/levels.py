@@ -7,11 +7,17 @@ and `alpha = 1 - sigma` for rectified flow (Liu et al. 2022).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy import float32
+from numpy.typing import NDArray
+
+from sampling_core.float32 import exp, log, rounded
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -43,8 +49,8 @@ class ModelLevels:
         return self.sigmas[-1]
 
     @cached_property
-    def _logs(self) -> torch.Tensor:
-        return torch.tensor(self.log_sigmas, dtype=torch.float32)
+    def _logs(self) -> NDArray[float32]:
+        return np.array(self.log_sigmas, dtype=float32)
 
     def level(self, sigma: float) -> Level:
         """The level with this sigma."""
@@ -63,18 +69,24 @@ class ModelLevels:
         Timesteps are 0 .. n - 1, or 0 .. 1000 before the shift for flow. In float32, step for step as ComfyUI
         computes it: a Brownian path moves by the root of a difference, so the last digit can be seen.
         """
-        t = torch.tensor(timestep, dtype=torch.float32)
+        t = float32(timestep)
         if self.prediction == "flow":
-            return float(_shifted(t / 1000, self._shift))
-        t = t.clamp(0, len(self.sigmas) - 1)
-        low, high, part = int(t.floor()), int(t.ceil()), t.frac()
-        return float(((1 - part) * self._logs[low] + part * self._logs[high]).exp())
+            return float(_shifted(t / float32(1000), self._shift))
+        t = min(max(t, float32(0)), float32(len(self.sigmas) - 1))
+        low, high = math.floor(t), math.ceil(t)
+        part = t - float32(low)
+        return float(exp((1 - part) * self._logs[low] + part * self._logs[high]))
 
     def timestep_of(self, sigma: float) -> float:
-        """The timestep the network is told: nearest in log sigma (float32), or `1000 sigma` for flow."""
+        """The timestep that the network gets: nearest in log sigma, or `1000 sigma` for flow.
+
+        Many samplers and the schedule `normal` ask for levels exactly between two timesteps. There the float32
+        logarithm, correctly rounded, decides, and of two that are equally near the lower timestep: the recorded
+        runs of the original nodes have it so.
+        """
         if self.prediction == "flow":
             return sigma * 1000.0
-        return float((self._logs - torch.tensor(sigma, dtype=torch.float32).log()).abs().argmin())
+        return float(np.abs(self._logs - log(rounded(sigma))).argmin())
 
     def percent_to_sigma(self, percent: float) -> float:
         """Sigma after this share (0 to 1) of the way down the training timesteps, as ComfyUI counts it.
@@ -113,7 +125,7 @@ def flow_levels(shift: float = 3.0, timesteps: int = 1000) -> ModelLevels:
     return ModelLevels(tuple(_shifted(t, shift).tolist()), "flow")
 
 
-T = TypeVar("T", float, torch.Tensor)
+T = TypeVar("T", float, float32, torch.Tensor)
 
 
 def _shifted(t: T, shift: float) -> T:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn.functional import interpolate
@@ -48,6 +49,46 @@ def initial_noise(seed: int, shape: tuple[int, int, int, int], batch_index: Sequ
         if index in batch_index:
             kept[index] = drawn
     return torch.cat([kept[index] for index in batch_index])
+
+
+class Variation(NamedTuple):
+    """Another noise that is mixed in: `inside` is its weight [h, w] or, for the original nodes, a mask in any size."""
+
+    inside: AnyMask
+    seed: int
+    strength: float
+    method: VariationMethod
+
+
+@dataclass(frozen=True)
+class InitialNoise:
+    """How the noise that a run starts from is made. `draw` makes the tensor.
+
+    Keys of states name the noise by these values and not by its bits: the same seed gives other last bits on
+    another kind of processor, and a run must find its own states there.
+    """
+
+    seed: int
+    shape: tuple[int, int, int, int]
+    batch_index: tuple[int, ...] | None = None
+    variations: tuple[Variation, ...] = ()
+    original: bool = False
+    """Variations are mixed in as Impact's touch_noise does, one after the other."""
+
+    def draw(self) -> Latent:
+        """The noise [b, c, h, w]. Raises BadInput as `initial_noise` and `original_touch_noise` do."""
+        noise = initial_noise(self.seed, self.shape, self.batch_index)
+        if self.original:
+            for v in self.variations:
+                noise = original_touch_noise(noise, v.inside, v.seed, v.strength, v.method)
+            return noise
+        if not self.variations:
+            return noise
+        mixed = [
+            mix_noise(noise, initial_noise(v.seed, self.shape, self.batch_index), v.strength, v.method)
+            for v in self.variations
+        ]
+        return varied_noise(noise, mixed, [v.inside for v in self.variations])
 
 
 def add_noise(clean: Latent, noise: Latent, start: Level, levels: ModelLevels) -> Latent:

@@ -81,7 +81,8 @@ class _NoNetwork:
 
 
 def cost(run: Composition[Any], max_rows: int | None = None) -> Cost:
-    """Counted, not calculated: the run's own loop is driven without a network."""
+    """Counted, not calculated: the run's own loop is driven without a network and without noise."""
+    run = run.noiseless()
     embeddings: dict[str, dict[str, Embedding]] = {}
     for words in run.prompts:
         embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)

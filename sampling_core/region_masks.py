@@ -43,7 +43,8 @@ def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask |
         return None
     size = (job.height, job.width)
     stack = torch.stack([_pixels(f"protect.{i}", size, shape, photos) for i, shape in enumerate(job.protect)])
-    return (stack.amax(dim=0) >= 0.5).float()
+    # A half that was resized may miss it by its last bit.
+    return (stack.amax(dim=0) >= 0.5 - 1e-6).float()
 
 
 def mask_size(job: RenderJob, field: str) -> Size:

@@ -55,8 +55,9 @@ def parted(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask, ...]:
     totals = torch.stack(
         [torch.stack([w for w, kind in zip(weights, kinds, strict=True) if kind == name]).sum(dim=0) for name in names]
     )
-    # Of equal ones, argmax may take any: so the largest index is asked for.
-    best = totals >= totals.max(dim=0).values
+    # Kinds tie where their weights differ by rounding alone. Of equal ones, argmax may take any: so the largest index
+    # is asked for.
+    best = totals >= totals.max(dim=0).values - 1e-6
     winner = (best * torch.arange(1, len(names) + 1)[:, None, None]).amax(dim=0) - 1
     own = {name: (winner == i, totals[i]) for i, name in enumerate(names)}
     return tuple(

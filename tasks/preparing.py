@@ -30,7 +30,7 @@ from tasks.limits import check_evaluations, check_limits
 from tasks.settings import settings
 from tasks.trust import open_model
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 

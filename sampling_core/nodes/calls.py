@@ -18,7 +18,7 @@ from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.masks import composite, noise_mask
 from sampling_core.nodes.passes import Pass, Result, as_walked, original_solver
-from sampling_core.noise import LOWEST_SEED, check_seed, initial_noise, shape_of
+from sampling_core.noise import LOWEST_SEED, InitialNoise, check_seed, shape_of
 from sampling_core.schedules import original_sigmas
 from sampling_core.solvers import BROWNIAN
 
@@ -63,8 +63,8 @@ NO_RECOVERY = Recovery("DISABLE")
 class Call(NamedTuple):
     """One call: step range [start, end) of a schedule of `steps`, and what becomes of the noise.
 
-    `mask` is 1 where the latent may change, in pixels or cells. `noise` [b, c, h, w] takes the place of
-    the seed's own. Without `leftover`, the last level is sigma 0 and the last prediction is returned.
+    `mask` is 1 where the latent may change, in pixels or cells. `noise` takes the place of the seed's own.
+    Without `leftover`, the last level is sigma 0 and the last prediction is returned.
     """
 
     steps: int
@@ -74,7 +74,7 @@ class Call(NamedTuple):
     add_noise: bool
     leftover: bool
     mask: AnyMask | None = None
-    noise: Latent | None = None
+    noise: InitialNoise | None = None
     recovery: Recovery = NO_RECOVERY
     batch_index: tuple[int, ...] | None = None
 
@@ -123,9 +123,9 @@ class PlannedPass(NamedTuple):
     def opened(self, latent: Latent) -> Pass:
         """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""
         call, shape = self.call, shape_of(latent)
-        noise = call.noise
-        if noise is None:
-            noise = initial_noise(call.seed, shape, call.batch_index) if call.add_noise else torch.zeros_like(latent)
+        own = InitialNoise(call.seed, shape, call.batch_index) if call.add_noise else None
+        added = call.noise or own
+        noise = torch.zeros_like(latent) if added is None else added.draw()
         ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
         return Pass(
             sampler=self.setting.sampler,

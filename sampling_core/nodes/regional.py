@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sampling_core._types import AnyMask, Latent
+from sampling_core._types import AnyMask
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
 from sampling_core.nodes.calls import NO_RECOVERY, Call, Recovery, lengthened
 from sampling_core.nodes.masks import base_mask, grown_in_mask_pixels, single_mask
 from sampling_core.nodes.turns import Turn
-from sampling_core.noise import HIGHEST_SEED, VariationMethod, initial_noise, original_touch_noise
+from sampling_core.noise import HIGHEST_SEED, InitialNoise, Variation, VariationMethod
 
 BASE = "base"
 SecondSeedMode = Literal["ignore", "fixed", "seed+seed_2nd", "seed-seed_2nd", "increment", "decrement", "randomize"]
@@ -132,13 +132,13 @@ def _grown(regions: Sequence[Region], overlap_factor: int) -> list[AnyMask]:
     return [grown_in_mask_pixels(region.mask, overlap_factor).squeeze(0).squeeze(0) for region in regions]
 
 
-def _varied(regions: Sequence[Region], shape: Shape, seed: int, batch_index: tuple[int, ...] | None) -> Latent:
-    noise = initial_noise(seed, shape, batch_index)
-    for region in regions:
-        mask = single_mask(region.mask)
-        noise = original_touch_noise(
-            noise, mask, region.variation_seed, region.variation_strength, region.variation_method
-        )
+def _varied(regions: Sequence[Region], shape: Shape, seed: int, batch_index: tuple[int, ...] | None) -> InitialNoise:
+    variations = tuple(
+        Variation(single_mask(r.mask), r.variation_seed, r.variation_strength, r.variation_method) for r in regions
+    )
+    noise = InitialNoise(seed, shape, batch_index, variations, original=True)
+    # Impossible seeds and masks are refused now and not in the midst of the run.
+    noise.draw()
     return noise
 
 

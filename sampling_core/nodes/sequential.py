@@ -141,6 +141,10 @@ class Sequential:
         """The open pass' last prediction; between passes the latent as it is, noise and all."""
         return state.latent if state.inside is None else state.inside.denoised
 
+    def noiseless(self) -> Sequential:
+        """This run itself: each time that a pass is driven it has a source of noise of its own."""
+        return self
+
     def chapters(self) -> list[Chapter]:
         """The base-only pass, if there is one, and all others."""
         first, *others = self.stages or (None,)

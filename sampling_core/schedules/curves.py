@@ -1,38 +1,41 @@
 """Schedules that follow a curve from the model's largest sigma to its smallest, whatever lies between.
 
 Each takes the model's levels and a number of steps, and returns sigmas, noisiest first, ending at 0.
-All in float32, because ComfyUI's are: see `ModelLevels.sigma_at`.
+All in float32, because ComfyUI's are: see `ModelLevels.sigma_at`; functions other than sums and products in float64,
+rounded once, so that every processor has the same.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
+from numpy import float32
 
+from sampling_core.float32 import evenly_spaced, exp, rounded
 from sampling_core.levels import ModelLevels
 
 
 def karras(levels: ModelLevels, steps: int, rho: float = 7.0) -> list[float]:
     """Even steps in sigma^(1 / rho) (Karras et al. 2022, equation 5)."""
     low, high = levels.smallest ** (1 / rho), levels.largest ** (1 / rho)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float32)
-    return [*((high + ramp * (low - high)) ** rho).tolist(), 0.0]
+    roots = [high + share * (low - high) for share in evenly_spaced(0, 1, steps)]
+    return [*(rounded(float(root) ** rho) for root in roots), 0.0]
 
 
 def exponential(levels: ModelLevels, steps: int) -> list[float]:
     """Even steps in log sigma (k-diffusion `get_sigmas_exponential`)."""
-    logs = torch.linspace(math.log(levels.largest), math.log(levels.smallest), steps, dtype=torch.float32)
-    return [*logs.exp().tolist(), 0.0]
+    logs = evenly_spaced(math.log(levels.largest), math.log(levels.smallest), steps)
+    return [*(float(exp(log)) for log in logs), 0.0]
 
 
 def kl_optimal(levels: ModelLevels, steps: int) -> list[float]:
     """Even steps in arctan sigma, optimal in KL for Gaussian data (Sabour et al. 2024, "Align Your Steps")."""
-    # One step has no share of the way to be at: 0 / 0. ComfyUI computes on and gets NaN, and so it is
-    # recorded; `ladder` refuses it.
-    ramp = torch.arange(steps, dtype=torch.float32) / (steps - 1)
-    angles = ramp * math.atan(levels.smallest) + (1 - ramp) * math.atan(levels.largest)
-    return [*angles.tan().tolist(), 0.0]
+    # One step has no share of the way to be at, 0 / 0. ComfyUI gets NaN, and so it is recorded; `ladder` refuses it.
+    if steps == 1:
+        return [math.nan, 0.0]
+    ramp = [float32(i) / (steps - 1) for i in range(steps)]
+    low, high = math.atan(levels.smallest), math.atan(levels.largest)
+    return [*(rounded(math.tan(share * low + (1 - share) * high)) for share in ramp), 0.0]
 
 
 def linear_quadratic(levels: ModelLevels, steps: int, threshold: float = 0.025) -> list[float]:
@@ -46,4 +49,4 @@ def linear_quadratic(levels: ModelLevels, steps: int, threshold: float = 0.025) 
     slope, rest = threshold / linear, steps - linear
     curvature = (1 - slope * steps) / rest**2
     way = [slope * i + curvature * max(i - linear, 0) ** 2 for i in range(steps)]
-    return [*(torch.tensor([1 - share for share in way], dtype=torch.float32) * levels.largest).tolist(), 0.0]
+    return [*(float(float32(1 - share) * levels.largest) for share in way), 0.0]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
-import torch
 from scipy.special import betaincinv
 
+from sampling_core.float32 import evenly_spaced
 from sampling_core.levels import ModelLevels
 
 
@@ -30,8 +30,7 @@ def _even(levels: ModelLevels, steps: int, *, leave_out_last: bool) -> list[floa
     else:
         first, last = len(levels.sigmas) - 1.0, 0.0
     count = steps + 1 if leave_out_last else steps
-    timesteps = torch.linspace(first, last, count, dtype=torch.float32)[:steps].tolist()
-    return [levels.sigma_at(t) for t in timesteps] + [0.0]
+    return [levels.sigma_at(float(t)) for t in evenly_spaced(first, last, count)[:steps]] + [0.0]
 
 
 def simple(levels: ModelLevels, steps: int) -> list[float]:
@@ -57,5 +56,6 @@ def beta(levels: ModelLevels, steps: int, a: float = 0.6, b: float = 0.6) -> lis
     """
     last = len(levels.sigmas) - 1
     quantiles = [1 - i / steps for i in range(steps)]
-    timesteps = [round(float(betaincinv(a, b, q)) * last) for q in quantiles]
+    # The quantile of one half is the middle, 499.5 of 999, up to the last bits of the function: a tie, which goes up.
+    timesteps = [round(round(float(betaincinv(a, b, q)) * last, 9)) for q in quantiles]
     return [levels.sigmas[t] for t, _ in groupby(timesteps)] + [0.0]

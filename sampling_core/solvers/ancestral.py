@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy import float32
 
 from sampling_core._types import Latent
 from sampling_core.levels import Level
@@ -28,14 +29,25 @@ def descend(t: Level, s: Level) -> Descent:
     step for rectified flow.
     """
     if t.alpha == 1:
-        # In float32 and by way of the added noise, as k-diffusion has it: the midpoint of such a step is
-        # `sigma_s`, which often lies exactly between two of the model's timesteps.
-        start, stop = torch.tensor([t.sigma, s.sigma], dtype=torch.float32)
-        up = torch.minimum(stop, (stop**2 * (start**2 - stop**2) / start**2).sqrt())
-        return Descent(Level(1.0, float((stop**2 - up**2).sqrt())), 1.0, float(up))
+        # By way of the added noise and in float32, as k-diffusion has it: from high noise, all but a few digits cancel.
+        start, stop = float32(t.sigma), float32(s.sigma)
+        up = min(stop, np.sqrt(stop * stop * (start * start - stop * stop) / (start * start)))
+        return Descent(Level(1.0, float(np.sqrt(stop * stop - up * up))), 1.0, float(up))
     down = same_kind(t, s.sigma**2 / t.sigma)
     rescale = s.alpha / down.alpha
     return Descent(down, rescale, math.sqrt(max(s.sigma**2 - (down.sigma * rescale) ** 2, 0.0)))
+
+
+def sigma_below(t: Level, s: Level) -> float:
+    """The sigma that `descend` solves down to, rounded for the look-up of a midpoint between `t` and it.
+
+    That midpoint is `s` but for rounding and, with the schedule `normal`, often lies between two timesteps. Rounded
+    in these places it has the timestep that the recorded runs of the original nodes have.
+    """
+    if t.alpha != 1:
+        return descend(t, s).down.sigma
+    up = float32(math.sqrt(s.sigma**2 * (t.sigma**2 - s.sigma**2) / t.sigma**2))
+    return math.sqrt(s.sigma**2 - float(up * up))
 
 
 def climb(x: Latent, descent: Descent, at: Interval) -> Latent:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sampling_core._types import Latent
+from sampling_core.float32 import exp, log, logit, rounded, sigmoid
 from sampling_core.levels import Level, ModelLevels
 
 S = TypeVar("S", bound=tuple[object, ...])
@@ -185,12 +186,12 @@ def between(t: Level, s: Level, share: float) -> Level:
     In float32, because that is where the network's timestep and the Brownian path are looked up: the last
     digit decides between two timesteps, and a path moves by the root of the distance.
     """
-    sigmas = torch.tensor([t.sigma, s.sigma], dtype=torch.float32)
-    lambdas = -sigmas.log() if t.alpha == 1 else -sigmas.logit()
-    middle = lambdas[0] + share * (lambdas[1] - lambdas[0])
+    log_ratio = log if t.alpha == 1 else logit
+    start, stop = -log_ratio(t.sigma), -log_ratio(s.sigma)
+    middle = start + share * (stop - start)
     if t.alpha == 1:
-        return Level(1.0, float((-middle).exp()))
-    sigma = float((-middle).sigmoid())
+        return Level(1.0, float(exp(-middle)))
+    sigma = float(sigmoid(-middle))
     # Not 1 - sigma: near sigma 1 float32 has few digits left of that.
     return Level(sigma * math.exp(float(middle)), sigma)
 
@@ -204,7 +205,7 @@ def finite_snr(level: Level, levels: ModelLevels) -> Level:
     if level.alpha > 0:
         return level
     # Rounded to float32, of which so little is left of the signal that the rounding can be seen.
-    return levels.level(float(torch.tensor(levels.percent_to_sigma(NEARLY_FIRST), dtype=torch.float32)))
+    return levels.level(rounded(levels.percent_to_sigma(NEARLY_FIRST)))
 
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Latent]) -> Latent:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import torch
-
 from sampling_core._types import Latent
+from sampling_core.float32 import exp, log, rounded
 from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import climb, descend
+from sampling_core.solvers.ancestral import climb, descend, sigma_below
 from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, same_kind, slope, transfer
 
 
-def midpoint(x: Latent, t: Level, s: Level) -> Step[NoState]:
-    """From `t` to `s` by the slope at their geometric mean; by Euler's method to sigma 0."""
+def _halfway(t: Level, sigma: float) -> Level:
+    """The level halfway in log sigma, in float32: its last digit decides which timestep the network gets."""
+    middle = rounded((float(log(t.sigma)) + float(log(sigma))) / 2)
+    return same_kind(t, float(exp(middle)))
+
+
+def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
+    """From `t` to `s` (sigma > 0) by the slope at the level between them."""
     denoised = (yield Query(x, t)).denoised
-    if s.sigma == 0:
-        return transfer(x, denoised, t, s), NoState()
-    # Halfway in log sigma, in float32: the last digit decides which timestep the network is told.
-    logs = torch.tensor([t.sigma, s.sigma], dtype=torch.float32).log()
-    middle = same_kind(t, float(logs[0].lerp(logs[1], 0.5).exp()))
     halfway = x + (middle.sigma - t.sigma) * slope(x, denoised, t)
     there = (yield Query(halfway, middle)).denoised
     return x + (s.sigma - t.sigma) * slope(halfway, there, middle), NoState()
+
+
+def _to_zero(x: Latent, at: Interval) -> Step[NoState]:
+    """The last step, to sigma 0, is Euler's: log sigma has no midpoint there."""
+    denoised = (yield Query(x, at.t)).denoised
+    return transfer(x, denoised, at.t, at.s), NoState()
 
 
 class DPM2(OneStep):
     order = 2
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        return (yield from midpoint(x, at.t, at.s))
+        if at.s.sigma == 0:
+            return (yield from _to_zero(x, at))
+        return (yield from _midpoint(x, at.t, at.s, _halfway(at.t, at.s.sigma)))
 
 
 class DPM2Ancestral(OneStep):
@@ -38,7 +46,7 @@ class DPM2Ancestral(OneStep):
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         if at.s.sigma == 0:
-            return (yield from midpoint(x, at.t, at.s))
+            return (yield from _to_zero(x, at))
         descent = descend(at.t, at.s)
-        x, _ = yield from midpoint(x, at.t, descent.down)
+        x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
         return climb(x, descent, at), state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sampling_core._types import Latent
 from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import climb, descend
+from sampling_core.solvers.ancestral import climb, descend, sigma_below
 from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, same_kind, transfer
 from sampling_core.solvers.cfg_pp import unconditional
 
@@ -29,7 +29,7 @@ class DPMpp2SAncestral(OneStep):
         if at.s.sigma == 0:
             return transfer(x, denoised, t, at.s), state
         descent = descend(t, at.s)
-        middle = _middle(t, descent.down)
+        middle = _middle(t, same_kind(t, sigma_below(t, at.s)))
         there = (yield Query(transfer(x, denoised, t, middle), middle)).denoised
         return climb(transfer(x, there, t, descent.down), descent, at), state
 
@@ -47,7 +47,7 @@ class DPMpp2SAncestralCfgPP(OneStep):
         if s.sigma == 0:
             return denoised, state
         descent = descend(t, s)
-        middle = between(t, descent.down, 1 / 2)
+        middle = between(t, Level(1.0, sigma_below(t, s)), 1 / 2)
         shifted = x + (denoised - unconditional(answer))
         there = yield Query(transfer(shifted, denoised, t, middle), same_kind(at.t, middle.sigma), unconditional=True)
         # The whole step is shifted by what the second evaluation says without the prompt.

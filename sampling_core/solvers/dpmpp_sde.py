@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from numpy import float32
 
 from sampling_core._types import Latent
+from sampling_core.float32 import exp, logit
 from sampling_core.levels import Level
 from sampling_core.solvers.ancestral import descend
 from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, finite_snr, half_log_snr
@@ -25,8 +26,8 @@ def _noise_ratio(level: Level) -> float:
     A level of the ladder is known by its sigma, one in between by its log-SNR.
     """
     if level.alpha == 1 - level.sigma:
-        return float(torch.tensor(level.sigma, dtype=torch.float32).logit().exp())
-    return float((-torch.tensor(half_log_snr(level), dtype=torch.float32)).exp())
+        return float(exp(logit(level.sigma)))
+    return float(exp(-float32(half_log_snr(level))))
 
 
 class DPMppSDE(OneStep):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from sampling_core.nodes.calls import NO_RECOVERY, Call, Recovery, Setting, full
 from sampling_core.nodes.masks import repeated
 from sampling_core.nodes.sequential import Cells, Sequential
 from sampling_core.nodes.turns import Stage, Turn, stages
+from sampling_core.noise import InitialNoise, shape_of
 from sampling_core.solvers import Query
 from tests.recordings import SCALING, Case, Recordings
 
@@ -26,6 +29,16 @@ LEVELS: dict[str, ModelLevels] = {
     "v": beta_levels("v_prediction"),
     "flow": flow_levels(),
 }
+
+
+@dataclass(frozen=True)
+class RecordedNoise(InitialNoise):
+    """Noise [b, c, h, w] that a case brings with it."""
+
+    latent: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def draw(self) -> Tensor:
+        return self.latent
 
 
 @cache
@@ -116,7 +129,7 @@ def advanced(case: Case, recordings: Recordings) -> Tensor:
         params["add_noise"],
         params["return_with_leftover_noise"],
         mask,
-        recordings.latent(case["noise"]) if "noise" in case else None,
+        RecordedNoise(0, shape_of(latent), latent=recordings.latent(case["noise"])) if "noise" in case else None,
         NO_RECOVERY if params["recovery_mode"] == "DISABLE" else recovery(params, "recovery"),
         index,
     )
