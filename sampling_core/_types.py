@@ -24,6 +24,9 @@ AnyMask = Float[Tensor, "... mask_H mask_W"]
 MaskStack = Float[Tensor, "masks 1 stack_H stack_W"]
 """Several masks with a channel axis."""
 
+ResizedMasks = Float[Tensor, "masks 1 resized_H resized_W"]
+"""The same masks at another size."""
+
 Embedding = Float[Tensor, "1 t d"]
 """One encoded prompt."""
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch.nn.functional import interpolate
 
 from sampling_core._types import AnyMask, Latent, Mask
 from sampling_core.errors import BadInput
 from sampling_core.levels import Level, ModelLevels
+from sampling_core.resizing import bilinear
 
 VariationMethod = Literal["linear", "slerp"]
 
@@ -170,7 +170,7 @@ def original_touch_noise(
     rows, columns = mask.shape[-2:]
     if mask.numel() != rows * columns:
         raise BadInput("mask", list(mask.shape), "one mask [H, W]")
-    inside = interpolate(mask.reshape(1, 1, rows, columns), size=noise.shape[2:], mode="bilinear")
+    inside = bilinear(mask.reshape(1, 1, rows, columns), *noise.shape[2:])
     blend = original_mix_noise(noise, initial_noise(variation_seed, shape_of(noise)), strength, method)
     return (inside == 1).float() * blend + (inside == 0).float() * noise
 

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from sampling_core._types import AnyMask, Latent, MaskStack
 from sampling_core.errors import BadInput
+from sampling_core.resizing import bilinear
 
 PIXELS_PER_CELL = 8
 """The originals hold every autoencoder to this factor."""
@@ -38,8 +39,7 @@ def _stack(mask: AnyMask) -> MaskStack:
 
 
 def _resized(mask: AnyMask, rows: int, columns: int) -> MaskStack:
-    """Bilinear without antialiasing: shrinking samples four neighbours and skips the rest."""
-    return interpolate(_stack(mask), size=(rows, columns), mode="bilinear")
+    return bilinear(_stack(mask), rows, columns)
 
 
 def repeated(batch: Tensor, count: int) -> Tensor:

@@ -1,0 +1,46 @@
+"""Bilinear resizing as the original nodes do it, with the same bits on every processor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sampling_core._types import MaskStack, ResizedMasks
+from sampling_core.float32 import rounded
+
+
+def bilinear(masks: MaskStack, rows: int, columns: int) -> ResizedMasks:
+    """Masks [n, 1, H, W] at another size [n, 1, rows, columns], as `torch.nn.functional.interpolate` has them.
+
+    Without antialiasing: shrinking samples four neighbours and skips the rest. Along each axis the two neighbours are
+    summed in float64 and rounded once to float32. Torch fuses products and sums on some processors and not on others,
+    and where two pixels meet at one half, or add up to 1, the last bit decides what a node does. Rounded in this way
+    they agree with what was recorded.
+    """
+    across, down = _neighbours(masks.shape[3], columns), _neighbours(masks.shape[2], rows)
+    wide = masks.double()[:, :, :, across.first] * across.first_weight
+    wide = (wide + masks.double()[:, :, :, across.second] * across.second_weight).float().double()
+    tall = wide[:, :, down.first] * down.first_weight[:, None]
+    return (tall + wide[:, :, down.second] * down.second_weight[:, None]).float()
+
+
+class _Neighbours(NamedTuple):
+    """For each place of the new axis the two places of the old one that it lies between, and their weights."""
+
+    first: Tensor
+    second: Tensor
+    first_weight: Tensor
+    second_weight: Tensor
+
+
+def _neighbours(size: int, new_size: int) -> _Neighbours:
+    """Pixel centres are half a pixel in; beyond the outermost ones the edge goes on."""
+    scale = rounded(size / new_size)
+    places = [max(rounded(rounded(scale * (i + 0.5)) - 0.5), 0.0) for i in range(new_size)]
+    first = [min(int(place), size - 1) for place in places]
+    second = [min(i + 1, size - 1) for i in first]
+    weights = [rounded(place - i) for place, i in zip(places, first, strict=True)]
+    second_weight = torch.tensor(weights, dtype=torch.float64)
+    return _Neighbours(torch.tensor(first), torch.tensor(second), (1 - second_weight).float().double(), second_weight)
