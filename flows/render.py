@@ -100,6 +100,7 @@ async def render(
         evaluations=count.evaluations,
         forwards=count.forwards,
         seconds=clock.laps,
+        devices=progress.devices,
         versions=versions(),
     )
     keeping = finish({run: beginning.result()}, keep or settings().keep)

@@ -107,9 +107,8 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
     shown_to_the_end = asyncio.create_task(shown.end())
     # A picture's record names its last state.
     await ahead.at_most(0)
-    finished = list(zip(these, company.latents(), strict=True))
-    for first in range(0, len(finished), _PICTURES):
-        some = finished[first : first + _PICTURES]
+    for first in range(0, len(these), _PICTURES):
+        some = company.members[first : first + _PICTURES]
         await ahead.made(partial(keep_pictures, some, first + 1, first + len(some)))
         await ahead.at_most(settings().chunks_ahead)
     await ahead.at_most(0)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from sampling_core._types import Embedding, Latent
+from sampling_core._types import Embedding
 from sampling_core.evaluate import Count, Networks
 from sampling_core.together import Member, advance_together
 from tasks.at_once import at_once
 from tasks.progress import report_step
-from tasks.run import Run
 from tasks.sampling import Chunk, Inputs, Progress, Sampled, counted
 from tasks.settings import settings
 from tasks.task import task
@@ -58,13 +56,9 @@ class Company:
             report_step(*counted(self.members))
         return Chunk(rounds, total, time.monotonic() - started)
 
-    def latents(self) -> list[Latent]:
-        """The latents [b, c, h, w] of each run, once all rounds are done."""
-        return [member.run.composition.pictures(member.state) for member in self.members]
-
-    def states(self) -> Mapping[str, tuple[Run, Any]]:
-        """The present states by key, with a run that each belongs to."""
-        return {member.run.state_key(member.done): (member.run, member.state) for member in self.members if member.done}
+    def states(self) -> dict[str, Progress]:
+        """The members that have taken a step, by the keys of their present states; equal states once."""
+        return {member.run.state_key(member.done): member for member in self.members if member.done}
 
 
 @task("rounds {first}-{last}")
@@ -75,7 +69,7 @@ async def rounds(company: Company, first: int, last: int, sampled: Sampled, inpu
     """
     before = set(company.states())
     chunk = await asyncio.to_thread(company.advance, last - first + 1)
-    new = {key: (run, run.composition.to_tensors(state)) for key, (run, state) in company.states().items()}
+    new = {key: (member.run.store, member.to_tensors()) for key, member in company.states().items()}
     sampled.set_result(chunk)
     await asyncio.shield(inputs)
-    await at_once(lambda key: new[key][0].store.write_tensors(key, new[key][1]), new.keys() - before)
+    await at_once(lambda key: new[key][0].write_tensors(key, new[key][1]), new.keys() - before)

@@ -10,14 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sampling_core._types import Latent
 from sampling_core.job import RenderJob
 from tasks.at_once import at_once
 from tasks.decoding import encoded
+from tasks.devices import Devices
 from tasks.file_names import told_job
 from tasks.preparing import FORMAT
 from tasks.publishing import versions
 from tasks.run import Run
+from tasks.sampling import Progress
 from tasks.store import Store
 from tasks.task import task
 
@@ -40,23 +41,23 @@ class Drawn(BaseModel):
     latents: str
     run: str
     pictures: tuple[str, ...]
+    devices: Devices
     versions: dict[str, str]
 
 
 @task("pictures {first}-{last}")
-async def keep_pictures(
-    finished: Sequence[tuple[Run, Latent]], first: int, last: int, made: asyncio.Future[None]
-) -> None:
-    """Decode finished latents [b, c, h, w] one after the other, hand on, and write the pictures to the store.
+async def keep_pictures(finished: Sequence[Progress], first: int, last: int, made: asyncio.Future[None]) -> None:
+    """Decode finished runs one after the other, hand on, and write the pictures to the store.
 
     `first` and `last` count the runs of the shard, for people.
     """
-    files = [(run, await asyncio.to_thread(encoded, run, latents)) for run, latents in finished]
+    files = [(member, await asyncio.to_thread(encoded, member.run, member.latents)) for member in finished]
     made.set_result(None)
     await at_once(lambda one: _keep(*one), files)
 
 
-def _keep(run: Run, files: Sequence[bytes]) -> None:
+def _keep(member: Progress, files: Sequence[bytes]) -> None:
+    run = member.run
     pictures = {f"pictures/{_digest(data)}.png": data for data in files}
     for key, data in pictures.items():
         run.store.write(key, data)
@@ -69,6 +70,7 @@ def _keep(run: Run, files: Sequence[bytes]) -> None:
         latents=run.state_key(run.composition.steps),
         run=run.key,
         pictures=tuple(pictures),
+        devices=member.devices,
         versions=versions(),
     )
     # Last, so that what the record names is there.

@@ -15,6 +15,7 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core.job import RenderJob
+from tasks.devices import Devices, sentence
 from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.showing import show_or_warn
@@ -44,6 +45,7 @@ class Record(BaseModel):
     evaluations: int
     forwards: int
     seconds: dict[str, float]
+    devices: Devices
     versions: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _summary(record: Record) -> str:
     return f"""\
 **{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
 {record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
-{record.steps_restored} restored.
+{record.steps_restored} restored. Drawn by: {table_cell(sentence(record.devices))}.
 
 | | prompt | sampler |
 | --- | --- | --- |

@@ -6,17 +6,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from tasks.at_once import at_once
+from tasks.devices import Devices, device_name, from_tensor, to_tensor, with_step
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
 from tasks.task import task
 
 logger = logging.getLogger(__name__)
+
+_DEVICES = "devices"
+"""Name of what a stored state has beside the composition's own tensors."""
 
 
 class Chunk(NamedTuple):
@@ -28,11 +35,28 @@ class Chunk(NamedTuple):
 
 
 class Progress:
-    """Where a run is in this process: its newest state, ahead of the store by what is still being written."""
+    """Where a run is in this process: its newest state, ahead of the store by what is still being written.
 
-    def __init__(self, run: Run, state: Any) -> None:
-        self.run, self.state = run, state
-        self._before = state
+    One thread moves it; others may look at it meanwhile.
+    """
+
+    def __init__(self, run: Run, state: Any, devices: Devices = ()) -> None:
+        """`devices` drew the steps up to the state."""
+        self.run = run
+        # The last two states, in one value, so that who looks never sees two that do not follow each other.
+        self._states = state, state
+        self.devices = devices
+
+    @property
+    def state(self) -> Any:
+        """The newest state."""
+        return self._states[1]
+
+    @cached_property
+    def _using(self) -> Networks:
+        """The networks, with what was found of their memory: a batch that was too large is not tried again."""
+        networks = {name: self.run.model(name).network for name in self.run.job.models}
+        return Networks(networks, self.run.embeddings, settings().max_rows)
 
     @property
     def done(self) -> int:
@@ -47,17 +71,22 @@ class Progress:
     @property
     def expected(self) -> Latent:
         """A guess at the finished latents [b, c, h, w]."""
-        return self.run.composition.expected(self._before, self.state)
+        return self.run.composition.expected(*self._states)
 
     def move(self, state: Any) -> None:
-        """On to the next state."""
-        self._before, self.state = self.state, state
+        """On to the next state, one step further, that this process' device has drawn."""
+        self._states = self._states[1], state
+        self.devices = with_step(self.devices, self.done, device_name())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The newest state, and which devices drew it, as the store keeps them."""
+        return self.run.composition.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
 
     def advance(self, last: int) -> Chunk:
         """Sample up to step `last`."""
         started, total, composition = time.monotonic(), Count(), self.run.composition
         first = self.done
-        for state, count in composition.iterate(self.state, _using(self.run), until=last):
+        for state, count in composition.iterate(self.state, self._using, until=last):
             self.move(state)
             total = total.plus(count)
             report_step(composition.done(state), composition.steps)
@@ -97,15 +126,10 @@ async def _chunk(progress: Progress, last: int, sampled: Sampled, inputs: Inputs
     """
     run = progress.run
     chunk = await asyncio.to_thread(progress.advance, last)
-    tensors = run.composition.to_tensors(progress.state)
+    tensors = progress.to_tensors()
     sampled.set_result(chunk)
     await asyncio.shield(inputs)
     await asyncio.to_thread(run.store.write_tensors, run.state_key(last), tensors)
-
-
-def _using(run: Run) -> Networks:
-    networks = {name: run.model(name).network for name in run.job.models}
-    return Networks(networks, run.embeddings, settings().max_rows)
 
 
 async def newest(run: Run) -> Progress:
@@ -115,22 +139,22 @@ async def newest(run: Run) -> Progress:
     for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
         steps = [int(name) for name in names if name.isdecimal()]
         for step in sorted((step for step in steps if chapter.first < step <= end), reverse=True):
-            state = await asyncio.to_thread(_restored, run, step)
-            if state is not None:
-                return Progress(run, state)
+            restored = await asyncio.to_thread(_restored, run, step)
+            if restored is not None:
+                return restored
         end = chapter.first
     return Progress(run, run.composition.begin())
 
 
-def _restored(run: Run, step: int) -> Any:
-    """The state after a step; None if the store has none, or something else in its place."""
+def _restored(run: Run, step: int) -> Progress | None:
+    """The run in the state after a step; None if the store has none, or something else in its place."""
     tensors = run.store.read_tensors(run.state_key(step))
     if tensors is None:
         return None
     try:
         state = run.composition.from_tensors(tensors)
         if run.composition.done(state) == step:
-            return state
+            return Progress(run, state, from_tensor(tensors.get(_DEVICES), step))
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError):
         pass
     logger.warning("%s is no state of this run; it counts as absent", run.state_key(step))

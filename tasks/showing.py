@@ -92,6 +92,9 @@ class Shown:
         await self._renewal
         if self._told:
             await show_or_warn(self._show_progress())
+            # A run that was too fast for a preview shows what it became.
+            if self._preview is None and settings().preview_seconds > 0:
+                await show_or_warn(self._show_preview())
 
     async def _begin(self) -> None:
         if not self._told:
@@ -115,6 +118,9 @@ class Shown:
         pause = settings().preview_seconds
         if pause == 0 or time.monotonic() - self._preview_at < pause:
             return
+        await self._show_preview()
+
+    async def _show_preview(self) -> None:
         image = await asyncio.to_thread(lambda: as_data_uri(preview(self._members)))
         if self._preview is None:
             self._preview = await acreate_image_artifact(image, key="preview", description=self._words)
