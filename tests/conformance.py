@@ -52,12 +52,12 @@ def judge(case: Case, recordings: Recordings) -> Verdict:
     return Verdict(case["id"], error <= 1, error, "" if error <= 1 else f"{worst:.3g} off, {error:.3g} x tolerance")
 
 
-def selected(recordings: Recordings, tier: str, group: str | None) -> list[Case]:
-    """The cases of a tier and group; only `node` cases have a tier, all others belong to both."""
+def selected(recordings: Recordings, tier: str, groups: Sequence[str] = ()) -> list[Case]:
+    """The cases of a tier and some groups (none: all); only `node` cases have a tier, others belong to both."""
     return [
         case
         for case in recordings.cases
-        if (group is None or case["group"] == group) and (tier == "all" or case.get("tier", "core") == "core")
+        if (not groups or case["group"] in groups) and (tier == "all" or case.get("tier", "core") == "core")
     ]
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=GOLDENS, metavar="DIR", help="recordings")
     parser.add_argument("--tier", choices=["core", "all"], default="all")
-    parser.add_argument("--group", help="only this group")
+    parser.add_argument("--group", action="append", default=[], help="only this group; may be given again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
     given = parser.parse_args(arguments)
     recordings = Recordings(given.dir)

@@ -11,7 +11,7 @@ from tests.recordings import Case, Recordings
 RECORDINGS = Recordings(GOLDENS)
 
 
-@pytest.mark.parametrize("case", selected(RECORDINGS, "core", None), ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", selected(RECORDINGS, "core"), ids=lambda case: case["id"])
 def test_case(case: Case) -> None:
     verdict = judge(case, RECORDINGS)
     assert verdict.passed, verdict.why

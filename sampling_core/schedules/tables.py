@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
-import torch
-
 from sampling_core.errors import BadInput
 from sampling_core.levels import beta_levels
 from sampling_core.schedules.gits_rows import ROWS
@@ -64,7 +62,8 @@ def _interpolated(sigmas: Sequence[float], steps: int) -> list[float]:
     """As many steps along the same curve: linear in log sigma over the share of the steps taken."""
     logs = [math.log(sigma) for sigma in sigmas]
     found: list[float] = []
-    for at in torch.linspace(0, len(logs) - 1, steps + 1, dtype=torch.float64).tolist():
+    for step in range(steps + 1):
+        at = (len(logs) - 1) * step / steps
         i = min(int(at), len(logs) - 2)
         found.append(math.exp(logs[i] + (at - i) * (logs[i + 1] - logs[i])))
     return found

@@ -73,7 +73,7 @@ class DPMFast:
         count = evaluations // 3 + 1
         rest = evaluations % 3
         orders = [3] * (count - 1) + [rest] if rest else [3] * (count - 2) + [2, 1]
-        times = torch.linspace(start, stop, count + 1, dtype=torch.float64).tolist()
+        times = [start + (stop - start) * i / count for i in range(count + 1)]
         for order, (t, s) in zip(orders, pairwise(times), strict=True):
             noise = yield from _noise_in(x, t, like)
             state = Seen(x - math.exp(-t) * noise)

@@ -1,0 +1,101 @@
+"""A run on its way: which devices drew it, and what it learns of their memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tasks.sampling
+from sampling_core.levels import Level
+from sampling_core.parsing import parse_job
+from tasks.devices import UNKNOWN, Devices, DeviceSteps, from_tensor, sentence, to_tensor, with_step
+from tasks.preparing import prepare
+from tasks.run import Run
+from tasks.sampling import Progress, newest
+from tests.problems import GaussianData
+
+
+class Small(GaussianData):
+    """A network on a GPU with room for a few rows."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.refused = room, 0
+
+    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+        if len(x) > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError("no room")
+        return super().__call__(x, levels, embeddings)
+
+
+def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 6, "batch_size": 8}
+    prepared = prepare(parse_job(job))
+    run = Run(prepared, str(folder))
+    run.remember({run.mask_key: {"none": torch.zeros(1)}})
+    run.remember({run.prompt_key(words): {"embedding": torch.zeros(1, 1, 1)} for words in run.composition.prompts})
+    monkeypatch.setattr(Run, "model", lambda _self, _name: SimpleNamespace(network=network))
+    return run
+
+
+def stored(progress: Progress) -> None:
+    progress.run.store.write_tensors(progress.run.state_key(progress.done), progress.to_tensors())
+
+
+def test_a_batch_that_was_too_large_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the next chunk either: each try costs a second on a GPU that is full."""
+    network = Small(room=2)
+    run = run_of(tmp_path, network, monkeypatch)
+    progress = Progress(run, run.composition.begin())
+    progress.advance(1)
+    assert network.refused == 3, "16, 8 and 4 rows were too many"
+    for last in range(2, 7):
+        progress.advance(last)
+    assert network.refused == 3
+
+
+def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, GaussianData(), monkeypatch)
+    begun = Progress(run, run.composition.begin())
+    for device, last in (("cpu AVX2", 2), ("cpu AVX512", 5)):
+        monkeypatch.setattr(tasks.sampling, "device_name", lambda device=device: device)
+        begun.advance(last)
+        stored(begun)
+        begun = asyncio.run(newest(run))
+    assert sentence(begun.devices) == "steps 1 to 2 on cpu AVX2; steps 3 to 5 on cpu AVX512"
+    monkeypatch.undo()
+    monkeypatch.setattr(Run, "model", lambda _self, _name: SimpleNamespace(network=GaussianData()))
+    begun.advance(6)
+    assert begun.devices[-1].device.startswith("cpu ")
+
+
+def test_devices_are_written_as_bytes_and_read_back() -> None:
+    devices: Devices = ()
+    for step, device in enumerate(["a", "a", "b", "円"], start=1):
+        devices = with_step(devices, step, device)
+    assert [(one.first, one.last, one.device) for one in devices] == [(1, 2, "a"), (3, 3, "b"), (4, 4, "円")]
+    assert from_tensor(to_tensor(devices), 4) == devices
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        None,
+        torch.zeros(3),
+        torch.tensor(7),
+        torch.tensor([255, 0], dtype=torch.uint8),
+        to_tensor((DeviceSteps(first=1, last=3, device="of another state"),)),
+        to_tensor((DeviceSteps(first=1, last=4, device="x"),))[:-1],
+    ],
+)
+def test_what_is_no_list_of_devices_is_an_unknown_one(tensor: Tensor | None) -> None:
+    """A state that an older program wrote, or somebody else, is still a state."""
+    assert from_tensor(tensor, 4) == (DeviceSteps(first=1, last=4, device=UNKNOWN),)
