@@ -183,6 +183,8 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "WARNING")
     # To wait for the GPU is nothing late; after Prefect's 15 s SQLite is locked while all that wait are marked at once.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS", "900")
+    # Prefect plans an hour ahead: after a machine's sleep, all of the reaper's runs in it would be due at once.
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME", "PT5M")
     set_defaults()
     os.environ.update(machine.environment())
     try:
