@@ -68,7 +68,9 @@ def render(
     set_: Overrides = None,
     chunk: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. [about a second]"),
+        typer.Option(
+            min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. Default: about every second."
+        ),
     ] = None,
     as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.console import Console
 
+from flows import stopping
 from flows.calling import AsFlowRun, called, server_for
 from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
 from flows.environment import trust_the_caller
@@ -20,10 +20,13 @@ from flows.errors import NotDrawnError
 
 Machines = Annotated[
     int | None,
-    typer.Option(min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. [in this process]"),
+    typer.Option(
+        min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. Default: in this process."
+    ),
 ]
 PerShard = Annotated[
-    int | None, typer.Option("--per-shard", min=1, max=256, metavar="N", help="Most pictures that one run draws. [32]")
+    int | None,
+    typer.Option("--per-shard", min=1, max=256, metavar="N", help="Most pictures that one run draws. Default: 32."),
 ]
 
 
@@ -106,7 +109,7 @@ def totals(done: dict[str, Any]) -> dict[str, Any]:
         **{name: sum(part[name] for part in counted) if counted else None for name in costs},
         "missing": len(done["missing"]),
         "shards": done["shards"],
-        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+        "seconds": round(time.monotonic() - stopping.BEGAN, 1),
     }
 
 

@@ -19,12 +19,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]"),
+    typer.Option(
+        "--store", metavar="URL", help="Folder or fsspec URL where latents are kept. Default: .regional/store."
+    ),
 ]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. [renders]")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. Default: renders.")]
 
 
 GOES_ON = "the same command goes on"
