@@ -16,7 +16,7 @@ from rich.console import Console
 
 from flows import cli_grid, cli_plan, cli_store, stopping, submit
 from flows.calling import AsFlowRun, called, server_for
-from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
+from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, draws, in_context, progress, warn
 from flows.environment import set_defaults, trust_the_caller
 from flows.errors import NotDrawnError
 from flows.server_trouble import explained
@@ -68,7 +68,9 @@ def render(
     set_: Overrides = None,
     chunk: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. [about a second]"),
+        typer.Option(
+            min=1, max=1000, metavar="STEPS", help="Save the state after so many steps. Default: about every second."
+        ),
     ] = None,
     as_flow_run: AsFlowRun = False,
     as_json: AsJson = False,
@@ -78,8 +80,7 @@ def render(
     server = server_for(as_flow_run)
     prepared = _prepare(job, set_)
     check_places(store, out)
-    for warning in prepared.warnings():
-        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
+    warn(prepared.warnings())
     from flows.render import render as render_flow
 
     with progress(prepared.run.steps, shown=not as_json) as on_step:

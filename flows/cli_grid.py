@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.console import Console
 
+from flows import stopping
 from flows.calling import AsFlowRun, called, server_for
-from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, draws, in_context, progress
+from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, draws, in_context, progress, warn
 from flows.environment import trust_the_caller
 from flows.errors import NotDrawnError
+from flows.spent_time import spent
 
 Machines = Annotated[
     int | None,
-    typer.Option(min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. [in this process]"),
+    typer.Option(
+        min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. Default: in this process."
+    ),
 ]
 PerShard = Annotated[
-    int | None, typer.Option("--per-shard", min=1, max=256, metavar="N", help="Most pictures that one run draws. [32]")
+    int | None,
+    typer.Option("--per-shard", min=1, max=256, metavar="N", help="Most pictures that one run draws. Default: 32."),
 ]
 
 
@@ -46,7 +51,7 @@ def grid(
     from tasks.files import read_grid
 
     asked = read_grid(file, set_ or [])
-    check(asked)
+    warn(check(asked).warnings())
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
     with progress(steps, shown=not as_json and machines is None) as on_step:
@@ -74,7 +79,7 @@ def batch(
     from tasks.runs import prepared_files
 
     found = read_job_files(files, set_ or [])
-    prepared_files(found)
+    warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
     jobs = list(found.values())
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
@@ -95,18 +100,23 @@ def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dic
 
 
 def totals(done: dict[str, Any]) -> dict[str, Any]:
-    """Of what `grid` or `batch` returns: pictures' jobs and their cost, and the seconds since this process started.
+    """Of what `grid` or `batch` returns: pictures' jobs and their cost, and the seconds since this process started,
+    in all and by stage.
 
     Where shards were drawn on other machines, what they cost is not known here: None.
     """
-    counted: list[dict[str, int]] = done["counted"]
+    counted: list[dict[str, Any]] = done["counted"]
+    stages = Counter[str]()
+    for part in counted:
+        stages.update(part["seconds"])
     costs = ("drawn", "found", "evaluations", "forwards")
     return {
         "jobs": len(done["images"]) + len(done["missing"]),
         **{name: sum(part[name] for part in counted) if counted else None for name in costs},
         "missing": len(done["missing"]),
         "shards": done["shards"],
-        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+        "seconds": round(time.monotonic() - stopping.BEGAN, 1),
+        "stages": dict(stages),
     }
 
 
@@ -120,7 +130,7 @@ def _in_words(total: dict[str, Any]) -> str:
         f"{total['drawn']} drawn, {total['found']} found finished, "
         + (f"{equal} equal to another, " if equal > 0 else "")
         + f"{total['missing']} missing; {total['evaluations']} evaluations in {total['forwards']} forwards, "
-        f"{shards}, {total['seconds']} s"
+        f"{shards}, {spent(total['stages'], total['seconds'])}"
     )
 
 

@@ -12,19 +12,21 @@ from rich.console import Console
 from flows import stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Iterable
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Folder or fsspec URL where latents are kept. [.regional/store]"),
+    typer.Option(
+        "--store", metavar="URL", help="Folder or fsspec URL where latents are kept. Default: .regional/store."
+    ),
 ]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. [renders]")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. Default: renders.")]
 
 
 GOES_ON = "the same command goes on"
@@ -59,6 +61,12 @@ def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]
             bar.update(line, completed=done, total=total, description="sampling")
 
         yield on_step
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on stderr, each once."""
+    for warning in dict.fromkeys(warnings):
+        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
 def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:

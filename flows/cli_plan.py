@@ -161,7 +161,6 @@ def _tell(console: Console, together: Together, number: int, what: str) -> None:
     console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"
-    parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
     console.print(f"With --machines or --per-shard, {what} share fewer forwards and steps", style="dim")
 

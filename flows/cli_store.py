@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli_parts import AsJson
 from flows.environment import trust_the_caller
 from sampling_core.errors import BadInput
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a store of latents, and throw away what is not needed.", no_args_is_help=True)
 
-Url = Annotated[str | None, typer.Option("--store", metavar="URL", help="Folder or fsspec URL. [.regional/store]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Url = Annotated[
+    str | None, typer.Option("--store", metavar="URL", help="Folder or fsspec URL. Default: .regional/store.")
+]
 _POLICIES = "final, forks, all, none, or a number"
 
 

@@ -19,6 +19,7 @@ from tasks.file_names import file_stem
 from tasks.keeping import forget_forks
 from tasks.merging import merge
 from tasks.pictures import all_drawn
+from tasks.progress import began
 from tasks.runs import check_all
 from tasks.settings import Keep, settings
 from tasks.store import Store
@@ -67,7 +68,10 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     counted: list[dict[str, Any]] = []
     if machines is None:
         draw_here = shard if in_flow_run() else shard.fn
-        counted = [await draw_here(list(part), store=places.store, keep=places.keep) for part in parts]
+        for part in parts:
+            counted.append(await draw_here(list(part), store=places.store, keep=places.keep))
+            # The time before the first shard is in its seconds; the next one begins now.
+            began.set(None)
     else:
         asked = [_part(part, hash_of, places, store) for part in parts]
         unfinished = await run_shards(asked, spread.poll, spread.give_up_after)

@@ -12,6 +12,7 @@ from flows.render import Name
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob, cells
 from tasks.limits import check_cells
+from tasks.preparing import Prepared
 from tasks.runs import checked
 from tasks.settings import Keep
 
@@ -53,9 +54,11 @@ async def grid(
     return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
 
 
-def check(grid_job: GridJob) -> None:
+def check(grid_job: GridJob) -> Prepared:
     """Mistakes of the job itself are told by its own fields, not by those of a cell. Raises BadInput."""
-    steps = checked(NamedJob(name="job", job=grid_job.job)).run.steps
+    prepared = checked(NamedJob(name="job", job=grid_job.job))
+    steps = prepared.run.steps
     if grid_job.fork_step >= steps:
         allowed = f"1 to {steps - 1} (scheduler {grid_job.job.scheduler} makes {steps} steps)"
         raise BadInput("fork_at_step", grid_job.fork_step, allowed)
+    return prepared

@@ -3,7 +3,6 @@
 # No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot
 # resolve them as text when it loads this file by its path.
 import asyncio
-import time
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from pydantic import Field
 from flows.ahead import Ahead
 from flows.naming import named_after
 from flows.sampling import sample
+from flows.spent_time import Clock
 from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
 from tasks.at_once import at_once
@@ -21,7 +21,7 @@ from tasks.file_names import told_job
 from tasks.keeping import begin, finish
 from tasks.loading import load_model
 from tasks.masks import build_masks
-from tasks.progress import began, report_step
+from tasks.progress import report_step
 from tasks.prompts import encode_prompts, encode_start
 from tasks.publishing import Record, publish, versions
 from tasks.sampling import newest
@@ -59,7 +59,7 @@ async def render(
         The record, with the places of the pictures and of the store. It is also written as JSON beside the
         pictures, with their names alone.
     """
-    clock = _Clock()
+    clock = Clock()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
@@ -106,16 +106,3 @@ async def render(
     keeping = finish({run: beginning.result()}, keep or settings().keep)
     await asyncio.gather(shown_to_the_end, publish(record, list(pictures.values()), out, name), keeping)
     return record.as_json()
-
-
-class _Clock:
-    """Seconds per stage, from the command's beginning, if a command has called, or from now."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = began.get() or time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.laps[stage] = round(now - self._last, 3)
-        self._last = now

@@ -14,6 +14,7 @@ from flows.ahead import Ahead
 from flows.naming import named_after
 from flows.render import ChunkSteps, Name
 from flows.sampling import chunked
+from flows.spent_time import Clock
 from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
 from tasks.at_once import at_once
@@ -54,18 +55,19 @@ async def shard(
         name: What the run is called, for people.
 
     Returns:
-        How many jobs were `drawn` and how many `found` finished, and what it cost.
+        How many jobs were `drawn` and how many `found` finished, what it cost, and the `seconds` by stage.
     """
-    total, store_url = Count(), store_place(store)
+    total, store_url, clock = Count(), store_place(store), Clock()
     await asyncio.to_thread(Store(store_url).check, patient=True)
     async with Ahead() as ahead:
         runs = await ahead.made(partial(prepare_all, jobs, store_url))
+        clock.lap("build masks")
         drawn = dict(zip(runs, await at_once(is_drawn, runs.values()), strict=True))
         missing = {name: run for name, run in runs.items() if not drawn[name]}
         to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
-            count, begun = await _draw(dict(group), chunk_steps, ahead)
+            count, begun = await _draw(dict(group), chunk_steps, ahead, clock)
             total, to_finish = total.plus(count), to_finish | begun
         # Only now: until all are drawn, one may go on from a state of another.
         await finish(to_finish, keep or settings().keep, "forks")
@@ -74,6 +76,7 @@ async def shard(
         "found": len(runs) - len(missing),
         "evaluations": total.evaluations,
         "forwards": total.forwards,
+        "seconds": clock.laps,
     }
 
 
@@ -87,10 +90,13 @@ async def _left_open(drawn: Sequence[Run]) -> dict[Run, Known]:
     return {run: entry for run, entry in known if entry is not None and entry.finished is None}
 
 
-async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> tuple[Count, dict[Run, Known]]:
+async def _draw(
+    runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead, clock: Clock
+) -> tuple[Count, dict[Run, Known]]:
     these = list(runs.values())
     for model in these[0].job.models:
         await load_model(model, these[0].fingerprints)
+    clock.lap("load model")
     starts = [run for run in these if run.job.start_image is not None]
     if starts:
         await ahead.made(partial(encode_start, starts))
@@ -98,6 +104,7 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
     company, inputs = Company(await asyncio.gather(*map(newest, these))), ahead.so_far()
     beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
     report_step(*counted(company.members))
+    clock.lap("encode prompts")
     shown = Shown(company.members)
 
     def work(first: int, last: int, sampled: Sampled) -> Any:
@@ -105,6 +112,7 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
 
     chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead, shown.renew)
     shown_to_the_end = asyncio.create_task(shown.end())
+    clock.lap("sample")
     # A picture's record names its last state.
     await ahead.at_most(0)
     for first in range(0, len(these), _PICTURES):
@@ -113,5 +121,6 @@ async def _draw(runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead) -> 
         await ahead.at_most(settings().chunks_ahead)
     await ahead.at_most(0)
     await shown_to_the_end
+    clock.lap("write")
     count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     return count, dict(zip(these, beginning.result(), strict=True))

@@ -1,8 +1,11 @@
-"""Where the time of a command went, for people."""
+"""Where the time of a run or a command went."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+
+from tasks.progress import began
 
 PARTS = {
     "start": ("start", "open store", "build masks"),
@@ -10,6 +13,20 @@ PARTS = {
     "sample": ("sample",),
 }
 """Stages of a record by what people are told; all else, which is prompts, decoding and writing, is `write`."""
+
+
+class Clock:
+    """Seconds by stage, from the command's beginning if a command has called, or from now. A stage may come again."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = began.get() or time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """What was done since the last lap was this."""
+        now = time.monotonic()
+        self.laps[stage] = round(self.laps.get(stage, 0.0) + now - self._last, 3)
+        self._last = now
 
 
 def spent(stages: Mapping[str, float], total: float) -> str:

@@ -25,7 +25,7 @@ def submit(
     job: JobFile,
     pool: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Work pool; the deployment there is run. [render/render, grid/grid]"),
+        typer.Option(metavar="NAME", help="Work pool; its deployment is run. Default: render/render, or grid/grid."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run; exit code 1 unless it completes.")] = False,
     set_: Overrides = None,

@@ -13,6 +13,7 @@ from sampling_core.errors import BadInput, BadJob
 from sampling_core.field_types import fields_at
 from sampling_core.grid_job import GridJob
 from sampling_core.job import RenderJob
+from sampling_core.original_node import UNTOUCHED
 from sampling_core.shapes import SHAPE_HELP, ColorMap, Ellipse, Image, Polygon, Rectangle
 from sampling_core.spellings import meant_field, meant_value
 
@@ -66,12 +67,12 @@ def parse_grid(data: object) -> GridJob:
 def _check_node(data: object, prefix: str) -> None:
     """Raise BadJob for `node` without sequential composition.
 
-    The models take a node that is as if it had not been touched: forms always send one.
+    One that nobody has touched is let through: forms and the jobs inside finished pictures always have one.
     """
     if not isinstance(data, Mapping):
         return
     job = cast("Mapping[str, object]", data)
-    if job.get("node") is not None and job.get("composition", "joint") == "joint":
+    if job.get("node") not in (None, UNTOUCHED.model_dump(mode="json")) and job.get("composition", "joint") == "joint":
         raise BadJob([BadInput(f"{prefix}node", job["node"], "left out, unless there is composition: sequential")])
 
 

@@ -27,6 +27,8 @@ with it and without it; rsync has the same sign."""
 
 def file_stem(job_hash: str, name: str) -> str:
     """The start of a file name: `name` as far as all file systems allow it, in any script, and the job's hash."""
+    # A picture whose job is drawn again has the hash in its own name already.
+    name = re.sub(rf"-{job_hash[:HASH_DIGITS]}(-[0-9]+)?\Z", "", name)
     kept = "".join(letter if _allowed(letter) else "\0" for letter in unicodedata.normalize("NFC", name))
     readable = re.sub("\0+", "-", kept).encode()[:MOST_BYTES].decode(errors="ignore").strip("-" + _JOINERS)
     return f"{readable or 'render'}-{job_hash[:HASH_DIGITS]}"
@@ -48,6 +50,11 @@ def told_name(path: str) -> str:
     if found and not typed.startswith("/"):
         return typed
     return path if is_url(path) or not PurePath(path).is_absolute() else PurePath(path).name
+
+
+def shown_path(path: str) -> str:
+    """A path as people write it."""
+    return path.replace(_TYPED, "/", 1)
 
 
 def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:

@@ -25,6 +25,7 @@ from sampling_core.fitting import Fit, Size, placing
 from sampling_core.job import RenderJob
 from tasks.credentials import storage_options
 from tasks.file_kinds import unreadable_kind
+from tasks.file_names import shown_path
 from tasks.settings import settings
 from tasks.trust import image_place, is_url
 
@@ -96,11 +97,11 @@ def _read_limited(field: str, name: str) -> bytes:
                 data = file.read(limit + 1)
             wrong = "" if data else "this file is empty"
     except Exception as error:  # an object store has its own ways to fail
-        raise BadInput(field, name, f"a readable image file ({_reason(error)})") from error
+        raise BadInput(field, shown_path(name), f"a readable image file ({_reason(error)})") from error
     if wrong:
-        raise BadInput(field, name, f"a readable image file ({wrong})")
+        raise BadInput(field, shown_path(name), f"a readable image file ({wrong})")
     if len(data) > limit:
-        raise BadInput(field, name, f"an image file of at most {limit} bytes (REGIONAL_MAX_MASK_BYTES)")
+        raise BadInput(field, shown_path(name), f"an image file of at most {limit} bytes (REGIONAL_MAX_MASK_BYTES)")
     return data
 
 
@@ -135,10 +136,10 @@ def _decode(field: str, name: str, data: bytes, left: int) -> Photo:
         if left < most:
             total = settings().max_image_pixels
             allowed = f"images of at most {total} pixels together (REGIONAL_MAX_IMAGE_PIXELS; {left} are left; {error})"
-        raise BadInput(field, name, allowed) from error
+        raise BadInput(field, shown_path(name), allowed) from error
     except Exception as error:  # decoders fail in many ways on damaged files
         kind = unreadable_kind(data) or _reason(error)
-        raise BadInput(field, name, f"a readable image file ({kind})") from error
+        raise BadInput(field, shown_path(name), f"a readable image file ({kind})") from error
 
 
 def _check_pixels(image: Image.Image, most: int) -> None:

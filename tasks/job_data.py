@@ -14,7 +14,6 @@ from PIL import Image
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob
 from sampling_core.job import RenderJob
-from sampling_core.original_node import UNTOUCHED
 from tasks.job_text import read_json, read_yaml
 from tasks.settings import settings
 from tasks.trust import is_url
@@ -51,24 +50,19 @@ def read_data(file: Path) -> Found:
     """What a file says: a job, a grid, or the job inside a finished picture. Raises BadInput for anything else."""
     content = _content(file)
     if content.startswith(_PNG):
-        return Found("job", _as_given(_mapping(file, _json(file, _text_of_picture(file, content)))), of_a_picture=True)
+        return Found("job", _mapping(file, _json(file, _text_of_picture(file, content))), of_a_picture=True)
     most = settings().max_job_bytes
     if len(content) > most:
         raise NoJobFileError(file, f"has more than {most} bytes", f"{most} bytes (REGIONAL_MAX_JOB_BYTES)")
     data = _mapping(file, _parsed(file, _decoded(file, content), most))
     job = data.get("job")
     if isinstance(job, Mapping) and "job_hash" in data:
-        return Found("job", _as_given(cast("dict[str, Any]", job)), of_a_picture=True)
+        return Found("job", cast("dict[str, Any]", job), of_a_picture=True)
     if {"sheet", "images"} <= data.keys():
         raise NoJobFileError(file, "is the table of a grid's or a batch's pictures")
     own = data.keys() & GridJob.model_fields.keys() - RenderJob.model_fields.keys()
     grid = "job" in own or (own and not data.keys() & RenderJob.model_fields.keys())
     return Found("grid" if grid else "job", data)
-
-
-def _as_given(job: dict[str, Any]) -> dict[str, Any]:
-    """A picture's job has all fields; `node` is not given where nobody touched it."""
-    return {name: value for name, value in job.items() if name != "node" or value != UNTOUCHED.model_dump(mode="json")}
 
 
 def _content(file: Path) -> bytes:

@@ -100,7 +100,7 @@ def settings() -> Settings:
         raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
 
 
-_NO_SETTINGS = ("UP", "CODE", "SCREENSHOTS")
+_NO_SETTINGS = ("UP", "UP_PART", "CODE", "SCREENSHOTS")
 """Variables `REGIONAL_*` that others read: `make up` and `make down`, deployments, tests."""
 
 

@@ -226,6 +226,23 @@ def test_examples_have_nothing_to_warn_of(
     assert [line[:38] for line in warned] == always
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("render", "Default: renders."),
+        ("render", "Default: about every second."),
+        ("grid", "Default: in this process."),
+        ("batch", "Default: 32."),
+        ("submit", "Default: render/render, or grid/grid."),
+    ],
+)
+def test_help_says_what_is_done_by_default(
+    command: str, default: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    assert default in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("command", [[], ["render"], ["plan"]])
 def test_help_shows_every_option(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

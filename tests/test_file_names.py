@@ -67,6 +67,13 @@ def test_names_stay_themselves_as_far_as_file_systems_allow(name: str, readable:
     assert file_stem(HASH, name) == f"{readable}-{HASH[:16]}"
 
 
+@pytest.mark.parametrize("picture", [file_stem(HASH, "job"), f"{file_stem(HASH, 'job')}-2"])
+def test_a_picture_that_is_drawn_again_keeps_its_name(picture: str) -> None:
+    assert file_stem(HASH, picture) == file_stem(HASH, "job")
+    other = sha256(b"another job").hexdigest()
+    assert file_stem(other, picture) == f"{picture}-{other[:16]}"
+
+
 @given(st.text(st.characters(), max_size=80))
 @example("é" * 80)
 @example("-")

@@ -129,15 +129,17 @@ def test_every_sampler_and_scheduler_is_known_by_what_other_programs_call_it() -
             assert meant_value("sampler", written, get_args(SamplerName)) == f"{sampler} with scheduler: {scheduler}"
 
 
-def test_forms_may_send_a_node_as_it_was_before_anybody_touched_it() -> None:
-    """Prefect's form sends the defaults of its schema; a person's file that names a node means it."""
+def test_a_node_that_nobody_has_touched_may_be_there() -> None:
+    """Prefect's form sends the defaults of its schema, and the job in a picture has all fields."""
     form = RenderJob.model_json_schema()["properties"]["node"]["default"]
     assert form["name"] == "RegionalSampler"
     assert RenderJob.model_validate(JOB | {"node": form}) == parse_job(JOB)
+    assert parse_job(JOB | {"node": form}) == parse_job(JOB)
+    touched = form | {"overlap_factor": 11}
     with pytest.raises(BadJob, match=r"^node: "):
-        parse_job(JOB | {"node": form})
+        parse_job(JOB | {"node": touched})
     with pytest.raises(BadJob, match=r"^job\.node: "):
-        parse_grid({"job": JOB | {"node": form}})
+        parse_grid({"job": JOB | {"node": touched}})
     assert parse_job(JOB | {"node": form, "composition": "sequential"}).node == UNTOUCHED
 
 

@@ -44,10 +44,13 @@ def sigma_below(t: Level, s: Level) -> float:
     That midpoint is `s` but for rounding and, with the schedule `normal`, often lies between two timesteps. Rounded
     in these places it has the timestep that the recorded runs of the original nodes have.
     """
+    below = descend(t, s).down.sigma
     if t.alpha != 1:
-        return descend(t, s).down.sigma
+        return below
     up = float32(math.sqrt(s.sigma**2 * (t.sigma**2 - s.sigma**2) / t.sigma**2))
-    return math.sqrt(s.sigma**2 - float(up * up))
+    squared = s.sigma**2 - float(up * up)
+    # A step that is very long loses all digits of the difference, or more.
+    return math.sqrt(squared) if squared > 0 else below
 
 
 def climb(x: Latent, descent: Descent, at: Interval) -> Latent:

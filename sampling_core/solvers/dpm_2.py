@@ -23,10 +23,10 @@ def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
     return x + (s.sigma - t.sigma) * slope(halfway, there, middle), NoState()
 
 
-def _to_zero(x: Latent, at: Interval) -> Step[NoState]:
-    """The last step, to sigma 0, is Euler's: log sigma has no midpoint there."""
-    denoised = (yield Query(x, at.t)).denoised
-    return transfer(x, denoised, at.t, at.s), NoState()
+def _to_zero(x: Latent, t: Level, s: Level) -> Step[NoState]:
+    """A step to sigma 0 is Euler's: log sigma has no midpoint there."""
+    denoised = (yield Query(x, t)).denoised
+    return transfer(x, denoised, t, s), NoState()
 
 
 class DPM2(OneStep):
@@ -34,7 +34,7 @@ class DPM2(OneStep):
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         if at.s.sigma == 0:
-            return (yield from _to_zero(x, at))
+            return (yield from _to_zero(x, at.t, at.s))
         return (yield from _midpoint(x, at.t, at.s, _halfway(at.t, at.s.sigma)))
 
 
@@ -46,7 +46,11 @@ class DPM2Ancestral(OneStep):
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         if at.s.sigma == 0:
-            return (yield from _to_zero(x, at))
+            return (yield from _to_zero(x, at.t, at.s))
         descent = descend(at.t, at.s)
-        x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
+        if descent.down.sigma == 0:
+            # From high noise to very little, all digits cancel.
+            x, _ = yield from _to_zero(x, at.t, descent.down)
+        else:
+            x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
         return climb(x, descent, at), state

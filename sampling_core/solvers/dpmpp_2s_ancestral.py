@@ -29,6 +29,9 @@ class DPMpp2SAncestral(OneStep):
         if at.s.sigma == 0:
             return transfer(x, denoised, t, at.s), state
         descent = descend(t, at.s)
+        if descent.down.sigma == 0:
+            # From high noise to very little, all digits cancel, and there is no midpoint.
+            return climb(denoised, descent, at), state
         middle = _middle(t, same_kind(t, sigma_below(t, at.s)))
         there = (yield Query(transfer(x, denoised, t, middle), middle)).denoised
         return climb(transfer(x, there, t, descent.down), descent, at), state
@@ -47,6 +50,8 @@ class DPMpp2SAncestralCfgPP(OneStep):
         if s.sigma == 0:
             return denoised, state
         descent = descend(t, s)
+        if descent.down.sigma == 0:
+            return climb(denoised, descent, at), state
         middle = between(t, Level(1.0, sigma_below(t, s)), 1 / 2)
         shifted = x + (denoised - unconditional(answer))
         there = yield Query(transfer(shifted, denoised, t, middle), same_kind(at.t, middle.sigma), unconditional=True)
