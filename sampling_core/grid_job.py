@@ -125,6 +125,7 @@ def _job(grid: GridJob, number: int, cell: Cell | None) -> RenderJob:
     own: dict[str, Any] = {} if cell is None else cell.model_dump(exclude={"row", "column"}, exclude_none=True)
     if grid.mode == "Fork then Sample":
         return _changed(grid.job, {"seed": (grid.job.seed + number) % (MAX_SEED + 1)} | own)
+    own = {name: value for name, value in own.items() if value != getattr(grid.job, name)}
     if not own:
         return grid.job
     # From the fork on, a region under all others takes the place of the base. It comes last, because the place

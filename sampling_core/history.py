@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -56,10 +56,7 @@ def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[st
 
 def _told(value: object, fingerprints: Mapping[str, str], digests: dict[int, str]) -> Any:
     """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
-
-    def told(item: object) -> Any:
-        return _told(item, fingerprints, digests)
-
+    told = partial(_told, fingerprints=fingerprints, digests=digests)
     match value:
         case None | bool() | int() | float() | str():
             return value

@@ -84,14 +84,19 @@ def grown(mask: PixelMask, pixels: int) -> PixelMask:
     return F.max_pool2d(wide, (1, edge), stride=1, padding=(0, pixels))[0, 0]
 
 
+def reach_of(feather: int) -> int:
+    """Pixels, on each side of an edge, over which it fades: so an odd feather draws what the even one below it does."""
+    return feather // 2
+
+
 def feathered(mask: PixelMask, feather: int) -> PixelMask:
     """The mask with edges that fade linearly over `feather` pixels, half inside and half outside.
 
     The canvas' own border is no edge: a region that touches it stays whole there.
     """
-    if feather < 2:
+    reach = reach_of(feather)
+    if reach == 0:
         return mask
-    reach = feather // 2
     soft = mask[None, None]
     for kernel, padding in (((1, 2 * reach + 1), (reach, reach, 0, 0)), ((2 * reach + 1, 1), (0, 0, reach, reach))):
         soft = F.avg_pool2d(F.pad(soft, padding, mode="replicate"), kernel, stride=1)

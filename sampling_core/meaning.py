@@ -6,15 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from sampling_core.hashing import content_hash
-from sampling_core.job import Region, RenderJob
+from sampling_core.job import DrawnMask, Region, RenderJob
+from sampling_core.masks import reach_of
 from sampling_core.original_node import PARAMETERS
+from sampling_core.schedules import is_whole
 from sampling_core.shapes import Shape
 from sampling_core.solvers import CFG_PP, SOLVERS
 
+INERT: dict[type[BaseModel], set[str]] = {Region: {"name"}}
+"""Fields that change no picture, by model. Every other field is hashed, as it stands unless it is resolved below."""
 _RESOLVED = {
-    *("regions", "base_only_steps", "sampler", "cfg", "negative_prompt", "node", "batch_size", "batch_index"),
-    *("overlap", "noise", "start_image", "start_fit", "protect"),
+    *("regions", "base_only_steps", "denoise", "sampler", "cfg", "negative_prompt", "node", "batch_size"),
+    *("batch_index", "overlap", "noise", "start_image", "start_fit", "protect"),
+}
+_RESOLVED_OF_REGIONS = {
+    *("mask", "grow", "feather", "sampler", "cfg", "negative_prompt", "model", "scheduler", "sigma_factor", "weight"),
+    *("variation_seed", "variation_strength", "variation_method", "start_at_step", "end_at_step"),
 }
 
 
@@ -28,6 +38,7 @@ def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[st
     means = job.model_dump(mode="json", exclude=_RESOLVED) | _asked_of(job, None)
     means["model"] = digests.get(job.model, job.model)
     means["base_only_steps"] = job.first_steps if job.regions else 0
+    means["denoise"] = _rounded(job.denoise)
     means["pictures"] = list(job.batch_index) or job.batch_size
     if job.start_image is not None:
         means["start"] = [digests.get(job.start_image, job.start_image), job.start_fit]
@@ -38,19 +49,13 @@ def meaning(job: RenderJob, digests: Mapping[str, str] | None = None) -> dict[st
         means["noise"] = job.noise
     means["regions"] = [_region(job, region, digests) for region in job.regions]
     if job.composition == "sequential":
-        node = job.node.model_dump(mode="json", include={"name", *PARAMETERS[job.node.name]})
-        means["node"] = node | ({"tile": shape_meaning(job.node.tile, digests)} if "tile" in node else {})
+        means["node"] = _node(job, digests)
     return means
 
 
 def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[str, Any]:
-    means: dict[str, Any] = {
-        "mask": shape_meaning(region.mask, digests),
-        "prompt": region.prompt,
-        "grow": region.grow,
-        "feather": region.feather,
-    }
-    means |= _asked_of(job, region)
+    means = region.model_dump(mode="json", exclude=INERT[Region] | _RESOLVED_OF_REGIONS) | _asked_of(job, region)
+    means["mask"] = mask_meaning(DrawnMask("mask", region.mask, region.grow, region.feather), digests)
     model = region.model or job.model
     means["model"] = digests.get(model, model)
     if region.variation_strength > 0:
@@ -64,6 +69,31 @@ def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[
     return means | {"weight": weight, "steps": window}
 
 
+def _node(job: RenderJob, digests: Mapping[str, str]) -> dict[str, Any]:
+    node = job.node
+    means = node.model_dump(mode="json", include={"name", *PARAMETERS[node.name]})
+    if "tile" in means:
+        means["tile"] = shape_meaning(node.tile, digests)
+    if node.name == "TwoSamplersForMask":
+        means["mask_seed"] = job.seed if node.mask_seed is None else node.mask_seed
+        means["mask_steps"] = node.mask_steps or job.steps
+        means["mask_denoise"] = _rounded(node.mask_denoise or job.denoise)
+    if node.seed_2nd_mode == "ignore":
+        means.pop("seed_2nd", None)
+    if node.name == "RegionalSamplerAdvanced":
+        means["end_at_step"] = min(node.end_at_step, job.steps)
+    return means
+
+
+def _rounded(denoise: float) -> float:
+    return 1.0 if is_whole(denoise) else denoise
+
+
+def mask_meaning(mask: DrawnMask, digests: Mapping[str, str]) -> list[Any]:
+    """What a mask is drawn from: its shape, and in pixels how far it grows and how far its edge fades."""
+    return [shape_meaning(mask.shape, digests), mask.grow, reach_of(mask.feather)]
+
+
 def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:
     """A shape with the content of its file in the place of the file's path."""
     means = shape.model_dump(mode="json")
@@ -75,6 +105,9 @@ def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:
 
 def _asked_of(job: RenderJob, region: Region | None) -> dict[str, Any]:
     sampler, cfg, negative = job.settings_of(region)
+    if job.composition == "joint":
+        # ComfyUI's names for where the noise is drawn. The Impact Pack treats some of them in another way.
+        sampler = sampler.removesuffix("_gpu")
     # With guidance off, the negative prompt is evaluated for CFG++ alone.
     unused = math.isclose(cfg, 1.0) and sampler not in CFG_PP
     return {"sampler": sampler, "cfg": cfg, "negative_prompt": "" if unused else negative}

@@ -18,6 +18,7 @@ from sampling_core.joint_plan import joint
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.cautions import cautions
 from sampling_core.nodes.sequential import Sequential
+from sampling_core.schedules import is_whole
 from sampling_core.sequential_plan import sequential
 
 _WEIGHTED = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")
@@ -93,9 +94,9 @@ def cost(run: Composition[Any], max_rows: int | None = None) -> Cost:
 def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list[str]:
     """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
     found: list[str] = []
-    if job.denoise < 1 and job.start_image is None:
+    if not is_whole(job.denoise) and job.start_image is None:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
-    if job.denoise == 1 and job.start_image is not None and not job.protect:
+    if is_whole(job.denoise) and job.start_image is not None and not job.protect:
         found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
     if isinstance(run, Sequential):
         found += cautions(run)

@@ -19,11 +19,11 @@ from sampling_core.hashing import content_hash
 from sampling_core.image_warnings import image_warnings
 from sampling_core.job import RenderJob
 from sampling_core.masks import to_lattice
-from sampling_core.meaning import meaning, shape_meaning
+from sampling_core.meaning import mask_meaning, meaning
 from sampling_core.models.folder import ModelFolder, check_alike
 from sampling_core.plan import Cost, compose, cost, warnings
 from sampling_core.prompt_warnings import prompt_warnings
-from sampling_core.region_masks import protected_pixels, region_masks
+from sampling_core.region_masks import mask_size, protected_pixels, region_masks
 from sampling_core.savings import savings
 from tasks.image_files import read_image_files, resized
 from tasks.limits import check_evaluations, check_limits
@@ -107,9 +107,9 @@ def prepare(job: RenderJob) -> Prepared:
     files = read_image_files(job)
     digests = {**files.digests, **fingerprints}
     means = meaning(job, digests)
-    drawn = [(shape_meaning(mask.shape, digests), mask.grow, mask.feather) for mask in job.drawn_masks()]
+    drawn = [(mask_meaning(mask, digests), mask_size(job, mask.field)) for mask in job.drawn_masks()]
     pictures = [means.get("start"), means.get("protect")]
-    mask_means = [FORMAT, job.composition, means.get("node"), drawn, pictures, job.width, job.height, folder.cell]
+    mask_means = [FORMAT, job.composition, drawn, pictures, job.width, job.height, folder.cell]
     inputs = _inputs(job, files.photos, folder.cell)
     prepared = Prepared(
         job=job,

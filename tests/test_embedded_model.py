@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,82 @@ def test_fingerprint_is_of_content(copy: Path) -> None:
     name = next(iter(tensors))
     save_file({key: value + (key == name) for key, value in tensors.items()}, weights, metadata={"format": "pt"})
     assert open_folder(str(copy)).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(
+            f"{part}/{name}"
+            for part in ("unet", "vae", "text_encoder", "tokenizer")
+            for name in ("README.md", ".DS_Store")
+        ),
+        *("unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"),
+        *("unet/diffusion_pytorch_model.bin", "scheduler/notes.json", "MODEL_CARD.md", "vae/tokenizer.json"),
+    ],
+)
+def test_files_that_nobody_reads_do_not_count(copy: Path, file: str) -> None:
+    before = open_folder(str(copy)).fingerprint()
+    (copy / file).write_bytes(b"notes")
+    assert open_folder(str(copy)).fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"),
+        *(f"tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config", "vocab", "special_tokens_map")),
+        *("tokenizer/added_tokens.json", "tokenizer/merges.txt"),
+    ],
+)
+def test_every_file_that_is_read_counts(copy: Path, file: str) -> None:
+    before = open_folder(str(copy)).fingerprint()
+    content = (copy / file).read_text() if (copy / file).exists() else "{}"
+    (copy / file).write_text(content + "\n")
+    assert open_folder(str(copy)).fingerprint() != before
+
+
+def test_all_that_the_libraries_open_counts(copy: Path) -> None:
+    """As far as Python sees it: what the libraries' Rust opens are weights and the tokenizer."""
+    opened: set[Path] = set()
+    listening = True
+
+    def listen(event: str, arguments: tuple[object, ...]) -> None:
+        if listening and event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(str(copy)):
+            opened.add(Path(arguments[0]).relative_to(copy))
+
+    # A hook cannot be taken off again.
+    sys.addaudithook(listen)
+    try:
+        load(open_folder(str(copy)), "cpu", torch.float32)
+    finally:
+        listening = False
+    names = {file.as_posix() for file in opened} - {"model_index.json"}
+    assert {"unet/config.json", "tokenizer/tokenizer_config.json"} <= names
+    for name in names:
+        before = open_folder(str(copy)).fingerprint()
+        (copy / name).write_text((copy / name).read_text() + "\n")
+        assert open_folder(str(copy)).fingerprint() != before, name
+
+
+def test_weights_in_shards_count_with_their_index(copy: Path) -> None:
+    whole = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, of_it in parts.items():
+        save_file({name: tensors[name] for name in of_it}, copy / "unet" / file, metadata={"format": "pt"})
+    index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    weight_map = {name: file for file, of_it in parts.items() for name in of_it}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    whole.unlink()
+    found = [open_folder(str(copy)).fingerprint()]
+    index.write_text(index.read_text() + "\n")
+    found.append(open_folder(str(copy)).fingerprint())
+    changed = {name: tensors[name] + 1 for name in parts["two.safetensors"]}
+    save_file(changed, copy / "unet" / "two.safetensors", metadata={"format": "pt"})
+    found.append(open_folder(str(copy)).fingerprint())
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_the_original_node_shares_its_base_only_steps(change: dict[str, Any], sh
     assert next((i for i, (a, b) in enumerate(zip(*names, strict=True)) if a != b), len(names[0])) == shared
 
 
+@pytest.mark.parametrize(
+    ("own", "shared"),
+    [({}, 6), ({"sampler": "euler_ancestral"}, 2), ({"sampler": "euler_ancestral", "start_at_step": 4}, 4)],
+)
+def test_the_kind_of_noise_counts_from_where_somebody_draws_it(own: dict[str, Any], shared: int) -> None:
+    jobs = ({"noise": noise, "regions": [LEFT | own]} for noise in ("keyed", "comfyui"))
+    assert common(*jobs) == shared
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "dpmpp_sde", "sa_solver"])
 def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
     """From the last state that two jobs share, written by the one and read by the other, to the same bits."""

@@ -20,6 +20,8 @@ from sampling_core.models import EMBEDDED
 PIPELINE = "StableDiffusionPipeline"
 INDEX = "model_index.json"
 PARTS_WITH_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_WEIGHTS = ("safetensors", "safetensors.index.json")
+"""Endings of a single file, and of the index of several."""
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("diffusers", ("UNet2DConditionModel",)),
     "vae": ("diffusers", ("AutoencoderKL",)),
@@ -28,6 +30,15 @@ _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scheduler": ("diffusers", ("*Scheduler",)),  # any: it is read for its numbers alone, and never loaded
 }
 """Library and classes of each part. An index may name any class, and code of its own: these are all we load."""
+_CONFIGURATIONS = {
+    **dict.fromkeys(PARTS_WITH_WEIGHTS, ("config.json",)),
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": (
+        *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+        *("special_tokens_map.json", "added_tokens.json"),
+    ),
+}
+"""Files of each part that are read beside its weights."""
 _NAMING_CODE = ("auto_map", "transformers_weights", "quantization_config", "attn_implementation")
 """Keys of a configuration that make the libraries read other files, fetch kernels or run other code."""
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
@@ -51,15 +62,24 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
         total = hashlib.sha256()
-        for file in sorted(file for file in read_files(self.path) if file.name != INDEX and file.is_file()):
+        for file in self._counted():
             facts = file.stat()
             total.update(f"{file.relative_to(self.path).as_posix()} ".encode())
             total.update(_digest(file, facts.st_size, facts.st_mtime_ns))
         return total.hexdigest()
 
+    def _counted(self) -> list[Path]:
+        """The files that determine pictures: weights and configurations, but no other variants, and no notes."""
+        files = set(self.weight_files)
+        for part, stem in PARTS_WITH_WEIGHTS.items():
+            # Of a single file and an index, the libraries of some parts prefer the one, some the other.
+            files |= {self.path / part / f"{stem}.{ending}" for ending in _WEIGHTS}
+        files |= {self.path / part / name for part, names in _CONFIGURATIONS.items() for name in names}
+        return sorted(file for file in files if file.is_file())
+
 
 def read_files(folder: Path) -> list[Path]:
-    """Everything that may be read of a model folder."""
+    """Everything that may be read of a model folder, and what lies beside it."""
     return [folder / INDEX, *(file for part in _PARTS for file in (folder / part).glob("*"))]
 
 
@@ -139,8 +159,8 @@ def _check_parts(index: dict[str, Any], model: str) -> None:
 
 def _weights(folder: Path, stem: str, model: str) -> list[Path]:
     """The safetensors files of one part: a single one, or the shards of an index. Pickled weights are not read."""
-    index = folder / f"{stem}.safetensors.index.json"
-    files = [folder / f"{stem}.safetensors"]
+    single, index = (folder / f"{stem}.{ending}" for ending in _WEIGHTS)
+    files = [single]
     if index.is_file():
         names = set(_read(index, model)["weight_map"].values())
         if any(Path(name).name != name for name in names):

@@ -19,7 +19,7 @@ from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.masks import composite, noise_mask
 from sampling_core.nodes.passes import Pass, Result, as_walked, original_solver
 from sampling_core.noise import LOWEST_SEED, InitialNoise, check_seed, shape_of
-from sampling_core.schedules import original_sigmas
+from sampling_core.schedules import is_whole, original_sigmas
 from sampling_core.solvers import BROWNIAN
 
 RecoveryMode = Literal["DISABLE", "ratio additional", "ratio between"]
@@ -191,9 +191,9 @@ def ksampler_passes(setting: Setting, call: Call, levels: ModelLevels, denoise: 
     _check(setting, call, "sampler")
     if denoise <= 0:
         return []
-    total = call.steps if denoise > 0.9999 else lengthened(call.steps, denoise)
+    total = call.steps if is_whole(denoise) else lengthened(call.steps, denoise)
     sigmas = original_sigmas(levels, setting.sampler, setting.scheduler, total)
-    if denoise <= 0.9999:
+    if not is_whole(denoise):
         sigmas = sigmas[-(call.steps + 1) :]
     part = stretch(sigmas, call)
     return [] if part is None else [PlannedPass(setting, call, levels, part.sigmas)]

@@ -134,7 +134,9 @@ def _grown(regions: Sequence[Region], overlap_factor: int) -> list[AnyMask]:
 
 def _varied(regions: Sequence[Region], shape: Shape, seed: int, batch_index: tuple[int, ...] | None) -> InitialNoise:
     variations = tuple(
-        Variation(single_mask(r.mask), r.variation_seed, r.variation_strength, r.variation_method) for r in regions
+        Variation(single_mask(r.mask), r.variation_seed, r.variation_strength, r.variation_method)
+        for r in regions
+        if r.variation_strength > 0
     )
     noise = InitialNoise(seed, shape, batch_index, variations, original=True)
     # Impossible seeds and masks are refused now and not in the midst of the run.

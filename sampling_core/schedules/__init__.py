@@ -16,7 +16,7 @@ from sampling_core.schedules.curves import exponential, karras, kl_optimal, line
 from sampling_core.schedules.tables import AYS, AYSModel, align_your_steps, gits
 from sampling_core.schedules.timesteps import beta, ddim_uniform, normal, sgm_uniform, simple
 
-__all__ = ["SCHEDULES", "TABLES", "align_your_steps", "gits", "ladder", "original_sigmas"]
+__all__ = ["SCHEDULES", "TABLES", "align_your_steps", "gits", "is_whole", "ladder", "original_sigmas"]
 
 Schedule = Callable[[ModelLevels, int], list[float]]
 """Levels of a model and a number of steps -> sigmas, noisiest first, ending at 0."""
@@ -49,6 +49,11 @@ PENULTIMATE_DROPPED = frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_b
 """Samplers that the originals send over a schedule of one step more, without its last level before 0."""
 
 
+def is_whole(denoise: float) -> bool:
+    """Whether a run takes its whole schedule, as ComfyUI rounds: the same picture for all these values."""
+    return denoise > 0.9999
+
+
 def ladder(
     levels: ModelLevels, scheduler: str, steps: int, denoise: float = 1.0, *, drop_penultimate: bool = False
 ) -> tuple[Level, ...]:
@@ -64,7 +69,7 @@ def ladder(
     if not 0 < denoise <= 1:
         raise BadInput("denoise", denoise, "more than 0, at most 1")
     # 7 / 0.07 is 99.99999999999999: rounding first keeps the whole number that was meant.
-    whole = denoise > 0.9999
+    whole = is_whole(denoise)
     sigmas = _sigmas(levels, scheduler, steps if whole else int(round(steps / denoise, 9)), drop_penultimate)
     if not math.isfinite(sigmas[0]):
         raise BadInput("steps", steps, f"2 or more with {scheduler}")
@@ -82,7 +87,7 @@ def original_sigmas(
     Raises BadInput for an unknown scheduler and steps < 1.
     """
     drop = sampler in PENULTIMATE_DROPPED
-    if denoise > 0.9999:
+    if is_whole(denoise):
         return tuple(_sigmas(levels, scheduler, steps, drop))
     if denoise <= 0:
         return ()
