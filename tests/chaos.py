@@ -185,6 +185,9 @@ def on_one_machine(
                     print(error, flush=True)
                     outcome = Outcome(fault, job, True, False, step, 0, 0, 0, 0.0)
                     place.proxy.fail("none")
+                if fault == _CLOCK:
+                    # The run needed nobody, but the next ones need a reaper that is planned at the right time.
+                    place.restart()
                 told(outcome)
                 if outcome.counts or not outcome.well or stopping.is_set():
                     break

@@ -151,8 +151,7 @@ def _fill_disk(field: Field, target: Target) -> bool:
 def _step_clock(field: Field, target: Target) -> bool:
     """The clock of server, workers and runs is an hour ahead, then right again; S3's never moves.
 
-    Met by a request: S3 refuses one whose date is an hour off. What Prefect's scheduler has planned for the hour ahead
-    keeps it from planning nearer runs of the reaper, so these are planned anew: the run in question needs none.
+    Met by a request: S3 refuses one whose date is an hour off.
     """
     assert field.clock is not None
     field.proxy.fail("dated")
@@ -160,9 +159,7 @@ def _step_clock(field: Field, target: Target) -> bool:
     time.sleep(20)
     field.clock.step(0)
     field.proxy.fail("none")
-    met = field.proxy.met > 0
-    field.up()
-    return met
+    return field.proxy.met > 0
 
 
 FAULTS: dict[str, Fault] = {
