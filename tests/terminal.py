@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-MARK = "REGIONAL_TEST_MARK"
+MARK = "TEST_OF_STOPPING"
 """An environment variable by which everything that a command starts is found."""
 
 

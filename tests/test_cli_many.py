@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,8 @@ DONE: dict[str, Any] = {
     "missing": [],
     "shards": 2,
     "counted": [
-        {"drawn": 1, "found": 0, "evaluations": 30, "forwards": 10},
-        {"drawn": 0, "found": 1, "evaluations": 0, "forwards": 0},
+        {"drawn": 1, "found": 0, "evaluations": 30, "forwards": 10, "seconds": {"build masks": 0.5, "sample": 1.5}},
+        {"drawn": 0, "found": 1, "evaluations": 0, "forwards": 0, "seconds": {"build masks": 0.25}},
     ],
 }
 
@@ -208,9 +209,11 @@ def test_what_was_drawn_ends_with_totals(
     assert said.startswith(
         "1 drawn, 1 found finished, 1 equal to another, 0 missing; 30 evaluations in 10 forwards, 2 shards, "
     )
+    assert re.search(r"[0-9.]+ s \(start [0-9.]+, load [0-9.]+, sample [0-9.]+, write [0-9.]+\)$", said)
     assert run(monkeypatch, *command, "--json") == 0
     total = json.loads(capsys.readouterr().out)["totals"]
     assert total.pop("seconds") > 0
+    assert total.pop("stages") == {"build masks": 0.75, "sample": 1.5}
     assert total == {
         "jobs": 3,
         "drawn": 1,
