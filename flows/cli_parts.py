@@ -66,7 +66,7 @@ def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr, each once."""
     for warning in dict.fromkeys(warnings):
-        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
+        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:

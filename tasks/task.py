@@ -19,10 +19,10 @@ def in_flow_run() -> bool:
 
 
 class Task(Generic[P, R]):
-    """A function, `fn`, that is a task run where there is a flow run."""
+    """A function, `fn`, that is a task run called `run_name` where there is a flow run."""
 
     def __init__(self, function: Callable[P, R], run_name: str) -> None:
-        self.fn = function
+        self.fn, self.run_name = function, run_name
         # Results stay out of Prefect's store: what it reads back may name a pickle serializer.
         made: Any = prefect.task(task_run_name=run_name, persist_result=False)(function)
         self._recorded = cast("Callable[P, R]", made)

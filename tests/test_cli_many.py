@@ -231,7 +231,8 @@ def test_totals_of_other_machines_say_what_is_known(
     there = DONE | {"counted": [], "images": {"a": ["a.png"]}, "missing": ["b"]}
     drawn(monkeypatch, NotDrawnError("not drawn: b (because)", there))
     assert run(monkeypatch, "batch", "jobs/*.yaml", "--json") == 1
-    first, second = capsys.readouterr().err.splitlines()
+    *warnings, first, second = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("Warning: jobs/") for line in warnings)
     assert first.startswith("1 there, 1 missing, in 2 shards on other machines, ")
     assert second == "not drawn: b (because)"
 
@@ -250,9 +251,9 @@ def test_a_store_that_does_not_exist_is_no_empty_one(
     assert run(monkeypatch, "store", *command, "--store", place) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert (
-        err == f"--store: '{workdir / place}' is not allowed; allowed: the folder or URL of a store (there is none)\n"
-    )
+    # A long path is cut in its middle.
+    assert err.startswith("--store: '/")
+    assert err.endswith(f"{place}' is not allowed; allowed: the folder or URL of a store (there is none)\n")
     assert not Path("nowhere").exists()
     Path("empty").mkdir()
     assert run(monkeypatch, "store", *command, "--store", "empty") == 0

@@ -30,6 +30,7 @@ from tasks.merging import Merged
 from tasks.pictures import _keep, all_drawn
 from tasks.preparing import prepare
 from tasks.run import Run
+from tasks.sampling import Progress
 from tests.processes import ROOT
 
 
@@ -267,7 +268,7 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
         prepared = prepare(named.job)
         run = Run(prepared, "s")
         run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
-        _keep(run, [f"the picture of {named.name}".encode()])
+        _keep(Progress(run, None), [f"the picture of {named.name}".encode()])
         return run.job_hash
 
     return keep

@@ -8,6 +8,7 @@ import json
 import unicodedata
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,6 +168,7 @@ def test_a_record_beside_a_picture_names_it_as_it_lies_there(tmp_path: Path) -> 
         "images": [f"{tmp_path}/out/x.png"],
         **dict.fromkeys(("steps_computed", "steps_restored", "evaluations", "forwards"), 0),
         "seconds": {},
+        "devices": (),
         "versions": {},
     }
     kept = Record(**facts, store=f"{tmp_path}/store").as_file()
@@ -194,7 +196,7 @@ def kept(run: Run) -> None:
 
     async def keep() -> None:
         made = asyncio.get_running_loop().create_future()
-        await keep_pictures.fn([(run, torch.zeros(1, 4, 8, 8))], 1, 1, made)
+        await keep_pictures.fn([SimpleNamespace(run=run, latents=torch.zeros(1, 4, 8, 8), devices=())], 1, 1, made)
 
     asyncio.run(keep())
 

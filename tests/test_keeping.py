@@ -22,6 +22,7 @@ from tasks.keeping import DAY, Known, begin, forget_forks, kind, runs, sizes, to
 from tasks.pictures import _keep
 from tasks.preparing import FORMAT, prepare
 from tasks.run import Run
+from tasks.sampling import Progress
 from tasks.settings import Keep
 from tasks.store import Store
 from tests.processes import ROOT
@@ -150,7 +151,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     kinds = [kind(f"{key}.safetensors") for key in keys]
     assert kinds == ["masks", "starts", "prompts", "latents"]
     begin(run, "a run")
-    _keep(run, [b"a picture"])
+    _keep(Progress(run, None), [b"a picture"])
     assert {name: number for name, (number, _) in sizes(run.store).items()} == {"pictures": 2, "runs": 1}
 
 
@@ -177,7 +178,7 @@ def finished_forks(store: Store) -> set[str]:
         store.write_json(f"runs/{hashed(word)}", run.model_dump(mode="json"))
         record = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed(f"job {word}")}
         record |= {"model_fingerprint": "m", "latents": run.state(6), "run": f"runs/{hashed(word)}"}
-        store.write_json(f"pictures/{hashed(f'job {word}')}", record | {"pictures": [], "versions": {}})
+        store.write_json(f"pictures/{hashed(f'job {word}')}", record | {"pictures": [], "devices": [], "versions": {}})
         for step in (2, 4, 6):
             store.write(run.state(step), b"")
     return hashes

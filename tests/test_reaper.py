@@ -124,7 +124,7 @@ def test_progress_never_adds_to_the_count(history: list[State], got_on: int) -> 
 
 def test_tasks_that_store_go_by_the_names_that_are_looked_for() -> None:
     storing = [warm_up, regional_steps, rounds, keep_pictures]
-    assert [str(task.task_run_name).partition("{")[0] for task in storing] == list(STORING)
+    assert [task.run_name.partition("{")[0] for task in storing] == list(STORING)
 
 
 def test_what_a_worker_says_when_its_machine_goes_is_known() -> None:
