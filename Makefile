@@ -1,20 +1,23 @@
 # Everything installs into .venv; nothing outside this folder is changed.
 PYTHON ?= python3
 WORKERS ?= 2
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PIN := $(BIN)/uv pip compile pyproject.toml --group install --no-annotate --quiet --custom-compile-command 'make lock' $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format up down clean
+.PHONY: help install demo test check lock format up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt torch
-	# A torch that is there already stays as it is, so its pin is left out here.
-	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	# Only these very files: their hashes are compared, and nothing is built or resolved on the way.
+	$(BIN)/pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement requirements-dev.txt
+	# A torch that is there already stays as it is: which build of it is for you to choose.
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 install: .venv/installed ## install into .venv
@@ -25,11 +28,16 @@ demo: .venv/installed ## draw an example twice, from two noises, into renders/
 test: .venv/installed ## all tests
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
-check: .venv/installed ## format, lint, types, layer contracts
+check: .venv/installed ## format, lint, types, layer contracts, consistent packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/pip check
+
+lock: .venv/installed ## pin versions and hashes anew after pyproject.toml has changed; UPGRADE=--upgrade: the newest ones
+	$(PIN) --extra dev --output-file requirements-dev.txt
+	$(PIN) --constraint requirements-dev.txt --output-file requirements.txt
 
 format: .venv/installed ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
