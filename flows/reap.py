@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import PrefectClient, get_client
@@ -19,8 +19,10 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from prefect.events.filters import EventFilter
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
+
+from sampling_core.errors import BadInput
 
 TAG = "regional"
 """Only runs of deployments with this tag are looked at."""
@@ -67,7 +69,7 @@ class Patience:
     """Most new starts of one run in a row, if it gets nowhere."""
 
 
-Verdict = Literal["leave", "start again", "give up", "cancel"]
+Verdict = Literal["leave", "start again", "give up", "cancel", "fail"]
 
 
 def judge(seen: Sighting, now: datetime, patience: Patience) -> Verdict:
@@ -106,7 +108,7 @@ async def reap(
             a state named `GivenUp`. Who retries it by hand gives it as many again.
 
     Returns:
-        How many runs were started again, given up and cancelled.
+        How many runs were started again, given up, cancelled, and failed for a parameter that their flow has not.
     """
     patience = Patience(
         running=timedelta(seconds=running_seconds),
@@ -114,7 +116,7 @@ async def reap(
         crashed=timedelta(seconds=crashed_seconds),
         restarts=restarts,
     )
-    done: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0}
+    done: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0, "fail": 0}
     async with get_client() as client:
         suspects = await _look(client, patience)
         if any(seen.state != StateType.CRASHED for _, seen in suspects):
@@ -124,7 +126,10 @@ async def reap(
                 again = await _sight(client, await client.read_flow_run(run.id))
                 if again == seen:
                     verdict = judge(seen, datetime.now(UTC), patience)
-                    if await _carried_out(client, run, verdict):
+                    mistake = await _unknown_parameter(client, run) if verdict == "start again" else None
+                    if mistake is not None:
+                        verdict = "fail"
+                    if await _carried_out(client, run, verdict, mistake):
                         done[verdict] += 1
     return done
 
@@ -231,7 +236,20 @@ def _state(run: FlowRun) -> State:
     return run.state
 
 
-async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict) -> bool:
+async def _unknown_parameter(client: PrefectClient, run: FlowRun) -> BadInput | None:
+    """What is wrong with a run that no start can help: a parameter with a name that its flow does not know.
+
+    Prefect's server accepts such runs, and their processes end before the flow could say anything.
+    """
+    if run.deployment_id is None:
+        return None
+    schema = (await client.read_deployment(run.deployment_id)).parameter_openapi_schema or {}
+    known: dict[str, Any] = schema.get("properties", {})
+    unknown = sorted(set(run.parameters or {}) - set(known))
+    return BadInput("parameters", unknown[0], ", ".join(known)) if unknown and known else None
+
+
+async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict, mistake: BadInput | None) -> bool:
     """Do it, if the server agrees: it knows whether the run has ended by itself meanwhile."""
     logger = get_run_logger()
     logger.warning("%s: %s (it was %s, %s)", verdict, run.name, _state(run).name, _state(run).message or "no reason")
@@ -242,12 +260,14 @@ async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict) ->
         return False
     if verdict == "start again":
         return await _accepted(client, run, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
+    # The server lets a crashed run take no other end, unless it is forced to.
+    if mistake is not None:
+        return await _accepted(client, run, Failed(message=str(mistake)), force=True)
     message = (
         f"Given up after {run.run_count} starts: it crashes again and again, and stores nothing new. "
         "Retry it by hand to go on."
     )
     given_up = State(type=StateType.CRASHED, name=GIVEN_UP, message=message)
-    # The server lets no crashed run crash again, unless it is forced to.
     return await _accepted(client, run, given_up, force=True)
 
 

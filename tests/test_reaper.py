@@ -221,12 +221,13 @@ class Server:
         self.ended: set[UUID] = set()
         """Runs that end by themselves between the second look and what the reaper proposes."""
         self.set: list[tuple[UUID, str]] = []
+        self.messages: dict[UUID, str] = {}
         self.forced: list[str] = []
 
     @staticmethod
     def silent(name: str, kind: StateType) -> FlowRun:
         state = State(type=kind, name=kind.capitalize(), timestamp=datetime.now(UTC) - timedelta(hours=1))
-        return FlowRun(id=uuid4(), flow_id=uuid4(), name=name, state=state, work_pool_name="gpu")
+        return FlowRun(id=uuid4(), flow_id=uuid4(), deployment_id=uuid4(), name=name, state=state, work_pool_name="gpu")
 
     async def __aenter__(self) -> Self:
         return self
@@ -244,6 +245,9 @@ class Server:
             raise ValueError("a run that this version does not understand")
         return [AGAIN] * self.restarts
 
+    async def read_deployment(self, _: UUID) -> SimpleNamespace:
+        return SimpleNamespace(parameter_openapi_schema={"properties": {"job": {}, "name": {}}})
+
     async def read_task_runs(self, **_: Any) -> list[Any]:
         return []
 
@@ -257,6 +261,7 @@ class Server:
             details = StateAbortDetails(reason="Run is already in terminal state COMPLETED.")
             return SimpleNamespace(status=SetStateStatus.ABORT, details=details)
         self.set.append((run_id, state.name or ""))
+        self.messages[run_id] = state.message or ""
         self.forced += [state.name or ""] * force
         return SimpleNamespace(status=SetStateStatus.ACCEPT, details=StateAcceptDetails())
 
@@ -282,7 +287,7 @@ def test_a_run_that_died_before_its_first_heartbeat_is_started_again_and_costs_n
     *, broken: bool, again: set[int], reaped: Callable[[Server], dict[str, int]]
 ) -> None:
     server = Server(broken=broken)
-    assert reaped(server) == {"start again": len(again), "give up": 0, "cancel": 0}
+    assert reaped(server) == {"start again": len(again), "give up": 0, "cancel": 0, "fail": 0}
     assert server.set == [(server.runs[number].id, "AwaitingRetry") for number in sorted(again)]
 
 
@@ -307,3 +312,19 @@ def test_a_run_that_has_ended_by_itself_meanwhile_stays_as_it_is(
     assert sum(reaped(server).values()) == len(dead)
     assert server.set == [(run_id, state) for run_id in dead for state in states]
     assert server.forced == ["GivenUp"] * len(dead) * ("GivenUp" in states)
+
+
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [(StateType.CRASHED, ["Failed"]), (StateType.PENDING, ["Crashed", "Failed"])],
+)
+def test_a_run_with_a_parameter_that_its_flow_has_not_fails_once_with_a_sentence(
+    kind: StateType, states: list[str], reaped: Callable[[Server], dict[str, int]]
+) -> None:
+    """Its process ends before the flow begins, however often it is started."""
+    server = Server(kind=kind)
+    mistaken = server.runs[1]
+    mistaken.parameters = {"job": {}, "stepz": 20}
+    assert reaped(server) == {"start again": 2, "give up": 0, "cancel": 0, "fail": 1}
+    assert [state for run_id, state in server.set if run_id == mistaken.id] == states
+    assert server.messages[mistaken.id] == "parameters: 'stepz' is not allowed; allowed: job, name"
