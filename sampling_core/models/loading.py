@@ -26,6 +26,11 @@ class Model:
     network: UNetDenoiser
     _pipeline: Any
 
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Of an encoded prompt: 1, tokens, features."""
+        return 1, int(self._pipeline.tokenizer.model_max_length), int(self._pipeline.text_encoder.config.hidden_size)
+
     @torch.inference_mode()
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         """Each prompt's embedding [1, tokens, features], float32 on the CPU."""
