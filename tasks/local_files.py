@@ -60,16 +60,10 @@ class LocalFiles:
                 descriptor = _opened_file(last, folder)
         except FileNotFoundError:
             return None
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - there is no path, on purpose
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                raise UnfitError("it is no plain file")
-            if about.st_size > most:
-                raise UnfitError(f"it has {about.st_size} bytes, and {most} are the most that it can have")
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise UnfitError(f"it has more than {most} bytes")
-        return data
+        try:
+            return _read(descriptor, most)
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically; it is durable when this returns. What is in its way and no file is put aside."""
@@ -189,6 +183,20 @@ def _entered(above: int, name: str) -> int:
         if error.errno in _NO_FOLDER:
             raise UnfitError(f"{name} is no folder") from error
         raise
+
+
+def _read(descriptor: int, most: int) -> bytes:
+    """All bytes of an open file. Raises UnfitError for what is no plain file, or has over `most` bytes."""
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        raise UnfitError("it is no plain file")
+    # Sparse files have a size that no disk has.
+    if about.st_size <= most:
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+        if len(data) <= most:
+            return data
+    raise UnfitError(f"it has more than the {most} bytes that it could have")
 
 
 def _opened_file(name: str, folder: int) -> int:

@@ -31,7 +31,8 @@ def read_record(store: Store, key: RecordKey, model: type[M]) -> M | None:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        reason = f"{'.'.join(map(str, error.errors()[0]['loc']))[:80]} is not what a record says"
+        field = ".".join(map(str, error.errors()[0]["loc"]))[:80] or "what it says as a whole"
+        reason = f"{field} is not allowed in a record"
     except (RegionalError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         reason = type(error).__name__
     store.tell_unfit(key, ValueError(reason))

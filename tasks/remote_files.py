@@ -32,7 +32,7 @@ class RemoteFiles:
                 raise UnfitError("it is empty") from error
             raise
         if len(data) > most:
-            raise UnfitError(f"it has more than {most} bytes")
+            raise UnfitError(f"it has more than the {most} bytes that it could have")
         return data
 
     def write(self, name: str, data: bytes) -> None:
