@@ -15,6 +15,9 @@ HASH = "[0-9a-f]{64}"
 
 _STEP = "[0-9]{5,9}"
 _PROBE = "probe-[0-9a-f]{32}"
+_NAME = r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,250}"
+"""Of a file or folder that people name: not hidden, without separators and control characters."""
+_LONGEST = 600
 _PART = r"\.[0-9a-f]{32}\.part"
 
 
@@ -31,7 +34,7 @@ class Key(str):
     """Of the object, where the key itself has none."""
 
     def __new__(cls, name: str) -> Self:
-        if len(name) > 300 or cls.form.fullmatch(name) is None:
+        if len(name) > _LONGEST or cls.form.fullmatch(name) is None:
             raise BadKeyError(f"{name[:80]!r} is no {cls.__name__}")
         return super().__new__(cls, name)
 
@@ -75,10 +78,10 @@ class LeftoverKey(Key):
 
 
 class OutputKey(Key):
-    """Of a file in an output folder, where people choose names; none of a store's own."""
+    """Of a file in an output folder, or in a folder there, where people choose names; none of a store's own."""
 
     __slots__ = ()
-    form = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,250}\.(png|json)")
+    form = re.compile(rf"({_NAME}/)?{_NAME}\.(png|json)")
 
 
 class Folder(Key):
@@ -146,9 +149,9 @@ def probe() -> LeftoverKey:
     return LeftoverKey(f"probe-{uuid.uuid4().hex}")
 
 
-def output(name: str) -> OutputKey:
-    """Of a file in an output folder, by its name with extension."""
-    return OutputKey(name)
+def output(name: str, folder: str = "") -> OutputKey:
+    """Of a file in an output folder, or in a folder there, by its name with extension."""
+    return OutputKey(f"{folder}/{name}" if folder else name)
 
 
 def parsed(object_name: str) -> Key | None:
@@ -158,7 +161,7 @@ def parsed(object_name: str) -> Key | None:
     """
     stem, dot, extension = object_name.rpartition(".")
     for kind, name in ((TensorKey, stem), (RecordKey, stem), (PictureKey, object_name), (LeftoverKey, object_name)):
-        if kind.extension in ("", dot + extension) and len(name) <= 300 and kind.form.fullmatch(name):
+        if kind.extension in ("", dot + extension) and len(name) <= _LONGEST and kind.form.fullmatch(name):
             return kind(name)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import stat
@@ -523,6 +524,16 @@ def test_planted_pictures_end_no_grid(
     assert memory.grown() < 2**27
 
 
+def test_a_link_in_the_place_of_a_grids_folder_is_not_followed(root: Path, victim: Path, tmp_path: Path) -> None:
+    """Folders of pictures are shared, too, and a grid's name is known beforehand."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "grid").symlink_to(victim)
+    named = [NamedJob(name="a", job=parse_job({"prompt": "x"}))]
+    untouched(victim, lambda: asyncio.run(merge.fn(named, {"a": hashed("job")}, 1, str(root), str(out / "grid"))))
+    assert {file.name for file in (out / "grid").iterdir()} == {"sheet.png", "sheet.json"}
+
+
 # An object store
 
 
@@ -543,14 +554,18 @@ def test_an_object_store_is_read_as_carefully(tmp_path: Path, monkeypatch: pytes
             f"x/runs/../{'a' * 64}.json",
         ):
             client(endpoint).put_object(Bucket="latents", Key=key, Body=b"{}")
+        packed = gzip.compress(b" " * 2**28)
+        client(endpoint).put_object(
+            Bucket="latents", Key=f"x/runs/{hashed('packed')}.json", Body=packed, ContentEncoding="gzip"
+        )
         store, memory = Store("s3://latents/x"), Memory()
         assert [entry.key for entry in runs(store)] == [f"runs/{hashed('good')}"]
         assert memory.grown() < 2**25
-        assert sizes(store)["runs"][0] == 3
+        assert sizes(store)["runs"][0] == 4
         assert sizes(store)["other"][0] >= 2
     asked = [line for line in (tmp_path / "s3.log").read_text().splitlines() if '"GET /latents/x/runs/' in line]
-    assert len(asked) == 3
-    assert sorted(line.split('"')[2].split()[0] for line in asked) == ["206", "206", "416"]
+    assert len(asked) == 4
+    assert sorted(line.split('"')[2].split()[0] for line in asked) == ["206", "206", "206", "416"]
 
 
 # Point 8: who may look
