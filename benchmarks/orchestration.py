@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors.torch import load
 
 from benchmarks.standing_in import SleepingNetwork
 from deployments import processes
@@ -34,6 +35,8 @@ from sampling_core.models.folder import open_folder
 from sampling_core.parsing import parse_job
 from sampling_core.plan import compose
 from sampling_core.region_masks import region_masks
+from sampling_core.tensor_specs import specs_of
+from tasks import keys
 from tasks.store import Store
 from tests import s3
 from tests.machine import ASKED_HERE, Machine
@@ -96,14 +99,14 @@ def checkpoints(endpoint: str) -> dict[str, float]:
     found = s3.objects(endpoint, BUCKET, "job-0/latents/")
     store = Store(f"s3://{BUCKET}/again")
     key = max(found)
-    tensors = Store(f"s3://{BUCKET}").read_tensors(key.removesuffix(".safetensors"))
-    assert tensors is not None
+    tensors = load(s3.client(endpoint).get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    specs = specs_of(tensors)
     writes, reads = list[float](), list[float]()
     for number in range(20):
         started = time.perf_counter()
-        store.write_tensors(f"{number}", tensors)
+        store.write_tensors(keys.masks(f"{number:064}"), tensors)
         written = time.perf_counter()
-        store.read_tensors(f"{number}")
+        store.read_tensors(keys.masks(f"{number:064}"), specs)
         writes.append(written - started)
         reads.append(time.perf_counter() - written)
     return {"bytes": found[key], "write_seconds": median(writes), "read_seconds": median(reads)}

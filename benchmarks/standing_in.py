@@ -37,6 +37,8 @@ class StandIn:
     def __init__(self, folder: ModelFolder, *_: Any) -> None:
         self.folder, self.network = folder, SleepingNetwork()
 
+    embedding_shape = (1, 1, 1)
+
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         return {prompt: torch.full((1, 1, 1), float(len(prompt))) for prompt in prompts}
 

@@ -88,7 +88,7 @@ def prune(
     opened = _open(store)
     found = to_prune(opened, _policy(keep), older_than * DAY)
     if not dry_run:
-        opened.remove(stored.key for stored in found)
+        opened.remove(stored.key for stored in found if stored.key is not None)
     size = sum(stored.size for stored in found)
     if as_json:
         print(json.dumps({"removed": not dry_run, "objects": len(found), "bytes": size}))

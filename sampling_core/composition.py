@@ -18,6 +18,7 @@ from sampling_core.guidance import Words
 from sampling_core.history import Chapter
 from sampling_core.noise import InitialNoise
 from sampling_core.sampler import Plan, State
+from sampling_core.tensor_specs import TensorSpec
 
 S = TypeVar("S")
 
@@ -76,8 +77,12 @@ class Composition(Protocol[S]):
         """A state as named tensors."""
         ...
 
+    def specs(self, step: int) -> dict[str, TensorSpec]:
+        """What `to_tensors` writes of the state after `step` steps. Raises ValueError if there is none."""
+        ...
+
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> S:
-        """The state that `to_tensors` wrote. Raises KeyError or ValueError if it belongs to another run."""
+        """The state that `to_tensors` wrote. Raises KeyError or ValueError if it is none of this run's."""
         ...
 
 
@@ -123,6 +128,9 @@ class Joint:
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
         return written.to_tensors(self.plan, state)
+
+    def specs(self, step: int) -> dict[str, TensorSpec]:
+        return written.specs(self.plan, self.noised.shape, step)
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
         return written.from_tensors(self.plan, self.noised.shape, tensors)

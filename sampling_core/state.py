@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sampling_core.sampler import Plan, State, start
+from sampling_core.solvers.base import check_memory, memory_specs
+from sampling_core.tensor_specs import TensorSpec, check_specs
 
 
 def to_tensors(plan: Plan, state: State) -> dict[str, Tensor]:
@@ -22,14 +24,25 @@ def to_tensors(plan: Plan, state: State) -> dict[str, Tensor]:
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 
+def specs(plan: Plan, shape: Sequence[int], step: int) -> dict[str, TensorSpec]:
+    """What `to_tensors` writes after `step` steps, of latents of this shape. Raises ValueError for no step of it."""
+    if not 0 <= step <= plan.steps:
+        raise ValueError(f"step {step} of {plan.steps}")
+    x = torch.empty(*shape, device="meta")
+    named = {"step": TensorSpec(torch.int64, ()), "x": TensorSpec(x.dtype, tuple(x.shape))}
+    for i in plan.remembering(step):
+        memory = memory_specs(plan.participants[i].solver.init(x))
+        named |= {f"solver.{i}.{name}": spec for name, spec in memory.items()}
+    return named
+
+
 def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]) -> State:
     """The state that `to_tensors` wrote, of a run of this plan with latents of this shape.
 
-    Raises KeyError or ValueError if it is of another run.
+    Raises KeyError or ValueError for anything else: other tensors, types, shapes, or what a solver cannot go on with.
     """
     step, x = int(tensors["step"]), tensors["x"]
-    if x.shape != torch.Size(shape):
-        raise ValueError(f"a latent of shape {tuple(x.shape)} in a run of {tuple(shape)}")
+    check_specs(tensors, specs(plan, shape, step))
     begun, remembering = start(plan, x, step), plan.remembering(step)
     solvers = tuple(
         type(new)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in new._fields})
@@ -37,4 +50,6 @@ def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]
         else new
         for i, new in enumerate(begun.solvers)
     )
+    for i in remembering:
+        check_memory(solvers[i], plan.ladder, step, plan.levels)
     return begun._replace(solvers=solvers)

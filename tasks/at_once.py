@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from sampling_core.tensor_specs import Specs
+from tasks.keys import TensorKey
 from tasks.store import Store
 
 A = TypeVar("A")
@@ -32,13 +34,12 @@ async def at_once(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     return [call.result() for call in calls]
 
 
-async def read_all(store: Store, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """The tensors under those of the keys that the store has."""
-    wanted = list(keys)
-    found = zip(wanted, await at_once(store.read_tensors, wanted), strict=True)
+async def read_all(store: Store, wanted: Mapping[TensorKey, Specs]) -> dict[TensorKey, dict[str, Tensor]]:
+    """The tensors under those of the keys that the store has, if they are those that the specs name."""
+    found = zip(wanted, await at_once(lambda item: store.read_tensors(*item), wanted.items()), strict=True)
     return {key: tensors for key, tensors in found if tensors is not None}
 
 
-async def write_all(store: Store, objects: Mapping[str, dict[str, Tensor]]) -> None:
+async def write_all(store: Store, objects: Mapping[TensorKey, dict[str, Tensor]]) -> None:
     """Write tensors by their keys; all are durable when this returns."""
     await at_once(lambda item: store.write_tensors(*item), objects.items())

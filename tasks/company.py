@@ -10,6 +10,7 @@ from sampling_core._types import Embedding
 from sampling_core.evaluate import Count, Networks
 from sampling_core.together import Member, advance_together
 from tasks.at_once import at_once
+from tasks.keys import TensorKey
 from tasks.progress import report_step
 from tasks.sampling import Chunk, Inputs, Progress, Sampled, counted
 from tasks.settings import settings
@@ -56,7 +57,7 @@ class Company:
             report_step(*counted(self.members))
         return Chunk(rounds, total, time.monotonic() - started)
 
-    def states(self) -> dict[str, Progress]:
+    def states(self) -> dict[TensorKey, Progress]:
         """The members that have taken a step, by the keys of their present states; equal states once."""
         return {member.run.state_key(member.done): member for member in self.members if member.done}
 

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sampling_core._types import Latent, Photo
 from tasks.file_names import file_stem, told_job
+from tasks.keys import output
 from tasks.run import Run
 from tasks.store import Store
 from tasks.task import task
@@ -28,7 +29,7 @@ async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, by
     pictures = await asyncio.to_thread(encoded, run, latents)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
     for file, data in zip(files, pictures, strict=True):
-        await asyncio.to_thread(folder.write, file, data)
+        await asyncio.to_thread(folder.write, output(file), data)
     return {f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)}
 
 

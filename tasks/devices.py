@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
+from sampling_core.tensor_specs import TensorSpec
 from tasks.settings import settings
 
 UNKNOWN = "an unknown device"
@@ -27,6 +28,10 @@ class DeviceSteps(BaseModel):
 
 Devices = tuple[DeviceSteps, ...]
 _DEVICES: TypeAdapter[Devices] = TypeAdapter(Devices)
+
+
+DEVICES_SPEC = TensorSpec(torch.uint8, (range(2, 2**20),))
+"""Of `to_tensor`: a run that changed its device at each of a thousand steps would still fit."""
 
 
 def device_name() -> str:
@@ -62,11 +67,11 @@ def to_tensor(devices: Devices) -> Tensor:
     return torch.tensor(list(_DEVICES.dump_json(devices)), dtype=torch.uint8)
 
 
-def from_tensor(tensor: Tensor | None, steps: int) -> Devices:
+def from_tensor(tensor: Tensor, steps: int) -> Devices:
     """What `to_tensor` wrote for a state after so many steps; an unknown device for anything else."""
     try:
-        devices = _DEVICES.validate_json(bytes(tensor.tolist())) if tensor is not None else ()
-    except (ValidationError, ValueError, TypeError):
+        devices = _DEVICES.validate_json(bytes(tensor.tolist()))
+    except (ValueError, TypeError):
         devices = ()
     return devices if devices and devices[-1].last == steps else (DeviceSteps(first=1, last=steps, device=UNKNOWN),)
 

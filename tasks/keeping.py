@@ -3,71 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, model_validator
 
 from sampling_core.history import Named, state_name
+from tasks import keys
 from tasks.at_once import at_once
+from tasks.keys import Key, RecordKey, TensorKey
 from tasks.pictures import record_of
+from tasks.records import Digest, Record, read_record
 from tasks.run import Run
 from tasks.settings import Keep
 from tasks.store import Store, Stored
 
 DAY = 24 * 3600.0
 
-_HASH = "[0-9a-f]{64}"
-_OURS = re.compile(
-    rf"(latents/{_HASH}/\.?\d+\.safetensors|(masks|prompts|starts)/\.?{_HASH}\.safetensors"
-    rf"|runs/\.?{_HASH}\.json|pictures/\.?{_HASH}\.(json|png)|\.?probe-[0-9a-f]{{32}})(\.[0-9a-f]{{32}}\.part)?"
-)
-"""All keys that are ever written, and what a writer that was killed left of one (`.name.….part`)."""
+_MOST_STEPS = 10**6
+_Moment = Annotated[float, Field(ge=0, lt=253_402_300_800, allow_inf_nan=False)]
+"""Unix seconds, before the year 10,000: what calendars can tell."""
 
 
-def kind(key: str) -> str:
-    """What an object of a store is: latents, masks, pictures, probes, prompts, runs, starts; or other: not a store's.
-
-    Where a store lies at the top of a bucket, or pictures below a store, there are files of other people.
-    """
-    if _OURS.fullmatch(key) is None:
+def kind(key: Key | None) -> str:
+    """What an object is: latents, masks, pictures, probes, prompts, runs, starts; or other: not a store's own."""
+    if key is None:
         return "other"
     folder, slash, _ = key.partition("/")
     return folder if slash else "probes"
 
 
-class Known(BaseModel):
+class Known(Record):
     """What the store knows of a run: written when it begins, and again when it is finished."""
 
-    model_config = ConfigDict(frozen=True)
-    name: str
-    job_hash: str
-    steps: int
-    chapters: tuple[Named, ...]
-    begun: float
-    """Unix seconds."""
-    finished: float | None = None
+    name: str = Field(max_length=200)
+    job_hash: Digest
+    steps: int = Field(ge=1, le=_MOST_STEPS)
+    chapters: tuple[Named, ...] = Field(min_length=1, max_length=10_000)
+    begun: _Moment
+    finished: _Moment | None = None
 
-    def states(self, keep: Keep) -> set[str]:
-        """Object keys of the states that a finished run keeps."""
-        ends = [chapter.first for chapter in self.chapters[1:]]
+    @model_validator(mode="after")
+    def _told_in_order(self) -> Self:
+        firsts = [chapter.first for chapter in self.chapters]
+        if firsts[0] != 0 or any(one >= other for one, other in pairwise([*firsts, self.steps])):
+            raise ValueError("chapters that do not follow each other")
+        for chapter in self.chapters:
+            keys.states(chapter.name)
+        return self
+
+    def keeps(self, step: int, chapter: range, keep: Keep) -> bool:
+        """Whether the run, once it is finished, keeps the state after a step of a chapter by a policy."""
         match keep:
             case "all":
-                steps: Iterable[int] = range(1, self.steps + 1)
+                return True
             case "final":
-                steps = [self.steps]
+                return step == self.steps
             case "forks":
-                steps = [*ends, self.steps]
+                return step == chapter[-1]
             case int():
-                steps = [*range(keep, self.steps + 1, keep), self.steps]
-        return {self.state(step) for step in steps if step > 0}
+                return step == self.steps or step % keep == 0
 
-    def state(self, step: int) -> str:
-        """Object key of the state after a step."""
-        return f"latents/{state_name(self.chapters, step)}.safetensors"
+    def stretches(self) -> Iterator[tuple[str, range]]:
+        """The names of the chapters, with the steps after which their states are."""
+        ends = [*(chapter.first for chapter in self.chapters[1:]), self.steps]
+        for chapter, end in zip(self.chapters, ends, strict=True):
+            yield chapter.name, range(chapter.first + 1, end + 1)
+
+    def states(self, keep: Keep, there: Mapping[str, Iterable[int]]) -> set[TensorKey]:
+        """Keys of the states that the run keeps once it is finished, of those that are `there`: steps by chapter."""
+        return {
+            self.state(step)
+            for name, steps in self.stretches()
+            for step in there.get(name, ())
+            if step in steps and self.keeps(step, steps, keep)
+        }
+
+    def state(self, step: int) -> TensorKey:
+        """Key of the state after a step."""
+        return keys.state(state_name(self.chapters, step))
 
 
 def begin(run: Run, name: str) -> Known:
@@ -75,21 +91,19 @@ def begin(run: Run, name: str) -> Known:
     known = Known(
         name=name, job_hash=run.job_hash, steps=run.composition.steps, chapters=run.chapters, begun=time.time()
     )
-    if run.store.read_json(run.key) is None:
+    if known_of(run) is None:
         run.store.write_json(run.key, known.model_dump(mode="json"))
     return known
 
 
 def known_of(run: Run) -> Known | None:
-    """What the store knows of a run; None if nothing, or nothing that can be read."""
-    return _read(run.store, run.key)
-
-
-def _read(store: Store, key: str) -> Known | None:
-    try:
-        return Known.model_validate(store.read_json(key))
-    except ValidationError:
+    """What the store knows of a run; None if nothing, or what is told of another one."""
+    known = read_record(run.store, run.key, Known)
+    own = (run.job_hash, run.composition.steps, run.chapters)
+    if known is not None and (known.job_hash, known.steps, known.chapters) != own:
+        run.store.tell_unfit(run.key, ValueError("it tells of another run"))
         return None
+    return known
 
 
 async def finish(finished: Mapping[Run, Known], *keep: Keep) -> None:
@@ -99,7 +113,7 @@ async def finish(finished: Mapping[Run, Known], *keep: Keep) -> None:
     now, store = time.time(), next(iter(finished)).store
     closed = {run.key: known.model_copy(update={"finished": now}) for run, known in finished.items()}
     writing = at_once(lambda item: store.write_json(item[0], item[1].model_dump(mode="json")), closed.items())
-    await asyncio.gather(writing, _forget(store, _states(finished.values(), "all") - _states(finished.values(), *keep)))
+    await asyncio.gather(writing, _forget(store, list(finished.values()), "all", keep))
 
 
 async def forget_forks(store: Store, job_hashes: Iterable[str], keep: Keep) -> None:
@@ -107,28 +121,39 @@ async def forget_forks(store: Store, job_hashes: Iterable[str], keep: Keep) -> N
     if keep in ("forks", "all"):
         return
     drawn = await at_once(lambda job_hash: record_of(store, job_hash), job_hashes)
-    known = await at_once(lambda key: _read(store, key), [record.run for record in drawn if record is not None])
-    finished = [run for run in known if run is not None and run.finished is not None]
-    await _forget(store, _states(finished, "forks") - _states(finished, keep))
+    told = [(keys.run_of(record.run), record.job_hash) for record in drawn if record is not None]
+    known = await at_once(lambda key: read_record(store, key, Known), [key for key, _ in told])
+    # Only what is told of these jobs: a record may name any run.
+    own = [run for run, (_, job_hash) in zip(known, told, strict=True) if run is not None and run.job_hash == job_hash]
+    await _forget(store, [run for run in own if run.finished is not None], "forks", [keep])
 
 
-def _states(runs: Iterable[Known], *keep: Keep) -> set[str]:
+async def _forget(store: Store, runs: Sequence[Known], some: Keep, keep: Sequence[Keep]) -> None:
+    """Remove those states of runs that the policy `some` names, and that none of `keep` names for any of them.
+
+    Only folders are listed in which there may be such states.
+    """
+
+    def may_go(run: Known, chapter: range) -> bool:
+        steps = chapter[-1:] if some == "forks" else reversed(chapter)
+        return any(not any(run.keeps(step, chapter, policy) for policy in keep) for step in steps)
+
+    folders = {name for run in runs for name, chapter in run.stretches() if may_go(run, chapter)}
+    listed = await at_once(lambda name: store.objects(keys.states(name)), folders)
+    there = _steps(found.key for objects in listed for found in objects)
+    gone = _states(runs, there, some) - _states(runs, there, *keep)
+    await at_once(store.remove, ([key] for key in gone))
+
+
+def _states(runs: Iterable[Known], there: Mapping[str, Iterable[int]], *keep: Keep) -> set[TensorKey]:
     """What policies keep for runs: what one could do without, another may need."""
-    return set[str]().union(*(run.states(policy) for run in runs for policy in keep))
-
-
-async def _forget(store: Store, needless: set[str]) -> None:
-    if needless:
-        folders = {key.rpartition("/")[0] for key in needless}
-        listed = await at_once(store.objects, folders)
-        stored = {found.key for folder in listed for found in folder}
-        await at_once(store.remove, ([key] for key in needless & stored))
+    return set[TensorKey]().union(*(run.states(policy, there) for run in runs for policy in keep))
 
 
 class Listed(NamedTuple):
     """A run with the states of it that a store has; some may be other runs' as well."""
 
-    key: str
+    key: RecordKey
     run: Known
     states: int
     size: int
@@ -136,18 +161,18 @@ class Listed(NamedTuple):
 
 def runs(store: Store) -> list[Listed]:
     """All runs that a store knows of, the oldest first."""
-    sizes = {found.key: found.size for found in store.objects("latents")}
-    listed: list[Listed] = []
+    sizes = {found.key: found.size for found in store.objects(keys.ALL_STATES)}
+    there, listed = _steps(sizes), list[Listed]()
     for key, run in _known(store):
-        there = run.states("all") & sizes.keys()
-        listed.append(Listed(key, run, len(there), sum(sizes[state] for state in there)))
+        states = [state for state in run.states("all", there) if state in sizes]
+        listed.append(Listed(key, run, len(states), sum(sizes[state] for state in states)))
     return sorted(listed, key=lambda entry: entry.run.begun)
 
 
 def sizes(store: Store) -> dict[str, tuple[int, int]]:
     """Number of objects and their bytes, by kind."""
     found: dict[str, tuple[int, int]] = {}
-    for stored in store.objects(""):
+    for stored in store.objects(keys.EVERYTHING):
         number, size = found.get(kind(stored.key), (0, 0))
         found[kind(stored.key)] = number + 1, size + stored.size
     return dict(sorted(found.items()))
@@ -161,24 +186,32 @@ def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> l
     are merged from. What is not the store's own stays, whatever it is.
     """
     now = time.time()
-    objects = [found for found in store.objects("") if kind(found.key) != "other"]
-    last = {found.key: found.written for found in objects}
-    wanted: set[str] = set()
+    objects = {found.key: found for found in store.objects(keys.EVERYTHING) if found.key is not None}
+    there = _steps(objects)
+    wanted: set[Key] = set()
     for key, run in _known(store):
-        states = run.states("all") & last.keys()
-        touched = run.finished or max((last[state] for state in states), default=run.begun)
+        states = run.states("all", there) & objects.keys()
+        touched = run.finished or max((objects[state].written for state in states), default=run.begun)
         if now - touched <= older_than:
             wanted |= states | {key}
         elif keep != "none":
-            wanted |= ({key} | states & run.states(keep)) if run.finished else {key}
-    old = [found for found in objects if found.key not in wanted and now - found.written > older_than]
+            wanted |= ({key} | states & run.states(keep, there)) if run.finished else {key}
+    old = [found for key, found in objects.items() if key not in wanted and now - found.written > older_than]
     return old if keep == "none" else [found for found in old if kind(found.key) == "latents"]
 
 
-def _known(store: Store) -> list[tuple[str, Known]]:
-    """The runs that a store knows of, with their object keys; one that cannot be read counts as absent."""
-    found: list[tuple[str, Known]] = []
-    for stored in store.objects("runs"):
-        with suppress(ValidationError):
-            found.append((stored.key, Known.model_validate(store.read_json(stored.key.removesuffix(".json")))))
-    return found
+def _steps(found: Iterable[Key | None]) -> dict[str, set[int]]:
+    """Steps of the states among some objects, by chapter."""
+    there: dict[str, set[int]] = {}
+    for key in found:
+        if isinstance(key, TensorKey) and kind(key) == "latents":
+            _, chapter, step = key.split("/")
+            there.setdefault(chapter, set()).add(int(step))
+    return there
+
+
+def _known(store: Store) -> list[tuple[RecordKey, Known]]:
+    """The runs that a store knows of; one that cannot be read counts as absent."""
+    told = [found.key for found in store.objects(keys.ALL_RUNS) if isinstance(found.key, RecordKey)]
+    read = ((key, read_record(store, key, Known)) for key in told)
+    return [(key, run) for key, run in read if run is not None]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import torch
-
 from sampling_core.job import RenderJob
 from tasks.at_once import read_all, write_all
+from tasks.keys import TensorKey
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run, Tensors
 from tasks.task import task
@@ -23,13 +22,12 @@ async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run])
     await write_all(run.store, unstored)
 
 
-async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list[Run], dict[str, Tensors]]:
+async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list[Run], dict[TensorKey, Tensors]]:
     """The runs of jobs, at least one, with their masks; and those of the masks that the store does not have."""
     runs = [Run(one, store_url) for one in prepared]
-    # A job without regions has none, and safetensors wants at least one tensor.
-    wanted = {run.mask_key: one.inputs or {"none": torch.zeros(1)} for run, one in zip(runs, prepared, strict=True)}
+    wanted = {run.mask_key: run.masks for run in runs}
     # What is in the store counts: another machine's masks may differ in the last bit.
-    known = await read_all(runs[0].store, wanted)
+    known = await read_all(runs[0].store, {run.mask_key: run.mask_specs for run in runs})
     for run in runs:
         run.remember({run.mask_key: known.get(run.mask_key) or wanted[run.mask_key]})
     return runs, {key: masks for key, masks in wanted.items() if key not in known}

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from PIL import Image
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from sampling_core.grid_job import NamedJob
+from sampling_core.job import RenderJob
 from tasks.at_once import at_once
 from tasks.file_names import file_stem
 from tasks.images import as_data_uri
-from tasks.pictures import pictures_of
+from tasks.keys import OutputKey, output
+from tasks.pictures import most_bytes, pictures_of
+from tasks.pngs import unpacked
 from tasks.publishing import table_cell
 from tasks.sheet import sheet
 from tasks.showing import show_or_warn
@@ -41,17 +45,20 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
     are grey on the sheet.
     """
-    store, out, first = Store(store_url), Store(folder, "out"), dict[str, str]()
+    # The folder is made below that of all pictures, so that no link is followed that lies in its place.
+    place, _, below = folder.rpartition("/")
+    store, out, first = Store(store_url), _Out(Store(place or ".", "out"), below), dict[str, str]()
     for named in jobs:
         first.setdefault(hashes[named.name], named.name)
-    written = await at_once(lambda item: _single(store, item[0], out, item[1]), first.items())
+    job_of = {named.name: named.job for named in jobs}
+    written = await at_once(lambda item: _single(store, item[0], out, item[1], job_of[item[1]]), first.items())
     by_hash = dict(zip(first, written, strict=True))
     files = {named.name: by_hash[hashes[named.name]] for named in jobs}
     found = {name: written for name, written in files.items() if written is not None}
     made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
     missing = [name for name in files if name not in found]
     told = Merged(sheet="sheet.png", images=found, missing=missing)
-    await asyncio.to_thread(out.write_json, "sheet", told.model_dump(mode="json"))
+    await asyncio.to_thread(out.store.write_json, out.key("sheet.json"), told.model_dump(mode="json"))
     paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
     merged = Merged(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
     if not in_flow_run():
@@ -63,39 +70,46 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     return merged
 
 
-def _single(store: Store, job_hash: str, out: Store, name: str) -> list[str] | None:
+class _Out(NamedTuple):
+    """A folder for pictures in the one for all pictures."""
+
+    store: Store
+    folder: str
+
+    def key(self, file: str) -> OutputKey:
+        return output(file, self.folder)
+
+
+def _single(store: Store, job_hash: str, out: _Out, name: str, job: RenderJob) -> list[str] | None:
     """Write a job's pictures and record as files; their names, or None if it is not drawn."""
-    found = pictures_of(store, job_hash)
+    found = pictures_of(store, job_hash, job)
     if found is None:
         return None
     drawn, pictures = found
     stem, files = file_stem(job_hash, name), list[str]()
     for i, data in enumerate(pictures):
         file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
-        out.write(file, data)
+        out.store.write(out.key(file), data)
         files.append(file)
-    out.write_json(stem, drawn.model_dump(mode="json") | {"images": files})
+    out.store.write_json(out.key(f"{stem}.json"), drawn.model_dump(mode="json") | {"images": files})
     return files
 
 
-def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: Store) -> Image.Image:
+def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: _Out) -> Image.Image:
     """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
-    places = [file for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
+    places = [(file, named.job) for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
     size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
-    pictures = (None if file is None else _picture(out, file) for file in places)
+    pictures = (None if file is None else _picture(out, file, job) for file, job in places)
     made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
     made.save(buffer, format="PNG")
-    out.write("sheet.png", buffer.getvalue())
+    out.store.write(out.key("sheet.png"), buffer.getvalue())
     return made
 
 
-def _picture(out: Store, name: str) -> Image.Image | None:
-    """A PNG file; None if it is gone meanwhile."""
-    data = out.read(name)
-    if data is None:
-        return None
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-        return opened.convert("RGB")
+def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
+    """A PNG file of a job; None if it is gone meanwhile, or cannot be unpacked."""
+    data = out.store.read(out.key(name), most_bytes(job))
+    return None if data is None else unpacked(data, (job.width, job.height))
 
 
 def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:

@@ -6,43 +6,70 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, model_validator
 
 from sampling_core.job import RenderJob
+from tasks import keys
 from tasks.at_once import at_once
 from tasks.decoding import encoded
 from tasks.devices import Devices
 from tasks.file_names import told_job
+from tasks.pngs import png_size
 from tasks.preparing import FORMAT
 from tasks.publishing import versions
+from tasks.records import Digest, Record, read_record
 from tasks.run import Run
 from tasks.sampling import Progress
-from tasks.store import Store
+from tasks.settings import settings
+from tasks.store import Store, most_record_bytes
 from tasks.task import task
 
 logger = logging.getLogger(__name__)
 
 
-class Drawn(BaseModel):
+class NamedFile(Record):
+    """What a job calls a file, and the SHA-256 of what was in it."""
+
+    name: str
+    sha256: Digest
+
+
+class Drawn(Record):
     """A finished job.
 
     `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
     hold their files' SHA-256. What has another `format` than this code's was drawn by other arithmetic.
     """
 
-    model_config = ConfigDict(frozen=True)
     format: int
     job: RenderJob
-    files: dict[str, dict[str, Any]]
-    job_hash: str
-    model_fingerprint: str
-    latents: str
-    run: str
-    pictures: tuple[str, ...]
+    files: dict[str, NamedFile]
+    job_hash: Digest
+    model_fingerprint: Digest
+    latents: Annotated[str, AfterValidator(keys.state_of)]
+    run: Annotated[str, AfterValidator(keys.run_of)]
+    pictures: tuple[Annotated[str, AfterValidator(keys.PictureKey)], ...]
     devices: Devices
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _as_many_as_drawn(self) -> Self:
+        if len(set(self.pictures)) != len(self.pictures) or len(self.pictures) > most_pictures(self.job):
+            raise ValueError("more pictures than the job has")
+        return self
+
+
+def most_pictures(job: RenderJob) -> int:
+    """How many pictures a job becomes; fewer files where some are equal."""
+    grid = job.composition == "sequential" and job.node.name == "MaskGridNKSamplersAdvanced"
+    return job.pictures * (job.node.rows * job.node.columns if grid else 1)
+
+
+def most_bytes(job: RenderJob) -> int:
+    """Bytes of a job's largest PNG file: pixels that cannot be compressed, and the job in a text chunk."""
+    return 4 * (job.width + 1) * job.height + most_record_bytes()
 
 
 @task("pictures {first}-{last}")
@@ -58,13 +85,13 @@ async def keep_pictures(finished: Sequence[Progress], first: int, last: int, mad
 
 def _keep(member: Progress, files: Sequence[bytes]) -> None:
     run = member.run
-    pictures = {f"pictures/{_digest(data)}.png": data for data in files}
+    pictures = {keys.picture(_digest(data)): data for data in files}
     for key, data in pictures.items():
         run.store.write(key, data)
     drawn = Drawn(
         format=FORMAT,
         job=told_job(run.job),
-        files=run.files,
+        files={field: NamedFile.model_validate(file) for field, file in run.files.items()},
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[run.job.model],
         latents=run.state_key(run.composition.steps),
@@ -74,47 +101,58 @@ def _keep(member: Progress, files: Sequence[bytes]) -> None:
         versions=versions(),
     )
     # Last, so that what the record names is there.
-    run.store.write_json(_key(run.job_hash), drawn.model_dump(mode="json"))
+    run.store.write_json(keys.drawn(run.job_hash), drawn.model_dump(mode="json", exclude_unset=True))
 
 
 def is_drawn(run: Run) -> bool:
     """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
-    if run.job.start_image is not None and run.store.read_tensors(run.start_key) is None:
+    if run.job.start_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
-    found = pictures_of(run.store, run.job_hash)
+    found = pictures_of(run.store, run.job_hash, run.job)
     return found is not None and found[0].latents == run.state_key(run.composition.steps)
 
 
-def pictures_of(store: Store, job_hash: str) -> tuple[Drawn, list[bytes]] | None:
-    """A job's record and its PNG files; None if it is not drawn, or something of it is damaged."""
+def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[Drawn, list[bytes]] | None:
+    """A job's record and its PNG files; None if it is not drawn, or something of it is damaged.
+
+    Whoever knows the job gives it: pictures of another size are then damaged as well.
+    """
     drawn = record_of(store, job_hash)
     if drawn is None:
         return None
-    files = [store.read(key) for key in drawn.pictures]
-    whole = [data for key, data in zip(drawn.pictures, files, strict=True) if data and _digest(data) in key]
-    if len(whole) < len(files):
-        logger.warning("a picture of job %s is damaged; it counts as absent", job_hash)
+    size, pictures = (drawn.job.width, drawn.job.height), list[bytes]()
+    if job is not None and size != (job.width, job.height):
+        store.tell_unfit(keys.drawn(job_hash), ValueError(f"a picture of {size[0]} x {size[1]} pixels"))
         return None
-    return drawn, whole
+    for key in map(keys.PictureKey, drawn.pictures):
+        data = store.read(key, most_bytes(drawn.job))
+        if data is None or keys.picture(_digest(data)) != key or png_size(data) != size:
+            logger.warning("a picture of job %s is damaged; it counts as absent", job_hash)
+            return None
+        pictures.append(data)
+    return drawn, pictures
 
 
 def record_of(store: Store, job_hash: str) -> Drawn | None:
     """What the store says of a finished job; None if nothing, or if other arithmetic than today's has drawn it."""
-    try:
-        drawn = Drawn.model_validate(store.read_json(_key(job_hash)) or {})
-    except ValidationError:
+    key = keys.drawn(job_hash)
+    drawn = read_record(store, key, Drawn)
+    if drawn is None or drawn.format != FORMAT:
         return None
-    return drawn if drawn.format == FORMAT else None
+    chosen = settings()
+    if drawn.job_hash != job_hash:
+        store.tell_unfit(key, ValueError("it tells of another job"))
+        return None
+    if drawn.job.width * drawn.job.height > chosen.max_canvas_pixels or drawn.job.pictures > chosen.max_pictures:
+        store.tell_unfit(key, ValueError("it tells of a job that is not allowed here"))
+        return None
+    return drawn
 
 
 async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
     """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
     store = Store(store_url)
     return all(await at_once(lambda job_hash: pictures_of(store, job_hash) is not None, job_hashes))
-
-
-def _key(job_hash: str) -> str:
-    return f"pictures/{job_hash}"
 
 
 def _digest(data: bytes) -> str:

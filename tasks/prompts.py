@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from sampling_core.guidance import Words
+from sampling_core.tensor_specs import Specs
 from tasks.at_once import read_all, write_all
+from tasks.keys import TensorKey
 from tasks.run import Run, Tensors
 from tasks.store import Store
 from tasks.task import task
@@ -23,12 +25,13 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
     """
     store = runs[0].store
     wanted = {run.prompt_key(words): (run, words) for run in runs for words in run.composition.prompts}
+    specs = {key: run.prompt_specs(words) for key, (run, words) in wanted.items()}
 
     def encoded(item: tuple[Run, Words]) -> Tensors:
         run, words = item
         return {"embedding": run.model(words.model).encode_prompts([words.prompt])[words.prompt]}
 
-    known, missing = await _found_or_made(store, wanted, encoded)
+    known, missing = await _found_or_made(store, wanted, specs, encoded)
     for run in runs:
         run.remember(known | missing)
     made.set_result(None)
@@ -48,7 +51,7 @@ async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     def encoded(run: Run) -> Tensors:
         return {"latent": run.model(run.job.model).encode_picture(run.inputs["picture"])}
 
-    known, missing = await _found_or_made(store, wanted, encoded)
+    known, missing = await _found_or_made(store, wanted, {run.start_key: run.start_specs for run in runs}, encoded)
     for run in runs:
         run.remember({run.start_key: (known | missing)[run.start_key]})
     made.set_result(None)
@@ -57,9 +60,9 @@ async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
 
 
 async def _found_or_made(
-    store: Store, wanted: Mapping[str, T], make: Callable[[T], Tensors]
-) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
+    store: Store, wanted: Mapping[TensorKey, T], specs: Mapping[TensorKey, Specs], make: Callable[[T], Tensors]
+) -> tuple[dict[TensorKey, Tensors], dict[TensorKey, Tensors]]:
     """Objects by key that the store has, and those that it does not have, made one after the other."""
-    known = await read_all(store, wanted)
+    known = await read_all(store, specs)
     missing = {key: await asyncio.to_thread(make, wanted[key]) for key in wanted if key not in known}
     return known, missing

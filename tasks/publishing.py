@@ -18,6 +18,7 @@ from sampling_core.job import RenderJob
 from tasks.devices import Devices, sentence
 from tasks.file_names import file_stem
 from tasks.images import as_data_uri
+from tasks.keys import output
 from tasks.showing import show_or_warn
 from tasks.store import Store
 from tasks.task import in_flow_run, task
@@ -67,7 +68,8 @@ def versions() -> dict[str, str]:
 @task("publish")
 async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
     """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
-    written = asyncio.to_thread(Store(out, "out").write_json, file_stem(record.job_hash, name), record.as_file())
+    file = output(f"{file_stem(record.job_hash, name)}.json")
+    written = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
     if not in_flow_run():
         await written
         return

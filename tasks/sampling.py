@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,13 +13,12 @@ from torch import Tensor
 from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from tasks.at_once import at_once
-from tasks.devices import Devices, device_name, from_tensor, to_tensor, with_step
+from tasks.devices import DEVICES_SPEC, Devices, device_name, from_tensor, to_tensor, with_step
+from tasks.keys import step_of
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
 from tasks.task import task
-
-logger = logging.getLogger(__name__)
 
 _DEVICES = "devices"
 """Name of what a stored state has beside the composition's own tensors."""
@@ -137,8 +135,8 @@ async def newest(run: Run) -> Progress:
     listed = await at_once(lambda chapter: run.store.names(run.folder_of(chapter)), run.chapters)
     end = run.composition.steps
     for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
-        steps = [int(name) for name in names if name.isdecimal()]
-        for step in sorted((step for step in steps if chapter.first < step <= end), reverse=True):
+        steps = {step for step in map(step_of, names) if step is not None and chapter.first < step <= end}
+        for step in sorted(steps, reverse=True):
             restored = await asyncio.to_thread(_restored, run, step)
             if restored is not None:
                 return restored
@@ -148,14 +146,17 @@ async def newest(run: Run) -> Progress:
 
 def _restored(run: Run, step: int) -> Progress | None:
     """The run in the state after a step; None if the store has none, or something else in its place."""
-    tensors = run.store.read_tensors(run.state_key(step))
+    key, composition = run.state_key(step), run.composition
+    tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})
     if tensors is None:
         return None
+    devices = from_tensor(tensors.pop(_DEVICES), step)
     try:
-        state = run.composition.from_tensors(tensors)
-        if run.composition.done(state) == step:
-            return Progress(run, state, from_tensor(tensors.get(_DEVICES), step))
-    except (KeyError, ValueError, IndexError, TypeError, RuntimeError):
-        pass
-    logger.warning("%s is no state of this run; it counts as absent", run.state_key(step))
+        state = composition.from_tensors(tensors)
+        if composition.done(state) == step:
+            return Progress(run, state, devices)
+    except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
+        run.store.tell_unfit(key, error)
+        return None
+    run.store.tell_unfit(key, ValueError("it is the state after another step"))
     return None

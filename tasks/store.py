@@ -1,53 +1,50 @@
 """The only storage I/O: named tensors and JSON at any fsspec URL.
 
 Objects are named by content (the key says what determined them), so writing one twice is harmless, by
-however many writers. Writes are atomic; a damaged object counts as absent, and says so. A store that
-does not answer is asked again until the patience that the settings allow is used up.
+however many writers. Writes are atomic; what is not exactly an object that was written counts as absent, and says so.
+A store that does not answer is asked again until the patience that the settings allow is used up.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
-from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from sampling_core.errors import RegionalError, StoreError
+from sampling_core.tensor_specs import Specs
+from tasks import keys, tensor_files
 from tasks.credentials import storage_options
-from tasks.leftovers import old_leftovers, tidy
+from tasks.keys import Folder, Key, OutputKey, RecordKey, TensorKey
+from tasks.local_files import LocalFiles
 from tasks.patience import Deed, fails_for_good, patiently, reason_of, remember
+from tasks.remote_files import RemoteFiles
+from tasks.settings import settings
+from tasks.unfit import UnfitError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_DIGEST = "sha256"
+_PROBE = b"ok"
 
 
 class Stored(NamedTuple):
-    """An object of the store: its key with extension, its size in bytes, and when it was written (Unix seconds)."""
+    """An object below a store: its key (None: not the store's own), its bytes, when it was written (Unix seconds)."""
 
-    key: str
+    key: Key | None
     size: int
     written: float
 
 
 class Store:
-    """Keys are slash-separated paths below `url`. Every method raises StoreError if the store fails for good."""
+    """Keys are below `url`. Every method raises StoreError if the store fails for good."""
 
     def __init__(self, url: str, field: str = "store") -> None:
         """`field` is what errors call it. Raises StoreError if the URL names no file system that is installed."""
@@ -61,6 +58,11 @@ class Store:
             raise StoreError(
                 self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({error})"
             ) from error
+        self._files: LocalFiles | RemoteFiles
+        if isinstance(self._fs, LocalFileSystem):
+            self._files = LocalFiles(self._root)
+        else:
+            self._files = RemoteFiles(self._fs, self._root, lists_prefixes=url.startswith("s3:"))
 
     def check(self, *, patient: bool = False) -> None:
         """Raise StoreError unless an object can be written, read back and removed, now, and is then known as absent.
@@ -68,15 +70,15 @@ class Store:
         If `patient`, only for what waiting will not mend: a store that is away may be back when it is needed. What
         checks that were killed have left is removed.
         """
-        probe = f"probe-{uuid.uuid4().hex}"
+        probe = keys.probe()
         try:
-            self._put(probe, b"ok")
-            self._fs.cat_file(self._path(probe))
-            self._remove_old_probes(probe)
-            self._fs.rm_file(self._path(probe))
+            self._put(probe, _PROBE)
+            self._files.read(probe, len(_PROBE))
+            if isinstance(self._files, RemoteFiles):
+                self._files.remove_old_probes(probe)
+            self._files.remove(probe)
             # S3 refuses to tell those who may not list what is not there. It is asked for all the time.
-            with suppress(FileNotFoundError):
-                self._fs.cat_file(self._path(probe))
+            self._files.read(probe, len(_PROBE))
             remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
             if patient and not fails_for_good(error, self.url, "write"):
@@ -88,163 +90,85 @@ class Store:
         """Whether there is a folder at the URL or, in an object store, a bucket or anything below a prefix."""
         return bool(self._patiently(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root), "list"))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, key: Key, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
-        self._patiently(lambda: self._put(name, data), "write")
+        self._patiently(lambda: self._put(key, data), "write")
 
-    def read(self, name: str) -> bytes | None:
-        """An object's bytes, or None if it is not there."""
+    def read(self, key: Key, most: int) -> bytes | None:
+        """An object's bytes; None if it is not there, or cannot be one because it has more than `most`."""
 
         def found() -> bytes | None:
             try:
-                return self._fs.cat_file(self._path(name))
-            except FileNotFoundError:
+                return self._files.read(_name(key), most)
+            except UnfitError as error:
+                self.tell_unfit(key, error)
                 return None
 
         return self._patiently(found, "read")
 
-    def write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> int:
-        """Write `key`.safetensors atomically; returns its size in bytes once it is durable."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        data = save(tensors, metadata={_DIGEST: _digest(tensors)})
-        self.write(f"{key}.safetensors", data)
+    def write_tensors(self, key: TensorKey, tensors: Mapping[str, Tensor]) -> int:
+        """Write tensors atomically; returns their size in bytes once they are durable."""
+        data = tensor_files.encoded(tensors)
+        self.write(key, data)
         return len(data)
 
-    def read_tensors(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors under `key`, or None if there are none or they are damaged."""
-        data = self.read(f"{key}.safetensors")
-        if data is None:
-            return None
+    def read_tensors(self, key: TensorKey, specs: Specs) -> dict[str, Tensor] | None:
+        """The tensors under `key`; None if there are none, or others than the specs name, or they are damaged."""
+        data = self.read(key, tensor_files.most_bytes(specs))
         try:
-            tensors = load(data)
-            # The header is plain JSON behind an 8-byte length; `load` does not hand out its metadata.
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        except (SafetensorError, ValueError):
-            logger.warning("%s in %s is damaged; it counts as absent", key, self.url)
+            return None if data is None else tensor_files.decoded(data, specs)
+        except UnfitError as error:
+            self.tell_unfit(key, error)
             return None
-        if header.get("__metadata__", {}).get(_DIGEST) != _digest(tensors):
-            logger.warning("%s in %s does not have the content it was written with; it counts as absent", key, self.url)
-            return None
-        return tensors
 
-    def write_json(self, key: str, value: Any) -> None:
-        """Write `key`.json atomically."""
-        self.write(f"{key}.json", (json.dumps(value, indent=1) + "\n").encode())
+    def write_json(self, key: RecordKey | OutputKey, value: Any) -> None:
+        """Write a JSON value atomically; a record on one line, what people look at on many."""
+        indent, separators = (1, None) if isinstance(key, OutputKey) else (None, (",", ":"))
+        self.write(key, (json.dumps(value, indent=indent, separators=separators) + "\n").encode())
 
-    def read_json(self, key: str) -> Any:
+    def read_json(self, key: RecordKey) -> Any:
         """The JSON value under `key`, or None if there is none or it is damaged."""
-        data = self.read(f"{key}.json")
+        data = self.read(key, most_record_bytes())
         try:
             return None if data is None else json.loads(data)
-        except ValueError:
-            logger.warning("%s in %s is damaged; it counts as absent", key, self.url)
+        except (ValueError, RecursionError, MemoryError):
+            self.tell_unfit(key, UnfitError("it is damaged"))
             return None
 
-    def names(self, prefix: str) -> list[str]:
-        """Names of the tensors directly below a key prefix, without the extension, sorted."""
+    def tell_unfit(self, key: Key, why: Exception) -> None:
+        """Warn that what lies under a key counts as absent."""
+        logger.warning("%s in %s counts as absent: %s", key, self.url, why)
 
-        def listed() -> list[str]:
-            try:
-                return self._fs.ls(self._path(prefix), detail=False)
-            except FileNotFoundError:
-                return []
+    def names(self, folder: Folder) -> list[str]:
+        """Names of the tensors directly below a folder, without the extension, sorted."""
+        found = self._patiently(lambda: self._files.names(_name(folder)), "list")
+        extension = TensorKey.extension
+        return sorted(name.removesuffix(extension) for name in found if name.endswith(extension))
 
-        return sorted(Path(path).stem for path in self._patiently(listed, "list") if path.endswith(".safetensors"))
+    def objects(self, folder: Folder) -> list[Stored]:
+        """All objects below a folder, however deep."""
+        found = self._patiently(lambda: list(self._files.files(_name(folder))), "list")
+        return [Stored(keys.parsed(name), size, written) for name, size, written in found]
 
-    def objects(self, prefix: str) -> list[Stored]:
-        """All objects below a key prefix, however deep."""
-        found: dict[str, dict[str, Any]] = self._patiently(
-            lambda: self._fs.find(self._path(prefix), withdirs=False, detail=True), "list"
-        )
-        # File systems do not agree on whether a path begins with a slash.
-        root = self._root.strip("/")
-        return [
-            Stored(path.strip("/").removeprefix(root).strip("/"), int(about["size"]), _written(about))
-            for path, about in found.items()
-        ]
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Remove objects, by their keys with extension; what is not there any more is no error."""
-
-        def removed(path: str) -> None:
-            with suppress(FileNotFoundError):
-                self._fs.rm_file(path)
-
-        for key in keys:
-            self._patiently(partial(removed, self._path(key)), "remove")
-
-    def _remove_old_probes(self, own: str) -> None:
-        """Remove other checks' probes that are old, by the store's clock: it has just written `own`."""
-        if isinstance(self._fs, LocalFileSystem):
-            return  # `_put` tidies up
-        # Who cannot list, or remove, goes without: what was left is in nobody's way.
-        with suppress(Exception):
-            found: list[dict[str, Any]]
-            if self.url.startswith("s3:"):
-                # Probes alone, in one request: a folder's listing has all pictures in it.
-                found = list(self._fs.find(self._root, prefix="probe-", detail=True).values())
-            else:
-                found = self._fs.ls(self._root, detail=True)
-            written = {about["name"].rpartition("/")[2]: _written(about) for about in found}
-            for name in old_leftovers(written.items(), written[own]):
-                self._fs.rm_file(self._path(name))
+    def remove(self, gone: Iterable[Key]) -> None:
+        """Remove objects; what is not there any more is no error."""
+        for key in gone:
+            self._patiently(partial(self._files.remove, _name(key)), "remove")
 
     def _patiently(self, work: Callable[[], T], deed: Deed) -> T:
         return patiently(self.url, work, deed, self._field)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
-    def _put(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        if not isinstance(self._fs, LocalFileSystem):
-            # An object store shows an object only once all of it has arrived.
-            self._fs.pipe_file(path, data)
-            return
-        final = Path(path)
-        made = list(takewhile(lambda folder: not folder.exists(), final.parents))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        part = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(final)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        # A file is durable under its name when its folder is; so is a folder that was just made.
-        for folder in (final.parent, *(folder.parent for folder in made)):
-            _sync(folder)
-        tidy(final)
+    def _put(self, key: Key, data: bytes) -> None:
+        self._files.write(_name(key), data)
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system can; some that are mounted over a network cannot."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+def most_record_bytes() -> int:
+    """Of the largest record that is ever written: a job has the most part in it, and JSON may spell it longer."""
+    return 4 * settings().max_job_bytes + 2**20
 
 
-def _written(about: Mapping[str, Any]) -> float:
-    """When an object was written; file systems name it differently, and some do not know."""
-    for name in ("mtime", "LastModified", "created"):
-        when = about.get(name)
-        if when is not None:
-            return when.timestamp() if hasattr(when, "timestamp") else float(when)
-    return 0.0
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes: what the file's own structure checks do not cover."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.numpy().tobytes())
-    return total.hexdigest()
+def _name(key: Key) -> str:
+    """The path of a key below a store. Types say so already; a string of somebody else's must not get here."""
+    if not isinstance(key, Key):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{type(key).__name__} is no key")
+    return key.object_name

@@ -14,9 +14,11 @@ from PIL import Image
 from flows import cli, cli_grid
 from flows.errors import NotDrawnError
 from sampling_core.grid_job import NamedJob, cells
+from sampling_core.history import Named
 from sampling_core.parsing import parse_grid, parse_job
 from tasks.files import read_job
 from tasks.keeping import Known
+from tasks.keys import RecordKey
 from tasks.planning import plan_together
 from tasks.preparing import prepare
 from tasks.settings import Settings, settings, unknown_variables
@@ -262,10 +264,13 @@ def test_a_store_that_does_not_exist_is_no_empty_one(
 def test_a_run_is_one_line_of_80_columns(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    chapters = (Named(0, "0" * 64),)
     names = ["short", "a name of eighty characters, with blanks and commas, that goes on and on to the end", "[red] x"]
     for i, name in enumerate(names):
-        known = Known(name=name, job_hash=f"{i}" * 64, steps=1000, chapters=(), begun=1.7e9 + i, finished=i or None)
-        Store("store").write_json(f"runs/{i:064d}", known.model_dump(mode="json"))
+        known = Known(
+            name=name, job_hash=f"{i}" * 64, steps=1000, chapters=chapters, begun=1.7e9 + i, finished=i or None
+        )
+        Store("store").write_json(RecordKey(f"runs/{i:064d}"), known.model_dump(mode="json"))
     monkeypatch.setattr("tasks.keeping.Known.states", lambda *_: set())
     monkeypatch.setenv("COLUMNS", "80")
     assert run(monkeypatch, "store", "ls", "--store", "store") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import torch
+from PIL import Image
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
 import flows.drawing
@@ -268,7 +270,9 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
         prepared = prepare(named.job)
         run = Run(prepared, "s")
         run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
-        _keep(Progress(run, None), [f"the picture of {named.name}".encode()])
+        picture = io.BytesIO()
+        Image.new("RGB", (named.job.width, named.job.height)).save(picture, format="PNG")
+        _keep(Progress(run, None), [picture.getvalue()])
         return run.job_hash
 
     return keep

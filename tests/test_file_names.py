@@ -25,6 +25,7 @@ from sampling_core.parsing import parse_job
 from tasks.decoding import encoded
 from tasks.file_names import file_stem, renamed, told_files, told_job, told_name
 from tasks.files import read_job
+from tasks.keys import drawn
 from tasks.merging import Merged, merge
 from tasks.pictures import all_drawn, is_drawn, keep_pictures
 from tasks.preparing import prepare
@@ -254,7 +255,7 @@ def test_a_record_without_a_format_is_absent(tmp_path: Path) -> None:
     """As they were written before there was one."""
     run = started(parse_job({"prompt": "x", "width": 64, "height": 64, "steps": 2}), tmp_path)
     kept(run)
-    key = f"pictures/{run.job_hash}"
+    key = drawn(run.job_hash)
     store = Store(str(tmp_path))
     store.write_json(key, {name: value for name, value in store.read_json(key).items() if name != "format"})
     assert not is_drawn(run)

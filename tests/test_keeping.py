@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from flows import cli_store
 from sampling_core.history import Named
 from sampling_core.parsing import parse_job
+from tasks import keys
 from tasks.keeping import DAY, Known, begin, forget_forks, kind, runs, sizes, to_prune
 from tasks.pictures import _keep
 from tasks.preparing import FORMAT, prepare
@@ -37,8 +38,12 @@ BASE, ONE, TWO = Named(0, hashed("base")), Named(2, hashed("one")), Named(2, has
 WORDS = {hashed(word): word for word in ("base", "one", "two", "open", "nobody", "p")}
 
 
+ALL = {chapter.name: range(1, 7) for chapter in (BASE, ONE, TWO)}
+"""Steps of states, by chapter, of which a run's own are some."""
+
+
 def known(*chapters: Named, **changes: Any) -> Known:
-    facts: dict[str, Any] = {"name": "n", "job_hash": "h", "steps": 6, "chapters": chapters, "begun": 0.0}
+    facts: dict[str, Any] = {"name": "n", "job_hash": hashed("job"), "steps": 6, "chapters": chapters, "begun": 0.0}
     return Known.model_validate(facts | changes)
 
 
@@ -51,15 +56,15 @@ def steps(states: set[str]) -> list[int]:
     [("final", [6]), ("forks", [2, 6]), ("all", [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (3, [3, 6]), (100, [6])],
 )
 def test_policies(keep: Keep, kept: list[int]) -> None:
-    assert steps(known(BASE, ONE).states(keep)) == kept
+    assert steps(known(BASE, ONE).states(keep, ALL)) == kept
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.sets(st.integers(1, 49)))
 def test_the_final_state_always_stays(total: int, every: int, forks: set[int]) -> None:
-    chapters = [Named(first, f"c{first}") for first in sorted({0} | {fork for fork in forks if fork < total})]
-    run = known(*chapters, steps=total)
+    chapters = [Named(first, hashed(f"c{first}")) for first in sorted({0} | {fork for fork in forks if fork < total})]
+    run, there = known(*chapters, steps=total), {name: range(1, total + 1) for _, name in chapters}
     for keep in ("final", "forks", "all", every):
-        assert run.state(total) in run.states(keep) <= run.states("all")
+        assert run.state(total) in run.states(keep, there) <= run.states("all", there)
 
 
 @pytest.fixture
@@ -72,12 +77,12 @@ def store(tmp_path: Path) -> Store:
         "two": known(BASE, TWO, begun=now, finished=now),
         "open": known(BASE, Named(2, hashed("open")), begun=now),
     }.items():
-        store.write_json(f"runs/{hashed(name)}", run.model_dump(mode="json"))
+        store.write_json(keys.run(hashed(name)), run.model_dump(mode="json"))
     states = {"base": (1, 2), "one": (3, 4, 5, 6), "two": (3, 4, 5, 6), "open": (3,), "nobody": (1,)}
     for name, steps_of in states.items():
         for step in steps_of:
-            store.write_tensors(f"latents/{hashed(name)}/{step:05d}", {"x": torch.zeros(2)})
-    store.write_tensors(f"prompts/{hashed('p')}", {"embedding": torch.zeros(2)})
+            store.write_tensors(keys.state(f"{hashed(name)}/{step:05d}"), {"x": torch.zeros(2)})
+    store.write_tensors(keys.prompt(hashed("p")), {"embedding": torch.zeros(2)})
     for file in tmp_path.rglob("*.*"):
         if not {hashed("two"), hashed("open")} & {*file.parts, file.stem}:
             os.utime(file, (old, old))
@@ -104,8 +109,8 @@ def test_pruning_touches_old_runs_alone(store: Store, keep: Any, gone: set[str])
 
 
 def test_an_abandoned_run_goes_when_it_is_old(store: Store) -> None:
-    keys = in_words({found.key for found in to_prune(store, "all", -DAY)})
-    assert {"latents/open/00003", "latents/nobody/00001"} == keys
+    pruned = in_words({found.key for found in to_prune(store, "all", -DAY)})
+    assert {"latents/open/00003", "latents/nobody/00001"} == pruned
 
 
 FOREIGN = [
@@ -147,8 +152,8 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     run = Run(prepared, str(tmp_path))
     run.remember({run.mask_key: prepared.inputs, run.start_key: {"latent": torch.zeros(1)}})
     words = run.composition.prompts[0]
-    keys = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
-    kinds = [kind(f"{key}.safetensors") for key in keys]
+    made = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
+    kinds = [kind(keys.parsed(key.object_name)) for key in made]
     assert kinds == ["masks", "starts", "prompts", "latents"]
     begin(run, "a run")
     _keep(Progress(run, None), [b"a picture"])
@@ -156,16 +161,16 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
 
 
 def test_what_a_writer_left_that_was_killed_is_the_stores_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, rename = Store(str(tmp_path)), Path.replace
+    store = Store(str(tmp_path))
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", die)
-    for write in (lambda: store.write(f"pictures/{hashed('p')}.png", b""), store.check):
-        with pytest.raises(KeyboardInterrupt):
-            write()
-    monkeypatch.setattr(Path, "replace", rename)
+    for write in (lambda: store.write(keys.picture(hashed("p")), b""), store.check):
+        with monkeypatch.context() as killed:
+            killed.setattr("os.replace", die)
+            with pytest.raises(KeyboardInterrupt):
+                write()
     assert sorted(sizes(store)) == ["pictures", "probes"]
     assert len(to_prune(store, "none", -DAY)) == 2
 
@@ -174,11 +179,11 @@ def finished_forks(store: Store) -> set[str]:
     """Two drawn jobs that have a fork in common, with states at it, at their ends, and one more; their hashes."""
     hashes = {hashed("job one"), hashed("job two")}
     for word, chapter in (("one", ONE), ("two", TWO)):
-        run = known(BASE, chapter, begun=1.0, finished=2.0)
-        store.write_json(f"runs/{hashed(word)}", run.model_dump(mode="json"))
+        run = known(BASE, chapter, begun=1.0, finished=2.0, job_hash=hashed(f"job {word}"))
+        store.write_json(keys.run(hashed(word)), run.model_dump(mode="json"))
         record = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed(f"job {word}")}
-        record |= {"model_fingerprint": "m", "latents": run.state(6), "run": f"runs/{hashed(word)}"}
-        store.write_json(f"pictures/{hashed(f'job {word}')}", record | {"pictures": [], "devices": [], "versions": {}})
+        record |= {"model_fingerprint": hashed("m"), "latents": run.state(6), "run": f"runs/{hashed(word)}"}
+        store.write_json(keys.drawn(hashed(f"job {word}")), record | {"pictures": [], "devices": [], "versions": {}})
         for step in (2, 4, 6):
             store.write(run.state(step), b"")
     return hashes
@@ -198,21 +203,21 @@ def test_forks_go_when_all_are_drawn(keep: Keep, left: dict[str, list[int]], tmp
     """Only those: everything else that a policy does not keep has gone with its shard."""
     store = Store(str(tmp_path))
     asyncio.run(forget_forks(store, finished_forks(store), keep))
-    assert {word: [int(name) for name in store.names(f"latents/{hashed(word)}")] for word in left} == left
+    assert {word: [int(name) for name in store.names(keys.states(hashed(word)))] for word in left} == left
 
 
 def test_the_forks_of_an_unfinished_run_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     hashes = finished_forks(store)
     for word, chapter in (("one", ONE), ("two", TWO)):
-        store.write_json(f"runs/{hashed(word)}", known(BASE, chapter).model_dump(mode="json"))
+        store.write_json(keys.run(hashed(word)), known(BASE, chapter).model_dump(mode="json"))
     asyncio.run(forget_forks(store, hashes, "final"))
-    assert store.names(f"latents/{hashed('base')}") == ["00002"]
+    assert store.names(keys.states(hashed("base"))) == ["00002"]
 
 
 def test_listing_counts_what_is_there(store: Store) -> None:
     listed = {entry.key: entry.states for entry in runs(store)}
-    assert listed == {f"runs/{hashed(name)}.json": count for name, count in {"one": 6, "two": 6, "open": 3}.items()}
+    assert listed == {keys.run(hashed(name)): count for name, count in {"one": 6, "two": 6, "open": 3}.items()}
     counted = {kind: number for kind, (number, _) in sizes(store).items()}
     assert counted == {"latents": 12, "prompts": 1, "runs": 3}
     assert sizes(store)["prompts"][1] == len(Path(f"{store.url}/prompts/{hashed('p')}.safetensors").read_bytes())
@@ -220,4 +225,4 @@ def test_listing_counts_what_is_there(store: Store) -> None:
 
 def test_a_damaged_run_counts_as_absent(store: Store) -> None:
     Path(f"{store.url}/runs/{hashed('one')}.json").write_text('{"name": 1')
-    assert {entry.key for entry in runs(store)} == {f"runs/{hashed(name)}.json" for name in ("two", "open")}
+    assert {entry.key for entry in runs(store)} == {keys.run(hashed(name)) for name in ("two", "open")}

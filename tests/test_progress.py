@@ -88,7 +88,6 @@ def test_devices_are_written_as_bytes_and_read_back() -> None:
 @pytest.mark.parametrize(
     "tensor",
     [
-        None,
         torch.zeros(3),
         torch.tensor(7),
         torch.tensor([255, 0], dtype=torch.uint8),
@@ -96,6 +95,6 @@ def test_devices_are_written_as_bytes_and_read_back() -> None:
         to_tensor((DeviceSteps(first=1, last=4, device="x"),))[:-1],
     ],
 )
-def test_what_is_no_list_of_devices_is_an_unknown_one(tensor: Tensor | None) -> None:
+def test_what_is_no_list_of_devices_is_an_unknown_one(tensor: Tensor) -> None:
     """A state that an older program wrote, or somebody else, is still a state."""
     assert from_tensor(tensor, 4) == (DeviceSteps(first=1, last=4, device=UNKNOWN),)

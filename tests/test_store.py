@@ -8,6 +8,7 @@ import os
 import stat
 import uuid
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,12 +22,26 @@ from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
 
 from sampling_core.errors import StoreError
+from sampling_core.tensor_specs import specs_of
+from tasks.keys import EVERYTHING, masks, output, state, states
 from tasks.leftovers import old_leftovers
 from tasks.settings import settings
 from tasks.store import Store
 from tests.s3 import KEY, SECRET, client, objects, s3_server
 
 TENSORS = {"x": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "sigma": torch.tensor(0.1, dtype=torch.float64)}
+
+
+SPECS = specs_of(TENSORS)
+HASH = sha256(b"something").hexdigest()
+KEY_OF_STATE, FOLDER, MASKS, NOTHING = state(f"{HASH}/00001"), states(HASH), masks(HASH), masks(HASH[::-1])
+FILE = output("x.png")
+
+
+def placed(file: Path) -> Path:
+    """A path whose folder is there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def urls(tmp_path: Path) -> list[str]:
@@ -37,24 +52,24 @@ def urls(tmp_path: Path) -> list[str]:
 def test_reads_what_it_wrote(tmp_path: Path, kind: int) -> None:
     store = Store(urls(tmp_path)[kind])
     store.check()
-    assert store.read_tensors("a/b") is None
-    assert store.names("a") == []
-    store.write_tensors("a/b", TENSORS)
-    store.write_tensors("a/b", TENSORS)
-    read = store.read_tensors("a/b")
+    assert store.read_tensors(KEY_OF_STATE, SPECS) is None
+    assert store.names(FOLDER) == []
+    store.write_tensors(KEY_OF_STATE, TENSORS)
+    store.write_tensors(KEY_OF_STATE, TENSORS)
+    read = store.read_tensors(KEY_OF_STATE, SPECS)
     assert read is not None
     assert read.keys() == TENSORS.keys()
     assert all(torch.equal(read[name], TENSORS[name]) and read[name].dtype == TENSORS[name].dtype for name in TENSORS)
-    assert store.names("a") == ["b"]
+    assert store.names(FOLDER) == ["00001"]
 
 
 @pytest.mark.parametrize("kind", range(3))
 def test_a_place_exists_once_something_is_there(tmp_path: Path, kind: int) -> None:
     store = Store(urls(tmp_path)[kind])
     assert not store.exists()
-    store.write("a/b", b"x")
+    store.write(KEY_OF_STATE, b"x")
     assert store.exists()
-    assert not Store(f"{store.url}/a/b").exists(), "a file is no place"
+    assert not Store(f"{store.url}/{KEY_OF_STATE.object_name}").exists(), "a file is no place"
 
 
 @given(at=st.integers(0, 400), how=st.sampled_from(["truncate", "flip"]))
@@ -62,19 +77,19 @@ def test_damage_counts_as_absent(tmp_path_factory: pytest.TempPathFactory, at: i
     """Cut anywhere, or any byte of the data or the header changed: never a wrong tensor."""
     folder = tmp_path_factory.mktemp("store")
     store = Store(str(folder))
-    store.write_tensors("k", TENSORS)
-    file = folder / "k.safetensors"
+    store.write_tensors(MASKS, TENSORS)
+    file = folder / MASKS.object_name
     data = bytearray(file.read_bytes())
     at = at % len(data)
     file.write_bytes(data[:at] if how == "truncate" else data[:at] + bytes([data[at] ^ 0x15]) + data[at + 1 :])
-    assert store.read_tensors("k") is None
+    assert store.read_tensors(MASKS, SPECS) is None
 
 
 def test_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "k.safetensors").write_bytes(b"not tensors")
+    placed(tmp_path / MASKS.object_name).write_bytes(b"not tensors")
     with caplog.at_level(logging.WARNING):
-        assert Store(str(tmp_path)).read_tensors("k") is None
-    assert "k in" in caplog.text
+        assert Store(str(tmp_path)).read_tensors(MASKS, SPECS) is None
+    assert f"{MASKS} in" in caplog.text
     assert "damaged" in caplog.text
 
 
@@ -87,9 +102,9 @@ def test_no_half_file_under_a_final_name(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.fsync", die)
     with pytest.raises(KeyboardInterrupt):
-        store.write_tensors("a/k", TENSORS)
-    assert store.read_tensors("a/k") is None
-    assert store.names("a") == []
+        store.write_tensors(KEY_OF_STATE, TENSORS)
+    assert store.read_tensors(KEY_OF_STATE, SPECS) is None
+    assert store.names(FOLDER) == []
 
 
 def test_names_are_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,16 +115,16 @@ def test_names_are_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def remember(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
-            assert (tmp_path / "new/a/k.safetensors").exists(), "synced before the rename"
+            assert (tmp_path / "new" / KEY_OF_STATE.object_name).exists(), "synced before the rename"
         sync(descriptor)
 
     monkeypatch.setattr("os.fsync", remember)
-    store = Store(str(tmp_path / "new"))
-    store.write_tensors("a/k", TENSORS)
-    assert set(synced) == {tmp_path / "new/a", tmp_path / "new", tmp_path}
+    store, folder = Store(str(tmp_path / "new")), tmp_path / "new" / FOLDER
+    store.write_tensors(KEY_OF_STATE, TENSORS)
+    assert set(synced) == {folder, *folder.parents[:2], tmp_path}
     synced.clear()
-    store.write_tensors("a/k", TENSORS)
-    assert synced == [tmp_path / "new/a"]
+    store.write_tensors(KEY_OF_STATE, TENSORS)
+    assert synced == [folder]
 
 
 def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +134,13 @@ def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("os.fsync", refuse)
     store = Store(str(tmp_path))
-    store.write_tensors("a/k", TENSORS)
-    assert store.names("a") == ["k"]
+    store.write_tensors(KEY_OF_STATE, TENSORS)
+    assert store.names(FOLDER) == ["00001"]
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "k.safetensors")
-    assert Store(str(tmp_path)).read_tensors("k") is None
+    torch.save(TENSORS, placed(tmp_path / MASKS.object_name))
+    assert Store(str(tmp_path)).read_tensors(MASKS, SPECS) is None
 
 
 @pytest.mark.parametrize("url", ["nothing://x", "/proc/no/such/place"])
@@ -169,7 +184,7 @@ def test_a_patient_check_refuses_what_will_not_pass_and_nothing_else(
         with pytest.raises(StoreError, match=r"^out: .* a place that can be written"):
             store.check(patient=True)
         with pytest.raises(StoreError, match=r"^out: .* a store that answers"):
-            store.write("x", b"")  # without ten minutes of patience
+            store.write(FILE, b"")  # without ten minutes of patience
     with pytest.raises(StoreError, match=r"^out: "):
         store.check()
 
@@ -193,7 +208,7 @@ def test_what_botocore_refuses_by_itself_is_hopeless(
     with pytest.raises(StoreError, match=reason):
         Store(url).check(patient=True)
     with pytest.raises(StoreError, match=reason):
-        Store(url).read("x")
+        Store(url).read(FILE, 9)
 
 
 def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[Exception]:
@@ -217,11 +232,11 @@ def test_what_a_store_refuses_that_has_answered_is_tried_again(
 ) -> None:
     """Whoever has answered in this process: also another object for the same place."""
     before = Store(str(tmp_path))
-    {"check": before.check, "write": lambda: before.write("x", b"1")}[first]()
+    {"check": before.check, "write": lambda: before.write(FILE, b"1")}[first]()
     store = Store(str(tmp_path))
     left = failing(store, monkeypatch, error, 3)
-    store.write("x", b"2")
-    assert (left, store.read("x")) == ([], b"2")
+    store.write(FILE, b"2")
+    assert (left, store.read(FILE, 9)) == ([], b"2")
     failing(store, monkeypatch, error, 1)
     store.check(patient=True)
 
@@ -233,7 +248,7 @@ def test_what_stays_hopeless_after_an_answer(error: Exception, tmp_path: Path, m
     store.check()
     left = failing(store, monkeypatch, error, 2)
     with pytest.raises(StoreError, match=r"a store that answers"):
-        store.write("x", b"")
+        store.write(FILE, b"")
     assert len(left) == 1
 
 
@@ -244,10 +259,10 @@ def test_an_answer_to_something_else_says_nothing(other: str, tmp_path: Path, mo
     if other == "another place":
         Store(str(tmp_path / "other")).check()
     else:
-        assert (store.objects(""), store.read("x")) == ([], None)
+        assert (store.objects(EVERYTHING), store.read(FILE, 9)) == ([], None)
     failing(store, monkeypatch, REFUSED[0], 1)
     with pytest.raises(StoreError):
-        store.write("x", b"")
+        store.write(FILE, b"")
 
 
 def test_who_may_not_know_what_is_absent_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +285,7 @@ LEFT = [f"probe-{HEX}", f".probe-{HEX}.{HEX}.part", f".円-01234567.png.{HEX}.pa
 OTHERS = ["probe-1", f"my-probe-{HEX}", f"probe-{HEX}.png", f"x.png.{HEX}.part", f".x.txt.{HEX}.part", ".x.png.part"]
 
 
-@pytest.mark.parametrize("below", ["", "latents/abc"])
+@pytest.mark.parametrize("below", ["", FOLDER])
 def test_what_killed_writers_left_goes_when_it_is_old(tmp_path: Path, below: str) -> None:
     """In every folder that is written to; nothing young, no links and folders, and no file of somebody else's."""
     folder = tmp_path / below
@@ -289,10 +304,10 @@ def test_what_killed_writers_left_goes_when_it_is_old(tmp_path: Path, below: str
     before = {file.name for file in folder.iterdir()}
     store = Store(str(tmp_path))
     if below:
-        store.write(f"{below}/x.json", b"")
+        store.write(KEY_OF_STATE, b"")
     else:
         store.check()
-    assert {file.name for file in folder.iterdir()} - {"x.json"} == before - set(LEFT)
+    assert {file.name for file in folder.iterdir()} - {"00001.safetensors"} == before - set(LEFT)
 
 
 def test_age_is_told_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,13 +321,13 @@ def test_age_is_told_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytes
 def test_a_half_written_file_goes_with_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is really left there, an hour later, to a process that has not looked yet."""
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(Path, "replace", die)
+        killed.setattr("os.replace", die)
         with pytest.raises(KeyboardInterrupt):
-            Store(str(tmp_path)).write("円-0123.png", b"half")
+            Store(str(tmp_path)).write(output("円-0123.png"), b"half")
     (half,) = tmp_path.iterdir()
     os.utime(half, (half.stat().st_mtime - 3601,) * 2)
     Store(str(tmp_path)).check()
@@ -362,13 +377,13 @@ def test_an_object_of_s3_is_read_in_one_request(tmp_path: Path, monkeypatch: pyt
             monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
         settings.cache_clear()
         store = Store("s3://latents/x")
-        store.write_tensors("k", TENSORS)
-        read = store.read_tensors("k")
+        store.write_tensors(MASKS, TENSORS)
+        read = store.read_tensors(MASKS, SPECS)
         assert read is not None
         assert torch.equal(read["x"], TENSORS["x"])
-        assert store.read_tensors("nothing") is None
+        assert store.read_tensors(NOTHING, SPECS) is None
         there = {url: Store(f"s3://{url}").exists() for url in ("latents", "latents/x", "latents/none", "no-bucket")}
         assert there == {"latents": True, "latents/x": True, "latents/none": False, "no-bucket": False}
     asked = [line.split('"')[1] for line in (tmp_path / "s3.log").read_text().splitlines() if "/latents/x/" in line]
-    paths = [f"/latents/x/{key}.safetensors HTTP/1.1" for key in ("k", "k", "nothing")]
+    paths = [f"/latents/x/{key.object_name} HTTP/1.1" for key in (MASKS, MASKS, NOTHING)]
     assert asked == [f"{method} {path}" for method, path in zip(("PUT", "GET", "GET"), paths, strict=True)]

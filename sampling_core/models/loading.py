@@ -26,6 +26,14 @@ class Model:
     network: UNetDenoiser
     _pipeline: Any
 
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Of an encoded prompt: 1, tokens, features."""
+        encoder = self._pipeline.text_encoder.config
+        # A tokenizer that does not know its limit names one of 10^30.
+        tokens = min(self._pipeline.tokenizer.model_max_length, encoder.max_position_embeddings)
+        return 1, int(tokens), int(encoder.hidden_size)
+
     @torch.inference_mode()
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         """Each prompt's embedding [1, tokens, features], float32 on the CPU."""

@@ -120,6 +120,11 @@ class PlannedPass(NamedTuple):
         steps = len(self.sigmas) - 1
         return min(steps, 1) if self.setting.sampler in CHOOSE_THEIR_STEPS else steps
 
+    @property
+    def ladder(self) -> tuple[Level, ...]:
+        """The levels as the sampler walks them."""
+        return as_walked(self.setting.sampler, tuple(self.levels.level(sigma) for sigma in self.sigmas))
+
     def opened(self, latent: Latent) -> Pass:
         """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""
         call, shape = self.call, shape_of(latent)
@@ -129,7 +134,7 @@ class PlannedPass(NamedTuple):
         ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
         return Pass(
             sampler=self.setting.sampler,
-            ladder=as_walked(self.setting.sampler, ladder),
+            ladder=self.ladder,
             guidance=self.setting.guidance,
             seed=call.seed,
             noise=noise,

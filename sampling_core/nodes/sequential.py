@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from sampling_core.history import Chapter
 from sampling_core.nodes.masks import composite
 from sampling_core.nodes.passes import PassState, begin, iterate, original_solver, result
 from sampling_core.nodes.turns import Stage
+from sampling_core.solvers.base import Solver, check_memory, memory_specs
+from sampling_core.tensor_specs import TensorSpec, check_specs
 
 
 class Walk(NamedTuple):
@@ -77,8 +80,7 @@ class Sequential:
 
     def done(self, state: Walk) -> int:
         """Steps that are finished."""
-        before = self._ends[state.number - 1] if state.number else 0
-        return before + (state.inside.step if state.inside else 0)
+        return self._before(state.number) + (state.inside.step if state.inside else 0)
 
     def iterate(self, state: Walk, using: Networks, until: int | None = None) -> Iterator[tuple[Walk, Count]]:
         """Every state after `state` up to step `until` (default: the end), with what each step cost."""
@@ -101,8 +103,7 @@ class Sequential:
         """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
         if stage.restore is not None:
             reached = composite(state.turn, reached, 0, 0, stage.restore)
-        ends = state.number + 1 == len(self.stages) or self.stages[state.number + 1].opens
-        forks = torch.cat([state.forks, reached]) if stage.fork and ends else state.forks
+        forks = torch.cat([state.forks, reached]) if stage.fork and self._ends_turn(state.number) else state.forks
         return self._opened(Walk(state.number + 1, reached, state.turn, forks, None))
 
     def _opened(self, state: Walk) -> Walk:
@@ -163,15 +164,49 @@ class Sequential:
             named |= {f"inside.solver.{name}": value for name, value in state.inside.solver._asdict().items()}
         return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
+    def specs(self, step: int) -> dict[str, TensorSpec]:
+        """What `to_tensors` writes of the state after `step` steps. Raises ValueError if there is none."""
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} of {self.steps}")
+        number = bisect_right(self._ends, step)
+        batch, *cells = self.clean.shape
+        forks = sum(stage.fork and self._ends_turn(i) for i, stage in enumerate(self.stages[:number]))
+        counter, x = TensorSpec(torch.int64, ()), TensorSpec(self.clean.dtype, (batch, *cells))
+        named = {"number": counter, "latent": x, "turn": x, "forks": x._replace(shape=(forks * batch, *cells))}
+        if step == self._before(number):
+            return named
+        fresh = self._solver(number).init(torch.empty(batch, *cells, dtype=self.clean.dtype, device="meta"))
+        memory = {f"inside.solver.{name}": spec for name, spec in memory_specs(fresh).items()}
+        return named | {"inside.step": counter, "inside.x": x, "inside.denoised": x} | memory
+
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Walk:
-        """The state that `to_tensors` wrote. Raises KeyError if it belongs to another run."""
-        state = Walk(int(tensors["number"]), *(tensors[name] for name in _LATENTS), inside=None)
-        if "inside.step" not in tensors:
+        """The state that `to_tensors` wrote. Raises KeyError or ValueError if it is none of this run's."""
+        number, taken = int(tensors["number"]), int(tensors["inside.step"]) if "inside.step" in tensors else 0
+        if not 0 <= number <= len(self.stages) or taken < 0:
+            raise ValueError(f"pass {number}, step {taken}")
+        step = self._before(number) + taken
+        check_specs(tensors, self.specs(step))
+        if number != bisect_right(self._ends, step):
+            raise ValueError(f"step {taken} of pass {number}")
+        state = Walk(number, *(tensors[name] for name in _LATENTS), inside=None)
+        if not taken:
             return state
-        x = tensors["inside.x"]
-        fresh: Any = original_solver(self.stages[state.number].planned.setting.sampler).init(x)
-        solver = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
-        return state._replace(inside=PassState(int(tensors["inside.step"]), x, solver, tensors["inside.denoised"]))
+        x, planned = tensors["inside.x"], self.stages[number].planned
+        fresh: Any = self._solver(number).init(x)
+        memory = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
+        check_memory(memory, planned.ladder, taken, planned.levels)
+        return state._replace(inside=PassState(taken, x, memory, tensors["inside.denoised"]))
+
+    def _solver(self, number: int) -> Solver[Any]:
+        return original_solver(self.stages[number].planned.setting.sampler)
+
+    def _before(self, number: int) -> int:
+        """Steps done when so many passes are finished."""
+        return self._ends[number - 1] if number else 0
+
+    def _ends_turn(self, number: int) -> bool:
+        """Whether a pass is the last one of its turn."""
+        return number + 1 == len(self.stages) or self.stages[number + 1].opens
 
 
 _LATENTS = ("latent", "turn", "forks")

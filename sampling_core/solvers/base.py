@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torch import Tensor
 from sampling_core._types import Latent
 from sampling_core.float32 import exp, log, logit, rounded, sigmoid
 from sampling_core.levels import Level, ModelLevels
+from sampling_core.tensor_specs import TensorSpec
 
 S = TypeVar("S", bound=tuple[object, ...])
 
@@ -113,6 +114,36 @@ class History(NamedTuple):
         """The level of an entry; 1 is the latest."""
         alpha, sigma = self.levels[-back].tolist()
         return Level(alpha, sigma)
+
+
+MOST_REMEMBERED = 4
+"""Of all methods here: entries of a history."""
+
+
+def memory_specs(fresh: tuple[Any, ...]) -> dict[str, TensorSpec]:
+    """What a solver's state is after a step, by field, from the state that `init` makes: a history has entries then."""
+    fields = cast("Any", fresh)._asdict()
+    return {
+        name: TensorSpec(value.dtype, tuple(size or range(1, MOST_REMEMBERED + 1) for size in value.shape))
+        for name, value in fields.items()
+    }
+
+
+def check_memory(memory: tuple[Any, ...], ladder: Sequence[Level], step: int, levels: ModelLevels) -> None:
+    """Raise ValueError for a solver's state that no run has after `step` steps, whatever its predictions are.
+
+    Methods divide by differences of the levels in it, so these must be those of the ladder.
+    """
+    fields = cast("Any", memory)._asdict()
+    if "levels" in fields:
+        told = [Level(*row) for row in fields["levels"].tolist()]
+        if len(told) != len(fields["values"]) or len(told) > step:
+            raise ValueError(f"a history of {len(fields['values'])} entries with {len(told)} levels")
+        walked = ladder[step - len(told) : step]
+        if any(one not in (level, finite_snr(level, levels)) for one, level in zip(told, walked, strict=True)):
+            raise ValueError("a history of another ladder")
+    if "tau" in fields and float(fields["tau"]) not in (0.0, 1.0):
+        raise ValueError("a history with another strength of noise")
 
 
 @runtime_checkable

@@ -1,0 +1,121 @@
+"""What somebody plants who may write to a store: tensors, records, links. And a job that is drawn from such a store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from flows.ahead import Ahead
+from sampling_core.parsing import parse_job
+from tasks.loading import load_model
+from tasks.masks import build_masks
+from tasks.preparing import FORMAT
+from tasks.prompts import encode_prompts
+from tasks.run import Run
+from tasks.sampling import Progress, newest
+
+JOB = parse_job(
+    {
+        "prompt": "a green background",
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "sampler": "dpmpp_2m",
+        "regions": [{"prompt": "a red background", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}],
+    }
+)
+
+
+def hashed(word: str) -> str:
+    """What names something in a store; the words are for people who read this."""
+    return sha256(word.encode()).hexdigest()
+
+
+def placed(file: Path, data: bytes) -> Path:
+    """A file with this content, in folders that are made for it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+def tensor_file(header: Any, data: bytes = b"") -> bytes:
+    """A safetensors file with this header: a JSON value, or bytes."""
+    told = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(told)) + told + data
+
+
+def header_of(file: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a safetensors file."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    return json.loads(file[8:end]), file[end:]
+
+
+def signed(tensors: dict[str, Tensor]) -> bytes:
+    """A whole file with the digest that its content should have, as anybody can make it."""
+    total = sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.numpy().tobytes())
+    return save(tensors, metadata={"sha256": total.hexdigest()})
+
+
+def run_record(**changes: Any) -> dict[str, Any]:
+    """What a store knows of a finished run of three steps, the first of which is a fork."""
+    told = {"name": "n", "job_hash": hashed("job"), "steps": 3, "begun": 1.0, "finished": 2.0}
+    return told | {"chapters": [[0, hashed("base")], [1, hashed("one")]]} | changes
+
+
+def picture_record(**changes: Any) -> dict[str, Any]:
+    """What a store says of a finished job."""
+    told = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed("job")}
+    told |= {"model_fingerprint": hashed("m"), "latents": f"latents/{hashed('one')}/00003"}
+    return told | {"run": f"runs/{hashed('run')}", "pictures": [], "devices": [], "versions": {}} | changes
+
+
+def plant_record(root: Path, key: str, record: Any) -> Path:
+    """A record in a store; bytes as they are."""
+    return placed(root / f"{key}.json", record if isinstance(record, bytes) else json.dumps(record).encode())
+
+
+def sparse(file: Path, size: int) -> None:
+    """A file that says it has so many bytes, and takes no room."""
+    placed(file, b"")
+    os.truncate(file, size)
+
+
+def ready(store: Path) -> Run:
+    """A run that is ready to be sampled; its tasks are called as plain functions."""
+
+    async def flow() -> Run:
+        async with Ahead() as ahead:
+            run = await ahead.made(partial(build_masks.fn, JOB, str(store)))
+            await load_model.fn("embedded", run.fingerprints)
+            await ahead.made(partial(encode_prompts.fn, [run]))
+            return run
+
+    return asyncio.run(flow())
+
+
+def found(run: Run) -> Progress:
+    """The run with what the store has of it."""
+    return asyncio.run(newest(run))
+
+
+def whole_state(run: Run) -> dict[str, Tensor]:
+    """A state of the run that is as it should be, after two steps."""
+    progress = Progress(run, run.composition.begin())
+    progress.advance(2)
+    return {name: tensor.clone() for name, tensor in progress.to_tensors().items()}
+
+
+FLOAT8 = {"x": torch.zeros(1, 4, 8, 8).to(torch.float8_e4m3fn)}
