@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from tasks.at_once import at_once
 from tasks.decoding import encoded
 from tasks.devices import Devices
 from tasks.file_names import told_job
+from tasks.logs import plain_logger
 from tasks.preparing import FORMAT
 from tasks.publishing import versions
 from tasks.run import Run
@@ -22,7 +22,7 @@ from tasks.sampling import Progress
 from tasks.store import Store
 from tasks.task import task
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class Drawn(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,12 +14,13 @@ from sampling_core._types import Latent
 from sampling_core.evaluate import Count, Networks
 from tasks.at_once import at_once
 from tasks.devices import Devices, device_name, from_tensor, to_tensor, with_step
+from tasks.logs import plain_logger
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
 from tasks.task import task
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 _DEVICES = "devices"
 """Name of what a stored state has beside the composition's own tensors."""

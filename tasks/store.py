@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +28,10 @@ from torch import Tensor
 from sampling_core.errors import RegionalError, StoreError
 from tasks.credentials import storage_options
 from tasks.leftovers import old_leftovers, tidy
+from tasks.logs import plain_logger
 from tasks.patience import Deed, fails_for_good, patiently, reason_of, remember
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Store:
             raise
         except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError(
-                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({error})"
+                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({reason_of(error)})"
             ) from error
 
     def check(self, *, patient: bool = False) -> None:
