@@ -30,8 +30,10 @@ _keys = set[str]()
 
 def hide(keys: Iterable[str], addresses: Iterable[str] = ()) -> None:
     """From now on these keys, and the passwords in these URLs, never appear in what `redacted` returns."""
-    users = [address.partition("://")[2].rpartition("@")[0] for address in addresses]
-    for key in [*map(str.strip, keys), *(user.partition(":")[2] for user in users)]:
+    passwords = [address.partition("://")[2].rpartition("@")[0].partition(":")[2] for address in addresses]
+    # A library that takes such an address apart at the wrong place repeats a part of the password.
+    parts = [part for password in passwords for part in re.split("[/?#:@]", password)]
+    for key in [*map(str.strip, keys), *passwords, *parts]:
         if len(key) >= _SHORTEST_KEY:
             # As it is, in a URL, and as HTTP's basic authentication sends it.
             _keys.update((key, quote(key, safe=""), base64.b64encode(key.encode(errors="replace")).decode()))
