@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from flows import cli_grid, cli_plan, cli_store, stopping, submit
 from flows.calling import AsFlowRun, called, server_for
 from flows.cli_parts import AsJson, JobFile, Out, Overrides, StoreUrl, check_places, draws, in_context, progress, warn
 from flows.environment import set_defaults, trust_the_caller
 from flows.errors import NotDrawnError
+from flows.printing import say, say_path
 from flows.server_trouble import explained
 from flows.spent_time import spent
-from sampling_core.errors import BadInput, BadJob, RegionalError
+from sampling_core.errors import BadJob, RegionalError
+from sampling_core.plain_text import plain_lines
 
 if TYPE_CHECKING:
     from tasks.preparing import Prepared
 
 BAD_INPUT = 2
 """Exit code for everything that a user can mend."""
+
+MOST_MISTAKES = 50
+"""Lines; a job of 500 kB may have a hundred thousand mistakes."""
 
 app = typer.Typer(
     help="Draw pictures with different prompts and samplers in different regions of one canvas.",
@@ -89,15 +96,13 @@ def render(
     if as_json:
         print(json.dumps(record))
         return
-    console = Console()
     for image in record["images"]:
-        console.print(image, soft_wrap=True, highlight=False)
-    console.print(
+        say_path(image)
+    say(
         f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
         f"{record['evaluations']} evaluations in {record['forwards']} forwards, "
         f"{spent(record['seconds'], time.monotonic() - stopping.BEGAN)}",
         style="dim",
-        soft_wrap=True,
     )
 
 
@@ -119,6 +124,9 @@ def main() -> None:
     """Entry point: mistakes become one line each and exit code 2, pictures that are missing one line and code 1."""
     stopping.listen()
     set_defaults()
+    # What a terminal's encoding lacks is spelled, as stderr does it; pytest and others put streams there that cannot.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # To take apart what torch has made takes a second, after the last line was printed.
     atexit.register(gc.freeze)
     try:
@@ -128,19 +136,30 @@ def main() -> None:
     except RegionalError as error:
         _complain([error])
     except NotDrawnError as error:
-        print(error, file=sys.stderr)
+        say(error, stderr=True)
         sys.exit(submit.NOT_COMPLETED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is told, and ends the program
         explanation = explained(error)
         if explanation is None:
-            raise
+            _tell_trace()
         _complain([explanation])
 
 
-def _complain(errors: list[BadInput] | list[RegionalError]) -> None:
-    for error in errors:
+def _complain(errors: Sequence[RegionalError]) -> NoReturn:
+    for error in errors[:MOST_MISTAKES]:
         print(error, file=sys.stderr)
+    if len(errors) > MOST_MISTAKES:
+        print(f"and {len(errors) - MOST_MISTAKES} more mistakes", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+def _tell_trace() -> NoReturn:
+    """A fault of this program: the traceback, with what others wrote made plain in it as well."""
+    from tasks.secrets import hide_keys
+
+    hide_keys()
+    print(plain_lines(traceback.format_exc()), file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows import stopping
 from flows.calling import AsFlowRun, called, server_for
 from flows.cli_parts import AsJson, Out, Overrides, StoreUrl, check_places, draws, in_context, progress, warn
 from flows.environment import trust_the_caller
 from flows.errors import NotDrawnError
+from flows.printing import say, say_path
 from flows.spent_time import spent
 
 Machines = Annotated[
@@ -139,8 +139,7 @@ def _tell(done: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(done | {"totals": total}))
         return
-    console = Console()
     for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
-        console.print(image, soft_wrap=True, highlight=False, markup=False)
-    console.print(done["sheet"], soft_wrap=True, highlight=False, markup=False)
-    console.print(_in_words(total), style="dim", soft_wrap=True, highlight=False)
+        say_path(image)
+    say_path(done["sheet"])
+    say(_in_words(total), style="dim")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from flows import stopping
+from flows.printing import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
@@ -66,7 +67,7 @@ def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr, each once."""
     for warning in dict.fromkeys(warnings):
-        Console(stderr=True).print(f"Warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(f"Warning: {warning}", style="yellow", stderr=True)
 
 
 def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:

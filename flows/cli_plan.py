@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from flows.cli_parts import AsJson, Overrides
 from flows.environment import trust_the_caller
+from flows.printing import cell, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +73,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    title = Text(f"{file.name}: {prepared.run.steps} steps")
+    title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
     table = Table("Steps", "Rows per step", "Forwards per step", title=title)
     for steps, count in _told_shortly(cost):
         table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
@@ -81,9 +81,9 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     for saved in facts["saved"]:
-        console.print(f"Saved: {saved}", style="dim", markup=False, soft_wrap=True)
+        say(f"Saved: {saved}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
-    _warn(console, facts["warnings"])
+    _warn(facts["warnings"])
 
 
 def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
@@ -112,9 +112,9 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
         print(json.dumps(facts | {"rows": grid.rows, "columns": grid.columns}))
         return
     console = Console()
-    console.print(f"{file.name}: {grid.rows} x {grid.columns} cells", markup=False, highlight=False, soft_wrap=True)
+    say(f"{file.name}: {grid.rows} x {grid.columns} cells")
     _tell(console, together, len(jobs), "cells")
-    _warn(console, warnings)
+    _warn(warnings)
 
 
 def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
@@ -142,12 +142,11 @@ def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
         return
     table = Table("Job", "Steps", "Evaluations", "Forwards", title="Each alone")
     for row in rows:
-        name = Text(str(row["file"]), no_wrap=True, overflow="ellipsis")
-        table.add_row(name, *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
+        table.add_row(cell(row["file"]), *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
     console = Console()
     console.print(table)
     _tell(console, together, len(found), "jobs")
-    _warn(console, (f"{row['file']}: {line}" for row in rows for line in row["warnings"]))
+    _warn(f"{row['file']}: {line}" for row in rows for line in row["warnings"])
 
 
 def _facts(together: Together) -> dict[str, int]:
@@ -165,6 +164,6 @@ def _tell(console: Console, together: Together, number: int, what: str) -> None:
     console.print(f"With --machines or --per-shard, {what} share fewer forwards and steps", style="dim")
 
 
-def _warn(console: Console, warnings: Iterable[str]) -> None:
+def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"Warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        say(f"Warning: {warning}", style="yellow")

@@ -10,10 +10,10 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from flows.cli_parts import AsJson
 from flows.environment import trust_the_caller
+from flows.printing import cell
 from sampling_core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def ls(store: Url = None, as_json: AsJson = False) -> None:
         run = entry.run
         finished = "yes" if run.finished else "no"
         facts = (run.job_hash[:8], _date(run.begun), finished, run.steps, entry.states, _size(entry.size))
-        table.add_row(Text(" ".join(run.name.split()), no_wrap=True, overflow="ellipsis"), *map(str, facts))
+        table.add_row(*map(cell, (run.name, *facts)))
     Console().print(table)
 
 

@@ -14,6 +14,7 @@ from flows.fan_out import Part, check_server, run_shards
 from flows.shard import shard
 from sampling_core.grid_job import NamedJob, distinct
 from sampling_core.hashing import content_hash
+from sampling_core.plain_text import plain, plain_path
 from sampling_core.shards import shards
 from tasks.file_names import file_stem
 from tasks.keeping import forget_forks
@@ -25,6 +26,9 @@ from tasks.settings import Keep, settings
 from tasks.store import Store
 from tasks.task import in_flow_run
 from tasks.trust import out_place, store_place
+
+_MOST_NAMES = 20
+"""In the line that says what is missing."""
 
 
 class Places(NamedTuple):
@@ -79,10 +83,16 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     merged = await merge(list(jobs), hashes, columns, store, folder)
     done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
     if merged.missing:
-        why = f"{', '.join(unfinished)} did not complete" if unfinished else f"not found whole in {store}"
-        raise NotDrawnError(f"not drawn: {', '.join(merged.missing)} ({why}); start the run again", done)
+        why = f"{_named(unfinished)} did not complete" if unfinished else f"not found whole in {plain_path(store)}"
+        raise NotDrawnError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
     await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
     return done
+
+
+def _named(names: Sequence[str]) -> str:
+    """The names in one line; of many, the first ones and how many more there are."""
+    told = ", ".join(plain(name, 80) for name in names[:_MOST_NAMES])
+    return told if len(names) <= _MOST_NAMES else f"{told} and {len(names) - _MOST_NAMES} more"
 
 
 def _of_deployment() -> bool:

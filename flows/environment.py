@@ -43,7 +43,8 @@ def trust_the_caller() -> None:
     for name, value in {"REGIONAL_ROOTS": "/", "REGIONAL_STORES": "*", "REGIONAL_OUTS": "*"}.items():
         os.environ.setdefault(name, value)
     # Late, because it imports torch.
+    from sampling_core.plain_text import plain
     from tasks.settings import unknown_variables
 
     for line in unknown_variables():
-        print(f"Warning: {line}", file=sys.stderr)
+        print(f"Warning: {plain(line)}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -21,9 +20,11 @@ from prefect.settings import get_current_settings
 
 from flows.reap import GIVEN_UP
 from sampling_core.errors import BadInput
+from tasks.logs import plain_logger
+from tasks.patience import reason_of
 from tasks.showing import Bar, show_or_warn
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 T = TypeVar("T")
 
@@ -137,6 +138,6 @@ async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: flo
             passing = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= 500
             if not passing or waited >= seconds:
                 raise
-            logger.warning("the Prefect server does not answer (%s); asking again in %.0f s", error, pause)
+            logger.warning("the Prefect server does not answer (%s); asking again in %.0f s", reason_of(error), pause)
         await asyncio.sleep(pause)
         waited += pause

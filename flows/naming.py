@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 from prefect.runtime import flow_run
 
+from sampling_core.plain_text import one_line
+
+MOST_NAME = 80
+"""Characters of a run's name that somebody chose."""
+
 
 def named_after(flow: str) -> Callable[[], str]:
     """The flow and its parameter `name`; asked for when a run begins."""
-    return lambda: f"{flow} {(flow_run.parameters or {}).get('name', '')}".strip()
+    return lambda: f"{flow} {one_line((flow_run.parameters or {}).get('name', ''), MOST_NAME)}".strip()

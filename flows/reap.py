@@ -22,7 +22,11 @@ from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
 
+from flows.prefect_logs import make_logs_plain
 from sampling_core.errors import BadInput
+from sampling_core.plain_text import plain
+
+make_logs_plain()
 
 TAG = "regional"
 """Only runs of deployments with this tag are looked at."""
@@ -140,7 +144,7 @@ def _errors_told(run: FlowRun) -> Generator[None]:
     try:
         yield
     except Exception:  # noqa: BLE001 - whatever it is, it is told and left
-        get_run_logger().exception("%s is left as it is", run.name)
+        get_run_logger().exception("%s is left as it is", plain(run.name))
 
 
 async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun, Sighting]]:
@@ -252,7 +256,9 @@ async def _unknown_parameter(client: PrefectClient, run: FlowRun) -> BadInput | 
 async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict, mistake: BadInput | None) -> bool:
     """Do it, if the server agrees: it knows whether the run has ended by itself meanwhile."""
     logger = get_run_logger()
-    logger.warning("%s: %s (it was %s, %s)", verdict, run.name, _state(run).name, _state(run).message or "no reason")
+    found = _state(run)
+    was = f"it was {found.name}, {found.message or 'no reason'}"
+    logger.warning("%s: %s (%s)", verdict, plain(run.name), plain(was))
     was_dead = "No sign of life: its process is gone"
     if verdict == "cancel":
         return await _accepted(client, run, Cancelled(message=was_dead))
@@ -275,5 +281,6 @@ async def _accepted(client: PrefectClient, run: FlowRun, state: State, *, force:
     answer = await client.set_flow_run_state(run.id, state, force=force)
     if answer.status != SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None)
-        get_run_logger().warning("%s is left as it is: no %s (%s)", run.name, state.name, reason or answer.status)
+        why = plain(reason or answer.status)
+        get_run_logger().warning("%s is left as it is: no %s (%s)", plain(run.name), state.name, why)
     return answer.status == SetStateStatus.ACCEPT

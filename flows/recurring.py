@@ -11,9 +11,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import AfterValidator, Field
 
+from flows.naming import MOST_NAME
 from flows.render import ChunkSteps, render
 from sampling_core.fields import Text, refuse
 from sampling_core.job import RenderJob
+from sampling_core.plain_text import one_line
 
 Change = Literal["fixed", "by date", "by run"]
 
@@ -32,7 +34,7 @@ Prompts = Annotated[tuple[Text, ...], Field(max_length=1000)]
 
 def _run_name() -> str:
     parameters: dict[str, Any] = flow_run.parameters or {}
-    return f"{parameters.get('name', 'recurring')} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+    return f"{one_line(parameters.get('name', 'recurring'), MOST_NAME)} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
 
 
 @flow(name="recurring", flow_run_name=_run_name, persist_result=False)

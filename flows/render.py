@@ -11,10 +11,12 @@ from pydantic import Field
 
 from flows.ahead import Ahead
 from flows.naming import named_after
+from flows.prefect_logs import make_logs_plain
 from flows.sampling import sample
 from flows.spent_time import Clock
 from sampling_core.evaluate import Count
 from sampling_core.job import RenderJob
+from sampling_core.plain_text import redacted
 from tasks.at_once import at_once
 from tasks.decoding import decode
 from tasks.file_names import told_job
@@ -29,6 +31,8 @@ from tasks.settings import Keep, settings
 from tasks.showing import Shown
 from tasks.store import Store
 from tasks.trust import out_place, store_place
+
+make_logs_plain()
 
 ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
@@ -93,7 +97,7 @@ async def render(
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[job.model],
         latents=run.state_key(run.composition.steps),
-        store=store_url,
+        store=redacted(store_url),
         images=list(pictures),
         steps_computed=sum(c.steps for c in chunks),
         steps_restored=restored,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sampling_core.errors import BadInput
+from sampling_core.plain_text import plain_address
 
 _REFUSED = (409, 422)
 _UNAUTHORIZED = (401, 403)
@@ -21,11 +22,13 @@ def explained(error: Exception) -> BadInput | None:
         status = error.response.status_code
         if status in _UNAUTHORIZED:
             given = "…" if PREFECT_API_AUTH_STRING.value() else None
-            return BadInput("PREFECT_API_AUTH_STRING", given, f"the auth string of the server at {address}")
+            return BadInput(
+                "PREFECT_API_AUTH_STRING", given, f"the auth string of the server at {plain_address(address)}"
+            )
         if status in _REFUSED:
             return BadInput("parameters", f"HTTP {status}", f"what the server takes ({_reason(error.response)})")
         return BadInput("PREFECT_API_URL", address, f"a server that answers (HTTP {status})")
-    if isinstance(error, httpx.TransportError) or str(error).startswith("Failed to reach API"):
+    if isinstance(error, httpx.TransportError | httpx.InvalidURL) or str(error).startswith("Failed to reach API"):
         return BadInput("PREFECT_API_URL", address, "the address of a Prefect server that answers")
     return None
 

@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows import stopping
 from flows.cli_parts import JobFile, Overrides
+from flows.printing import say
 from sampling_core.errors import BadInput
+from sampling_core.plain_text import plain_address
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -55,7 +56,7 @@ async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], wa
         run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
         address = _address(run)
         stopping.say(lambda: f"stopped watching; the run goes on: {address}")
-        Console().print(address, soft_wrap=True, highlight=False)
+        say(address)
         return not watch or await _watched(client, run)
 
 
@@ -81,7 +82,7 @@ async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> Dep
 def _address(run: FlowRun) -> str:
     from prefect.utilities.urls import url_for
 
-    return url_for(run) or str(run.id)
+    return plain_address(url_for(run) or run.id)
 
 
 async def _watched(client: PrefectClient, run: FlowRun) -> bool:
@@ -89,7 +90,7 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
-    console, begun, shown = Console(stderr=True), set[str](), ""
+    begun, shown = set[str](), ""
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
@@ -97,11 +98,11 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
         newest = await client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200)
         for task in reversed(newest):
             if task.start_time and task.name not in begun:
-                console.print(f"  {task.name}", highlight=False)
+                say(task.name, stderr=True, indent="  ")
                 begun.add(task.name)
         if state is not None and state.name != shown:
             shown = str(state.name)
-            console.print(f"{shown} {state.message or ''}".strip(), highlight=False, markup=False, soft_wrap=True)
+            say(f"{shown} {state.message or ''}".strip(), stderr=True)
         if state is not None and state.is_final():
             return state.is_completed()
         await asyncio.sleep(_POLL_SECONDS)

@@ -1,5 +1,7 @@
 """Errors that a user can meet. All say which field, which value, and what is allowed, in one line.
 
+Fields, values and what is allowed may come from others; the line is made of them by `sampling_core.plain_text`.
+
 RegionalError
 ├── BadInput       the job, a mask or a setting is wrong; nothing was loaded yet
 │   └── BadJob     all that is wrong with a job
@@ -9,7 +11,10 @@ RegionalError
 
 from __future__ import annotations
 
-import reprlib
+from sampling_core.plain_text import plain, plain_path, plain_value
+
+MOST_ALLOWED = 1200
+"""Characters of what is allowed: the names of all samplers and more."""
 
 
 class RegionalError(Exception):
@@ -23,7 +28,9 @@ class RegionalError(Exception):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: {_short(value)} is not allowed; allowed: {allowed}")
+        super().__init__(
+            f"{plain_path(field)}: {plain_value(value)} is not allowed; allowed: {plain(allowed, MOST_ALLOWED)}"
+        )
 
 
 class BadInput(RegionalError):
@@ -47,14 +54,3 @@ class ModelError(RegionalError):
 
 class StoreError(RegionalError):
     """A store that cannot be read or written."""
-
-
-def _short(value: object, limit: int = 80) -> str:
-    # A value may be nested without end, or an integer too long to print.
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = shown.maxlong = limit
-    try:
-        text = " ".join(shown.repr(value).split())
-    except ValueError:
-        text = "a very long number"
-    return text if len(text) <= limit else text[: limit - 1] + "…"

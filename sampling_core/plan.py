@@ -18,6 +18,7 @@ from sampling_core.joint_plan import joint
 from sampling_core.levels import Level, ModelLevels
 from sampling_core.nodes.cautions import cautions
 from sampling_core.nodes.sequential import Sequential
+from sampling_core.plain_text import one_line
 from sampling_core.schedules import is_whole
 from sampling_core.sequential_plan import sequential
 
@@ -125,7 +126,7 @@ def _weighted_words(job: RenderJob) -> list[str]:
     prompts = {"prompt": job.prompt, **{f"regions.{i}.prompt": region.prompt for i, region in enumerate(job.regions)}}
     weighted = {field: _WEIGHTED.search(prompt) for field, prompt in prompts.items()}
     return [
-        f"{field}: {found[0]} is read as it stands; parentheses give no weight here"
+        f"{field}: {one_line(found[0], 60)} is read as it stands; parentheses give no weight here"
         for field, found in weighted.items()
         if found
     ]

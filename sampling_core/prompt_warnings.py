@@ -9,8 +9,11 @@ from sampling_core.guidance import Words
 from sampling_core.job import RenderJob
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.tokens import reading, unknown_words
+from sampling_core.plain_text import one_line
 
 _LAST_WORDS = 6
+_LONGEST = 60
+"""Characters of the last words, or of an unknown one: a prompt may be one word."""
 
 
 class _Prompt(NamedTuple):
@@ -30,7 +33,7 @@ def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[st
             folder = folders[words.model].path
             read = reading(folder, words.prompt)
             if read is not None and read.tokens > read.most:
-                last = " ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])
+                last = one_line(" ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
                 found.append(
                     f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
                     f'"... {last}", and ignores the rest'
@@ -38,8 +41,8 @@ def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[st
             unknown = unknown_words(folder, words.prompt)
             if unknown:
                 number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
-                shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-                found.append(f"{field}: the embedded model does not know {number}: {shown}")
+                shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
+                found.append(f"{field}: the embedded model does not know {number}: {', '.join(shown)}")
     return found
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from sampling_core.errors import BadInput
+from sampling_core.plain_text import hide
+from tasks.secrets import hide_keys
 from tasks.settings import settings
 
 _NO_OPTIONS = ("", "file", "local", "memory")
+_NO_KEYS = ("endpoint_url", "region_name", "signature_version", "addressing_style")
+"""Options of a block that people may read."""
 
 
 def storage_options(url: str) -> dict[str, Any]:
@@ -20,6 +25,7 @@ def storage_options(url: str) -> dict[str, Any]:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme in _NO_OPTIONS:
         return {}
+    hide_keys()
     options = dict(_of_block(settings().store_block)) if settings().store_block else {}
     if scheme not in ("s3", "s3a"):
         return options
@@ -36,10 +42,30 @@ def _s3_options() -> dict[str, Any]:
     if chosen.s3_key is not None and chosen.s3_secret is not None:
         options |= {"key": chosen.s3_key.get_secret_value(), "secret": chosen.s3_secret.get_secret_value()}
     if chosen.s3_endpoint is not None:
-        options["endpoint_url"] = chosen.s3_endpoint
+        options["endpoint_url"] = _endpoint("REGIONAL_S3_ENDPOINT", chosen.s3_endpoint)
     if chosen.s3_region is not None:
         options["client_kwargs"] = {"region_name": chosen.s3_region}
     return options
+
+
+def _endpoint(field: str, url: str) -> str:
+    """Raises BadInput for one with a user: libraries repeat it in their errors, and S3 has keys of its own."""
+    if "@" in url:
+        raise BadInput(field, url, "an address without user and password (keys go elsewhere: REGIONAL_S3_KEY)")
+    return url
+
+
+def _texts(options: object) -> Iterator[str]:
+    """The texts in a block's options, however deep, that may be keys."""
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, dict):
+        for name, value in cast("dict[Any, object]", options).items():
+            if name not in _NO_KEYS:
+                yield from _texts(value)
+    elif isinstance(options, list):
+        for value in cast("list[object]", options):
+            yield from _texts(value)
 
 
 @lru_cache(maxsize=1)
@@ -58,4 +84,7 @@ def _of_block(name: str) -> dict[str, Any]:
         raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed} (there is none of that name)") from error
     if not isinstance(options, dict):
         raise BadInput("REGIONAL_STORE_BLOCK", name, allowed)
+    hide(_texts(options))
+    if "endpoint_url" in options:
+        _endpoint("REGIONAL_STORE_BLOCK", str(options["endpoint_url"]))
     return options

@@ -23,6 +23,7 @@ from sampling_core._types import Photo
 from sampling_core.errors import BadInput
 from sampling_core.fitting import Fit, Size, placing
 from sampling_core.job import RenderJob
+from sampling_core.plain_text import plain
 from tasks.credentials import storage_options
 from tasks.file_kinds import unreadable_kind
 from tasks.file_names import shown_path
@@ -166,4 +167,4 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return plain(error, 160) or type(error).__name__

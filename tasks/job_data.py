@@ -14,6 +14,7 @@ from PIL import Image
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob
 from sampling_core.job import RenderJob
+from sampling_core.plain_text import plain, plain_path
 from tasks.job_text import read_json, read_yaml
 from tasks.settings import settings
 from tasks.trust import is_url
@@ -31,10 +32,10 @@ class NoJobFileError(BadInput):
     def __init__(self, file: Path | str, what: str, allowed: str = "a job in YAML or JSON") -> None:
         super().__init__("job file", str(file), allowed)
         self.what = what
-        self._sentence = f"{file} {what}; allowed: {allowed}"
+        self._sentence = f"{plain_path(file)} {plain(what)}; allowed: {plain(allowed)}"
 
     def __str__(self) -> str:
-        return " ".join(self._sentence.split())
+        return self._sentence
 
 
 class Found(NamedTuple):
@@ -140,4 +141,4 @@ def _mapping(file: Path, data: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:160]
+    return plain(getattr(error, "strerror", None) or error, 160)

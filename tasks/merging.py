@@ -17,9 +17,9 @@ from tasks.at_once import at_once
 from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.keys import OutputKey, output
+from tasks.markdown import cell, code
 from tasks.pictures import most_bytes, pictures_of
 from tasks.pngs import unpacked
-from tasks.publishing import table_cell
 from tasks.sheet import sheet
 from tasks.showing import show_or_warn
 from tasks.store import Store
@@ -114,8 +114,8 @@ def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
 
 def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:
     rows = "\n".join(
-        f"| {table_cell(named.name)} | {table_cell(named.job.prompt)} | {named.job.seed} "
+        f"| {cell(named.name)} | {cell(named.job.prompt)} | {named.job.seed} "
         f"| {'missing' if named.name in merged.missing else 'drawn'} |"
         for named in jobs
     )
-    return f"Sheet: `{merged.sheet}`\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"
+    return f"Sheet: {code(merged.sheet)}\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"

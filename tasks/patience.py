@@ -7,15 +7,17 @@ is a clock that drifts, a token that is renewed, or a proxy that throttles.
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from sampling_core.errors import StoreError
+from sampling_core.plain_text import plain
+from tasks.logs import plain_logger
+from tasks.secrets import hide_keys
 from tasks.settings import settings
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 T = TypeVar("T")
 
@@ -97,5 +99,6 @@ def _code_of(error: Exception) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    """An error of a library in one short line: they repeat what they were given, keys among it."""
+    hide_keys()
+    return plain(f"{type(error).__name__}: {error}", 160)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
@@ -16,6 +15,7 @@ from tasks.at_once import at_once
 from tasks.decoding import encoded
 from tasks.devices import Devices
 from tasks.file_names import told_job
+from tasks.logs import plain_logger
 from tasks.pngs import png_size
 from tasks.preparing import FORMAT
 from tasks.publishing import versions
@@ -26,7 +26,7 @@ from tasks.settings import settings
 from tasks.store import Store, most_record_bytes
 from tasks.task import task
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class NamedFile(Record):

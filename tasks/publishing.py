@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import platform
-import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +18,7 @@ from tasks.devices import Devices, sentence
 from tasks.file_names import file_stem
 from tasks.images import as_data_uri
 from tasks.keys import output
+from tasks.markdown import cell, code
 from tasks.showing import show_or_warn
 from tasks.store import Store
 from tasks.task import in_flow_run, task
@@ -87,33 +87,20 @@ def _shown(data: bytes) -> str:
 def _summary(record: Record) -> str:
     job = record.job
     regions = "\n".join(
-        f"| {table_cell(region.name or f'region {i + 1}')} | {table_cell(region.prompt)} "
-        f"| {job.settings_of(region)[0]} |"
+        f"| {cell(region.name or f'region {i + 1}')} | {cell(region.prompt)} | {job.settings_of(region)[0]} |"
         for i, region in enumerate(job.regions)
     )
     total = sum(record.seconds.values())
-    pictures = ", ".join(f"`{image}`" for image in record.images)
+    pictures = ", ".join(code(image) for image in record.images)
     return f"""\
 **{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
 {record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
-{record.steps_restored} restored. Drawn by: {table_cell(sentence(record.devices))}.
+{record.steps_restored} restored. Drawn by: {cell(sentence(record.devices))}.
 
 | | prompt | sampler |
 | --- | --- | --- |
-| base | {table_cell(job.prompt)} | {job.sampler} |
+| base | {cell(job.prompt)} | {job.sampler} |
 {regions}
 
 Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}
 """
-
-
-_MARKS = re.compile(r"([\\|\[\]!*_~])")
-_LINKS = re.compile(r"(://|(?<=www)\.|@)", re.IGNORECASE)
-
-
-def table_cell(text: str) -> str:
-    """Text that stays inside one cell of a Markdown table, and stays text: no links, pictures, emphasis or HTML."""
-    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
-    # Addresses become links by themselves, also when they are spelled with entities; a word joiner, which nobody
-    # sees, keeps them apart.
-    return _LINKS.sub(r"&#8288;\1", _MARKS.sub(r"\\\1", flat)) or " "

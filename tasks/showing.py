@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Sequence
@@ -22,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from sampling_core.plan import cost
 from tasks.images import as_data_uri
+from tasks.logs import plain_logger
 from tasks.patience import reason_of
 from tasks.run import Run
 from tasks.sampling import Progress, counted
@@ -29,7 +29,7 @@ from tasks.settings import settings
 from tasks.sheet import sheet
 from tasks.task import in_flow_run
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 BAR_SECONDS = 2.0
 PREVIEW_CELLS = 64

@@ -8,7 +8,6 @@ A store that does not answer is asked again until the patience that the settings
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -23,12 +22,13 @@ from tasks import keys, tensor_files
 from tasks.credentials import storage_options
 from tasks.keys import Folder, Key, OutputKey, RecordKey, TensorKey
 from tasks.local_files import LocalFiles
+from tasks.logs import plain_logger
 from tasks.patience import Deed, fails_for_good, patiently, reason_of, remember
 from tasks.remote_files import RemoteFiles
 from tasks.settings import settings
 from tasks.unfit import UnfitError
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Store:
             raise
         except Exception as error:  # each of the many file systems has its own way to refuse
             raise StoreError(
-                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({error})"
+                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({reason_of(error)})"
             ) from error
         self._files: LocalFiles | RemoteFiles
         if isinstance(self._fs, LocalFileSystem):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from sampling_core.errors import BadInput
@@ -61,7 +62,9 @@ def out_place(folder: str | None) -> str:
     """Folder for pictures that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().out
     allowed = f"a folder under {_told('REGIONAL_OUTS', (own, *settings().outs))}"
-    return _inside("out", folder, (own, *settings().outs), allowed) if folder else own
+    if folder:
+        return _inside("out", folder, (own, *settings().outs), allowed)
+    return _plain_url("out", own, allowed) if is_url(own) else own
 
 
 def is_url(name: str) -> bool:
@@ -94,6 +97,8 @@ def _resolved(field: str, name: str, allowed: str) -> str:
     if "::" in name or name.startswith(("~", "//", "\\\\")) or not name.isprintable():
         raise BadInput(field, name, allowed)
     try:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            Path(name).lstat()  # a name that is too long is resolved, and then fails wherever it is used
         return str(Path(name).resolve())
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(field, name, allowed) from error

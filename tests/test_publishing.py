@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tasks.publishing import table_cell
+from tasks.markdown import cell
 
 GITHUB = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 # What Prefect's UI makes links of, in text that has been decoded (mdast-util-gfm-autolink-literal).
@@ -19,7 +19,7 @@ AUTOLINKS = [r"https?://[-.\w]+", r"www\.[-.\w]+", r"[-.\w+]+@[-\w]+(\.[-\w]+)+"
 
 def shown(prompt: str) -> list[Token]:
     """What a prompt becomes in a table's cell, which must still be the first of two."""
-    row = GITHUB.parse(f"| a | b |\n| --- | --- |\n| {table_cell(prompt)} | last |")
+    row = GITHUB.parse(f"| a | b |\n| --- | --- |\n| {cell(prompt)} | last |")
     cells = [token for token in row if token.type == "inline"]
     assert [cell.content for cell in cells[:2]] == ["a", "b"]
     assert len(cells) == 4
@@ -46,4 +46,4 @@ def test_a_prompt_stays_text(prompt: str) -> None:
 @pytest.mark.parametrize("prompt", ["https://evil.example/a.png", "www.evil.example", "me@evil.example", "ftp://evil"])
 def test_nothing_in_the_source_is_an_address_either(prompt: str) -> None:
     """Prefect's older UI looks for addresses before it decodes."""
-    assert not re.search(r"[a-z]://|www\.|[\w.+-]@", table_cell(prompt))
+    assert not re.search(r"[a-z]://|www\.|[\w.+-]@", cell(prompt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -117,17 +118,34 @@ def _check_weights(folder: ModelFolder, pipeline: Any) -> None:
             raise ModelError("model", str(folder.path), allowed)
 
 
+class _Quiet:
+    """The blocks that are quiet now, of all threads, and how loud the libraries were before the first of them."""
+
+    lock = threading.Lock()
+    blocks = 0
+    before: tuple[int, int] = (0, 0)
+
+
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """The libraries' loading bars, advice and warnings would tear our own output apart."""
+    """The libraries' loading bars, advice and warnings would tear our own output apart, and repeat whole prompts.
+
+    Their verbosity is the process': of threads that load and encode at once, the last one to leave restores it.
+    """
     loggers = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in loggers]
-    for library in loggers:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    with _Quiet.lock:
+        if _Quiet.blocks == 0:
+            _Quiet.before = (diffusers_logging.get_verbosity(), transformers_logging.get_verbosity())
+            for library in loggers:
+                library.set_verbosity_error()
+                library.disable_progress_bar()
+        _Quiet.blocks += 1
     try:
         yield
     finally:
-        for library, verbosity in zip(loggers, before, strict=True):
-            library.set_verbosity(verbosity)
-            library.enable_progress_bar()
+        with _Quiet.lock:
+            _Quiet.blocks -= 1
+            if _Quiet.blocks == 0:
+                for library, verbosity in zip(loggers, _Quiet.before, strict=True):
+                    library.set_verbosity(verbosity)
+                    library.enable_progress_bar()
