@@ -7,7 +7,6 @@ folder itself may be, or lie behind, a link: that is the choice of whoever named
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import uuid
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.leftovers import tidy
+from tasks.logs import plain_logger
 from tasks.unfit import UnfitError
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 PRIVATE = ".regional"
 """A folder of this name is its owner's alone, with all that is made below it."""

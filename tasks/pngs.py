@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import logging
 import struct
 
 from PIL import Image
 
-logger = logging.getLogger(__name__)
+from tasks.logs import plain_logger
+
+logger = plain_logger(__name__)
 
 _BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _RGB = (8, 2, 0, 0, 0)

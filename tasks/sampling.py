@@ -15,13 +15,10 @@ from sampling_core.evaluate import Count, Networks
 from tasks.at_once import at_once
 from tasks.devices import DEVICES_SPEC, Devices, device_name, from_tensor, to_tensor, with_step
 from tasks.keys import step_of
-from tasks.logs import plain_logger
 from tasks.progress import report_step
 from tasks.run import Run
 from tasks.settings import settings
 from tasks.task import task
-
-logger = plain_logger(__name__)
 
 _DEVICES = "devices"
 """Name of what a stored state has beside the composition's own tensors."""
