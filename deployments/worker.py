@@ -19,6 +19,7 @@ from types import FrameType
 import psutil
 
 from flows.environment import set_defaults
+from sampling_core.plain_text import plain
 
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable by which Prefect tells a process which run it is."""
@@ -77,7 +78,7 @@ def hand_back(worker: subprocess.Popen[bytes]) -> None:
         try:
             _requeue(flow_run_id, signalled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the flow `reap` will find the run
-            print(f"Run {flow_run_id} could not be put back: {error}", file=sys.stderr, flush=True)
+            print(f"Run {flow_run_id} could not be put back: {plain(error)}", file=sys.stderr, flush=True)
     process.resume()
     worker.terminate()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sampling_core.errors import BadInput
-from sampling_core.plain_text import plain_address
+from sampling_core.plain_text import plain, plain_address
 
 _REFUSED = (409, 422)
 _UNAUTHORIZED = (401, 403)
@@ -42,4 +42,4 @@ def _reason(response: Any) -> str:
         words = first["msg"] if isinstance(first, dict) and "msg" in first else str(first)
     except (ValueError, LookupError, AttributeError):
         words = "no reason given"
-    return " ".join(str(words).split())[:200]
+    return plain(words, 200)
