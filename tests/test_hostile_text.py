@@ -33,6 +33,7 @@ from sampling_core.parsing import parse_job
 from sampling_core.plain_text import one_line, plain, plain_lines, plain_path, plain_value
 from tasks.file_names import told_job
 from tasks.job_data import NoJobFileError
+from tasks.keys import RecordKey
 from tasks.logs import plain_logger
 from tasks.merging import merge
 from tasks.publishing import Record, publish, versions
@@ -387,11 +388,12 @@ def test_a_log_line_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     assert_one_line(line, most=600)
 
 
-def test_a_planted_key_fakes_no_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    key = "runs/x\n12:00:00 | INFO | all is well\x1b[2J"
-    (tmp_path / "runs").mkdir()
-    (tmp_path / f"{key}.json").write_text("{")
-    assert Store(str(tmp_path)).read_json(key) is None
+def test_the_name_of_a_store_fakes_no_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Names of objects have exact forms (tests/test_hostile_store.py); the folder that they are in has not."""
+    store, key = tmp_path / "x\n12:00:00 | INFO | all is well\x1b[2J", RecordKey(f"runs/{'0' * 64}")
+    (store / "runs").mkdir(parents=True)
+    (store / key.object_name).write_text("{")
+    assert Store(str(store)).read_json(key) is None
     (line,) = caplog.messages
     assert_one_line(line, most=600)
 
