@@ -21,8 +21,8 @@ from sampling_core.nodes.sequential import Sequential
 from sampling_core.schedules import is_whole
 from sampling_core.sequential_plan import sequential
 
-_WEIGHTED = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")
-"""How other programs write that a word counts more."""
+_WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
+"""How other programs write that a word counts more. A run of digits is matched in one way only, and so in no time."""
 
 
 def compose(
