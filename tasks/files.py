@@ -15,6 +15,7 @@ from tasks.limits import check_count
 from tasks.overrides import set_field
 from tasks.trust import image_place, is_url
 
+_MOST_WILDCARDS, _MOST_PARTS = 4, 64
 _JOB_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -92,9 +93,13 @@ def _found(pattern: str) -> dict[Path, Path]:
     parts = Path(pattern).parts
     if Path(pattern).is_absolute() or ".." in parts:
         raise BadInput("files", pattern, allowed)
-    if parts.count("**") > 1:
-        # Each finds all folders below each of those that the one before it finds.
-        raise BadInput("files", pattern, f"{allowed}, with ** once at most")
+    # Each ** finds all folders below all those of the one before it, and a link to a folder above doubles each level.
+    if parts.count("**") > 1 or sum(any(sign in part for sign in "*?[") for part in parts) > _MOST_WILDCARDS:
+        raise BadInput(
+            "files", pattern, f"{allowed}, with ** once and other wildcards in {_MOST_WILDCARDS} parts at most"
+        )
+    if len(parts) > _MOST_PARTS:
+        raise BadInput("files", pattern, f"{allowed}, of at most {_MOST_PARTS} parts")
     here, found = Path.cwd(), list[Path]()
     try:
         for file in here.glob(pattern):

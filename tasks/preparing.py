@@ -60,7 +60,8 @@ class Prepared:
 
     @cached_property
     def cost(self) -> Cost:
-        return cost(self.run, settings().max_rows)
+        # Of a job with more evaluations, which is refused, no more are counted.
+        return cost(self.run, settings().max_rows, settings().max_evaluations)
 
     def savings(self) -> list[str]:
         return savings(self.run, self.cost.shared_rows)

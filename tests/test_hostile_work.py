@@ -5,8 +5,11 @@ What is done is counted here, in calls and bytes; no test looks at a clock.
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.exceptions import ParameterTypeError
 from torch.overrides import TorchFunctionMode
 
-from sampling_core import masks, region_masks
+from flows.batch import batch
+from flows.shard import shard
+from sampling_core import masks, plan, region_masks
 from sampling_core.drawn_masks import DrawnMasks
-from sampling_core.errors import BadInput
+from sampling_core.errors import BadInput, BadJob
 from sampling_core.evaluate import Count, Networks
 from sampling_core.grid_job import GridJob, NamedJob, cells
 from sampling_core.job_size import tensor_bytes
@@ -27,10 +33,12 @@ from sampling_core.nodes.masks import grown_in_latent_cells, on_lattice
 from sampling_core.parsing import parse_job
 from sampling_core.plan import compose, cost
 from sampling_core.solvers import SOLVERS
+from tasks.files import read_jobs
 from tasks.limits import check_cells, check_count, check_jobs, check_limits, check_shard
 from tasks.preparing import drawn_masks, prepare
 from tasks.runs import check_all
 from tasks.settings import settings
+from tasks.trust import image_place, store_place
 
 WHOLE = {"x": 0, "y": 0, "width": 1, "height": 1}
 MIDDLE = {"x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5}
@@ -120,7 +128,7 @@ def test_growing_has_the_bits_that_it_had(seed: int, pixels: int, size: tuple[in
     assert torch.equal(masks.grown(mask, pixels), wanted)
 
 
-@given(seed=st.integers(0, 999), factor=st.integers(2, 300), size=st.tuples(*[st.integers(1, 30)] * 2))
+@given(seed=st.integers(0, 999), factor=st.integers(2, 80), size=st.tuples(*[st.integers(1, 30)] * 2))
 def test_growing_in_the_original_nodes_has_the_bits_that_it_had(seed: int, factor: int, size: tuple[int, int]) -> None:
     """Even squares reach less far below and to the right; also squares that are far larger than the canvas."""
     mask = soft(seed, size)
@@ -290,11 +298,14 @@ def test_jobs_of_a_run_share_the_limit_of_rows(monkeypatch: pytest.MonkeyPatch) 
     assert "REGIONAL_MAX_EVALUATIONS" in error.allowed
 
 
-def test_rows_have_a_limit_unless_somebody_sets_another() -> None:
-    asked = job(
-        *[{"prompt": f"{i}"} for i in range(30)], steps=1000, batch_size=16, sampler="heun", width=64, height=64
-    )
-    assert "REGIONAL_MAX_EVALUATIONS" in str(refused(prepare, asked))
+def test_rows_have_a_limit_and_no_more_are_counted() -> None:
+    asked = job({"mask": MIDDLE}, steps=1000, batch_size=16, width=64, height=64)
+    run = prepare(asked).run
+    assert [count.evaluations for count in cost(run, most=100).per_step] == [32, 48, 48]
+    assert settings().max_evaluations == 10**6
+    os.environ["REGIONAL_MAX_EVALUATIONS"] = "100"
+    settings.cache_clear()
+    assert refused(prepare, asked).value == 128
 
 
 def test_jobs_of_a_shard_share_its_memory() -> None:
@@ -365,3 +376,76 @@ def test_counting_computes_nothing_on_the_canvas() -> None:
     drawn = region_masks.region_masks(asked, {}, 8)
     run = compose(asked, {"embedded": beta_levels("epsilon")}, torch.zeros(4, 4, 128, 128), drawn)
     assert work(lambda: cost(run)) < 128 * 128 * 4
+
+
+# --- texts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_run_of_digits_is_read_once() -> None:
+    """Each of its digits could end one part of a number and begin the next: 400 kB took hours."""
+    assert plan._WEIGHTED.search("(sea:" + "1" * 300_000 + "x") is None
+    for weighted in ("(sea: 1.2)", "(a sea:1)", "(sea:.5 )"):
+        assert plan._WEIGHTED.search(weighted)
+    for plain in ("(sea)", "(sea: big)", "sea: 1", "(sea: 1.)"):
+        assert not plan._WEIGHTED.search(plain)
+
+
+@pytest.mark.parametrize("name", ["s3:" + ":" * 300_000, "s3:" + ":" * 4000, "a/" * 200_000, "a" * 300_000])
+def test_a_long_name_is_refused_before_it_is_resolved(name: str) -> None:
+    """Colons were compared with each other, three by three."""
+    assert refused(image_place, "start_image", name).field == "start_image"
+    assert refused(store_place, name).field == "store"
+
+
+def test_few_of_many_mistakes_are_told() -> None:
+    """80,000 unknown fields fit into a job file; each is compared with all that there are."""
+    with pytest.raises(BadJob) as error:
+        parse_job({"prompt": "a"} | {f"x{i}": 1 for i in range(80_000)})
+    assert 10 < len(error.value.mistakes) <= 200
+
+
+@pytest.mark.parametrize("pattern", ["**/" * 5 + "*.yaml", "*/" * 8 + "*.yaml", "a/" * 3000 + "*.yaml", "?" * 200_000])
+def test_patterns_walk_through_a_folder_once(pattern: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several ** walks through all folders that the one before it has found."""
+    assert refused(read_jobs, pattern).field == "files"
+
+
+def test_job_files_are_counted_before_they_are_read(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGIONAL_MAX_JOBS", "3")
+    settings.cache_clear()
+    for i in range(3):
+        Path(f"{i}.yaml").write_text("prompt: a")
+        Path(f".{i}.yaml").write_text("prompt: a")
+    assert len(read_jobs("**/*.yaml")) == 3
+    Path("3.yaml").write_text("no job")
+    assert "REGIONAL_MAX_JOBS" in str(refused(read_jobs, "*.yaml"))
+
+
+# --- what comes over a server -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("flow", "number"), [(batch, 1001), (shard, 257)], ids=["batch", "shard"])
+def test_the_server_has_the_number_of_jobs_in_its_schema(flow: Any, number: int) -> None:
+    """5,200 jobs with 166 million rows fit into 482 kB."""
+    jobs = [{"name": f"{i}", "job": {"prompt": "a", "steps": 1000, "batch_size": 16}} for i in range(number)]
+    with pytest.raises(ParameterTypeError, match="at most"):
+        flow.validate_parameters({"jobs": jobs})
+    flow.validate_parameters({"jobs": jobs[:-1]})
+
+
+def test_a_batch_is_refused_before_its_jobs_are_prepared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.runs.prepare", lambda job: pytest.fail("prepared"))
+    monkeypatch.setenv("REGIONAL_MAX_JOBS", "2")
+    settings.cache_clear()
+    jobs = tuple(NamedJob(name=f"{i}", job=job(seed=i)) for i in range(3))
+    with pytest.raises(BadInput, match="REGIONAL_MAX_JOBS"):
+        asyncio.run(batch.fn(jobs))
+    with pytest.raises(BadInput, match="REGIONAL_MAX_JOBS"):
+        asyncio.run(shard.fn(list(jobs)))
+    monkeypatch.delenv("REGIONAL_MAX_JOBS")
+    settings.cache_clear()
+    heavy = [NamedJob(name="a", job=job(*[{}] * 10, composition="sequential", seed=i, **LARGE)) for i in range(1)]
+    monkeypatch.setenv("REGIONAL_MAX_TENSOR_BYTES", str(2**20))
+    settings.cache_clear()
+    with pytest.raises(BadInput, match="REGIONAL_MAX_TENSOR_BYTES"):
+        asyncio.run(batch.fn(tuple(heavy)))
