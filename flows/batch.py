@@ -2,9 +2,10 @@
 
 # No `from __future__ import annotations`: see render.py.
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from flows.drawing import Places, Spread, draw
 from flows.grid import JobsPerShard, Machines, Seconds
@@ -18,7 +19,7 @@ from tasks.settings import Keep
 
 @flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)
 async def batch(
-    jobs: tuple[NamedJob, ...] = (),
+    jobs: Annotated[tuple[NamedJob, ...], Field(max_length=1000)] = (),
     files: str = "",
     machines: Machines = None,
     jobs_per_shard: JobsPerShard = None,
@@ -48,9 +49,10 @@ async def batch(
     if bool(jobs) == bool(files):
         raise BadInput("files", files, "a pattern, or jobs in its place, and not both")
     named = list(jobs) or read_jobs(files)
-    names = [one.name for one in named]
-    for i, own in enumerate(names):
-        if own in names[:i]:
-            raise BadInput(f"jobs.{i}.name", own, "a name that no other job has")
+    taken = set[str]()
+    for i, one in enumerate(named):
+        if one.name in taken:
+            raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
+        taken.add(one.name)
     columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
     return await draw(named, name, columns, Places(store, out, keep), Spread(machines, jobs_per_shard, give_up_after))

@@ -18,6 +18,7 @@ from sampling_core.plain_text import plain, plain_path
 from sampling_core.shards import shards
 from tasks.file_names import file_stem
 from tasks.keeping import forget_forks
+from tasks.limits import check_count, check_shard
 from tasks.merging import merge
 from tasks.pictures import all_drawn
 from tasks.progress import began
@@ -58,6 +59,7 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     Raises BadInput before anything is drawn for jobs that cannot be, StoreError for a folder that cannot be written,
     and NotDrawnError, once everything that can be drawn is, if some are missing.
     """
+    check_count("jobs", len(jobs))
     store, out = store_place(places.store), out_place(places.out)
     machines = spread.machines or (1 if _of_deployment() else None)
     if machines is not None:
@@ -65,9 +67,11 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     await asyncio.to_thread(Store(out, "out").check, patient=True)
     firsts = distinct(jobs)
     different = list(dict.fromkeys(firsts.values()))
+    parts = shards(different, machines or 1, spread.jobs_per_shard)
+    for part in parts:
+        check_shard(part)
     hash_of = check_all(different)
     hashes = {called: hash_of[first.name] for called, first in firsts.items()}
-    parts = shards(different, machines or 1, spread.jobs_per_shard)
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
     if machines is None:

@@ -11,13 +11,14 @@ from flows.naming import named_after
 from flows.render import Name
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import GridJob, NamedJob, cells
+from sampling_core.shards import MOST_PER_SHARD
 from tasks.limits import check_cells
 from tasks.preparing import Prepared
 from tasks.runs import checked
 from tasks.settings import Keep
 
 Machines = Annotated[int | None, Field(ge=1, le=64)]
-JobsPerShard = Annotated[int | None, Field(ge=1, le=256)]
+JobsPerShard = Annotated[int | None, Field(ge=1, le=MOST_PER_SHARD)]
 Seconds = Annotated[float, Field(ge=1)]
 
 

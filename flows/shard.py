@@ -17,6 +17,7 @@ from flows.sampling import chunked
 from flows.spent_time import Clock
 from sampling_core.evaluate import Count
 from sampling_core.grid_job import NamedJob
+from sampling_core.shards import MOST_PER_SHARD
 from tasks.at_once import at_once
 from tasks.company import Company, rounds
 from tasks.keeping import Known, begin, finish, known_of
@@ -38,7 +39,7 @@ _PICTURES = 8
 
 @flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
 async def shard(
-    jobs: Annotated[list[NamedJob], Field(min_length=1)],
+    jobs: Annotated[list[NamedJob], Field(min_length=1, max_length=MOST_PER_SHARD)],
     chunk_steps: ChunkSteps = None,
     store: str | None = None,
     keep: Keep | None = None,

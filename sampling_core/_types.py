@@ -12,6 +12,9 @@ from torch import Tensor
 Latent = Float[Tensor, "b c h w"]
 """A latent in model space (already multiplied by the autoencoder's scaling factor)."""
 
+LatentMask = Float[Tensor, "b 1 h w"]
+"""A mask for each picture, the same for all channels of its latent."""
+
 Mask = Float[Tensor, "h w"]
 """A mask or weight on the latent lattice, 0 to 1."""
 
@@ -20,6 +23,9 @@ PixelMask = Float[Tensor, "H W"]
 
 AnyMask = Float[Tensor, "... mask_H mask_W"]
 """One mask [H, W] or several, in pixels or latent cells, as the original nodes take them."""
+
+LatticeMask = Float[Tensor, "... lattice_h lattice_w"]
+"""The same, at the size of the latent."""
 
 MaskStack = Float[Tensor, "masks 1 stack_H stack_W"]
 """Several masks with a channel axis."""

@@ -67,8 +67,9 @@ class Composition(Protocol[S]):
         ...
 
     def noiseless(self) -> Composition[S]:
-        """The same run with zeros in the place of what its steps draw: it costs the same. For counting.
+        """The same run on latents without channels, and without what its steps draw: it costs the same. For counting.
 
+        Its tensors are empty, and still have the pictures, rows and columns of this run's: so counting is no work.
         It shares nothing with this run that sampling changes, so it may be driven while this one is sampled.
         """
         ...
@@ -149,4 +150,10 @@ class Joint:
         return told
 
     def noiseless(self) -> Joint:
-        return replace(self, plan=replace(self.plan, noise=NoNoise(self.noised.shape)))
+        empty, known = self.noised[:, :0], self.plan.known
+        origin = (self.origin[0], self.origin[1][:, :0])
+        if known is not None:
+            known = known._replace(clean=known.clean[:, :0], noise=known.noise[:, :0])
+        return replace(
+            self, plan=replace(self.plan, noise=NoNoise(empty.shape), known=known), noised=empty, origin=origin
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sampling_core._types import Photo
-from sampling_core.color_maps import NEAR, near_misses
+from sampling_core.color_maps import NEAR, Color, near_misses
 from sampling_core.fitting import Fit, Size, same_shape
 from sampling_core.job import RenderJob
 from sampling_core.region_masks import mask_size
@@ -24,6 +24,7 @@ def image_warnings(job: RenderJob, photos: Mapping[str, Photo]) -> list[str]:
     `photos` holds the image files by path.
     """
     found: list[str] = []
+    counted: dict[tuple[str, Color, int], int] = {}
     sizes: dict[str, Size] = {path: (photo.shape[0], photo.shape[1]) for path, photo in photos.items()}
     if job.start_image is not None:
         canvas = (job.height, job.width)
@@ -37,7 +38,10 @@ def image_warnings(job: RenderJob, photos: Mapping[str, Photo]) -> list[str]:
                 found += _of_mask(job, f"{field}.image", shape.fit, path, sizes)
             case ColorMap(color_map=path):
                 found += _of_mask(job, f"{field}.color_map", shape.fit, path, sizes)
-                missed = near_misses(photos[path], shape.color, shape.tolerance)
+                same = (path, shape.color, shape.tolerance)
+                if same not in counted:
+                    counted[same] = near_misses(photos[path], shape.color, shape.tolerance)
+                missed = counted[same]
                 if missed:
                     found.append(
                         f"{field}.color: {missed} pixels are within {shape.tolerance + NEAR} of {list(shape.color)} "

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
 
 from sampling_core._types import Mask, Photo, PixelMask
 from sampling_core.color_maps import Color, pixels_of
+from sampling_core.dilation import dilated
 from sampling_core.errors import BadInput
 from sampling_core.fitting import Fit, Size, placing
 
@@ -38,21 +41,31 @@ def ellipse(size: Size, center_x: float, center_y: float, radius_x: float, radiu
 
 
 def polygon(size: Size, points: Sequence[tuple[float, float]]) -> PixelMask:
-    """The inside of a closed polygon by the even-odd rule; points are (x, y) fractions of the canvas."""
+    """The inside of a closed polygon by the even-odd rule; points are (x, y) fractions of the canvas.
+
+    For each edge only the rows are visited, and for all edges together the pixels once.
+    """
     at_y, at_x = _centers(size)
-    inside = torch.zeros(size, dtype=torch.bool)
+    at_y, at_x = at_y[:, 0], at_x[0]
+    # How many edges cross a row so that just so many of its pixels, counted from the left, lie before the crossing.
+    odd = torch.zeros(size[0], size[1] + 1, dtype=torch.bool)
     for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
         if y0 == y1:
             continue
-        crosses = (at_y >= min(y0, y1)) & (at_y < max(y0, y1))
-        edge_x = x0 + (at_y - y0) * (x1 - x0) / (y1 - y0)
-        inside ^= crosses & (at_x < edge_x)
-    return inside.float()
+        (rows,) = ((at_y >= min(y0, y1)) & (at_y < max(y0, y1))).nonzero(as_tuple=True)
+        edge_x = x0 + (at_y[rows] - y0) * (x1 - x0) / (y1 - y0)
+        before = torch.searchsorted(at_x, edge_x)
+        odd[rows, before] = ~odd[rows, before]
+    # A pixel is inside if an odd number of crossings lie to its right. Counts of 8 bits keep what is odd.
+    crossings = odd[:, 1:].flip(1).cumsum(1, dtype=torch.uint8)
+    return (crossings & 1).flip(1).float()
 
 
 def from_image(size: Size, photo: Photo, fit: Fit = "crop") -> PixelMask:
     """A picture's brightness (white is inside), resized to the canvas."""
-    return _placed(photo.float().mean(dim=-1) / 255, size, fit)
+    # One channel after the other: all three as floats would take twelve bytes a pixel.
+    total = photo[..., 0].float().add_(photo[..., 1]).add_(photo[..., 2])
+    return _placed(total.div_(3).div_(255), size, fit)
 
 
 def from_color_map(size: Size, photo: Photo, color: Color, tolerance: int = 0, fit: Fit = "crop") -> PixelMask:
@@ -75,13 +88,11 @@ def _placed(mask: torch.Tensor, size: Size, fit: Fit) -> PixelMask:
 
 
 def grown(mask: PixelMask, pixels: int) -> PixelMask:
-    """The mask grown by so many pixels on every side, corners stay square (dilation by a square)."""
-    if pixels == 0:
-        return mask
-    edge, wide = 2 * pixels + 1, mask[None, None]
-    # One axis after the other costs `edge` per pixel instead of its square.
-    wide = F.max_pool2d(wide, (edge, 1), stride=1, padding=(pixels, 0))
-    return F.max_pool2d(wide, (1, edge), stride=1, padding=(0, pixels))[0, 0]
+    """The mask grown by so many pixels on every side, corners stay square (dilation by a square).
+
+    The work does not depend on how far it grows.
+    """
+    return dilated(mask, 2 * pixels + 1) if pixels > 0 else mask
 
 
 def reach_of(feather: int) -> int:
@@ -92,15 +103,32 @@ def reach_of(feather: int) -> int:
 def feathered(mask: PixelMask, feather: int) -> PixelMask:
     """The mask with edges that fade linearly over `feather` pixels, half inside and half outside.
 
-    The canvas' own border is no edge: a region that touches it stays whole there.
+    The canvas' own border is no edge: a region that touches it stays whole there. The work does not depend on the
+    feather. Values are counted in whole parts of 1 / 2**20, added up exactly, and divided once.
     """
     reach = reach_of(feather)
     if reach == 0:
         return mask
-    soft = mask[None, None]
-    for kernel, padding in (((1, 2 * reach + 1), (reach, reach, 0, 0)), ((2 * reach + 1, 1), (0, 0, reach, reach))):
-        soft = F.avg_pool2d(F.pad(soft, padding, mode="replicate"), kernel, stride=1)
-    return soft[0, 0]
+    edge = 2 * reach + 1
+    # Sums along one axis: at most 513 * 2**20, as a feather is at most 512.
+    across = torch.cat([_window_sums(part, reach).int() for part in (mask * _PARTS).round().int().split(_STRIP)])
+    soft = torch.empty_like(mask)
+    for part, place in zip(across.split(_STRIP, dim=1), soft.split(_STRIP, dim=1), strict=True):
+        place.copy_((_window_sums(part.T, reach).double() / (edge * edge * _PARTS)).T)
+    return soft
+
+
+_PARTS = 2**20
+_STRIP = 256
+"""Rows or columns that are added up at once: all of a large canvas would take gigabytes in 64 bits."""
+
+
+def _window_sums(lines: Int[Tensor, "lines places"], reach: int) -> Int[Tensor, "lines places"]:
+    """For each place of each line, the sum of those up to `reach` away; beyond its ends a line goes on as it ends."""
+    length = lines.shape[1]
+    places = torch.arange(-reach - 1, length + reach).clamp(0, length - 1)
+    up_to = lines[:, places].cumsum(1, dtype=torch.int64)
+    return up_to[:, 2 * reach + 1 :] - up_to[:, : -2 * reach - 1]
 
 
 def to_lattice(mask: PixelMask, cell: int) -> Mask:

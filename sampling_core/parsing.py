@@ -26,6 +26,8 @@ _SHAPES: dict[str, type[BaseModel]] = {
     "image": Image,
     "color_map": ColorMap,
 }
+_MOST_MISTAKES = 200
+"""That are told of one job: nobody reads more, and each is compared with all fields."""
 _SHAPE_FIELDS = ("mask", "tile")
 _BOUNDS = {
     "greater_than": "more than {gt}",
@@ -82,7 +84,8 @@ def _parsed(model: type[M], data: object) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise BadJob([_explain(detail, model) for detail in _one_each(error.errors(), model)]) from None
+        details = error.errors(include_url=False)[:_MOST_MISTAKES]
+        raise BadJob([_explain(detail, model) for detail in _one_each(details, model)]) from None
 
 
 def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterable[ErrorDetails]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from sampling_core.plain_text import one_line
 from sampling_core.schedules import is_whole
 from sampling_core.sequential_plan import sequential
 
-_WEIGHTED = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")
-"""How other programs write that a word counts more."""
+_WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
+"""How other programs write that a word counts more. A run of digits is matched in one way only, and so in no time."""
 
 
 def compose(
@@ -82,14 +83,24 @@ class _NoNetwork:
         return x
 
 
-def cost(run: Composition[Any], max_rows: int | None = None) -> Cost:
-    """Counted, not calculated: the run's own loop is driven without a network and without noise."""
+def cost(run: Composition[Any], max_rows: int | None = None, most: float = math.inf) -> Cost:
+    """Counted, not calculated: the run's own loop is driven without a network and without noise.
+
+    It ends with the step in which the evaluations become more than `most`.
+    """
     run = run.noiseless()
     embeddings: dict[str, dict[str, Embedding]] = {}
     for words in run.prompts:
         embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
     using = Networks(dict.fromkeys(embeddings, _NoNetwork()), embeddings, max_rows)
-    return Cost(tuple(count for _, count in run.iterate(run.begin(), using)))
+    per_step: list[Count] = []
+    evaluations = 0
+    for _, count in run.iterate(run.begin(), using):
+        per_step.append(count)
+        evaluations += count.evaluations
+        if evaluations > most:
+            break
+    return Cost(tuple(per_step))
 
 
 def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list[str]:

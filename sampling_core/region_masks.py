@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from sampling_core import masks as draw
 from sampling_core._types import AnyMask, Photo, PixelMask
 from sampling_core.color_maps import check_color
+from sampling_core.drawn_masks import DrawnMasks
 from sampling_core.errors import BadInput
 from sampling_core.fitting import Size
-from sampling_core.job import RenderJob
+from sampling_core.hashing import content_hash
+from sampling_core.job import DrawnMask, RenderJob
+from sampling_core.meaning import mask_meaning
 from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, Shape
 
 
-def region_masks(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> tuple[AnyMask, ...]:
+def region_masks(
+    job: RenderJob,
+    photos: Mapping[str, Photo],
+    cell: int,
+    digests: Mapping[str, str] | None = None,
+    drawn: DrawnMasks | None = None,
+) -> tuple[AnyMask, ...]:
     """Each region's mask, grown and feathered; of a grid, its tile's. `photos` holds the mask files by path.
 
     On the latent lattice for joint composition, in pixels for sequential, whose nodes resize masks themselves.
-    Raises BadInput for a canvas that is no multiple of the cell, for colours that their map does not have, and
-    for regions that are empty or smaller than one latent cell.
+    Equal masks are drawn once, also those of other jobs that are in `drawn`; with that, `digests` must have the SHA-256
+    of each mask file by path. Raises BadInput for a canvas that is no multiple of the cell, for colours that their map
+    does not have, and for regions that are empty or smaller than one latent cell.
     """
     for name, pixels in (("width", job.width), ("height", job.height)):
         if pixels % cell:
             raise BadInput(name, pixels, f"a multiple of {cell} for this model")
-    built: list[AnyMask] = []
-    for field, shape, grow, feather in job.drawn_masks():
-        mask = _pixels(field, mask_size(job, field), shape, photos)
-        draw.check_extent(mask, cell, field, shape.model_dump(exclude={"kind"}))
-        mask = draw.feathered(draw.grown(mask, grow), feather)
-        built.append(draw.to_lattice(mask, cell) if job.composition == "joint" else mask)
-    return tuple(built)
+    built: dict[str, AnyMask] = {}
+    masks: list[AnyMask] = []
+    for mask in job.drawn_masks():
+        size = mask_size(job, mask.field)
+        key = content_hash([mask_meaning(mask, digests or {}), size, job.composition, cell])
+        if key in built:
+            # A copy: tensors that share memory cannot be written as one object.
+            masks.append(built[key].clone())
+            continue
+        draw_it = partial(_drawn, job, mask, size, photos, cell)
+        built[key] = draw_it() if drawn is None else drawn.get(key, draw_it)
+        masks.append(built[key])
+    return tuple(masks)
+
+
+def _drawn(job: RenderJob, mask: DrawnMask, size: Size, photos: Mapping[str, Photo], cell: int) -> AnyMask:
+    pixels = _pixels(mask.field, size, mask.shape, photos)
+    draw.check_extent(pixels, cell, mask.field, mask.shape.model_dump(exclude={"kind"}))
+    pixels = draw.feathered(draw.grown(pixels, mask.grow), mask.feather)
+    return draw.to_lattice(pixels, cell) if job.composition == "joint" else pixels
 
 
 def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask | None:
@@ -42,9 +66,11 @@ def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask |
     if not job.protect:
         return None
     size = (job.height, job.width)
-    stack = torch.stack([_pixels(f"protect.{i}", size, shape, photos) for i, shape in enumerate(job.protect)])
+    protected = torch.zeros(size)
+    for shape, i in {shape: i for i, shape in reversed(list(enumerate(job.protect)))}.items():
+        torch.maximum(protected, _pixels(f"protect.{i}", size, shape, photos), out=protected)
     # A half that was resized may miss it by its last bit.
-    return (stack.amax(dim=0) >= 0.5 - 1e-6).float()
+    return (protected >= 0.5 - 1e-6).float()
 
 
 def mask_size(job: RenderJob, field: str) -> Size:

@@ -10,6 +10,8 @@ from sampling_core.grid_job import NamedJob
 JOBS_PER_SHARD = 32
 """To start a process and load a model takes as long as a few pictures; with 32 that is a tenth of the whole."""
 
+MOST_PER_SHARD = 256
+
 MAX_BYTES = 256 * 1024
 """Of a shard's jobs as JSON. A Prefect server takes parameters up to twice that."""
 

@@ -11,9 +11,11 @@ from sampling_core.job import RenderJob
 from sampling_core.parsing import BadJob, parse_grid, parse_job
 from tasks.file_names import beside, renamed
 from tasks.job_data import Found, NoJobFileError, read_data
+from tasks.limits import check_count
 from tasks.overrides import set_field
 from tasks.trust import image_place, is_url
 
+_MOST_WILDCARDS, _MOST_PARTS = 4, 64
 _JOB_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -88,16 +90,29 @@ def read_job_files(pattern: str, overrides: Sequence[str] = ()) -> dict[Path, Na
 def _found(pattern: str) -> dict[Path, Path]:
     """The job files that a pattern finds, with their real paths. Raises BadInput."""
     allowed = "a pattern below the folder that this runs in, such as jobs/*.yaml"
-    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+    parts = Path(pattern).parts
+    if Path(pattern).is_absolute() or ".." in parts:
         raise BadInput("files", pattern, allowed)
+    # Each ** finds all folders below all those of the one before it, and a link to a folder above doubles each level.
+    if parts.count("**") > 1 or sum(any(sign in part for sign in "*?[") for part in parts) > _MOST_WILDCARDS:
+        raise BadInput(
+            "files", pattern, f"{allowed}, with ** once and other wildcards in {_MOST_WILDCARDS} parts at most"
+        )
+    if len(parts) > _MOST_PARTS:
+        raise BadInput("files", pattern, f"{allowed}, of at most {_MOST_PARTS} parts")
+    here, found = Path.cwd(), list[Path]()
     try:
-        found = sorted(file.relative_to(Path.cwd()) for file in Path.cwd().glob(pattern))
+        for file in here.glob(pattern):
+            relative = file.relative_to(here)
+            # As in a shell, nothing hidden is found.
+            if not any(part.startswith(".") for part in relative.parts):
+                found.append(relative)
+                check_count("files", len(found))
     except (ValueError, IndexError) as error:  # no pattern at all
         raise BadInput("files", pattern, allowed) from error
-    # As in a shell, nothing hidden is found.
-    files = {file: _job_file(file) for file in found if not any(part.startswith(".") for part in file.parts)}
+    files = {file: _job_file(file) for file in sorted(found)}
     if not files:
-        raise BadInput("files", pattern, f"a pattern that finds job files in {Path.cwd()}, and no hidden ones")
+        raise BadInput("files", pattern, f"a pattern that finds job files in {here}, and no hidden ones")
     return files
 
 

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import math
-import stat
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image
 
 from sampling_core._types import Photo
 from sampling_core.errors import BadInput
 from sampling_core.fitting import Fit, Size, placing
 from sampling_core.job import RenderJob
-from sampling_core.plain_text import plain
 from tasks.credentials import storage_options
 from tasks.file_kinds import unreadable_kind
 from tasks.file_names import shown_path
+from tasks.regular_files import NoRegularFileError, open_regular
 from tasks.settings import settings
 from tasks.trust import image_place, is_url
-
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_TILE_SIDES = (322, 323)
-"""TIFF tags: TileWidth, TileLength."""
-_NO_FILES = (
-    (stat.S_ISDIR, "this is a folder"),
-    (stat.S_ISFIFO, "this is a pipe, and it would be read for ever"),
-    (stat.S_ISCHR, "this is a device, and it would be read for ever"),
-    (stat.S_ISBLK, "this is a device, and it would be read for ever"),
-    (stat.S_ISSOCK, "this is a socket"),
-)
+from tasks.unpacking import TooLargeError, reason, unpacked
 
 
 @dataclass(frozen=True)
@@ -48,10 +31,6 @@ class ImageFiles:
 
     photos: Mapping[str, Photo]
     digests: Mapping[str, str]
-
-
-class _TooLargeError(Exception):
-    """An image has too many pixels; the message says how many."""
 
 
 def read_image_files(job: RenderJob) -> ImageFiles:
@@ -88,17 +67,16 @@ def _read_limited(field: str, name: str) -> bytes:
     """The file's bytes. Raises BadInput for what is no file, and for a file that is empty or too large."""
     limit = settings().max_mask_bytes
     place = image_place(field, name)
-    data = b""
+    wrong = ""
     try:
-        system, path = url_to_fs(place, **storage_options(place))
-        # Before it is opened: a pipe without a writer blocks there.
-        wrong = _object_trouble(system, path) if is_url(place) else _file_trouble(place)
-        if not wrong:
-            with system.open(path, "rb") as file:
-                data = file.read(limit + 1)
-            wrong = "" if data else "this file is empty"
+        data = _object(place, limit + 1) if is_url(place) else _file(place, limit + 1)
+        wrong = "" if data else "this file is empty"
+    except NoRegularFileError as error:
+        data, wrong = b"", f"this is {error.kind}"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadInput(field, shown_path(name), "a readable image file (there is no such file)") from error
     except Exception as error:  # an object store has its own ways to fail
-        raise BadInput(field, shown_path(name), f"a readable image file ({_reason(error)})") from error
+        raise BadInput(field, shown_path(name), f"a readable image file ({reason(error)})") from error
     if wrong:
         raise BadInput(field, shown_path(name), f"a readable image file ({wrong})")
     if len(data) > limit:
@@ -106,65 +84,25 @@ def _read_limited(field: str, name: str) -> bytes:
     return data
 
 
-def _object_trouble(system: AbstractFileSystem, path: str) -> str:
-    """Why an object of a store is none that can be read; else empty."""
-    if system.isfile(path):
-        return ""
-    return "this is a folder" if system.isdir(path) else "there is no such object"
+def _file(place: str, most: int) -> bytes:
+    with open_regular(place) as file:
+        return file.read(most)
 
 
-def _file_trouble(place: str) -> str:
-    """Why a path is no file that can be read; else empty."""
-    try:
-        mode = Path(place).stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "there is no such file"
-    return next((says for is_that, says in _NO_FILES if is_that(mode)), "")
+def _object(place: str, most: int) -> bytes:
+    system, path = url_to_fs(place, **storage_options(place))
+    if not system.isfile(path):
+        raise NoRegularFileError("a folder") if system.isdir(path) else ValueError("there is no such object")
+    with system.open(path, "rb") as file:
+        return bytes(file.read(most))
 
 
 def _decode(field: str, name: str, data: bytes, left: int) -> Photo:
     """The image, upright. `left` is how many pixels the job's images may still have."""
-    most = settings().max_mask_pixels
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is checked here or does not matter: sizes, odd palettes, odd metadata.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_pixels(image, min(most, left))
-                return torch.from_numpy(np.array(_flat(image)))
-    except _TooLargeError as error:
-        allowed = f"an image of at most {most} pixels (REGIONAL_MAX_MASK_PIXELS; {error})"
-        if left < most:
-            total = settings().max_image_pixels
-            allowed = f"images of at most {total} pixels together (REGIONAL_MAX_IMAGE_PIXELS; {left} are left; {error})"
-        raise BadInput(field, shown_path(name), allowed) from error
+        return torch.from_numpy(unpacked(data, left))
+    except TooLargeError as error:
+        raise BadInput(field, shown_path(name), error.allowed) from error
     except Exception as error:  # decoders fail in many ways on damaged files
-        kind = unreadable_kind(data) or _reason(error)
+        kind = unreadable_kind(data) or reason(error)
         raise BadInput(field, shown_path(name), f"a readable image file ({kind})") from error
-
-
-def _check_pixels(image: Image.Image, most: int) -> None:
-    # A TIFF is decoded by whole tiles, and one tile may be far larger than its image.
-    tile = math.prod(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES) if isinstance(image, TiffImageFile) else 0
-    if max(image.width * image.height, tile) > most:
-        raise _TooLargeError(f"{image.width} x {image.height} is more than {most} pixels, or its tiles are")
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    image.load()
-    with contextlib.suppress(Exception):  # damaged metadata: then nobody knows how the camera was held
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        deep = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        return Image.fromarray((deep / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    return plain(error, 160) or type(error).__name__

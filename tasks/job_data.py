@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from sampling_core.grid_job import GridJob
 from sampling_core.job import RenderJob
 from sampling_core.plain_text import plain, plain_path
 from tasks.job_text import read_json, read_yaml
+from tasks.regular_files import NoRegularFileError, open_regular
 from tasks.settings import settings
 from tasks.trust import is_url
 
@@ -72,20 +72,23 @@ def _content(file: Path) -> bytes:
         # A path has one slash where the URL had two.
         raise NoJobFileError(str(file).replace(":/", "://", 1), "is a URL", "a file on this machine")
     try:
-        mode = file.stat().st_mode
-        if stat.S_ISDIR(mode):
-            several = "a job file, or a pattern such as 'jobs/*.yaml' with regional batch and plan"
-            raise NoJobFileError(file, "is a folder", several)
-        # What a shell or the terminal hands over lies under /dev; any other pipe may never be written to.
-        if not stat.S_ISREG(mode) and file.parts[:2] != ("/", "dev"):
-            raise NoJobFileError(file, "is no regular file, but a pipe, a socket or a device")
-        with file.open("rb") as stream:
+        with file.open("rb") if _handed_over(file) else open_regular(file) as stream:
             content = stream.read(settings().max_job_bytes + 1)
             return content + stream.read(_PNG_HEAD) if content.startswith(_PNG) else content
+    except NoRegularFileError as error:
+        several = "a job file, or a pattern such as 'jobs/*.yaml' with regional batch and plan"
+        if error.kind == "a folder":
+            raise NoJobFileError(file, "is a folder", several) from error
+        raise NoJobFileError(file, "is no regular file, but a pipe, a socket or a device") from error
     except FileNotFoundError as error:
         raise NoJobFileError(file, "is not there") from error
     except (OSError, ValueError) as error:
         raise NoJobFileError(file, f"cannot be read ({_reason(error)})") from error
+
+
+def _handed_over(file: Path) -> bool:
+    """Whether it is what a shell or the terminal hands over; any other pipe may never be written to."""
+    return str(file) in ("/dev/stdin", "/dev/tty") or file.parts[:3] == ("/", "dev", "fd")
 
 
 def _text_of_picture(file: Path, head: bytes) -> str:

@@ -1,12 +1,21 @@
-"""How large a job may be on this machine. The settings are the limits; a job's own fields have wider ones."""
+"""How large a job may be on this machine. The settings are the limits; a job's own fields have wider ones.
+
+Everything that can be is counted from the job's fields alone, before anything is read or drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 from sampling_core.errors import BadInput
+from sampling_core.grid_job import NamedJob
 from sampling_core.job import RenderJob
+from sampling_core.job_size import drawn_pixels, tensor_bytes
 from tasks.settings import settings
+
+_DRAWN = "pixels of its different masks, each of the whole canvas, REGIONAL_MAX_DRAWN_PIXELS"
+_TENSORS = "bytes of masks, weights and latents, REGIONAL_MAX_TENSOR_BYTES"
+_ROWS = "evaluations (network rows), REGIONAL_MAX_EVALUATIONS"
 
 
 def check_limits(job: RenderJob) -> None:
@@ -21,6 +30,36 @@ def check_limits(job: RenderJob) -> None:
     _at_most("regions", len(job.regions), limits.max_regions, "regions, REGIONAL_MAX_REGIONS")
     _at_most("batch_size", job.pictures, limits.max_pictures, "pictures, REGIONAL_MAX_PICTURES")
     check_cells("node.rows x columns", job.node.rows, job.node.columns)
+    _at_most("regions", len(job.models), limits.max_models, "models, the job's included, REGIONAL_MAX_MODELS")
+    for field, prompt in _prompts(job).items():
+        _at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")
+    check_drawn(job, {})
+    _at_most("job", tensor_bytes([job]), limits.max_tensor_bytes, _TENSORS)
+
+
+def check_drawn(job: RenderJob, image_pixels: Mapping[str, int]) -> None:
+    """Raise BadInput for a job whose masks are too many pixels. `image_pixels` are the sizes of its images by path."""
+    _at_most("job", sum(drawn_pixels(job, image_pixels).values()), settings().max_drawn_pixels, _DRAWN)
+
+
+def check_jobs(jobs: Sequence[NamedJob]) -> None:
+    """Raise BadInput for jobs of a grid, a batch or a shard that are too many, or whose masks are, drawn together."""
+    check_count("jobs", len(jobs))
+    masks: dict[str, int] = {}
+    for named in jobs:
+        masks |= drawn_pixels(named.job, {})
+    _at_most("jobs", sum(masks.values()), settings().max_drawn_pixels, _DRAWN)
+
+
+def check_count(field: str, jobs: int) -> None:
+    """Raise BadInput for too many jobs."""
+    _at_most(field, jobs, settings().max_jobs, "jobs, REGIONAL_MAX_JOBS")
+
+
+def check_shard(jobs: Sequence[NamedJob]) -> None:
+    """Raise BadInput for jobs that would take too much memory in one process."""
+    limit = settings().max_tensor_bytes
+    _at_most("jobs", tensor_bytes(named.job for named in jobs), limit, f"{_TENSORS}, of the jobs of one shard")
 
 
 def check_cells(field: str, rows: int, columns: int) -> None:
@@ -28,11 +67,16 @@ def check_cells(field: str, rows: int, columns: int) -> None:
     _at_most(field, rows * columns, settings().max_cells, "cells, REGIONAL_MAX_CELLS")
 
 
-def check_evaluations(counted: Callable[[], int]) -> None:
-    """Raise BadInput for a job with too many network rows; they are counted only if there is a limit."""
-    limit = settings().max_evaluations
-    if limit is not None:
-        _at_most("job", counted(), limit, "evaluations (network rows), REGIONAL_MAX_EVALUATIONS")
+def check_evaluations(field: str, evaluations: int) -> None:
+    """Raise BadInput for a job, or jobs together, with too many network rows."""
+    _at_most(field, evaluations, settings().max_evaluations, _ROWS)
+
+
+def _prompts(job: RenderJob) -> dict[str, str]:
+    prompts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
+    for i, region in enumerate(job.regions):
+        prompts |= {f"regions.{i}.prompt": region.prompt, f"regions.{i}.negative_prompt": region.negative_prompt or ""}
+    return prompts
 
 
 def _at_most(field: str, value: int, limit: int, of: str) -> None:

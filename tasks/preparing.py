@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sampling_core._types import Latent, Photo
+from sampling_core._types import Latent
 from sampling_core.composition import Composition
+from sampling_core.drawn_masks import DrawnMasks
 from sampling_core.hashing import content_hash
 from sampling_core.image_warnings import image_warnings
 from sampling_core.job import RenderJob
@@ -25,12 +26,12 @@ from sampling_core.plan import Cost, compose, cost, warnings
 from sampling_core.prompt_warnings import prompt_warnings
 from sampling_core.region_masks import mask_size, protected_pixels, region_masks
 from sampling_core.savings import savings
-from tasks.image_files import read_image_files, resized
-from tasks.limits import check_evaluations, check_limits
+from tasks.image_files import ImageFiles, read_image_files, resized
+from tasks.limits import check_drawn, check_evaluations, check_limits
 from tasks.settings import settings
 from tasks.trust import open_model
 
-FORMAT = 7
+FORMAT = 8
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 
@@ -59,7 +60,8 @@ class Prepared:
 
     @cached_property
     def cost(self) -> Cost:
-        return cost(self.run, settings().max_rows)
+        # Of a job with more evaluations, which is refused, no more are counted.
+        return cost(self.run, settings().max_rows, settings().max_evaluations)
 
     def savings(self) -> list[str]:
         return savings(self.run, self.cost.shared_rows)
@@ -91,6 +93,12 @@ def _values(file: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
 
 
+@lru_cache(maxsize=1)
+def drawn_masks() -> DrawnMasks:
+    """The masks that this process has drawn last: the cells of a grid have the same ones."""
+    return DrawnMasks(settings().max_tensor_bytes)
+
+
 def prepare(job: RenderJob) -> Prepared:
     """Check a job against its files and its model folders. Raises BadInput or ModelError."""
     settings().check()
@@ -105,12 +113,13 @@ def prepare(job: RenderJob) -> Prepared:
     folder = folders[job.model]
     fingerprints = {name: other.fingerprint() for name, other in folders.items()}
     files = read_image_files(job)
+    check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
     digests = {**files.digests, **fingerprints}
     means = meaning(job, digests)
     drawn = [(mask_meaning(mask, digests), mask_size(job, mask.field)) for mask in job.drawn_masks()]
     pictures = [means.get("start"), means.get("protect")]
     mask_means = [FORMAT, job.composition, drawn, pictures, job.width, job.height, folder.cell]
-    inputs = _inputs(job, files.photos, folder.cell)
+    inputs = _inputs(job, files, folder.cell)
     prepared = Prepared(
         job=job,
         job_hash=content_hash(means),
@@ -122,13 +131,15 @@ def prepare(job: RenderJob) -> Prepared:
         of_images=image_warnings(job, files.photos),
         run=composed(job, folders, inputs, empty_latent(job, folder)),
     )
-    check_evaluations(lambda: prepared.cost.evaluations)
+    check_evaluations("job", prepared.cost.evaluations)
     return prepared
 
 
-def _inputs(job: RenderJob, photos: Mapping[str, Photo], cell: int) -> dict[str, Tensor]:
+def _inputs(job: RenderJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:
     """Masks `0`, `1`, ... of the regions; of a start image, `picture` in canvas pixels, and what is `protected`."""
-    inputs: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(region_masks(job, photos, cell))}
+    photos = files.photos
+    masks = region_masks(job, photos, cell, files.digests, drawn_masks())
+    inputs: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(masks)}
     if job.start_image is not None:
         inputs["picture"] = resized(photos[job.start_image], (job.height, job.width), job.start_fit)
         protected = protected_pixels(job, photos)

@@ -10,6 +10,7 @@ from sampling_core.errors import BadInput, RegionalError
 from sampling_core.grid_job import NamedJob
 from sampling_core.parsing import BadJob
 from tasks.at_once import write_all
+from tasks.limits import check_evaluations, check_jobs, check_shard
 from tasks.masks import with_masks
 from tasks.preparing import Prepared, prepare
 from tasks.run import Run
@@ -40,14 +41,26 @@ def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
 
 @task("check jobs")
 def check_all(jobs: list[NamedJob]) -> dict[str, str]:
-    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn."""
-    return {named.name: checked(named).job_hash for named in jobs}
+    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn, or is too much."""
+    check_jobs(jobs)
+    hashes: dict[str, str] = {}
+    evaluations = 0
+    for named in jobs:
+        prepared = checked(named)
+        hashes[named.name] = prepared.job_hash
+        evaluations += prepared.cost.evaluations
+        # After each: to count all of them is work, too.
+        check_evaluations("jobs", evaluations)
+    return hashes
 
 
 @task("build masks")
 async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
+    check_jobs(jobs)
+    check_shard(jobs)
     prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
+    check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
     runs, unstored = await with_masks(prepared, store_url)
     made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
     await write_all(runs[0].store, unstored)

@@ -61,9 +61,17 @@ class Settings(BaseSettings):
     max_regions: int = Field(64, gt=0, description="Most regions")
     max_pictures: int = Field(16, gt=0, description="Most pictures of a batch")
     max_cells: int = Field(256, gt=0, description="Most cells of a grid, rows x columns")
-    max_evaluations: int | None = Field(None, gt=0, description="Most network rows of a job; empty: no limit")
+    max_jobs: int = Field(1000, gt=0, description="Most jobs of a batch")
+    max_models: int = Field(8, gt=0, description="Most models of a job")
+    max_prompt: int = Field(10_000, gt=0, description="Longest prompt, in characters")
+    max_evaluations: int = Field(10**6, gt=0, description="Most network rows of a job, or of all jobs of a run")
+    max_drawn_pixels: int = Field(
+        4 * 10**9, gt=0, description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas"
+    )
+    max_tensor_bytes: int = Field(2**30, gt=0, description="Masks, weights and latents that a process has in memory")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
+    max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")
     max_image_pixels: int = Field(256 * 10**6, gt=0, description="Of all images of a job together")
 
     def torch_device(self) -> str:

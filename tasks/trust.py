@@ -19,6 +19,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
 _OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 """Where images may come from beside files: a request there goes to an endpoint that the job does not choose."""
+_LONGEST = 4096
+"""Characters of a path, as Linux has it. To resolve a longer one, part by part, is work."""
 _WEB = ("http", "https", "ftp")
 
 
@@ -92,6 +94,8 @@ def _inside(field: str, name: str, roots: Iterable[str], allowed: str) -> str:
 
 
 def _resolved(field: str, name: str, allowed: str) -> str:
+    if len(name) > _LONGEST:
+        raise BadInput(field, name, f"a name of at most {_LONGEST} characters")
     if is_url(name):
         return _plain_url(field, name, allowed)
     if "::" in name or name.startswith(("~", "//", "\\\\")) or not name.isprintable():
@@ -107,7 +111,7 @@ def _resolved(field: str, name: str, allowed: str) -> str:
 def _plain_url(field: str, url: str, allowed: str) -> str:
     """A URL that means what it looks like: no credentials, no chain, no query, nothing encoded, no `..`."""
     scheme = url.partition(":")[0]
-    if re.search(r":[^@]*:[^@]*@", url):
+    if any(part.count(":") > 1 for part in url.split("@")[:-1]):
         advice = "a URL without credentials (set REGIONAL_S3_KEY and REGIONAL_S3_SECRET, or REGIONAL_STORE_BLOCK)"
         raise BadInput(field, f"{scheme}:…", advice)
     url = url.rstrip("/") if not url.endswith("://") else url

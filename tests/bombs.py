@@ -75,6 +75,7 @@ BOMBS = {
     "gif_frame": _gif(8, 65_535),
     "bmp": _bmp(EDGE),
     "webp": _webp(16_383),
+    "webp_plain": _webp(8000),
     "jpeg": _jpeg(65_500),
     "tiff": _tiff(EDGE, 256),
     "tiff_tile": _tiff(64, 20_000),

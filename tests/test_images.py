@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sampling_core import masks
 from sampling_core._types import Photo
@@ -21,10 +22,15 @@ from sampling_core.errors import BadInput
 from sampling_core.fitting import Fit, Size, placing, same_shape
 from sampling_core.meaning import job_hash
 from sampling_core.parsing import BadJob, parse_job
+from tasks import regular_files
 from tasks.image_files import read_image_files, resized
 from tasks.preparing import Prepared, prepare
+from tasks.regular_files import NoRegularFileError, open_regular
 from tasks.settings import settings
+from tasks.unpacking import TooLargeError, unpacked
+from tests.bombs import BOMBS
 from tests.s3 import KEY, SECRET, client, s3_server
+from tests.watching import Memory
 
 FITS: tuple[Fit, ...] = ("crop", "contain", "stretch")
 RED = [255, 0, 0]
@@ -396,3 +402,100 @@ def test_what_is_too_large_says_which_limit(workdir: Path, monkeypatch: pytest.M
             limited.setenv(name, limit)
             settings.cache_clear()
             assert says in refused("map.png").allowed
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+EDGE = 2000
+
+
+def noisy(mode: str) -> Image.Image:
+    """Squares of random colours: a plain image would leave decoders much that they do not touch."""
+    small = np.random.default_rng(0).integers(0, 256, (EDGE // 10, EDGE // 10, 4), dtype=np.uint8)
+    image = Image.fromarray(small).resize((EDGE, EDGE), Image.Resampling.NEAREST)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)
+    if mode == "I":
+        return Image.fromarray(np.asarray(image)[..., 0].astype(np.int32) * 257)
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+KINDS_IN_MEMORY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bits": ("1", "PNG", {}),
+    "palette": ("P", "PNG", {}),
+    "colours": ("RGB", "PNG", {}),
+    "layer": ("RGBA", "PNG", {}),
+    "grey layer": ("LA", "PNG", {}),
+    "deep": ("I;16", "PNG", {}),
+    "turned png": ("RGBA", "PNG", {"exif": TURNED}),
+    "jpeg": ("RGB", "JPEG", {}),
+    "turned jpeg": ("RGB", "JPEG", {"exif": TURNED}),
+    "progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "progressive inks": ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
+    "webp": ("RGBA", "WEBP", {}),
+    "lossless webp": ("RGBA", "WEBP", {"lossless": True, "method": 0}),
+    "gif": ("P", "GIF", {}),
+    "bmp": ("RGB", "BMP", {}),
+    "lzw": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "one strip": ("RGBA", "TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: EDGE}}),
+    "deep strip": ("I", "TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: EDGE}}),
+}
+
+
+@pytest.mark.parametrize("what", KINDS_IN_MEMORY)
+def test_no_image_takes_more_memory_than_its_header_says(what: str) -> None:
+    """That is what the limit compares."""
+    mode, kind, options = KINDS_IN_MEMORY[what]
+    buffer = io.BytesIO()
+    noisy(mode).save(buffer, kind, **options)
+    data, memory = buffer.getvalue(), Memory()
+    unpacked(data, EDGE * EDGE)
+    grown = memory.grown()
+    os.environ["REGIONAL_MAX_IMAGE_BYTES"] = "1"
+    settings.cache_clear()
+    with pytest.raises(TooLargeError) as error:
+        unpacked(data, EDGE * EDGE)
+    assert grown < int(error.value.allowed.split()[-1][:-1]) + 4 * 2**20
+
+
+def test_a_webp_of_90_bytes_is_refused_for_what_it_unpacks_to(workdir: Path) -> None:
+    """It had fewer pixels than one image may have, and 1.4 GB behind it."""
+    Path("plain.webp").write_bytes(BOMBS["webp_plain"])
+    assert len(BOMBS["webp_plain"]) < 100
+    memory = Memory()
+    assert "REGIONAL_MAX_IMAGE_BYTES" in refused("plain.webp").allowed
+    assert memory.grown() < 50_000_000
+
+
+def test_long_texts_and_profiles_are_not_unpacked_with_the_image() -> None:
+    texts = PngInfo()
+    for i in range(200):
+        texts.add_text(f"t{i}", "x" * 1_000_000, zip=True)
+    buffer = io.BytesIO()
+    quarters(16, 16).save(buffer, "PNG", pnginfo=texts)
+    memory = Memory()
+    with pytest.raises(Exception, match="text chunks"):
+        unpacked(buffer.getvalue(), 10**6)
+    assert memory.grown() < 100_000_000
+
+
+def test_what_took_a_files_place_after_it_was_looked_at_is_not_read(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe without a writer blocks whoever opens it as a file."""
+    quarters(16, 16).save("photo.png")
+    os.mkfifo("pipe.png")
+    with open_regular("photo.png") as file:
+        assert file.read(4) == b"\x89PNG"
+    check = regular_files._check
+
+    def swapped(mode: int) -> None:
+        check(mode)
+        if Path("pipe.png").exists():
+            Path("pipe.png").replace("photo.png")
+
+    monkeypatch.setattr(regular_files, "_check", swapped)
+    with pytest.raises(NoRegularFileError, match="a pipe"):
+        open_regular("photo.png")

@@ -126,7 +126,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
     },
     Node: {
         "name": Other("RegionalSamplerAdvanced", TWO_SAMPLERS),
-        "overlap_factor": Other(20, REGIONAL),
+        "overlap_factor": Other(40, REGIONAL),
         "restore_latent": Other(value=False, base=REGIONAL),
         "seed_2nd": Other(1, SECOND_SEED),
         "seed_2nd_mode": Other("fixed", REGIONAL),

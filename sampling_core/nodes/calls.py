@@ -126,11 +126,14 @@ class PlannedPass(NamedTuple):
         return as_walked(self.setting.sampler, tuple(self.levels.level(sigma) for sigma in self.sigmas))
 
     def opened(self, latent: Latent) -> Pass:
-        """The pass on a boundary latent [b, c, h, w], with the call's noise and mask."""
+        """The pass on a boundary latent [b, c, h, w], with the call's noise and mask.
+
+        A latent without channels is only counted, and gets no noise.
+        """
         call, shape = self.call, shape_of(latent)
         own = InitialNoise(call.seed, shape, call.batch_index) if call.add_noise else None
         added = call.noise or own
-        noise = torch.zeros_like(latent) if added is None else added.draw()
+        noise = torch.zeros_like(latent) if added is None or not latent.numel() else added.draw()
         ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
         return Pass(
             sampler=self.setting.sampler,
@@ -138,7 +141,7 @@ class PlannedPass(NamedTuple):
             guidance=self.setting.guidance,
             seed=call.seed,
             noise=noise,
-            mask=None if call.mask is None else noise_mask(call.mask, shape),
+            mask=None if call.mask is None else noise_mask(call.mask, (shape[0], 1, *shape[2:])),
             levels=self.levels,
             path=self.path or span(ladder),
         )

@@ -27,9 +27,11 @@ def _never_denoised(run: Sequential) -> float:
     masks = {id(mask): mask for stage in run.stages if (mask := stage.planned.call.mask) is not None}
     if len(masks) < 2 or run.cells is not None:
         return 0.0
-    batch, channels, rows, columns = run.clean.shape
-    reached = [noise_mask(mask, (batch, channels, rows, columns)) > 0 for mask in masks.values()]
-    return 1.0 - float(torch.stack(reached).any(dim=0).float().mean())
+    batch, _, rows, columns = run.clean.shape
+    reached = torch.zeros(batch, 1, rows, columns, dtype=torch.bool)
+    for mask in masks.values():
+        reached |= noise_mask(mask, (batch, 1, rows, columns)) > 0
+    return 1.0 - float(reached.float().mean())
 
 
 def _left_noise(run: Sequential) -> float:

@@ -10,7 +10,7 @@ from sampling_core._types import AnyMask
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
 from sampling_core.nodes.calls import Call
-from sampling_core.nodes.masks import PIXELS_PER_CELL
+from sampling_core.nodes.masks import PIXELS_PER_CELL, on_lattice
 from sampling_core.nodes.sequential import Cells
 from sampling_core.nodes.turns import Turn
 
@@ -42,7 +42,7 @@ def mask_grid(
         grid = tile.repeat(rows, columns)
         if tuple(grid.shape) != canvas:
             raise BadInput("mask", f"{grid.shape[1]} x {grid.shape[0]} pixels of grid", _fits("exactly", canvas))
-        return [Turn(BASE, call._replace(mask=grid), ksampler_denoise=denoise)], cells
+        return [Turn(BASE, call._replace(mask=on_lattice(grid, shape[2:])), ksampler_denoise=denoise)], cells
     if mode != "Fork then Sample":
         raise BadInput("mode", mode, "Sample then Fork, Fork then Sample")
     if height * rows > canvas[0] or width * columns > canvas[1]:
@@ -52,7 +52,9 @@ def mask_grid(
         for c in range(columns):
             mask = torch.zeros(canvas)
             mask[height * r : height * (r + 1), width * c : width * (c + 1)] = tile
-            turns.append(Turn(BASE, call._replace(mask=mask), fork=True, ksampler_denoise=denoise))
+            turns.append(
+                Turn(BASE, call._replace(mask=on_lattice(mask, shape[2:])), fork=True, ksampler_denoise=denoise)
+            )
     return turns, cells
 
 

@@ -7,14 +7,14 @@ A mask is 1 where a pass may change the latent. It comes in pixels or in latent 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate
 
-from sampling_core._types import AnyMask, Latent, MaskStack
+from sampling_core._types import AnyMask, Latent, LatticeMask, MaskStack
+from sampling_core.dilation import dilated
 from sampling_core.errors import BadInput
 from sampling_core.resizing import bilinear
 
@@ -47,6 +47,15 @@ def repeated(batch: Tensor, count: int) -> Tensor:
     return batch[torch.arange(count, device=batch.device) % batch.shape[0]]
 
 
+def on_lattice(mask: AnyMask, lattice: tuple[int, int]) -> LatticeMask:
+    """The mask at the size (rows, columns) that every pass resizes it to: so it is done once, and kept small.
+
+    What has this size already is resized to the same bits, so that passes do the same with it. [h, w], or of several
+    masks [n, 1, h, w].
+    """
+    return single_mask(_resized(mask, *lattice))
+
+
 def noise_mask(mask: AnyMask, shape: tuple[int, int, int, int]) -> Latent:
     """The mask a masked pass multiplies with, resized to the latent's `shape` [b, c, h, w].
 
@@ -69,8 +78,11 @@ def base_mask(masks: Sequence[Tensor]) -> AnyMask:
     shapes = [tuple(mask.shape) for mask in masks]
     if len(set(shapes)) > 1:
         raise BadInput("regions", shapes, "masks of one size")
-    taken = torch.stack(list(masks)).ceil() != 0
-    return (~taken.any(dim=0)).float()
+    taken = masks[0].ceil() != 0
+    # One after the other: all of them together may be gigabytes.
+    for mask in masks[1:]:
+        taken |= mask.ceil() != 0
+    return (~taken).float()
 
 
 def base_mask_of_two(mask: AnyMask) -> AnyMask:
@@ -112,13 +124,7 @@ def _grown(mask: AnyMask, height: int, width: int, factor: int) -> MaskStack:
     if factor < 0:
         raise BadInput("overlap_factor", factor, "0 or more")
     exchanged = _resized(mask, width, height).round()
-    if factor > 1:
-        reach = math.ceil((factor - 1) / 2)
-        # One axis after the other costs `factor` per cell instead of its square.
-        exchanged = max_pool2d(exchanged, (factor, 1), stride=1, padding=(reach, 0))
-        exchanged = max_pool2d(exchanged, (1, factor), stride=1, padding=(0, reach))
-    # An even square yields one row and one column too many.
-    return exchanged[:, :, :width, :height].clamp(0, 1)
+    return (dilated(exchanged, factor) if factor > 1 else exchanged).clamp(0, 1)
 
 
 def composite(

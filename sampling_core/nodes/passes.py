@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sampling_core._types import Latent
-from sampling_core.draws import SequentialNoise
+from sampling_core._types import Latent, LatentMask
+from sampling_core.draws import NoNoise, SequentialNoise
 from sampling_core.evaluate import Count, Networks, evaluate
 from sampling_core.guidance import Guidance
 from sampling_core.levels import Level, ModelLevels
@@ -42,7 +42,7 @@ def original_solver(name: str, field: str = "sampler") -> Solver[Any]:
 class Inpaint(NamedTuple):
     """What a masked pass sees outside its mask: the latent it began with, noised to the level at hand."""
 
-    mask: Latent
+    mask: LatentMask
     clean: Latent
     noise: Latent
 
@@ -58,7 +58,7 @@ class Inpaint(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass does. `mask` [b, c, h, w] is 1 where the latent may change; without one it all may.
+    """What a pass does. `mask` [b, 1, h, w] is 1 where the latent may change; without one it all may.
 
     `noise` is added at the start (zeros: none); the Brownian path of SDE methods spans `path` (sigmas).
     """
@@ -68,7 +68,7 @@ class Pass:
     guidance: Guidance
     seed: int
     noise: Latent
-    mask: Latent | None
+    mask: LatentMask | None
     levels: ModelLevels
     path: tuple[float, float]
 
@@ -101,7 +101,9 @@ def iterate(work: Pass, state: PassState, latent: Latent, using: Networks) -> It
     Methods that choose their own steps take all of them at once.
     """
     solver = original_solver(work.sampler)
-    noise = SequentialNoise(shape_of(latent), work.seed, solver.draws, *work.path)
+    shape = shape_of(latent)
+    # A latent without channels is only counted.
+    noise = SequentialNoise(shape, work.seed, solver.draws, *work.path) if latent.numel() else NoNoise(shape)
     answers = _Answers(_inpaint(work, latent), work.guidance, using)
     while state.step < len(work.ladder) - 1:
         answers.seen.clear()

@@ -9,7 +9,7 @@ from sampling_core._types import AnyMask
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
 from sampling_core.nodes.calls import NO_RECOVERY, Call, Recovery, lengthened
-from sampling_core.nodes.masks import base_mask, grown_in_mask_pixels, single_mask
+from sampling_core.nodes.masks import base_mask, grown_in_mask_pixels, on_lattice, single_mask
 from sampling_core.nodes.turns import Turn
 from sampling_core.noise import HIGHEST_SEED, InitialNoise, Variation, VariationMethod
 
@@ -55,8 +55,8 @@ def regional_sampler(
     Raises BadInput for no regions, masks of different sizes, a negative overlap, denoise 0 and seeds
     that leave the range of 0 to 2**64 - 1.
     """
-    inverse = base_mask([region.mask for region in regions])
-    grown = _grown(regions, overlap_factor)
+    inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
+    grown = _grown(regions, overlap_factor, shape)
     total = lengthened(steps, denoise)
     start = total - steps
     leftover = base_only_steps > 0 and seed_2nd_mode == "ignore"
@@ -103,8 +103,8 @@ def regional_sampler_advanced(
     The last step is a base pass that finishes; with `restore_latent` the original throws its result away, so
     it is no turn here. Raises BadInput as `regional_sampler` does.
     """
-    inverse = base_mask([region.mask for region in regions])
-    grown = _grown(regions, overlap_factor)
+    inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
+    grown = _grown(regions, overlap_factor, shape)
     end = min(steps, end_at_step)
     turns: list[Turn] = []
     for i in range(start_at_step, end - 1):
@@ -128,8 +128,8 @@ def _region_turns(base: Call, regions: Sequence[Region], grown: Sequence[AnyMask
     ]
 
 
-def _grown(regions: Sequence[Region], overlap_factor: int) -> list[AnyMask]:
-    return [grown_in_mask_pixels(region.mask, overlap_factor).squeeze(0).squeeze(0) for region in regions]
+def _grown(regions: Sequence[Region], overlap_factor: int, shape: Shape) -> list[AnyMask]:
+    return [on_lattice(grown_in_mask_pixels(region.mask, overlap_factor), shape[2:]) for region in regions]
 
 
 def _varied(regions: Sequence[Region], shape: Shape, seed: int, batch_index: tuple[int, ...] | None) -> InitialNoise:

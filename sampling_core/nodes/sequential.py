@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -143,8 +143,10 @@ class Sequential:
         return state.latent if state.inside is None else state.inside.denoised
 
     def noiseless(self) -> Sequential:
-        """This run itself: each time that a pass is driven it has a source of noise of its own."""
-        return self
+        """This run itself if a sampler's steps depend on what it draws: each pass has a source of noise of its own."""
+        if any(stage.planned.setting.sampler == "dpm_adaptive" for stage in self.stages):
+            return self
+        return replace(self, clean=self.clean[:, :0])
 
     def chapters(self) -> list[Chapter]:
         """The base-only pass, if there is one, and all others."""

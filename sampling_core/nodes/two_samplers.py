@@ -8,7 +8,7 @@ from sampling_core._types import AnyMask
 from sampling_core.draws import Shape
 from sampling_core.errors import BadInput
 from sampling_core.nodes.calls import Call, Recovery, full_run, lengthened
-from sampling_core.nodes.masks import base_mask_of_two, grown_in_latent_cells
+from sampling_core.nodes.masks import base_mask_of_two, grown_in_latent_cells, on_lattice
 from sampling_core.nodes.turns import Turn
 
 BASE, MASK = "base", "mask"
@@ -60,8 +60,8 @@ def two_advanced_samplers(
     """
     if steps < 1:
         raise BadInput("steps", steps, "1 or more")
-    outside = base_mask_of_two(mask)
-    grown = grown_in_latent_cells(mask, (shape[2], shape[3]), overlap_factor)
+    outside = on_lattice(base_mask_of_two(mask), shape[2:])
+    grown = on_lattice(grown_in_latent_cells(mask, shape[2:], overlap_factor), shape[2:])
     total = lengthened(steps, denoise)
     start = total - steps
     turns: list[Turn] = []
