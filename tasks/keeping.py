@@ -40,7 +40,7 @@ class Known(Record):
 
     name: str = Field(max_length=200)
     job_hash: Digest
-    steps: int = Field(ge=1, le=_MOST_STEPS)
+    steps: int = Field(ge=0, le=_MOST_STEPS)
     chapters: tuple[Named, ...] = Field(min_length=1, max_length=10_000)
     begun: _Moment
     finished: _Moment | None = None
@@ -48,8 +48,10 @@ class Known(Record):
     @model_validator(mode="after")
     def _told_in_order(self) -> Self:
         firsts = [chapter.first for chapter in self.chapters]
-        if firsts[0] != 0 or any(one >= other for one, other in pairwise([*firsts, self.steps])):
+        if firsts[0] != 0 or firsts[-1] > self.steps or any(one >= other for one, other in pairwise(firsts)):
             raise ValueError("chapters that do not follow each other")
+        if len({chapter.name for chapter in self.chapters}) < len(self.chapters):
+            raise ValueError("chapters of one name")
         for chapter in self.chapters:
             keys.states(chapter.name)
         return self
@@ -75,7 +77,7 @@ class Known(Record):
     def states(self, keep: Keep, there: Mapping[str, Iterable[int]]) -> set[TensorKey]:
         """Keys of the states that the run keeps once it is finished, of those that are `there`: steps by chapter."""
         return {
-            self.state(step)
+            keys.state(f"{name}/{step:05d}")
             for name, steps in self.stretches()
             for step in there.get(name, ())
             if step in steps and self.keeps(step, steps, keep)

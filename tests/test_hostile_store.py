@@ -420,6 +420,7 @@ NOT_RECORDS: dict[str, Any] = {
     "many steps": run_record(steps=10**9),
     "half a step": run_record(steps=2.5),
     "no steps": run_record(steps=0),
+    "one chapter many times": run_record(steps=9000, chapters=[[i, hashed("one")] for i in range(9000)]),
     "steps before": run_record(steps=-3),
     "chapters backwards": run_record(chapters=[[1, hashed("one")], [0, hashed("base")]]),
     "chapters after the end": run_record(chapters=[[0, hashed("base")], [9, hashed("one")]]),
