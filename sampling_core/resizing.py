@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ def bilinear(masks: MaskStack, rows: int, columns: int) -> ResizedMasks:
     and where two pixels meet at one half, or add up to 1, the last bit decides what a node does. Rounded in this way
     they agree with what was recorded.
     """
+    if masks.shape[2:] == (rows, columns):
+        # The sums below would give each pixel back: once its own value, and none of its neighbour's.
+        return masks.float()
     across, down = _neighbours(masks.shape[3], columns), _neighbours(masks.shape[2], rows)
     wide = masks.double()[:, :, :, across.first] * across.first_weight
     wide = (wide + masks.double()[:, :, :, across.second] * across.second_weight).float().double()
@@ -35,8 +39,12 @@ class _Neighbours(NamedTuple):
     second_weight: Tensor
 
 
+@lru_cache(maxsize=64)
 def _neighbours(size: int, new_size: int) -> _Neighbours:
-    """Pixel centres are half a pixel in; beyond the outermost ones the edge goes on."""
+    """Pixel centres are half a pixel in; beyond the outermost ones the edge goes on.
+
+    Remembered, because thousands of passes of a node ask for the same sizes.
+    """
     scale = rounded(size / new_size)
     places = [max(rounded(rounded(scale * (i + 0.5)) - 0.5), 0.0) for i in range(new_size)]
     first = [min(int(place), size - 1) for place in places]
