@@ -176,11 +176,12 @@ async def _set_up_server(machine: Machine) -> None:
     from prefect.client.orchestration import get_client
 
     from deployments.automations import ensure_automations
-    from deployments.pools import ensure_pool
+    from deployments.pools import ensure_pool, fixed_template
 
+    base = fixed_template("process")
     async with get_client() as client:
-        await ensure_pool(client, "control", "process", limit=None)
-        await ensure_pool(client, "gpu", "process", limit=1)
+        await ensure_pool(client, "control", "process", base, limit=None)
+        await ensure_pool(client, "gpu", "process", base, limit=1)
         await ensure_automations(client)
     print("pools and automations: set up", flush=True)
 

@@ -276,6 +276,30 @@ def test_a_program_needs_the_auth_string_and_a_token(machine: Machine) -> None:
         assert urllib.request.urlopen(urllib.request.Request(f"{machine.api}/{path}", headers=right)).status == 200
 
 
+@pytest.mark.parametrize(
+    "variables", [{"command": "touch PWNED"}, {"env": {"REGIONAL_OUT": "/tmp"}}, {"image": "evil"}]
+)
+def test_not_even_with_the_auth_string_is_a_command_set(variables: dict[str, Any], machine: Machine) -> None:
+    """Where Prefect's server does not look, the worker does: at runs that are made without asking their deployment."""
+    pwned = machine.folder.parent / "PWNED"
+    if "command" in variables:
+        variables = {"command": f"touch {pwned}"}
+    (render,) = post(machine.api, "deployments/filter", {"deployments": {"name": {"any_": ["render"]}}})
+    order = {"job_variables": variables, "parameters": {"job": {"prompt": "a blue background"}}}
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        post(machine.api, f"deployments/{render['id']}/create_flow_run", order)
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        machine.patch(f"deployments/{render['id']}", {"job_variables": variables})
+    order |= {"flow_id": render["flow_id"], "deployment_id": render["id"], "work_pool_name": "gpu"}
+    order |= {"state": {"type": "SCHEDULED"}}
+    run = post(machine.api, "flow_runs/", order)["id"]
+    try:
+        machine.wait_for("the worker's refusal", lambda: machine.run(run)["state_type"] == "CRASHED", 60)
+        assert not pwned.exists()
+    finally:
+        machine.delete(f"flow_runs/{run}")
+
+
 def test_the_server_has_no_keys_and_no_command_line_has_secrets(machine: Machine) -> None:
     started = {part: processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")}
     for part, process in started.items():
