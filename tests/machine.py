@@ -47,6 +47,11 @@ class Machine:
         """What the server asks everybody for."""
         return (self.folder / "auth").read_text().strip()
 
+    @property
+    def client(self) -> dict[str, str]:
+        """The environment of a program that talks to the server."""
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": self.auth_string}
+
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
 
