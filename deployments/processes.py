@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,12 +48,22 @@ def start(
             start_new_session=True,
             umask=0o077,
         )
+    _wait_for_mark(child)
     identity = {"pid": child.pid, **birth(child.pid), "port": port}
     # Anew: what lies there may be a link, or open to others.
     _file(folder, name).unlink(missing_ok=True)
     with os.fdopen(open_private(_file(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
         file.write(json.dumps(identity) + "\n")
     return True
+
+
+def _wait_for_mark(child: subprocess.Popen[bytes]) -> None:
+    """The kernel shows the environment of a process a moment after its program is there."""
+    with suppress(psutil.Error):
+        for _ in range(500):
+            if psutil.Process(child.pid).environ():
+                return
+            time.sleep(0.01)
 
 
 def private_log(folder: Path, name: str) -> BinaryIO:

@@ -93,7 +93,7 @@ def up(machine: Machine) -> None:
     environment = machine.environment(auth_string)
     os.environ.update(environment)
     _start(machine, SERVER, [sys.executable, "-m", "deployments.server"], machine.server_environment(auth_string))
-    _wait_for_server(machine)
+    wait_for_server(machine)
     asyncio.run(_set_up_server(machine))
     _deploy(machine, environment)
     for pool in POOLS:
@@ -154,7 +154,8 @@ def _start(machine: Machine, part: str, command: list[str], environment: dict[st
     print(f"{part}: {'started' if started else 'runs already'}", flush=True)
 
 
-def _wait_for_server(machine: Machine, seconds: float = 180) -> None:
+def wait_for_server(machine: Machine, seconds: float = 180) -> None:
+    """Until this folder's own server answers. Raises StartError if it does not, whoever else may answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         server = processes.running(machine.folder, SERVER)

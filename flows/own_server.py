@@ -44,12 +44,12 @@ def make_auth_string(folder: Path) -> str:
 
 
 def auth_string_of(url: str) -> str | None:
-    """The auth string for an API's address; None unless a server of this user's own `make up` listens there.
+    """The auth string for an API on 127.0.0.1; None unless the server of this user's own `make up` listens there.
 
     Whoever else has the port is told nothing.
     """
     address = urlsplit(url)
-    if address.scheme != "http" or address.hostname not in ("127.0.0.1", "localhost"):
+    if address.scheme != "http" or address.hostname != "127.0.0.1":
         return None
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError, ValueError):
@@ -78,7 +78,9 @@ def use_auth_string() -> None:
     api = get_current_settings().api
     if not api.url or api.auth_string is not None:
         return
-    found = auth_string_of(api.url)
+    # By name, a stranger's server at ::1 might be asked instead.
+    url = api.url.replace("//localhost:", "//127.0.0.1:", 1)
+    found = auth_string_of(url)
     if found is not None:
-        os.environ["PREFECT_API_AUTH_STRING"] = found
+        os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": found}
         refresh_global_settings_context()

@@ -83,13 +83,16 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def make(**marks: str) -> subprocess.Popen[bytes]:
         own = {processes.MARK: str(tmp_path), processes.PART: "server"} | marks
-        made.append(subprocess.Popen(SLEEPING, env=os.environ | own))
-        return made[-1]
+        telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+        made.append(process := subprocess.Popen(telling, env=os.environ | own, stdout=subprocess.PIPE))
+        assert process.stdout is not None
+        process.stdout.readline()  # it is there, with its environment
+        return process
 
     yield make
     for process in made:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 Marked = Callable[..., subprocess.Popen[bytes]]

@@ -47,8 +47,11 @@ def running() -> Iterator[Callable[..., None]]:
 
     def start(folder: Path, part: str, **facts: object) -> None:
         marks = {processes.MARK: str(folder), processes.PART: part}
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | marks)
+        telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+        process = subprocess.Popen(telling, env=os.environ | marks, stdout=subprocess.PIPE)
         started.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is there, with its environment
         identity = {"pid": process.pid, **processes.birth(process.pid), **facts}
         (folder / f"{part}.json").write_text(json.dumps(identity))
         if part == "server":
@@ -57,7 +60,7 @@ def running() -> Iterator[Callable[..., None]]:
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_a_strangers_server_is_left_alone(tmp_path: Path, stranger: socket.socket, start: Mock) -> None:

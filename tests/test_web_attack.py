@@ -18,14 +18,17 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from selenium import webdriver
 
-from deployments import processes
+from deployments import processes, up
+from deployments.up import StartError, wait_for_server
+from flows.own_server import auth_string_of, use_auth_string
 from tests.browsing import Page, needs_browser, opened_browser
 from tests.machine import Machine
 from tests.processes import post
@@ -319,13 +322,42 @@ def test_what_is_kept_is_for_its_user_alone(machine: Machine) -> None:
     assert len(machine.auth_string) >= 32
 
 
-def test_submit_tells_no_stranger_the_auth_string(machine: Machine) -> None:
-    """It is found through the server's own process: another's at its port, or a file of that name, is none."""
-    from flows.own_server import auth_string_of
-
+def test_submit_tells_no_stranger_the_auth_string(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found through the server's own process: another's at its port, or at another address, is none."""
     with attackers_site() as port:
         assert auth_string_of(f"http://127.0.0.1:{port}/api") is None
+        # Not even when it claims to be such a server.
+        claim = {processes.MARK: str(machine.folder), processes.PART: "server"}
+        with subprocess.Popen([sys.executable, "-c", "input()"], env=os.environ | claim, stdin=subprocess.PIPE):
+            assert auth_string_of(f"http://127.0.0.1:{port}/api") is None
     assert auth_string_of(machine.api) == machine.auth_string
-    assert auth_string_of(machine.api.replace("127.0.0.1", "192.0.2.1")) is None
-    assert auth_string_of(machine.api.replace("http:", "https:")) is None
-    assert psutil.Process().environ().get(processes.MARK) is None
+    for other in (
+        "http://localhost:",
+        "http://[::1]:",
+        "http://192.0.2.1:",
+        "https://127.0.0.1:",
+        "http://evil@localhost:",
+    ):
+        assert auth_string_of(f"{other}{machine.port}/api") is None
+    # By that name a stranger at ::1 would be asked first.
+    monkeypatch.setenv("PREFECT_API_URL", machine.api.replace("127.0.0.1", "localhost"))
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        use_auth_string()
+    assert os.environ["PREFECT_API_URL"] == machine.api
+    assert os.environ["PREFECT_API_AUTH_STRING"] == machine.auth_string
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # so that it outlives us
+def test_a_server_that_is_not_ours_is_told_nothing_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger takes the port while our server still starts, and answers to the question whether it is there."""
+    waiting = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with attackers_site() as port:
+        assert processes.start(tmp_path, "server", waiting, os.environ, tmp_path, port)
+        try:
+            with pytest.raises(StartError, match="the server did not start"):
+                wait_for_server(up.Machine(tmp_path, port), seconds=3)
+        finally:
+            processes.stop(tmp_path, "server")
