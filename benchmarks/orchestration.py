@@ -72,7 +72,7 @@ def bare_seconds() -> float:
 
 def deploy_stand_ins(machine: Machine) -> None:
     """The deployments `render` and `shard` with the stand-in network, in the place of the real ones."""
-    env = machine.env | {"PREFECT_API_URL": machine.api, "PREFECT_HOME": str(machine.folder / "prefect")}
+    env = machine.env | machine.client | {"PREFECT_HOME": str(machine.folder / "prefect")}
     for flow in ("render", "shard"):
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", f"benchmarks/standing_in.py:{flow}"]
         command += ["--name", flow, "--pool", "gpu", "--tag", "regional"]
@@ -209,7 +209,7 @@ def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]
 def _second_worker(machine: Machine) -> subprocess.Popen[bytes]:
     """One more worker of the pool `gpu`, which then takes two runs."""
     machine.patch("work_pools/gpu", {"concurrency_limit": 2})
-    own = {"PREFECT_API_URL": machine.api, "PREFECT_HOME": str(machine.folder / "prefect2")}
+    own = machine.client | {"PREFECT_HOME": str(machine.folder / "prefect2")}
     env = machine.env | own | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     command = [sys.executable, "-m", "deployments.worker", "gpu", "--name", "second", "--limit", "1"]
     with (machine.folder / "second.log").open("wb") as log:

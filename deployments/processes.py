@@ -10,18 +10,16 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
-MARK = "REGIONAL_UP"
-"""Environment variable that everything started from a folder carries, their children too: that folder."""
-
-PART = "REGIONAL_UP_PART"
-"""Environment variable with the name of what was started, of the same processes."""
+from flows.own_server import MARK, PART
+from flows.private_files import open_private, read_private
 
 _PROC = Path("/proc")
 
@@ -34,11 +32,12 @@ def start(
 ) -> bool:
     """Start a process in the background unless it runs already; its output goes to `folder`/NAME.log.
 
-    `port` is that of the server that it is, or talks to. Returns whether it was started.
+    What it writes, it and its children, is for this user alone. `port` is that of the server that it is, or talks to.
+    Returns whether it was started. Raises OSError where its log cannot be written, or is not this user's own.
     """
     if running(folder, name) is not None:
         return False
-    with (folder / f"{name}.log").open("ab") as log:
+    with private_log(folder, name) as log:
         child = subprocess.Popen(  # noqa: S603 - commands are spelled in this package
             command,
             cwd=cwd,
@@ -47,23 +46,54 @@ def start(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            umask=0o077,
         )
+    _wait_for_mark(child)
     identity = {"pid": child.pid, **birth(child.pid), "port": port}
-    _file(folder, name).write_text(json.dumps(identity) + "\n")
+    # Anew: what lies there may be a link, or open to others.
+    _file(folder, name).unlink(missing_ok=True)
+    with os.fdopen(open_private(_file(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
+        file.write(json.dumps(identity) + "\n")
     return True
 
 
+def _wait_for_mark(child: subprocess.Popen[bytes]) -> None:
+    """The kernel shows the environment of a process a moment after its program is there."""
+    with suppress(psutil.Error):
+        for _ in range(500):
+            if psutil.Process(child.pid).environ():
+                return
+            time.sleep(0.01)
+
+
+def private_log(folder: Path, name: str) -> BinaryIO:
+    """The log of that name, to be added to, for this user alone. Raises OSError where another's or no plain file is."""
+    log = os.fdopen(open_private(folder / f"{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+    os.fchmod(log.fileno(), 0o600)
+    return log
+
+
 def running(folder: Path, name: str) -> psutil.Process | None:
-    """The process of that name if it still runs; not one that got its number after a reboot."""
+    """The process of that name if it still runs; not one that got its number after a reboot, nor one without our mark.
+
+    Whoever writes such a file could name any process of this user.
+    """
     try:
         identity = _identity(folder, name)
         process = psutil.Process(identity["pid"])
         born = birth(process.pid)
-        if born.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        pass
-    return None
+        alive = born.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE
+        return process if alive and _part(process, folder) == name else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, psutil.Error):
+        return None
+
+
+def _part(process: psutil.Process, folder: Path) -> str | None:
+    """Which part of a folder a process belongs to; None for all others', and other users'. Raises psutil.Error."""
+    if process.uids().real != os.getuid():
+        return None
+    environment = process.environ()
+    return environment.get(PART, "") if environment.get(MARK) == str(folder) else None
 
 
 def birth(pid: int) -> dict[str, Any]:
@@ -84,7 +114,10 @@ def birth(pid: int) -> dict[str, Any]:
 
 def port_of(folder: Path, name: str) -> int | None:
     """The port that a process was started with; None if it does not run, or nobody wrote that down."""
-    return _identity(folder, name).get("port") if running(folder, name) is not None else None
+    if running(folder, name) is None:
+        return None
+    port = _identity(folder, name).get("port")
+    return port if isinstance(port, int) else None
 
 
 def stop(folder: Path, name: str) -> bool:
@@ -113,9 +146,8 @@ def _strays(folder: Path, but: str | None) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            environment = process.environ()
-            stays = process.pid == os.getpid() or (but is not None and environment.get(PART) == but)
-            if environment.get(MARK) == str(folder) and not stays:
+            part = _part(process, folder)
+            if part is not None and part != but and process.pid != os.getpid():
                 found.append(process)
     return found
 
@@ -140,7 +172,7 @@ def _end(processes: list[psutil.Process], grace: float) -> None:
 
 
 def _identity(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads(_file(folder, name).read_text())
+    return json.loads(read_private(_file(folder, name)))
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -149,6 +181,6 @@ def _file(folder: Path, name: str) -> Path:
 
 def log_tail(folder: Path, name: str, lines: int = 20) -> str:
     """The last lines that a process has written."""
-    with suppress(OSError):
-        return "\n".join((folder / f"{name}.log").read_text(errors="replace").splitlines()[-lines:])
+    with suppress(OSError), os.fdopen(open_private(folder / f"{name}.log", os.O_RDONLY), errors="replace") as log:
+        return "\n".join(log.read().splitlines()[-lines:])
     return ""

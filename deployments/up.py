@@ -1,7 +1,8 @@
 """One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
 
 `python -m deployments.up` starts what does not run yet, `python -m deployments.up --down` stops all of it. Everything
-listens on loopback, reports to nobody, and lives in one folder (`.regional/up`): database, logs, process files.
+listens on loopback, reports to nobody, and lives in one folder (`.regional/up`) that only this user may enter:
+database, logs, process files, and the auth string that the server asks everybody for.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from deployments import processes
 from flows.environment import set_defaults
+from flows.own_server import SERVER, auth_file, make_auth_string, ports
+from flows.private_files import NotPrivateError, private_folder
+from flows.server_environment import server_environment
 
 CODE = Path(__file__).resolve().parent.parent
 POOLS = ("control", "gpu")
-SERVER = "server"
 WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
 PARTS = (SERVER, *WORKERS)
 
@@ -47,39 +52,62 @@ class Machine:
     def api(self) -> str:
         return f"{self.ui}/api"
 
-    def environment(self) -> dict[str, str]:
-        """This process' environment, with the settings of the server and of whoever talks to it."""
+    def server_environment(self, auth_string: str) -> dict[str, str]:
+        """The server's environment: its settings, and of this process' only what a server needs."""
         own = {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "PREFECT_API_URL": self.api,
             # The port is said to the UI this way; `server start --port` alone leaves it asking at 4200.
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_API_AUTH_STRING": auth_string,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.ui,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
             # Kept in memory, claims to a deployment's limit are lost with the server, and then their runs.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        }
+        return {**server_environment(), **self._shared(), **own}
+
+    def environment(self, auth_string: str) -> dict[str, str]:
+        """The environment of whoever talks to the server: this process' own, with its address and auth string."""
+        own = {
+            "PREFECT_API_AUTH_STRING": auth_string,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "REGIONAL_CODE": str(CODE),
         }
-        return {**os.environ, **own}
+        return {**os.environ, **self._shared(), **own}
+
+    def _shared(self) -> dict[str, str]:
+        return {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "DO_NOT_TRACK": "1",
+        }
 
 
 def up(machine: Machine) -> None:
     """Start what does not run. Raises StartError."""
-    machine.folder.mkdir(parents=True, exist_ok=True)
+    private_folder(machine.folder)
     check_port(machine)
-    prefect = [sys.executable, "-m", "prefect"]
-    _start(machine, "server", [*prefect, "server", "start"])
-    _wait_for_server(machine)
+    auth_string = _auth_string(machine)
+    environment = machine.environment(auth_string)
+    os.environ.update(environment)
+    _start(machine, SERVER, [sys.executable, "-m", "deployments.server"], machine.server_environment(auth_string))
+    wait_for_server(machine)
     asyncio.run(_set_up_server(machine))
-    _deploy(machine)
+    _deploy(machine, environment)
     for pool in POOLS:
         limit = ["--limit", "1"] if pool == "gpu" else []
         worker = [sys.executable, "-m", "deployments.worker", pool, "--name", f"{pool} here", *limit]
-        _start(machine, f"worker-{pool}", worker)
+        _start(machine, f"worker-{pool}", worker, environment)
     print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log; `make down` stops it)")
+    print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
+
+
+def _auth_string(machine: Machine) -> str:
+    if processes.running(machine.folder, SERVER) is not None and not auth_file(machine.folder).exists():
+        raise StartError(f"{auth_file(machine.folder)} is gone, and the server still asks for it: `make down` first")
+    return make_auth_string(machine.folder)
 
 
 def down(machine: Machine) -> None:
@@ -109,7 +137,7 @@ def check_port(machine: Machine) -> None:
                 f"{part} runs already, with port {port} and not {machine.port}: "
                 f"`make down` first, or PREFECT_SERVER_API_PORT={port} make up"
             )
-    if processes.running(machine.folder, "server") is not None:
+    if processes.running(machine.folder, SERVER) is not None:
         return
     with socket.socket() as probe:
         # As the server itself does: connections of the last one may linger at the port, another's server may not.
@@ -121,46 +149,55 @@ def check_port(machine: Machine) -> None:
             raise StartError(f"port {machine.port} is not free ({error}); {advice}") from error
 
 
-def _start(machine: Machine, part: str, command: list[str]) -> None:
-    started = processes.start(machine.folder, part, command, machine.environment(), CODE, machine.port)
+def _start(machine: Machine, part: str, command: list[str], environment: dict[str, str]) -> None:
+    started = processes.start(machine.folder, part, command, environment, CODE, machine.port)
     print(f"{part}: {'started' if started else 'runs already'}", flush=True)
 
 
-def _wait_for_server(machine: Machine, seconds: float = 180) -> None:
+def wait_for_server(machine: Machine, seconds: float = 180) -> None:
+    """Until this folder's own server answers. Raises StartError if it does not, whoever else may answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if processes.running(machine.folder, "server") is None:
+        server = processes.running(machine.folder, SERVER)
+        if server is None:
             break
         try:
+            # Ours, and not one that was faster at the port: it will be told the auth string.
+            if machine.port not in ports(server):
+                time.sleep(0.2)
+                continue
             with urllib.request.urlopen(f"{machine.api}/health", timeout=2):  # noqa: S310 - loopback
                 return
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError, psutil.Error):
             time.sleep(0.2)
-    raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, 'server')}")
+    raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}")
 
 
 async def _set_up_server(machine: Machine) -> None:
     from prefect.client.orchestration import get_client
 
     from deployments.automations import ensure_automations
-    from deployments.pools import ensure_pool
+    from deployments.pools import ensure_pool, fixed_template
 
+    base = fixed_template("process")
     async with get_client() as client:
-        await ensure_pool(client, "control", "process", limit=None)
-        await ensure_pool(client, "gpu", "process", limit=1)
+        await ensure_pool(client, "control", "process", base, limit=None)
+        await ensure_pool(client, "gpu", "process", base, limit=1)
         await ensure_automations(client)
     print("pools and automations: set up", flush=True)
 
 
-def _deploy(machine: Machine) -> None:
+def _deploy(machine: Machine, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    with (machine.folder / "deploy.log").open("wb") as log:
+    with processes.private_log(machine.folder, "deploy") as log:
+        log.truncate(0)
         done = subprocess.run(  # noqa: S603 - the command is spelled here
             [*command, "--prefect-file", "deployments/prefect.yaml"],
             cwd=CODE,
-            env=machine.environment(),
+            env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
+            umask=0o077,
             check=False,
         )
     if done.returncode:
@@ -186,10 +223,9 @@ def main() -> None:
     # Prefect plans an hour ahead: after a machine's sleep, all of the reaper's runs in it would be due at once.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME", "PT5M")
     set_defaults()
-    os.environ.update(machine.environment())
     try:
         up(machine)
-    except StartError as error:
+    except (StartError, NotPrivateError) as error:
         sys.exit(str(error))
 
 

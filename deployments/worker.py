@@ -2,6 +2,7 @@
 
 Prefect's process worker kills its runs when it is told to stop; the server then hears nothing more of them. This one
 stops them in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
+Runs that ask for a command or an environment of their own are refused (deployments.process_worker).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main() -> None:
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", arguments.pool]
+    command = [sys.executable, "-m", "deployments.process_worker", "worker", "start", "--type", "process"]
+    command += ["--pool", arguments.pool]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
     keep_running(command)

@@ -26,6 +26,9 @@ def server_for(as_flow_run: bool) -> TemporaryServer | None:
     """A temporary server, which begins to start, if a flow run is asked for and no server is configured."""
     from prefect.settings import get_current_settings
 
+    from flows.own_server import use_auth_string
+
+    use_auth_string()
     if not as_flow_run or get_current_settings().api.url:
         return None
     from flows.temporary_server import TemporaryServer
@@ -41,5 +44,6 @@ def called(flow: Flow[P, R], temporary: TemporaryServer | None) -> Callable[P, A
     if temporary is not None:
         # Prefect's threads read settings as well, and they do not know this one's context.
         os.environ["PREFECT_API_URL"] = temporary.address()
+        os.environ["PREFECT_API_AUTH_STRING"] = temporary.auth_string
         refresh_global_settings_context()
     return flow if get_current_settings().api.url else flow.fn

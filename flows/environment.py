@@ -42,6 +42,10 @@ def trust_the_caller() -> None:
     """
     for name, value in {"REGIONAL_ROOTS": "/", "REGIONAL_STORES": "*", "REGIONAL_OUTS": "*"}.items():
         os.environ.setdefault(name, value)
+    if os.environ.get("REGIONAL_STORE_BLOCK"):
+        from flows.own_server import use_auth_string
+
+        use_auth_string()
     # Late, because it imports torch.
     from sampling_core.plain_text import plain
     from tasks.settings import unknown_variables

@@ -48,8 +48,11 @@ async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], wa
     from prefect import get_client
     from prefect.settings import get_current_settings
 
+    from flows.own_server import use_auth_string
+
     if not get_current_settings().api.url:
         raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
+    use_auth_string()
     async with get_client() as client:
         deployment = await _deployment(client, flow, pool)
         stopping.say(lambda: "stopped before the server had answered; it may have the run")

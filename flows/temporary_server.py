@@ -1,8 +1,8 @@
 """A Prefect server for the flow runs of one command, where none is configured: private, and gone when the command is.
 
 It is a process in a session of its own, so that no key press reaches it, with a folder of its own, so that nothing is
-left in the user's home. It reads a pipe whose other end only the command holds: when that is closed, by whatever ended
-the command, the server removes its folder and ends.
+left in the user's home. It reads a pipe whose other end only the command holds: first the auth string, which nobody
+else knows, then nothing. When it is closed, by whatever ended the command, the server removes its folder and ends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+from flows.own_address import OwnAddress
+from flows.own_server import new_auth_string
+from flows.server_environment import server_environment
 from sampling_core.errors import BadInput
 
 _OUR_SETTINGS = {
@@ -24,6 +27,7 @@ _OUR_SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
 }
@@ -34,15 +38,21 @@ class TemporaryServer:
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "flows.temporary_server"]
+        self.auth_string = new_auth_string()
         # Neither pipe is closed before this process ends: the server's end would follow.
         self._process = subprocess.Popen(  # noqa: S603 - this very package
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=server_environment(),
             start_new_session=True,
+            umask=0o077,
             text=True,
         )
+        assert self._process.stdin is not None
+        self._process.stdin.write(self.auth_string + "\n")
+        self._process.stdin.flush()
 
     def address(self) -> str:
         """The address of its API, once it answers (about ten seconds). Raises BadInput if it does not start."""
@@ -58,12 +68,14 @@ def serve() -> None:
     """The server's own process: says its address on stdout when it is ready, and ends when stdin does."""
     # The command that starts this has them blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    auth_string = sys.stdin.buffer.readline().decode().strip()
     folder = Path(tempfile.mkdtemp(prefix="regional-server-"))
     threading.Thread(target=_end_with_stdin, args=(folder,), daemon=True).start()
     # What the user has set is meant for other servers, and may name their database.
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         del os.environ[name]
-    os.environ.update(_OUR_SETTINGS | {"PREFECT_HOME": str(folder)})
+    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_API_AUTH_STRING": auth_string}
+    os.environ.update(_OUR_SETTINGS | own)
     # A file `prefect.toml` or `.env` in the user's folder would count as well.
     os.chdir(folder)
     try:
@@ -92,7 +104,8 @@ def _answer_for_ever() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = int(listening.getsockname()[1])
-        config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="critical", lifespan="on")
+        app = OwnAddress(create_app(ephemeral=True, final=True), port)
+        config = uvicorn.Config(app, log_level="critical", lifespan="on", proxy_headers=False)
         Server(config).run(sockets=[listening])
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 
 from deployments import processes
-from tests.processes import ROOT, ask, environment, free_port, post
+from tests.processes import ROOT, ask, auth_files, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
 """In the addresses of the tests' own questions, so that a server's log tells them from others'."""
@@ -27,7 +27,9 @@ class Machine:
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder, self.port = folder / "up", free_port()
         self.store, self.out = folder / "store", folder / "out"
-        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.ui = f"http://127.0.0.1:{self.port}"
+        self.api = f"{self.ui}/api"
+        auth_files[self.api] = self.folder / "auth"
         allowed = {"REGIONAL_STORES": str(self.store), "REGIONAL_OUTS": str(self.out)}
         self.env = environment(folder / "home") | {"REGIONAL_KEEP": "all"} | allowed | variables
 
@@ -39,6 +41,16 @@ class Machine:
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout
+
+    @property
+    def auth_string(self) -> str:
+        """What the server asks everybody for."""
+        return (self.folder / "auth").read_text().strip()
+
+    @property
+    def client(self) -> dict[str, str]:
+        """The environment of a program that talks to the server."""
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": self.auth_string}
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))

@@ -13,7 +13,7 @@
 static const volatile int64_t *shift;
 
 __attribute__((constructor)) static void map_shift(void) {
-    const char *path = getenv("STEPPED_CLOCK");
+    const char *path = getenv("LD_STEPPED_CLOCK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *mapped = file >= 0 ? mmap(NULL, sizeof(int64_t), PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
     if (mapped != MAP_FAILED)

@@ -23,7 +23,8 @@ class SteppedClock:
         self.step(0)
         command = [_COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
         subprocess.run(command, check=True)
-        self.variables = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(self._shift)}
+        # A server is given no variables of ours, but those of the loader.
+        self.variables = {"LD_PRELOAD": str(library), "LD_STEPPED_CLOCK": str(self._shift)}
 
     def step(self, seconds: int) -> None:
         """From now on the clock is ahead of the machine's by so much (0: it is right again)."""

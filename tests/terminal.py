@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-MARK = "TEST_OF_STOPPING"
+MARK = "PYTHON_TEST_OF_STOPPING"  # servers of ours are given none but such
 """An environment variable by which everything that a command starts is found."""
 
 

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
+from tests.browsing import Page, eventually, needs_browser, opened_browser
 from tests.machine import ENDS, Machine
 from tests.processes import post
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.xdist_group("machine"),
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
+    needs_browser,
 ]
-# Where pictures of the pages are kept for people to look at; empty: nowhere.
-SCREENSHOTS = os.environ.get("REGIONAL_SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -48,90 +39,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1300,4600",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    opened = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+def browser(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """A browser whose user has logged in."""
+    with opened_browser(tmp_path_factory.mktemp("chromium")) as opened:
+        Page(opened).log_in(machine.ui, machine.auth_string)
         yield opened
-    finally:
-        opened.quit()
 
 
 def deployment(machine: Machine, name: str) -> dict[str, Any]:
     (found,) = post(machine.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
     return found
-
-
-def eventually(what: str, find: Callable[[], Any], seconds: float = 120) -> Any:
-    """What `find` returns once that is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.3)
-    return found
-
-
-class Page:
-    """The page that is open, as a person reads it."""
-
-    def __init__(self, browser: webdriver.Chrome) -> None:
-        self.browser = browser
-
-    @property
-    def text(self) -> str:
-        return self.browser.find_element(By.TAG_NAME, "body").text
-
-    def open(self, url: str, words: str) -> None:
-        """Open a page that says these words; again where a busy server left it empty."""
-        for _ in range(4):
-            self.browser.get(url)
-            with suppress(AssertionError):
-                return self.says(words, 45)
-        raise AssertionError(f"{url} does not say {words!r}:\n{self.text[:3000]}")
-
-    def says(self, words: str, seconds: float = 120) -> None:
-        eventually(f"{words!r} on the page", lambda: words in self.text, seconds)
-
-    def click(self, kinds: str, words: str) -> None:
-        path = " | ".join(f"//{kind}[normalize-space(.)='{words}']" for kind in kinds.split())
-        eventually(f"{words!r} to click", lambda: self.browser.find_elements(By.XPATH, path))[0].click()
-
-    def fill(self, label: str, value: str, number: int = 0) -> None:
-        """Put a value into the field after the label; of several labels, that number."""
-        named = f"contains(normalize-space(.), '{label}') and string-length(normalize-space(.)) < 30"
-        path = f"//*[self::label or self::div or self::span][{named}]/following::*[self::textarea or self::input][1]"
-
-        def filled() -> bool:
-            """The page may be drawn anew while a slow machine types."""
-            fields: list[WebElement] = self.browser.find_elements(By.XPATH, path)
-            if len(fields) <= number:
-                return False
-            with suppress(WebDriverException):
-                if fields[number].get_attribute("value") == value:
-                    return True
-                fields[number].click()
-                fields[number].send_keys(Keys.CONTROL, "a")
-                fields[number].send_keys(value)
-            return False
-
-        eventually(f"{label} to be filled", filled)
-
-    def keep(self, name: str) -> None:
-        if SCREENSHOTS:
-            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-            self.browser.save_screenshot(f"{SCREENSHOTS}/{name}.png")
 
 
 def shown_pictures(browser: webdriver.Chrome) -> list[Image.Image]:
@@ -153,7 +70,7 @@ def submitted(page: Page, machine: Machine) -> str:
 
 
 def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrome) -> None:
-    page, ui = Page(browser), machine.api.removesuffix("/api")
+    page, ui = Page(browser), machine.ui
     # The form explains itself: titles, and what the fields mean.
     form = f"{ui}/deployments/deployment/{deployment(machine, 'render')['id']}/run"
     page.open(form, "What the canvas shows outside the regions")
@@ -207,5 +124,5 @@ def test_a_schedule_fires_and_renders(machine: Machine, browser: webdriver.Chrom
     assert ended[0]["state_type"] == "COMPLETED", ended[0]["state"]["message"]
     assert ended[0]["auto_scheduled"]
     page = Page(browser)
-    page.open(f"{machine.api.removesuffix('/api')}/runs/flow-run/{ended[0]['id']}", "Completed")
+    page.open(f"{machine.ui}/runs/flow-run/{ended[0]['id']}", "Completed")
     page.keep("scheduled")

@@ -23,9 +23,11 @@ from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
 from deployments.automations import TAGS, silent_runs
-from deployments.pools import template
+from deployments.pools import KINDS, fixed_template, template
+from deployments.process_worker import AsThePoolSays
 from flows.reap import TAG
 from flows.recurring import recurring
+from sampling_core.errors import BadInput
 from tests.processes import ROOT
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
@@ -77,8 +79,16 @@ class Docker(BaseJobConfiguration):
     container_create_kwargs: dict[str, Any]
 
 
-def rendered(configuration: type[C], kind: str, **values: Any) -> C:
-    return cast("C", asyncio.run(configuration.from_template_and_values(template(kind), values, client=Mock())))
+PLACES = {"store": "s3://bucket/prefix", "out": "s3://bucket/pictures"}
+
+
+def pool(kind: str, **values: Any) -> dict[str, Any]:
+    """The base job template of a pool for which an operator has set these values."""
+    return fixed_template(kind, values if kind == "process" else PLACES | values)
+
+
+def rendered(configuration: type[C], kind: str, /, **values: Any) -> C:
+    return cast("C", asyncio.run(configuration.from_template_and_values(pool(kind, **values), {}, client=Mock())))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,7 @@ def rendered(configuration: type[C], kind: str, **values: Any) -> C:
     [(ProcessJobConfiguration, "process"), (Docker, "docker"), (Kubernetes, "kubernetes")],
 )
 def test_every_template_renders_and_keeps_its_environment(configuration: type[BaseJobConfiguration], kind: str) -> None:
-    """What a deployment sets is added. Heartbeats come often enough for the reaper, and a SIGTERM requeues."""
+    """What an operator sets is added. Heartbeats come often enough for the reaper, and a SIGTERM requeues."""
     job = rendered(configuration, kind, env={"REGIONAL_DTYPE": "float32"})
     assert "{{" not in job.model_dump_json()
     assert job.env["REGIONAL_DTYPE"] == "float32"
@@ -106,15 +116,14 @@ def test_what_a_template_uses_it_also_explains(kind: str) -> None:
 
 
 CONTAINERS = [(Docker, "docker"), (Kubernetes, "kubernetes")]
-PLACES = {"store": "s3://bucket/prefix", "out": "s3://bucket/pictures"}
 
 
 @pytest.mark.parametrize(("configuration", "kind"), CONTAINERS)
 def test_a_container_is_told_where_its_pictures_go(configuration: type[BaseJobConfiguration], kind: str) -> None:
-    env = rendered(configuration, kind, **PLACES, env={"REGIONAL_ROOTS": "/models"}).env
+    env = rendered(configuration, kind, env={"REGIONAL_ROOTS": "/models"}).env
     assert (env["REGIONAL_STORE"], env["REGIONAL_OUT"]) == tuple(PLACES.values())
     assert env["REGIONAL_ROOTS"] == "/models"
-    own = rendered(configuration, kind, **PLACES, env={"REGIONAL_OUT": "s3://bucket/others"}).env
+    own = rendered(configuration, kind, env={"REGIONAL_OUT": "s3://bucket/others"}).env
     assert own["REGIONAL_OUT"] == "s3://bucket/others"
 
 
@@ -126,27 +135,61 @@ def test_nothing_else_of_the_worker_reaches_a_container(
     monkeypatch.setenv("REGIONAL_OUT", "/mnt/pictures")
     job = rendered(configuration, kind)
     job.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="run"))
-    assert "REGIONAL_OUT" not in job.env
+    assert job.env["REGIONAL_OUT"] == PLACES["out"]
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 @pytest.mark.parametrize("missing", ["store", "out"])
-def test_a_container_whose_pictures_would_be_lost_is_refused(kind: str, missing: str) -> None:
-    """By the server, when a run is asked for."""
-    _ask_for_a_run(template(kind), PLACES)
-    with pytest.raises(HTTPException) as told:
-        _ask_for_a_run(template(kind), {name: place for name, place in PLACES.items() if name != missing})
-    assert told.value.detail.endswith(f"'{missing}' is a required property")
-    defaults = template(kind)
-    defaults["variables"]["properties"][missing]["default"] = "s3://bucket"  # as the form of the pool writes it
-    _ask_for_a_run(defaults, {name: place for name, place in PLACES.items() if name != missing})
+def test_a_pool_whose_pictures_would_be_lost_is_refused(kind: str, missing: str) -> None:
+    with pytest.raises(BadInput, match=f"'{missing}' is a required property"):
+        fixed_template(kind, {name: place for name, place in PLACES.items() if name != missing})
+    with pytest.raises(BadInput, match=f"^{missing}: "):
+        fixed_template(kind, PLACES | {missing: ""})
 
 
-def _ask_for_a_run(base_job_template: dict[str, Any], job_variables: dict[str, str]) -> None:
+def test_a_setting_that_a_kind_of_pool_does_not_have_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^gpus: 1 is not allowed; allowed: a setting of a docker pool: "):
+        pool("docker", gpus=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"command": "touch PWNED"},
+        {"env": {"LD_PRELOAD": "/tmp/evil.so"}},
+        {"env.LD_PRELOAD": "/tmp/evil.so"},
+        {"image": "evil/image"},
+        {"working_dir": "/tmp"},
+        {"volumes": ["/:/host"]},
+        {"privileged": True},
+        {"out": "s3://evil"},
+        {"name": "{{ prefect.blocks.secret.s3-keys }}"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_nobody_sets_anything_for_a_run(kind: str, variables: dict[str, Any]) -> None:
+    """Prefect's server refuses it, and so does our worker if it gets such a run nevertheless."""
+    base = pool(kind)
+    _ask_for_a_run(base, {}, {})
+    for of_deployment, of_run in ((variables, {}), ({}, variables)):
+        with pytest.raises(HTTPException, match="422"):
+            _ask_for_a_run(base, of_deployment, of_run)
+    if kind == "process":
+        with pytest.raises(ValueError, match="cannot be set; the pool has fixed them"):
+            asyncio.run(AsThePoolSays.from_template_and_values(base, variables, client=Mock()))
+
+
+def _ask_for_a_run(base: dict[str, Any], of_deployment: dict[str, Any], of_run: dict[str, Any]) -> None:
     """Prefect's own check, in its server."""
-    pool = WorkPool(name="gpu", type="any", base_job_template=base_job_template, default_queue_id=uuid4())
-    deployment = Mock(job_variables=job_variables, work_queue=Mock(work_pool=pool))
-    asyncio.run(validate_job_variables_for_deployment_flow_run(Mock(), deployment, DeploymentFlowRunCreate()))
+    work_pool = WorkPool(name="gpu", type="any", base_job_template=base, default_queue_id=uuid4())
+    deployment = Mock(job_variables=of_deployment, work_queue=Mock(work_pool=work_pool))
+    run = DeploymentFlowRunCreate(job_variables=of_run)
+    asyncio.run(validate_job_variables_for_deployment_flow_run(Mock(), deployment, run))
+
+
+def test_our_deployments_set_nothing_for_their_runs() -> None:
+    assert not any(deployment["work_pool"].get("job_variables") for deployment in DEPLOYMENTS)
 
 
 def test_an_image_gets_nothing_that_git_does_not_keep() -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -76,13 +76,137 @@ def test_a_clock_that_is_set_makes_nobody_a_stranger(
     assert not known.is_running()
 
 
+@pytest.fixture
+def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Makes processes with marks: of this folder and the server, unless told otherwise."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def make(**marks: str) -> subprocess.Popen[bytes]:
+        own = {processes.MARK: str(tmp_path), processes.PART: "server"} | marks
+        telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+        made.append(process := subprocess.Popen(telling, env=os.environ | own, stdout=subprocess.PIPE))
+        assert process.stdout is not None
+        process.stdout.readline()  # it is there, with its environment
+        return process
+
+    yield make
+    for process in made:
+        process.kill()
+        process.communicate()
+
+
+Marked = Callable[..., subprocess.Popen[bytes]]
+
+
+def write_file(folder: Path, pid: int, **change: object) -> None:
+    (folder / "server.json").write_text(json.dumps({"pid": pid, **processes.birth(pid), "port": 4310} | change))
+
+
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"ticks": 1}, {"boot": None}])
-def test_a_stranger_with_the_same_number_is_none_of_ours(change: dict[str, object], tmp_path: Path) -> None:
-    facts = {"pid": os.getpid(), **processes.birth(os.getpid()), "port": 4310}
-    (tmp_path / "server.json").write_text(json.dumps(facts))
+def test_a_stranger_with_the_same_number_is_none_of_ours(
+    change: dict[str, object], tmp_path: Path, marked: Marked
+) -> None:
+    process = marked()
+    write_file(tmp_path, process.pid)
     assert processes.running(tmp_path, "server") is not None
-    (tmp_path / "server.json").write_text(json.dumps(facts | change))
+    write_file(tmp_path, process.pid, **change)
     assert processes.running(tmp_path, "server") is None
+
+
+@pytest.mark.parametrize(
+    "marks", [{processes.MARK: "/elsewhere"}, {processes.PART: "worker-gpu"}, {processes.MARK: ""}]
+)
+def test_a_poisoned_file_ends_nobody(marks: dict[str, str], tmp_path: Path, marked: Marked) -> None:
+    """Number, boot and ticks of any process of this user are for everybody to see; our mark is not in it."""
+    victim = marked(**marks)
+    write_file(tmp_path, victim.pid)
+    assert processes.running(tmp_path, "server") is None
+    assert processes.port_of(tmp_path, "server") is None
+    assert not processes.stop(tmp_path, "server")
+    assert victim.poll() is None
+
+
+def test_only_a_small_plain_file_of_our_own_counts(tmp_path: Path, marked: Marked) -> None:
+    process, file = marked(), tmp_path / "server.json"
+    write_file(tmp_path, process.pid)
+    good = file.read_text()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(good)
+
+    def plant(make: Callable[[], object]) -> None:
+        file.unlink()
+        make()
+        assert processes.running(tmp_path, "server") is None
+        assert processes.port_of(tmp_path, "server") is None
+
+    plant(lambda: file.symlink_to(elsewhere))
+    plant(lambda: file.hardlink_to(elsewhere))
+    plant(lambda: os.mkfifo(file))
+    plant(lambda: file.write_text(good + " " * 100_000))
+    plant(lambda: file.write_text("[" * 4000))
+    plant(lambda: file.write_text("[1]"))
+    plant(lambda: file.write_bytes(b"\xff"))
+    plant(lambda: file.write_text(good.replace(str(process.pid), f'"{process.pid}"', 1)))
+    if os.getuid() == 0:
+        plant(lambda: (file.write_text(good), os.chown(file, 65534, 65534)))
+    file.unlink()
+    file.write_text(good)
+    assert processes.running(tmp_path, "server") is not None
+    file.write_text(good.replace("4310", '"4310; rm"'))
+    assert processes.port_of(tmp_path, "server") is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_another_users_process_with_our_mark_is_none_of_ours(tmp_path: Path) -> None:
+    marks = {processes.MARK: str(tmp_path), processes.PART: "server"}
+    stranger = subprocess.Popen(["/bin/sleep", "600"], env=marks, user=65534)
+    try:
+        write_file(tmp_path, stranger.pid)
+        assert processes.running(tmp_path, "server") is None
+        assert processes.stop_strays(tmp_path) == 0
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("name", ["server.log", "server.json"])
+def test_what_is_planted_in_the_folder_is_not_written_to(name: str, tmp_path: Path) -> None:
+    """A link where a log or a process file will be."""
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    folder = tmp_path / "up"
+    folder.mkdir()
+    (folder / name).symlink_to(victim)
+    writing = [sys.executable, "-c", "print('written')"]
+    try:
+        processes.start(folder, "server", writing, os.environ, tmp_path, port=4310)
+    except OSError:
+        assert name == "server.log"
+    assert victim.read_text() == "as it was"
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_what_a_process_writes_is_for_this_user_alone(tmp_path: Path) -> None:
+    """Whatever the umask was, and though a log was open to all before."""
+    log = tmp_path / "server.log"
+    log.write_text("")
+    log.chmod(0o666)
+    made = tmp_path / "made"
+    writing = [sys.executable, "-c", f"open({str(made)!r}, 'w'); import time; time.sleep(600)"]
+    before = os.umask(0)
+    try:
+        assert processes.start(tmp_path, "server", writing, os.environ, tmp_path, port=4310)
+    finally:
+        os.umask(before)
+    deadline = time.monotonic() + 60
+    while not made.exists():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (log, made, tmp_path / "server.json")}
+    assert processes.stop(tmp_path, "server")
+    assert set(modes.values()) == {"0o600"}, modes
 
 
 def test_where_there_is_no_proc_the_time_of_the_start_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

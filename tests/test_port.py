@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -39,10 +40,27 @@ def port_of(server: socket.socket) -> int:
     return int(server.getsockname()[1])
 
 
-def running(folder: Path, part: str, **facts: object) -> None:
-    """As if this process were a part that `up` has started."""
-    identity = {"pid": os.getpid(), **processes.birth(os.getpid()), **facts}
-    (folder / f"{part}.json").write_text(json.dumps(identity))
+@pytest.fixture
+def running() -> Iterator[Callable[..., None]]:
+    """Makes a process, with its file, that stands for a part which `up` has started."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, part: str, **facts: object) -> None:
+        marks = {processes.MARK: str(folder), processes.PART: part}
+        telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+        process = subprocess.Popen(telling, env=os.environ | marks, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is there, with its environment
+        identity = {"pid": process.pid, **processes.birth(process.pid), **facts}
+        (folder / f"{part}.json").write_text(json.dumps(identity))
+        if part == "server":
+            (folder / "auth").write_text("admin:secret\n")
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def test_a_strangers_server_is_left_alone(tmp_path: Path, stranger: socket.socket, start: Mock) -> None:
@@ -74,14 +92,18 @@ def test_connections_of_the_last_server_do_no_harm(tmp_path: Path, stranger: soc
         up(Machine(tmp_path, port))
 
 
-def test_our_own_server_keeps_its_port(tmp_path: Path, stranger: socket.socket, start: Mock) -> None:
+def test_our_own_server_keeps_its_port(
+    tmp_path: Path, stranger: socket.socket, start: Mock, running: Callable[..., None]
+) -> None:
     running(tmp_path, "server", port=port_of(stranger))
     with pytest.raises(StartedError):
         up(Machine(tmp_path, port_of(stranger)))
 
 
 @pytest.mark.parametrize("part", ["server", "worker-gpu"])
-def test_another_port_than_the_one_in_use_is_refused(part: str, tmp_path: Path, start: Mock) -> None:
+def test_another_port_than_the_one_in_use_is_refused(
+    part: str, tmp_path: Path, start: Mock, running: Callable[..., None]
+) -> None:
     """Workers, too, go on asking where they were told to."""
     running(tmp_path, part, port=4200)
     wanted = free_port()
@@ -93,7 +115,7 @@ def test_another_port_than_the_one_in_use_is_refused(part: str, tmp_path: Path, 
     assert "\n" not in str(told.value)
 
 
-def test_what_ran_before_a_reboot_has_no_port(tmp_path: Path, start: Mock) -> None:
+def test_what_ran_before_a_reboot_has_no_port(tmp_path: Path, start: Mock, running: Callable[..., None]) -> None:
     running(tmp_path, "server", port=4200, boot="another")
     with pytest.raises(StartedError):
         up(Machine(tmp_path, free_port()))

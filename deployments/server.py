@@ -1,0 +1,33 @@
+"""The process of the server of `make up`: Prefect's own server, on 127.0.0.1, for its own address alone."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Serve until told to stop. What it listens to and what it asks for are Prefect's settings, in its environment."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    from flows.own_address import OwnAddress
+
+    settings = get_current_settings()
+    api = settings.server.api
+    if api.auth_string is None:
+        sys.exit("PREFECT_SERVER_API_AUTH_STRING: missing; this server starts with one alone")
+    uvicorn.run(
+        OwnAddress(create_app(final=True), api.port),
+        host="127.0.0.1",
+        port=api.port,
+        proxy_headers=False,
+        timeout_keep_alive=api.keepalive_timeout,
+        ws_ping_interval=api.websocket_ping_interval,
+        ws_ping_timeout=api.websocket_ping_timeout,
+        log_level=settings.server.logging_level.lower(),
+    )
+
+
+if __name__ == "__main__":
+    main()

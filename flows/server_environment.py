@@ -1,0 +1,36 @@
+"""The environment of a Prefect server that we start: what it needs, and no keys of stores and other services."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_NAMES = {
+    "DO_NOT_TRACK",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LOGNAME",
+    "PATH",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "SYSTEMROOT",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "VIRTUAL_ENV",
+}
+_BEGINNINGS = ("DYLD_", "LC_", "LD_", "PREFECT_", "PYTHON")
+_OF_CLIENTS = {"PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"}
+"""With these, others prove to servers who they are."""
+
+
+def server_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The part of an environment that a server needs."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name in _NAMES or name.startswith(_BEGINNINGS)) and name not in _OF_CLIENTS
+    }
