@@ -149,7 +149,7 @@ def _complain(errors: Sequence[RegionalError]) -> NoReturn:
     for error in errors[:MOST_MISTAKES]:
         print(error, file=sys.stderr)
     if len(errors) > MOST_MISTAKES:
-        print(f"and {len(errors) - MOST_MISTAKES} more mistakes", file=sys.stderr)
+        print("and more mistakes", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 

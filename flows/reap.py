@@ -112,7 +112,7 @@ async def reap(
             a state named `GivenUp`. Who retries it by hand gives it as many again.
 
     Returns:
-        How many runs were started again, given up, cancelled, and failed for a parameter that their flow has not.
+        How many runs were started again, given up, cancelled, and failed for what no start can help.
     """
     patience = Patience(
         running=timedelta(seconds=running_seconds),
@@ -130,7 +130,7 @@ async def reap(
                 again = await _sight(client, await client.read_flow_run(run.id))
                 if again == seen:
                     verdict = judge(seen, datetime.now(UTC), patience)
-                    mistake = await _unknown_parameter(client, run) if verdict == "start again" else None
+                    mistake = await _mistake(client, run) if verdict == "start again" else None
                     if mistake is not None:
                         verdict = "fail"
                     if await _carried_out(client, run, verdict, mistake):
@@ -240,17 +240,25 @@ def _state(run: FlowRun) -> State:
     return run.state
 
 
-async def _unknown_parameter(client: PrefectClient, run: FlowRun) -> BadInput | None:
-    """What is wrong with a run that no start can help: a parameter with a name that its flow does not know.
+async def _mistake(client: PrefectClient, run: FlowRun) -> BadInput | None:
+    """What is wrong with a run that no start can help, because its process ends before the flow could say anything.
 
-    Prefect's server accepts such runs, and their processes end before the flow could say anything.
+    That is a parameter with a name that its flow does not know, and a variable of a pool that has fixed them all:
+    Prefect's server accepts such runs, or some of them.
     """
-    if run.deployment_id is None:
+    if run.deployment_id is None or run.work_pool_name is None:
         return None
-    schema = (await client.read_deployment(run.deployment_id)).parameter_openapi_schema or {}
-    known: dict[str, Any] = schema.get("properties", {})
+    deployment = await client.read_deployment(run.deployment_id)
+    known: dict[str, Any] = (deployment.parameter_openapi_schema or {}).get("properties", {})
     unknown = sorted(set(run.parameters or {}) - set(known))
-    return BadInput("parameters", unknown[0], ", ".join(known)) if unknown and known else None
+    if known and unknown:
+        return BadInput("parameters", unknown[0], ", ".join(known))
+    set_ = sorted({**(deployment.job_variables or {}), **(run.job_variables or {})})
+    if set_:
+        template = (await client.read_work_pool(run.work_pool_name)).base_job_template
+        if not template.get("variables", {}).get("properties"):
+            return BadInput("job_variables", set_[0], f"none: the pool {run.work_pool_name} has fixed them")
+    return None
 
 
 async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict, mistake: BadInput | None) -> bool:

@@ -277,13 +277,13 @@ def test_a_hundred_thousand_mistakes_are_fifty_lines(
     assert run(monkeypatch, "plan", "job.json") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 51
-    assert lines[-1] == "and 29951 more mistakes"
+    assert lines[-1] == "and more mistakes"
 
 
 def test_a_prompt_of_one_endless_word_is_warned_of_shortly(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("job.json").write_text(json.dumps({"prompt": "(" + "x" * 20_000 + ":1.5)"}))
+    Path("job.json").write_text(json.dumps({"prompt": "(" + "x" * 9_000 + ":1.5)"}))
     assert run(monkeypatch, "plan", "job.json", "--json") == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert len(warnings) == 3

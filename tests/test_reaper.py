@@ -246,7 +246,11 @@ class Server:
         return [AGAIN] * self.restarts
 
     async def read_deployment(self, _: UUID) -> SimpleNamespace:
-        return SimpleNamespace(parameter_openapi_schema={"properties": {"job": {}, "name": {}}})
+        return SimpleNamespace(parameter_openapi_schema={"properties": {"job": {}, "name": {}}}, job_variables={})
+
+    async def read_work_pool(self, name: str) -> SimpleNamespace:
+        variables = {} if name == "gpu" else {"properties": {"command": {}}}
+        return SimpleNamespace(base_job_template={"variables": variables})
 
     async def read_task_runs(self, **_: Any) -> list[Any]:
         return []
@@ -328,3 +332,18 @@ def test_a_run_with_a_parameter_that_its_flow_has_not_fails_once_with_a_sentence
     assert reaped(server) == {"start again": 2, "give up": 0, "cancel": 0, "fail": 1}
     assert [state for run_id, state in server.set if run_id == mistaken.id] == states
     assert server.messages[mistaken.id] == "parameters: 'stepz' is not allowed; allowed: job, name"
+
+
+@pytest.mark.parametrize(("pool", "states"), [("gpu", ["Failed"]), ("of others", ["AwaitingRetry"])])
+def test_a_run_that_its_worker_refuses_fails_once_with_a_sentence(
+    pool: str, states: list[str], reaped: Callable[[Server], dict[str, int]]
+) -> None:
+    """`deployments.worker` starts nothing that brings a command to a pool that has fixed its own."""
+    server = Server()
+    refused = server.runs[1]
+    refused.job_variables, refused.work_pool_name = {"command": "touch PWNED"}, pool
+    reaped(server)
+    assert [state for run_id, state in server.set if run_id == refused.id] == states
+    if states == ["Failed"]:
+        allowed = "none: the pool gpu has fixed them"
+        assert server.messages[refused.id] == f"job_variables: 'command' is not allowed; allowed: {allowed}"

@@ -159,8 +159,12 @@ def test_a_grid_whose_own_process_is_killed_ends_with_all_its_cells(machine: Mac
     assert {path: path.read_bytes() for path in store.glob("pictures/*.png")} == pictures
 
 
-def test_the_reaper_leaves_a_healthy_run_alone(machine: Machine) -> None:
-    """It runs on although its state says that it crashed: its heartbeats say otherwise."""
+def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine: Machine) -> None:
+    """The one runs on although its state says that it crashed: its heartbeats say otherwise. The other has a parameter
+    that its flow does not know: it would crash however often it is started.
+    """
+    mistaken = machine.submit("render/render", job=JOB, stepz=20)
+    machine.wait_for("its crash", lambda: machine.run(mistaken)["state_type"] == "CRASHED")
     store = machine.store / "healthy"
     job = JOB | {"steps": 900, "width": 256, "height": 256}
     run = machine.submit("render/render", job=job, store=str(store), out=str(machine.out))
@@ -170,6 +174,9 @@ def test_the_reaper_leaves_a_healthy_run_alone(machine: Machine) -> None:
     machine.reap(crashed_seconds=45)
     assert machine.run(run)["state_type"] in ("CRASHED", "COMPLETED")
     assert machine.run(run)["run_count"] == 1
+    failed = machine.run(mistaken)
+    assert failed["state_type"] == "FAILED"
+    assert failed["state"]["message"].startswith("parameters: 'stepz' is not allowed; allowed: job, ")
 
 
 def test_down_leaves_nothing_running(machine: Machine) -> None:

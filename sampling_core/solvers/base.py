@@ -121,10 +121,14 @@ MOST_REMEMBERED = 4
 
 
 def memory_specs(fresh: tuple[Any, ...]) -> dict[str, TensorSpec]:
-    """What a solver's state is after a step, by field, from the state that `init` makes: a history has entries then."""
-    fields = cast("Any", fresh)._asdict()
+    """What a solver's state is after a step, by field, from the state that `init` makes: a history has entries then.
+
+    Entries are along the first dimension. Any other of 0 is one of a latent without channels.
+    """
+    entries = range(1, MOST_REMEMBERED + 1)
+    fields: dict[str, Tensor] = cast("Any", fresh)._asdict()
     return {
-        name: TensorSpec(value.dtype, tuple(size or range(1, MOST_REMEMBERED + 1) for size in value.shape))
+        name: TensorSpec(value.dtype, (entries, *value.shape[1:]) if value.shape[:1] == (0,) else tuple(value.shape))
         for name, value in fields.items()
     }
 
