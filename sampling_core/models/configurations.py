@@ -23,10 +23,6 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 """Channels, features, heads."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
-Nothing = None
-"""The type of a key whose only value is null: what it would switch on is not supported."""
-
-
 C = TypeVar("C", bound="Configuration")
 
 
@@ -94,7 +90,7 @@ class NetworkConfiguration(Configuration):
 def _said(error: ValidationError) -> str:
     """The first mistake: the key, what was found, what is allowed."""
     first = error.errors(include_url=False)[0]
-    if first["type"] == "not_known":
+    if not first["loc"]:
         return first["msg"]
     # Beside keys and positions, pydantic names the branch of a union here.
     where = [str(first["loc"][0]), *(str(step) for step in first["loc"][1:] if isinstance(step, int))]

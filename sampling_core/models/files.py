@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -79,7 +79,7 @@ class ModelFiles:
             raise self.refusal(f"a folder with a readable {name} ({error})") from error
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[int]:
+    def opened(self, name: str) -> Generator[int]:
         """A descriptor of a file that is still what it was, from the beginning of the block to its end."""
         file = self._by_name[name]
         with _opened(file) as descriptor:
@@ -97,8 +97,9 @@ class ModelFiles:
         return found
 
     def refusal(self, allowed: str) -> ModelError:
-        """The error that says what would be allowed."""
-        return ModelError("model", self.model, allowed)
+        """The error that says what would be allowed; libraries repeat in it what a file says."""
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in allowed)
+        return ModelError("model", self.model, shown)
 
     def _moved(self, name: str) -> ModelError:
         return self.refusal(f"a folder that nobody writes to ({name} changed while it was read)")
@@ -129,7 +130,7 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
                     raise refusal(name, "whose files have printable names")
                 real = follow(entry.path) if entry.is_symlink() else entry.path
                 try:
-                    facts = os.stat(real, follow_symlinks=False)
+                    facts = Path(real).lstat()
                 except FileNotFoundError:
                     continue  # a link that leads nowhere
                 if stat.S_ISDIR(facts.st_mode):
@@ -146,7 +147,7 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
 
 
 @contextmanager
-def _opened(file: File) -> Iterator[int | None]:
+def _opened(file: File) -> Generator[int | None]:
     """A descriptor of a file; None if something else lies there by now."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
     try:

@@ -168,7 +168,8 @@ def _check_widths(files: ModelFiles, unet: UNet, vae: AutoencoderKL, text_encode
     widths = unet.cross_attention_dim if isinstance(unet.cross_attention_dim, list) else [unet.cross_attention_dim]
     if set(widths) != {text_encoder.hidden_size}:
         raise files.refusal(
-            f"a unet that reads its text_encoder (cross_attention_dim {widths[0]}, hidden_size {text_encoder.hidden_size})"
+            f"a unet that reads its text_encoder (cross_attention_dim {widths[0]}, "
+            f"hidden_size {text_encoder.hidden_size})"
         )
 
 

@@ -70,8 +70,8 @@ def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
         from transformers.models.clip.modeling_clip import CLIPTextModel
 
         def text_encoder() -> Any:
-            configuration = CLIPTextConfig(**folder.text_encoder.model_dump(), attn_implementation="sdpa")
-            return CLIPTextModel(configuration)
+            values: dict[str, Any] = folder.text_encoder.model_dump() | {"attn_implementation": "sdpa"}
+            return CLIPTextModel(CLIPTextConfig(**values))
 
         unet = _filled(folder, "unet", lambda: UNet2DConditionModel(**folder.unet.model_dump()), device, dtype)
         vae = _filled(folder, "vae", lambda: AutoencoderKL(**folder.vae.model_dump()), device, dtype)

@@ -11,7 +11,6 @@ from sampling_core.models.configurations import (
     Configuration,
     Count,
     NetworkConfiguration,
-    Nothing,
     Positive,
     Shape,
     Share,
@@ -52,13 +51,13 @@ class UNet2DConditionModel(NetworkConfiguration):
     mid_block_only_cross_attention: bool | None = None
     mid_block_scale_factor: Positive = 1
     transformer_layers_per_block: Layers | Annotated[list[Layers], Field(max_length=8)] = 1
-    reverse_transformer_layers_per_block: Nothing = None
+    reverse_transformer_layers_per_block: None = None
     only_cross_attention: bool | Annotated[list[bool], Field(max_length=8)] = False
     dual_cross_attention: bool = False
     use_linear_projection: bool = False
     upcast_attention: bool | None = False
-    cross_attention_norm: Nothing = None
-    num_attention_heads: Nothing = None
+    cross_attention_norm: None = None
+    num_attention_heads: None = None
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: Annotated[int, Field(ge=0, le=1)] = 0
@@ -76,13 +75,13 @@ class UNet2DConditionModel(NetworkConfiguration):
     time_embedding_act_fn: Activation | None = None
     timestep_post_act: Activation | None = None
     time_cond_proj_dim: Width | None = None
-    class_embed_type: Nothing = None
-    num_class_embeds: Nothing = None
-    projection_class_embeddings_input_dim: Nothing = None
-    encoder_hid_dim: Nothing = None
-    encoder_hid_dim_type: Nothing = None
-    addition_embed_type: Nothing = None
-    addition_time_embed_dim: Nothing = None
+    class_embed_type: None = None
+    num_class_embeds: None = None
+    projection_class_embeddings_input_dim: None = None
+    encoder_hid_dim: None = None
+    encoder_hid_dim_type: None = None
+    addition_embed_type: None = None
+    addition_time_embed_dim: None = None
 
     @model_validator(mode="after")
     def _of_as_many_levels(self) -> UNet2DConditionModel:
@@ -101,7 +100,7 @@ class UNet2DConditionModel(NetworkConfiguration):
         transformers = _each(self.transformer_layers_per_block, levels)
         attends = ["CrossAttn" in kind for kind in self.down_block_types]
         return sum(
-            layer * (1 + transformer * attention)
+            layer * (10 + 20 * transformer * attention)
             for layer, transformer, attention in zip(layers, transformers, attends, strict=False)
         )
 
@@ -131,9 +130,9 @@ class AutoencoderKL(NetworkConfiguration):
     norm_num_groups: Width = 32
     sample_size: Pixels = 32
     scaling_factor: Annotated[float, Field(gt=1e-3, lt=1e3)] = 0.18215
-    shift_factor: Nothing = None
-    latents_mean: Nothing = None
-    latents_std: Nothing = None
+    shift_factor: None = None
+    latents_mean: None = None
+    latents_std: None = None
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -151,7 +150,7 @@ class AutoencoderKL(NetworkConfiguration):
 
     @property
     def least_tensors(self) -> int:
-        return self.layers_per_block * len(self.block_out_channels)
+        return 8 * self.layers_per_block * len(self.block_out_channels)
 
     def edges(self) -> dict[str, Shape]:
         first, last = self.block_out_channels[0], self.block_out_channels[-1]
@@ -252,7 +251,7 @@ class CLIPTextModel(NetworkConfiguration):
 
     @property
     def least_tensors(self) -> int:
-        return self.num_hidden_layers
+        return 16 * self.num_hidden_layers
 
     def edges(self) -> dict[str, Shape]:
         width = self.hidden_size

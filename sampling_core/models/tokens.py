@@ -77,7 +77,8 @@ def open_tokenizer(files: ModelFiles, positions: int, embeddings: int) -> Prompt
     several = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
     if several is not None:
         raise files.refusal(f"a folder whose added tokens are one each ({several!r:.60} is several)")
-    begin, end, padding = (tokenizer.token_to_id(text) for text in (found.begin, found.end, found.padding))
+    numbers = tokenizer.get_vocab()
+    begin, end, padding = (numbers[text] for text in (found.begin, found.end, found.padding))
     return PromptTokenizer(tokenizer, min(found.length, positions), begin, end, padding)
 
 
