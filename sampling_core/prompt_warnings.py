@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sampling_core.guidance import Words
 from sampling_core.job import RenderJob
+from sampling_core.models import EMBEDDED
 from sampling_core.models.folder import ModelFolder
-from sampling_core.models.tokens import reading, unknown_words
 from sampling_core.plain_text import one_line
 
 _LAST_WORDS = 6
@@ -30,15 +30,15 @@ def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[st
     found: list[str] = []
     for field, words in _prompts(job):
         if words in used:
-            folder = folders[words.model].path
-            read = reading(folder, words.prompt)
-            if read is not None and read.tokens > read.most:
+            tokenizer = folders[words.model].tokenizer
+            read = tokenizer.reading(words.prompt)
+            if read.tokens > read.most:
                 last = one_line(" ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
                 found.append(
                     f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
                     f'"... {last}", and ignores the rest'
                 )
-            unknown = unknown_words(folder, words.prompt)
+            unknown = tokenizer.unknown_words(words.prompt) if folders[words.model].path == EMBEDDED else []
             if unknown:
                 number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
                 shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)

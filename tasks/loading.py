@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from sampling_core.errors import ModelError
 from sampling_core.models.folder import ModelFolder
 from sampling_core.models.loading import Model, load
 from tasks.settings import settings
@@ -26,6 +27,8 @@ def loaded(folder: ModelFolder, fingerprint: str, needed: Iterable[str]) -> Mode
     What is not `needed` with it is let go: many cards have no room for two models of Stable Diffusion's size.
     """
     if fingerprint not in _loaded:
+        if folder.fingerprint() != fingerprint:
+            raise ModelError("model", folder.files.model, "the model that the job was planned with (its files changed)")
         for other in set(_loaded) - set(needed):
             del _loaded[other]
         _loaded[fingerprint] = load(folder, settings().torch_device(), settings().torch_dtype())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from sampling_core._types import Latent
@@ -83,14 +80,8 @@ class Prepared:
         forward = self.cost.most_rows * cells * self.folder.unet_channels * 24
         decoding = self.job.height * self.job.width * self.folder.vae_channels * 8
         # Files may be stored narrower or wider than they are used: count values, not bytes.
-        weights = sum(_values(file) for folder in self.folders.values() for file in folder.weight_files)
+        weights = sum(folder.numbers for folder in self.folders.values())
         return (weights + max(forward, decoding)) * bytes_per_value
-
-
-def _values(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with safe_open(file, framework="pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
 
 
 @lru_cache(maxsize=1)

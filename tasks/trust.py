@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sampling_core.errors import BadInput
-from sampling_core.models.folder import ModelFolder, open_folder, read_files
+from sampling_core.models.folder import ModelFolder, open_folder
 from tasks.settings import ANYWHERE, settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -48,9 +48,9 @@ def open_model(name: str, field: str = "model") -> ModelFolder:
     place = _inside(field, name, settings().roots, allowed)
     if is_url(place):
         raise BadInput(field, name, allowed)
-    for file in read_files(Path(place)):
-        _inside(field, str(file), settings().roots, f"{allowed}, whose links lead there too")
-    return open_folder(place)
+    return open_folder(
+        place, lambda link: _inside(field, link, settings().roots, f"{allowed}, whose links lead there too")
+    )
 
 
 def store_place(url: str | None) -> str:

@@ -140,7 +140,7 @@ def test_every_file_that_is_read_counts(copy: Path, file: str) -> None:
 
 
 def test_all_that_the_libraries_open_counts(copy: Path) -> None:
-    """As far as Python sees it: what the libraries' Rust opens are weights and the tokenizer."""
+    """And the libraries open nothing themselves."""
     opened: set[Path] = set()
     listening = True
 
@@ -154,7 +154,7 @@ def test_all_that_the_libraries_open_counts(copy: Path) -> None:
         load(open_folder(str(copy)), "cpu", torch.float32)
     finally:
         listening = False
-    names = {file.as_posix() for file in opened} - {"model_index.json"}
+    names = {file.as_posix() for file in opened if file.suffix != ".safetensors"} - {"model_index.json"}
     assert {"unet/config.json", "tokenizer/tokenizer_config.json"} <= names
     for name in names:
         before = open_folder(str(copy)).fingerprint()
@@ -189,11 +189,11 @@ def test_weights_in_shards_count_with_their_index(copy: Path) -> None:
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
         ("unet/config.json", None, "unet/config.json"),
         ("unet/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors is missing"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type sample"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ("vae/config.json", {}, "block_out_channels"),
-        ("model_index.json", [], "is a mapping"),
+        ("model_index.json", [], "not a mapping"),
     ],
 )
 def test_unusable_folders_are_refused(copy: Path, file: str, content: Any, says: str) -> None:

@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from sampling_core.errors import ModelError
 from sampling_core.models import EMBEDDED
 from sampling_core.models.folder import open_folder
 from sampling_core.models.loading import load
-from sampling_core.models.tokens import reading, unknown_words
 from sampling_core.parsing import parse_job
 from tasks.preparing import prepare
 from training.scenes import all_scenes
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 KNOWN = "a red striped circle on a blue background"
+READER = open_folder("embedded").tokenizer
 TOKENIZER = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
 
 
@@ -36,9 +37,11 @@ def warned(*regions: dict[str, Any], **fields: Any) -> list[str]:
     prompt=st.text(max_size=60) | st.lists(st.sampled_from(["a", "red", "it's", "3d", "Ünder", "漢字"])).map(" ".join)
 )
 def test_tokens_are_counted_as_the_models_tokenizer_counts(prompt: str) -> None:
-    read = reading(EMBEDDED, prompt)
-    assert read is not None
+    read = READER.reading(prompt)
     assert read.tokens == len(TOKENIZER(prompt, add_special_tokens=False)["input_ids"])
+    length = TOKENIZER.model_max_length
+    expected = TOKENIZER(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
+    assert READER.ids(prompt) == expected
     assert read.most == TOKENIZER.model_max_length - 2
     if read.tokens > read.most:
         spans = TOKENIZER(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -73,9 +76,9 @@ def test_words_that_the_embedded_model_does_not_know() -> None:
 
 def test_every_caption_is_known() -> None:
     captions = {scene.caption for scene in all_scenes()}
-    assert not [caption for caption in captions if unknown_words(EMBEDDED, caption)]
+    assert not [caption for caption in captions if READER.unknown_words(caption)]
     for letters in ("b", "7", "backg", "ed"):
-        assert unknown_words(EMBEDDED, letters) == [letters]
+        assert READER.unknown_words(letters) == [letters]
 
 
 def test_another_model_has_its_own_length_and_its_own_words(workdir: Path) -> None:
@@ -90,10 +93,11 @@ def test_another_model_has_its_own_length_and_its_own_words(workdir: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["tokenizer_config.json", "tokenizer.json"])
-def test_a_tokenizer_that_cannot_be_read_is_left_to_loading(damage: str, workdir: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read_is_refused(damage: str, workdir: Path) -> None:
     shutil.copytree(EMBEDDED, "other")
     Path(f"other/tokenizer/{damage}").write_text("{")
-    assert warned({"prompt": "red " * 40, "model": "other"}) == []
+    with pytest.raises(ModelError, match=f"tokenizer/{damage}"):
+        warned({"prompt": "red", "model": "other"})
 
 
 def test_encoding_a_long_prompt_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:

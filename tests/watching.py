@@ -24,7 +24,8 @@ _IN_OPEN, _IN_DELETE, _IN_NONBLOCK = 0x20, 0x200, os.O_NONBLOCK
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not _recorders or event not in _EVENTS:
         return
-    for argument in arguments:
+    # What is opened may be a descriptor, and the mode beside it is no path.
+    for argument in arguments[:1] if event == "open" else arguments:
         if isinstance(argument, str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(argument))  # noqa: PTH100 - Path.resolve would follow links
             for recorder in _recorders:

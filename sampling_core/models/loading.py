@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from sampling_core._types import Embedding, Latent, Photo, Pixels
 from sampling_core.errors import ModelError
-from sampling_core.models.folder import PARTS_WITH_WEIGHTS, ModelFolder
+from sampling_core.models.folder import ModelFolder
+from sampling_core.models.stable_diffusion import PARTS
 from sampling_core.models.unet import UNetDenoiser
+from sampling_core.models.weights import check_shapes, read_tensors
 
 
 @dataclass(frozen=True)
@@ -25,40 +26,34 @@ class Model:
 
     folder: ModelFolder
     network: UNetDenoiser
-    _pipeline: Any
+    _text_encoder: Any
+    _vae: Any
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
         """Of an encoded prompt: 1, tokens, features."""
-        encoder = self._pipeline.text_encoder.config
-        # A tokenizer that does not know its limit names one of 10^30.
-        tokens = min(self._pipeline.tokenizer.model_max_length, encoder.max_position_embeddings)
-        return 1, int(tokens), int(encoder.hidden_size)
+        return 1, self.folder.tokenizer.length, int(self._text_encoder.config.hidden_size)
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         """Each prompt's embedding [1, tokens, features], float32 on the CPU."""
         encoded: dict[str, Embedding] = {}
-        # `plan` and `render` say what is too long, with the field's name.
-        with _quiet():
-            for prompt in prompts:
-                words, _ = self._pipeline.encode_prompt(
-                    prompt, self._pipeline.device, 1, do_classifier_free_guidance=False
-                )
-                encoded[prompt] = words.float().cpu().clone()
+        for prompt in prompts:
+            tokens = torch.tensor([self.folder.tokenizer.ids(prompt)], device=self._text_encoder.device)
+            encoded[prompt] = self._text_encoder(tokens)[0].float().cpu().clone()
         return encoded
 
     @torch.inference_mode()
     def encode_picture(self, picture: Photo) -> Latent:
         """The model-space latent [1, c, h, w] of a picture [H, W, 3]: the middle of what the encoder finds."""
-        vae = self._pipeline.vae
+        vae = self._vae
         pixels = (picture.float() / 127.5 - 1).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         return vae.encode(pixels).latent_dist.mean.float().cpu() * self.folder.scaling_factor
 
     @torch.inference_mode()
     def decode(self, latent: Latent) -> Pixels:
         """Pictures [b, H, W, 3], 8 bits, from model-space latents."""
-        vae = self._pipeline.vae
+        vae = self._vae
         clean = (latent / self.folder.scaling_factor).to(vae.device, vae.dtype)
         pictures = vae.decode(clean, return_dict=False)[0].float().cpu()
         if not bool(pictures.isfinite().all()):
@@ -69,53 +64,49 @@ class Model:
 
 
 def load(folder: ModelFolder, device: str, dtype: torch.dtype) -> Model:
-    """Load all weights (safetensors only, no network access). Raises ModelError if they do not load."""
+    """Load all weights. Raises ModelError if they do not load.
+
+    The libraries build networks from checked values, and are given tensors: they read no file of the folder.
+    """
     with _quiet():
-        # Imported late, because importing it already complains of torchvision, which nothing here needs.
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+        # Imported late: it takes seconds, which planning can do without.
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
+        from transformers.models.clip.modeling_clip import CLIPTextModel
 
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(folder.path),
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                # Left out, so that the class that the index names is not even looked up. A pipeline may be named
-                # as a scheduler, and that one's weights would be loaded whatever they are.
-                scheduler=None,
-                safety_checker=None,
-                image_encoder=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            ).to(device)
-        except Exception as error:  # whatever the libraries raise: it is the folder that does not load
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError("model", str(folder.path), f"a folder whose weights load ({reason})") from error
-    _check_weights(folder, pipeline)
-    return Model(folder, UNetDenoiser(pipeline.unet, folder.levels), pipeline)
+        def text_encoder() -> Any:
+            values: dict[str, Any] = folder.text_encoder.model_dump() | {"attn_implementation": "sdpa"}
+            return CLIPTextModel(CLIPTextConfig(**values))
+
+        unet = _filled(folder, "unet", lambda: UNet2DConditionModel(**folder.unet.model_dump()), device, dtype)
+        vae = _filled(folder, "vae", lambda: AutoencoderKL(**folder.vae.model_dump()), device, dtype)
+        encoder = _filled(folder, "text_encoder", text_encoder, device, dtype)
+    return Model(folder, UNetDenoiser(unet, folder.levels), encoder, vae)
 
 
-_OLD_ATTENTION_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Autoencoders of the first Stable Diffusion releases; diffusers renames them when it loads."""
-
-
-def _check_weights(folder: ModelFolder, pipeline: Any) -> None:
-    """The libraries fill weights that a file lacks with random numbers, and only warn. Raises ModelError instead."""
-    for part in PARTS_WITH_WEIGHTS:
-        stored: set[str] = set()
-        for file in folder.weight_files:
-            if file.parent.name == part:
-                with safe_open(file, framework="pt") as tensors:
-                    stored |= set(tensors.keys())
-        for old, new in _OLD_ATTENTION_NAMES.items():
-            stored = {name.replace(old, new) for name in stored}
-        # The library's class may have dropped or gained a prefix since the file was written.
-        bare = {name.removeprefix("text_model.") for name in stored}
-        wanted = {name.removeprefix("text_model.") for name, _ in getattr(pipeline, part).named_parameters()}
-        missing = sorted(wanted - bare)
-        if missing:
-            allowed = f"complete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)"
-            raise ModelError("model", str(folder.path), allowed)
+def _filled(folder: ModelFolder, part: str, build: Callable[[], Any], device: str, dtype: torch.dtype) -> Any:
+    """A network with its weights. Its tensors are compared with those of the files before any of them has memory."""
+    spelled, weights = PARTS[part][1].spelled, folder.weights[part]
+    try:
+        with torch.device("meta"):
+            network = build()
+        names = {spelled(name): name for name in network.state_dict()}
+        shapes = {spelled(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        check_shapes(folder.files, part, weights, shapes)
+        tensors = read_tensors(folder.files, weights, shapes, device, dtype)
+        network.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, assign=True)
+        for name, buffer in list(network.named_buffers()):
+            # In no file: the numbers of the positions.
+            if buffer.is_meta and name.endswith("position_ids"):
+                owner = network.get_submodule(name.rpartition(".")[0])
+                owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+        return network.to(device).eval()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the libraries raise: it is the folder that does not load
+        reason = " ".join(str(error).split())[:200]
+        raise folder.files.refusal(f"a folder whose weights load ({part}: {reason})") from error
 
 
 class _Quiet:

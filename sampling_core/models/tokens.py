@@ -1,18 +1,16 @@
-"""Prompts as a model's tokenizer reads them: how many tokens, and where the model stops reading. No weights, and
-not transformers, whose import takes seconds."""
+"""Prompts as a model's tokenizer reads them: which tokens, and where the model stops reading. No weights, and not
+transformers, whose import takes seconds and whose tokenizers read more files than ours."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from sampling_core.models import EMBEDDED
+from sampling_core.models.files import ModelFiles
+from sampling_core.models.tokenizer_files import Token, TokenizerFiles, read_tokenizer
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """How CLIP's tokenizer takes a text apart before it spells the parts (Radford et al. 2021, as in transformers)."""
@@ -29,42 +27,64 @@ class Reading:
     end: int
 
 
-def reading(folder: Path, prompt: str) -> Reading | None:
-    """How the model in a folder reads a prompt; None if its tokenizer says no limit, or cannot be read."""
-    found = _tokenizer(folder)
-    if found is None:
-        return None
-    tokenizer, most = found
-    spans = tokenizer.encode(prompt, add_special_tokens=False).offsets
-    return Reading(len(spans), most, spans[most - 1][1] if len(spans) > most else len(prompt))
+class PromptTokenizer:
+    """A CLIP tokenizer; `length` tokens are made of every prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int, begin: int, end: int, padding: int) -> None:
+        self._tokenizer = tokenizer
+        self.length = length
+        self._begin, self._end, self._padding = begin, end, padding
+
+    def ids(self, prompt: str) -> list[int]:
+        """What the text encoder is given: begin, as much of the prompt as there is room for, end, padding."""
+        inner = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.length - _BEGIN_AND_END]
+        used = [self._begin, *inner, self._end]
+        return used + [self._padding] * (self.length - len(used))
+
+    def reading(self, prompt: str) -> Reading:
+        """How much of a prompt is read."""
+        spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
+        most = self.length - _BEGIN_AND_END
+        return Reading(len(spans), most, spans[most - 1][1] if len(spans) > most else len(prompt))
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt, each once, that are no token of their own."""
+        pre, text = self._tokenizer.pre_tokenizer, self._tokenizer.normalizer.normalize_str(prompt)
+        words = [text[first:last] for _, (first, last) in pre.pre_tokenize_str(text)]
+        return list(dict.fromkeys(word for word in words if word.isalnum() and word not in self._known))
+
+    @cached_property
+    def _known(self) -> set[str]:
+        # Of the letters, which are there to spell what is not known, captions have only the article.
+        known = {token.removesuffix("</w>") for token in self._tokenizer.get_vocab() if token.endswith("</w>")}
+        return {word for word in known if len(word) > 1 or word == "a"}
 
 
-def unknown_words(folder: Path, prompt: str) -> list[str]:
-    """Words of a prompt, each once, that were not in the captions of the embedded model; none for other models."""
-    found = _tokenizer(folder) if folder == EMBEDDED else None
-    if found is None:
-        return []
-    # Of the letters, which are there to spell what is not known, captions have only the article.
-    known = {token.removesuffix("</w>") for token in found[0].get_vocab() if token.endswith("</w>")}
-    known = {word for word in known if len(word) > 1 or word == "a"}
-    pre, text = found[0].pre_tokenizer, found[0].normalizer.normalize_str(prompt)
-    words = [text[first:last] for _, (first, last) in pre.pre_tokenize_str(text)]
-    return list(dict.fromkeys(word for word in words if word.isalnum() and word not in known))
+def open_tokenizer(files: ModelFiles, positions: int, embeddings: int) -> PromptTokenizer:
+    """The tokenizer of a model folder, for a text encoder of so many positions and so many tokens.
 
-
-@lru_cache(maxsize=8)
-def _tokenizer(folder: Path) -> tuple[Tokenizer, int] | None:
-    """The tokenizer of a model folder, built as transformers' CLIPTokenizer is, and the most tokens of a prompt."""
-    files = folder / "tokenizer"
+    Raises ModelError.
+    """
+    found = read_tokenizer(files)
     try:
-        config = json.loads((files / "tokenizer_config.json").read_text("utf-8"))
-        most = int(config["model_max_length"]) - _BEGIN_AND_END
-        vocabulary, merges = _vocabulary(files)
-        unknown = config.get("unk_token", "<|endoftext|>")
-        unknown = unknown["content"] if isinstance(unknown, dict) else unknown
-        model = BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=str(unknown))
-    except Exception:  # noqa: BLE001 - whatever is wrong, loading the model says it
-        return None
+        tokenizer = _built(found)
+    except Exception as error:
+        raise files.refusal(f"a folder whose tokenizer can be built ({' '.join(str(error).split())[:120]})") from error
+    most = max([*found.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
+    if most >= embeddings:
+        raise files.refusal(f"a folder whose tokenizer has at most text_encoder's {embeddings} tokens (one is {most})")
+    texts = {token.content for token in found.added}
+    several = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
+    if several is not None:
+        raise files.refusal(f"a folder whose added tokens are one each ({several!r:.60} is several)")
+    numbers = tokenizer.get_vocab()
+    begin, end, padding = (numbers[text] for text in (found.begin, found.end, found.padding))
+    return PromptTokenizer(tokenizer, min(found.length, positions), begin, end, padding)
+
+
+def _built(found: TokenizerFiles) -> Tokenizer:
+    """The tokenizer as transformers' CLIPTokenizer builds it."""
+    model = BPE(found.vocabulary, found.merges, end_of_word_suffix="</w>", unk_token=found.unknown)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -75,17 +95,16 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, int] | None:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return (tokenizer, most) if most > 0 else None
+    tokenizer.add_tokens([_added(token) for token in found.added])
+    return tokenizer
 
 
-def _vocabulary(files: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their numbers, and the pairs that are merged, most frequent first."""
-    if (files / "tokenizer.json").is_file():
-        model: dict[str, Any] = json.loads((files / "tokenizer.json").read_text("utf-8"))["model"]
-        vocabulary, pairs = model["vocab"], model["merges"]
-    else:
-        vocabulary = json.loads((files / "vocab.json").read_text("utf-8"))
-        lines = (files / "merges.txt").read_text("utf-8").split("\n")
-        pairs = [line for line in lines if line and not line.startswith("#version")]
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
-    return vocabulary, [(left, right) for left, right in merges]
+def _added(token: Token) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )

@@ -1,0 +1,116 @@
+"""What a configuration may say: a table of keys, types and bounds for each class that is loaded.
+
+Nothing but the values in these tables reaches the libraries, so a key that is missing here can make them do nothing.
+It is refused all the same, because the model would not be the one that was meant. A family of models adds its tables.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from sampling_core.models.files import ModelFiles
+
+Shape = tuple[int, ...]
+Count = Annotated[int, Field(ge=1, le=64)]
+"""How many of something that has weights of its own: layers, levels."""
+Width = Annotated[int, Field(ge=1, le=16384)]
+"""Channels, features, heads."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+C = TypeVar("C", bound="Configuration")
+
+
+class Configuration(BaseModel):
+    """The keys of one configuration file that are used, with the libraries' defaults."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    ONLY: ClassVar[Mapping[str, object]] = {}
+    """Keys that may be there with this one value: a class' own name, or what it wrote of a feature switched off."""
+    NOTES: ClassVar[frozenset[str]] = frozenset()
+    """Keys that may be there with any plain value: notes about training and versions, which change no picture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_notes(cls, found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        kept: dict[str, Any] = {}
+        for key, value in found.items():
+            if key in cls.ONLY:
+                if value is not None and (value != cls.ONLY[key] or type(value) is not type(cls.ONLY[key])):
+                    raise _refused(key, f"is {_short(value)}, and may only be {json.dumps(cls.ONLY[key])}")
+            elif key in cls.NOTES:
+                if not _plain(value):
+                    raise _refused(key, "should be text, a number, or a short list of them")
+            elif key in cls.model_fields:
+                kept[key] = value
+            elif value not in (None, "", [], {}):
+                raise _refused(key, f"is no key that a {cls.__name__} is known to have")
+        return kept
+
+    @classmethod
+    def read(cls: type[C], files: ModelFiles, name: str) -> C:
+        """Check one file of a model folder. Raises ModelError, which names the file, the key and what is allowed."""
+        return cls.checked(files.mapping(name), files, name)
+
+    @classmethod
+    def checked(cls: type[C], found: object, files: ModelFiles, name: str) -> C:
+        """Check what was read of a file. Raises ModelError."""
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            raise files.refusal(f"a folder whose configurations are known ({name}: {_said(error)})") from None
+
+
+class NetworkConfiguration(Configuration):
+    """The configuration of a part with weights: it knows what has to be in their files."""
+
+    @property
+    def least_tensors(self) -> int:
+        """A number of tensors that the network has at least: a file with fewer is not worth building it."""
+        raise NotImplementedError
+
+    def edges(self) -> dict[str, Shape]:
+        """Shapes of a few tensors that tell whether the weights are of this network."""
+        raise NotImplementedError
+
+    @staticmethod
+    def spelled(name: str) -> str:
+        """The name that a tensor has now; files have those of the release that wrote them."""
+        return name
+
+
+def _said(error: ValidationError) -> str:
+    """The first mistake: the key, what was found, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return first["msg"]
+    # Beside keys and positions, pydantic names the branch of a union here.
+    where = [str(first["loc"][0]), *(str(step) for step in first["loc"][1:] if isinstance(step, int))]
+    found = "" if first["type"] == "missing" else f" is {_short(first['input'])}"
+    return f"{'.'.join(where)}{found}: {first['msg']:.200}"
+
+
+def _refused(key: str, says: str) -> PydanticCustomError:
+    return PydanticCustomError("not_known", "{key} {says}", {"key": _short(key), "says": says})
+
+
+def _short(value: object) -> str:
+    """A value in one line of printable characters, however long or nested it is."""
+    return reprlib.repr(value)[:60]
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is a short one, and holds nothing that is nested further."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return len(value) <= 100 and not any(isinstance(item, dict | list) for item in value)
+    return True

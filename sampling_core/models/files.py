@@ -1,0 +1,181 @@
+"""The files of a model folder: all are looked at before the first is read, and what was looked at is what is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sampling_core.errors import ModelError
+from sampling_core.models.strict_json import parse_mapping
+
+MOST_FILES = 10_000
+MOST_DEPTH = 16
+MOST_CONFIGURATION_BYTES = 2**20
+MOST_TOKENIZER_BYTES = 2**25
+
+Follow = Callable[[str], str]
+"""The real path behind a link; raises if it may not be followed."""
+
+
+class Identity(NamedTuple):
+    """Which content a path stands for: any write gives another one."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> Identity:
+        return cls(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+class File(NamedTuple):
+    """A regular file: its name in the folder, its real path, and what lay there when the folder was looked at."""
+
+    name: str
+    place: str
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """All regular files below a model folder. `model` is what a person calls it."""
+
+    model: str
+    files: tuple[File, ...]
+
+    @cached_property
+    def _by_name(self) -> dict[str, File]:
+        return {file.name: file for file in self.files}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def read(self, name: str, most: int) -> bytes:
+        """The content of a file of at most so many bytes. Raises ModelError."""
+        if name not in self:
+            raise self.refusal(f"a folder with {name}")
+        size = self._by_name[name].identity.size
+        if size > most:
+            raise self.refusal(f"a folder whose {name} has at most {most} bytes, not {size}")
+        with self.opened(name) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(size)
+
+    def mapping(self, name: str, most: int = MOST_CONFIGURATION_BYTES) -> dict[str, Any]:
+        """The object in a JSON file. Raises ModelError."""
+        content = self.read(name, most)
+        try:
+            return parse_mapping(content)
+        except ValueError as error:
+            raise self.refusal(f"a folder with a readable {name} ({error})") from error
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[int]:
+        """A descriptor of a file that is still what it was, from the beginning of the block to its end."""
+        file = self._by_name[name]
+        with _opened(file) as descriptor:
+            if descriptor is None:
+                raise self._moved(name)
+            yield descriptor
+            if Identity.of(os.fstat(descriptor)) != file.identity:
+                raise self._moved(name)
+
+    def digest(self, name: str) -> bytes:
+        """SHA-256 of a file's content."""
+        found = _digest(self._by_name[name])
+        if found is None:
+            raise self._moved(name)
+        return found
+
+    def refusal(self, allowed: str) -> ModelError:
+        """The error that says what would be allowed; libraries repeat in it what a file says."""
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in allowed)
+        return ModelError("model", self.model, shown)
+
+    def _moved(self, name: str) -> ModelError:
+        return self.refusal(f"a folder that nobody writes to ({name} changed while it was read)")
+
+
+def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
+    """Look at all that lies below a folder, at every depth.
+
+    Raises ModelError for what is neither a file nor a folder, for too many files, and for links in a circle; and what
+    `follow` raises.
+    """
+    found: list[File] = []
+    top = os.path.realpath(folder)
+    looked_at = 0
+
+    def refusal(name: str, allowed: str) -> ModelError:
+        return ModelError("model", model, f"a model folder {allowed} ({name!r:.80})")
+
+    def walk(place: str, prefix: str, above: tuple[str, ...]) -> None:
+        nonlocal looked_at
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                looked_at += 1
+                if looked_at > MOST_FILES or len(above) > MOST_DEPTH:
+                    raise refusal(name, f"with at most {MOST_FILES} files, at most {MOST_DEPTH} folders deep")
+                if not name.isprintable():
+                    raise refusal(name, "whose files have printable names")
+                real = follow(entry.path) if entry.is_symlink() else entry.path
+                try:
+                    facts = Path(real).lstat()
+                except FileNotFoundError:
+                    continue  # a link that leads nowhere
+                if stat.S_ISDIR(facts.st_mode):
+                    if real in above:
+                        raise refusal(name, "without links in a circle")
+                    walk(real, f"{name}/", (*above, real))
+                elif stat.S_ISREG(facts.st_mode):
+                    found.append(File(name, real, Identity.of(facts)))
+                else:
+                    raise refusal(name, "with files and folders alone: no pipes, sockets and devices")
+
+    walk(top, "", (top,))
+    return ModelFiles(model, tuple(sorted(found)))
+
+
+@contextmanager
+def _opened(file: File) -> Generator[int | None]:
+    """A descriptor of a file; None if something else lies there by now."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(file.place, flags)
+    except OSError:
+        yield None
+        return
+    try:
+        same = Identity.of(os.fstat(descriptor)) == file.identity and _place(descriptor, file.place) == file.place
+        yield descriptor if same else None
+    finally:
+        os.close(descriptor)
+
+
+def _place(descriptor: int, asked: str) -> str:
+    """Where an open file lies: a folder on the way may have been replaced by a link. Linux knows it for certain."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - Path would change its spelling
+    except OSError:
+        return os.path.realpath(asked)
+
+
+@lru_cache(maxsize=256)
+def _digest(file: File) -> bytes | None:
+    """SHA-256 of a file; its identity is part of the question, so that a changed file is read again."""
+    with _opened(file) as descriptor:
+        if descriptor is None:
+            return None
+        with open(descriptor, "rb", closefd=False) as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        return digest if Identity.of(os.fstat(descriptor)) == file.identity else None

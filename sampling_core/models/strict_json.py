@@ -1,0 +1,37 @@
+"""JSON that somebody else has written, read without surprises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_mapping(content: bytes) -> dict[str, Any]:
+    """The object that UTF-8 JSON text holds. Raises ValueError, with a short reason, for anything else.
+
+    Refused are names that appear twice in one object, nesting that exhausts the parser, and text with lone
+    surrogates, which no library can pass on. `Infinity` and `NaN` pass, because schedulers write them: whoever reads a
+    number says whether it has to be finite.
+    """
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repetition)
+        if b"\\u" in content:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a mapping")  # noqa: TRY004 - of all that is wrong with the text, this is one more
+    return found
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r:.60} is there twice")
+        found[name] = value
+    return found

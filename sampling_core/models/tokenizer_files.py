@@ -1,0 +1,237 @@
+"""The files of a CLIP tokenizer: vocabulary, merges, and tokens beyond the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from sampling_core.models.configurations import Configuration
+from sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
+
+TOKENIZER = "tokenizer/tokenizer.json"
+CONFIGURATION = "tokenizer/tokenizer_config.json"
+VOCABULARY, MERGES = "tokenizer/vocab.json", "tokenizer/merges.txt"
+SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json"
+
+MOST_ADDED_TOKENS = 10_000
+
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+Number = Annotated[int, Field(ge=0, lt=2**20)]
+
+
+class Token(Configuration):
+    """A token that is found in a text before anything else is."""
+
+    ONLY: ClassVar[Mapping[str, object]] = {"__type": "AddedToken"}
+
+    content: Text
+    id: Number | None = None
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+
+class SpecialTokens(Configuration):
+    """Tokens with a part to play, by that part."""
+
+    bos_token: Text | Token | None = None
+    eos_token: Text | Token | None = None
+    pad_token: Text | Token | None = None
+    unk_token: Text | Token | None = None
+    additional_special_tokens: Annotated[list[Text | Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+    extra_special_tokens: Annotated[list[Text | Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+
+
+class TokenizerConfiguration(SpecialTokens):
+    ONLY: ClassVar[Mapping[str, object]] = {
+        "padding_side": "right",
+        "truncation_side": "right",
+        "add_prefix_space": False,
+    }
+    NOTES: ClassVar[frozenset[str]] = frozenset(
+        [
+            "_commit_hash",
+            "add_bos_token",
+            "add_eos_token",
+            "backend",
+            "clean_up_tokenization_spaces",
+            "do_lower_case",
+            "errors",
+            "is_local",
+            "local_files_only",
+            "max_length",
+            "merges_file",
+            "model_input_names",
+            "model_type",
+            "name_or_path",
+            "pad_token_type_id",
+            "pad_to_multiple_of",
+            "processor_class",
+            "special_tokens_map_file",
+            "split_special_tokens",
+            "stride",
+            "tokenizer_class",
+            "tokenizer_file",
+            "truncation_strategy",
+            "use_fast",
+            "vocab_file",
+        ]
+    )
+
+    model_max_length: Annotated[int, Field(ge=3)] = 77
+    added_tokens_decoder: Annotated[dict[str, Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+
+
+class BytePairs(Configuration):
+    """The model in a tokenizer.json."""
+
+    ONLY: ClassVar[Mapping[str, object]] = {
+        **{"type": "BPE", "end_of_word_suffix": "</w>", "continuing_subword_prefix": "", "ignore_merges": False},
+        **{"byte_fallback": False, "fuse_unk": False},
+    }
+    NOTES: ClassVar[frozenset[str]] = frozenset({"dropout", "unk_token"})
+
+    vocab: dict[str, Number]
+    merges: list[str] | list[list[str]]
+
+
+class TokenizerFile(Configuration):
+    """A tokenizer.json. How a text is taken apart is not read of it: CLIP's way is known."""
+
+    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+
+    model: BytePairs
+    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+    truncation: dict[str, Any] | None = None
+    padding: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class Vocabulary(Configuration):
+    vocab: dict[str, Number]
+
+
+class AddedTokens(Configuration):
+    tokens: Annotated[dict[Text, Number], Field(max_length=MOST_ADDED_TOKENS)]
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a tokenizer is made of. `added` are tokens beyond `vocabulary`, in the order in which they get numbers."""
+
+    vocabulary: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: list[Token]
+    begin: str
+    end: str
+    padding: str
+    unknown: str
+    length: int
+    """Tokens that the model is given for a prompt, begin and end included, if it has as many positions."""
+
+
+def read_tokenizer(files: ModelFiles) -> TokenizerFiles:
+    """Read and check the files of a tokenizer, and join them as transformers 5 does. Raises ModelError."""
+    configuration = TokenizerConfiguration.read(files, CONFIGURATION)
+    whole = None
+    if TOKENIZER in files:
+        whole = TokenizerFile.checked(files.mapping(TOKENIZER, MOST_TOKENIZER_BYTES), files, TOKENIZER)
+        vocabulary, merges = whole.model.vocab, _pairs(files, TOKENIZER, whole.model.merges)
+    else:
+        found = {"vocab": files.mapping(VOCABULARY, MOST_TOKENIZER_BYTES)}
+        vocabulary = Vocabulary.checked(found, files, VOCABULARY).vocab
+        merges = _pairs(files, MERGES, _lines(files))
+    special = SpecialTokens.read(files, SPECIAL_TOKENS) if SPECIAL_TOKENS in files else SpecialTokens()
+    if configuration.added_tokens_decoder is not None:
+        # It holds all that the older files do.
+        numbered = _numbered(files, configuration.added_tokens_decoder)
+        special = SpecialTokens()
+    else:
+        older = (
+            AddedTokens.checked({"tokens": files.mapping(ADDED_TOKENS)}, files, ADDED_TOKENS).tokens
+            if (ADDED_TOKENS in files)
+            else {}
+        )
+        numbered = _older(older, configuration, special)
+        numbered |= {
+            token.id: token for token in ((whole.added_tokens if whole else None) or ()) if token.id is not None
+        }
+    named = {
+        part: _token(getattr(special, part) or getattr(configuration, part) or text) for part, text in _NAMED.items()
+    }
+    added = [numbered[number] for number in sorted(numbered)]
+    known = {token.content for token in added}
+    for token in (*named.values(), *_extra(configuration, special)):
+        if token.content not in known:
+            known.add(token.content)
+            added.append(token)
+    roles = {token.content for token in named.values()}
+    return TokenizerFiles(
+        vocabulary,
+        merges,
+        [token.model_copy(update={"special": token.special or token.content in roles}) for token in added],
+        begin=named["bos_token"].content,
+        end=named["eos_token"].content,
+        padding=named["pad_token"].content,
+        unknown=named["unk_token"].content,
+        length=configuration.model_max_length,
+    )
+
+
+_NAMED = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+"""CLIP's own, in the order in which they are added."""
+
+
+def _numbered(files: ModelFiles, tokens: Mapping[str, Token]) -> dict[int, Token]:
+    if not all(number.isdecimal() and number.isascii() and len(number) < 8 for number in tokens):
+        raise files.refusal(f"a folder whose added tokens are numbered ({CONFIGURATION}: added_tokens_decoder)")
+    return {int(number): token for number, token in tokens.items()}
+
+
+def _older(tokens: Mapping[str, int], configuration: SpecialTokens, special: SpecialTokens) -> dict[int, Token]:
+    """Tokens of an added_tokens.json, which has no more than their texts."""
+    named = [getattr(special, part) or getattr(configuration, part) for part in _NAMED]
+    roles = {_token(token).content for token in (*named, *_extra(configuration, special)) if token is not None}
+    return {
+        number: Token(content=content, special=content in roles, normalized=content not in roles)
+        for content, number in tokens.items()
+    }
+
+
+def _extra(configuration: SpecialTokens, special: SpecialTokens) -> list[Token]:
+    """Further special tokens, under the names of transformers 4 and 5."""
+    extra = configuration.extra_special_tokens or configuration.additional_special_tokens or []
+    extra = [*extra, *(special.extra_special_tokens or [])] or special.additional_special_tokens or []
+    return [_token(token) for token in extra]
+
+
+def _token(token: str | Token) -> Token:
+    return Token(content=token, special=True, normalized=False) if isinstance(token, str) else token
+
+
+def _lines(files: ModelFiles) -> list[str]:
+    try:
+        text = files.read(MERGES, MOST_TOKENIZER_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise files.refusal(f"a folder with a readable {MERGES} (not UTF-8)") from error
+    return [line for line in text.split("\n") if line and not line.startswith("#version")]
+
+
+def _pairs(files: ModelFiles, name: str, merges: list[str] | list[list[str]]) -> list[tuple[str, str]]:
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise files.refusal(f"a folder whose {name} merges two tokens at a time")
+    return [(left, right) for left, right in pairs]

@@ -1,0 +1,129 @@
+"""Weights of one part: what the headers of their safetensors files say, and the tensors themselves."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from torch import Tensor
+
+from sampling_core.errors import ModelError
+from sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
+from sampling_core.models.files import ModelFiles
+
+MOST_HEADER_BYTES = 2**23
+MOST_BYTES = 2**34
+"""Of all files of one part: four times what the largest part of Stable Diffusion has."""
+_NUMBERS = ("F64", "F32", "F16", "BF16")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
+
+
+class Stored(NamedTuple):
+    """Where a tensor is, under the name that it has there."""
+
+    file: str
+    name: str
+    shape: Shape
+    dtype: str
+
+
+Weights = dict[str, Stored]
+"""The tensors of one part, by the names that they have now."""
+
+
+class Shards(Configuration):
+    """The index of weights in several files."""
+
+    NOTES: ClassVar[frozenset[str]] = frozenset({"metadata"})
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1, max_length=20_000)]
+
+
+def weight_files(files: ModelFiles, part: str, stem: str) -> list[str]:
+    """Names of the safetensors files of one part: a single one, or the shards of an index. Raises ModelError."""
+    index = f"{part}/{stem}.safetensors.index.json"
+    if index not in files:
+        return [f"{part}/{stem}.safetensors"]
+    names = set(Shards.read(files, index).weight_map.values())
+    if not all(_FILE.fullmatch(name) for name in names):
+        raise files.refusal(f"a folder with weights inside it ({index})")
+    return sorted(f"{part}/{name}" for name in names)
+
+
+def read_headers(files: ModelFiles, part: str, stem: str, configuration: NetworkConfiguration) -> Weights:
+    """What a part's files hold, compared with its configuration. Reads no tensors. Raises ModelError."""
+    found: Weights = {}
+    total = 0
+    for file in weight_files(files, part, stem):
+        if file not in files:
+            raise files.refusal(f"a folder with weights ({file} is missing)")
+        for stored in _header(files, file):
+            name = configuration.spelled(stored.name)
+            if name in found:
+                raise files.refusal(f"weights that are there once ({file}: {stored.name!r:.100})")
+            found[name] = stored
+            total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
+    if total > MOST_BYTES:
+        raise files.refusal(f"weights of at most {MOST_BYTES} bytes ({part} has {total})")
+    if len(found) < configuration.least_tensors:
+        raise files.refusal(
+            f"weights for all layers of {part}/config.json ({len(found)} tensors, fewer than its layers have)"
+        )
+    check_shapes(files, part, found, configuration.edges())
+    return found
+
+
+def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[str, Shape]) -> None:
+    """Raise ModelError for the first tensor that is missing or has another shape than its configuration says."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise files.refusal(f"complete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
+    for name, shape in wanted.items():
+        if found[name].dtype not in _NUMBERS:
+            raise files.refusal(f"weights of type {', '.join(_NUMBERS)} ({part}: {name} is {found[name].dtype:.20})")
+        if found[name].shape != shape:
+            raise files.refusal(
+                f"weights of the sizes in {part}/config.json ({name} is {list(found[name].shape)}, not {list(shape)})"
+            )
+
+
+def read_tensors(
+    files: ModelFiles, weights: Weights, wanted: Mapping[str, Shape], device: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The wanted tensors, copied out of their files to a device, as numbers of one type. Raises ModelError."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({weights[name].file for name in wanted}):
+        with files.opened(file) as descriptor, safe_open(_path(descriptor), framework="pt") as stream:
+            for name in wanted:
+                if weights[name].file == file:
+                    # A copy, because the file may be mapped into memory and change there.
+                    tensors[name] = stream.get_tensor(weights[name].name).to(device, dtype, copy=True)
+    return tensors
+
+
+def _header(files: ModelFiles, file: str) -> list[Stored]:
+    """What one file holds."""
+    try:
+        with files.opened(file) as descriptor:
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            if length > MOST_HEADER_BYTES:
+                raise ValueError(f"a header of more than {MOST_HEADER_BYTES} bytes")  # noqa: TRY301 - told below
+            # Reads the header, and compares it with the file's size.
+            with safe_open(_path(descriptor), framework="pt") as tensors:
+                slices = {name: tensors.get_slice(name) for name in list(tensors.keys())}
+                return [Stored(file, name, tuple(of.get_shape()), str(of.get_dtype())) for name, of in slices.items()]
+    except ModelError:
+        raise
+    except Exception as error:
+        raise files.refusal(f"whole weights ({file}: {' '.join(str(error).split())[:120]})") from error
+
+
+def _path(descriptor: int) -> str:
+    """A path to an open file: safetensors opens files by their path, and this one cannot come to be another's."""
+    return f"/dev/fd/{descriptor}"
