@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from sampling_core.errors import BadInput, ModelError
 from sampling_core.models import EMBEDDED
 from sampling_core.models.loading import load
+from tasks.loading import loaded
 from tasks.trust import open_model
 from tests.planting import module, pickled
+from tests.watching import Memory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -257,3 +259,75 @@ def test_a_file_that_changed_since_it_was_checked_is_not_loaded(folder: Path) ->
         load(opened, "cpu", torch.float32)
     with pytest.raises(ModelError, match=r"changed while it was read"):
         opened.fingerprint()
+
+
+def test_a_folder_of_too_many_files_is_not_walked_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sampling_core.models.files.MOST_FILES", 50)
+    open_model("model")
+    for number in range(60):
+        (folder / f"{number}.txt").touch()
+    with pytest.raises(ModelError, match=r"at most 50 files"):
+        open_model("model")
+
+
+def test_a_folder_that_is_too_deep_is_not_walked_to_its_end(folder: Path) -> None:
+    (folder / "/".join("a" * 40)).mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"at most 16 folders deep"):
+        open_model("model")
+
+
+@pytest.mark.parametrize(
+    ("file", "allowed"),
+    [
+        ("unet/config.json", "at most 1048576 bytes"),
+        ("tokenizer/tokenizer.json", "at most 33554432 bytes"),
+        (f"vae/{WEIGHTS}", "whole weights"),
+    ],
+)
+def test_files_of_gigabytes_that_no_disk_has_are_refused_unread(file: str, allowed: str, folder: Path) -> None:
+    """Sparse files: their size costs nothing, and reading them would."""
+    with (folder / file).open("r+b") as stream:
+        stream.truncate(20 * 2**30)
+    memory = Memory()
+    with pytest.raises(ModelError, match=allowed):
+        open_model("model")
+    assert memory.grown() < 2**28
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "allowed"),
+    [
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "auto_map"),
+        ("tokenizer_config.json", {"chat_template": "{{ ''.__class__.__mro__ }}"}, "chat_template"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9": {"content": "x" * 10_000}}}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "x"}}}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"model_max_length": 2}, "model_max_length"),
+        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {}}}, "model"),
+        ("tokenizer.json", {"added_tokens": [{"id": 10**9, "content": "x"}]}, "added_tokens"),
+        ("tokenizer.json", {"added_tokens": [{"id": n, "content": f"x{n}"} for n in range(5000)]}, "text_encoder's"),
+    ],
+)
+def test_tokenizers_that_ask_for_more_are_refused(
+    file: str, changes: dict[str, Any], allowed: str, folder: Path
+) -> None:
+    (folder / "tokenizer" / "evil.py").write_text(module(folder / "owned"))
+    edit(folder / "tokenizer" / file, **changes)
+    with pytest.raises(ModelError, match=allowed):
+        open_model("model")
+    assert not (folder / "owned").exists()
+
+
+def test_patterns_of_a_tokenizer_are_not_used(folder: Path) -> None:
+    """A regular expression that takes exponential time: how CLIP takes a text apart is known."""
+    bomb = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    edit(folder / "tokenizer" / "tokenizer.json", pre_tokenizer=bomb, normalizer=None)
+    (words,) = {tuple(open_model(name).tokenizer.ids("a" * 40 + "b")) for name in ("model", "embedded")}
+    assert len(words) == open_model("model").tokenizer.length
+
+
+def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = open_model("model").fingerprint()
+    edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
+    monkeypatch.setattr("tasks.loading._loaded", {})
+    with pytest.raises(ModelError, match=r"the model that the job was planned with"):
+        loaded(open_model("model"), planned, [planned])
