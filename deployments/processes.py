@@ -20,6 +20,7 @@ import psutil
 
 from flows.own_server import MARK, PART
 from flows.private_files import open_private, read_private
+from sampling_core.plain_text import plain_lines
 
 _PROC = Path("/proc")
 
@@ -180,7 +181,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def log_tail(folder: Path, name: str, lines: int = 20) -> str:
-    """The last lines that a process has written."""
+    """The last lines that a process has written, of whatever it was told: without control characters and keys."""
     with suppress(OSError), os.fdopen(open_private(folder / f"{name}.log", os.O_RDONLY), errors="replace") as log:
-        return "\n".join(log.read().splitlines()[-lines:])
+        return plain_lines("\n".join(log.read().splitlines()[-lines:]))
     return ""

@@ -15,7 +15,8 @@ def main() -> None:
 
     settings = get_current_settings()
     api = settings.server.api
-    if api.auth_string is None:
+    # Prefect takes an empty one, and then lets everybody in.
+    if api.auth_string is None or not api.auth_string.get_secret_value():
         sys.exit("PREFECT_SERVER_API_AUTH_STRING: missing; this server starts with one alone")
     uvicorn.run(
         OwnAddress(create_app(final=True), api.port),

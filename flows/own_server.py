@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from contextlib import suppress
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows.private_files import open_private, read_private
+from flows.private_files import MOST_BYTES, open_private, read_private
 
 MARK = "REGIONAL_UP"
 """Environment variable that everything started from a folder carries, their children too: that folder."""
@@ -35,11 +36,14 @@ def new_auth_string() -> str:
 def make_auth_string(folder: Path) -> str:
     """The auth string of a folder, which is made if there is none. Raises OSError if the file cannot be trusted."""
     path = auth_file(folder)
-    if path.exists() and not read_private(path).strip():
-        path.unlink()  # whoever made it was killed before it was written
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with suppress(FileExistsError), os.fdopen(open_private(path, flags), "w") as file:
-        file.write(new_auth_string() + "\n")
+    with os.fdopen(open_private(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        # Of two that begin at once, the second one waits, and finds what the first one has written.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.fchmod(file.fileno(), 0o600)
+        if not file.read(MOST_BYTES).strip():
+            file.seek(0)
+            file.write(f"{new_auth_string()}\n".encode())
+            file.truncate()
     return read_private(path).strip()
 
 

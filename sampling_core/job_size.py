@@ -17,7 +17,8 @@ from sampling_core.solvers import SOLVERS
 
 _NUMBER = 4
 """Bytes of a float32."""
-_CHANNELS = 4
+CHANNELS = 4
+"""Of the latents of Stable Diffusion."""
 _REMEMBERED = 2
 """Latents of each participant: the one at hand, and what its solver remembers."""
 
@@ -57,6 +58,17 @@ def tensor_bytes(jobs: Iterable[RenderJob]) -> int:
     return sum(shared.values()) + own
 
 
+def most_pictures(job: RenderJob) -> int:
+    """How many pictures a job becomes; fewer files where some are equal."""
+    grid = job.composition == "sequential" and job.node.name == "MaskGridNKSamplersAdvanced"
+    return job.pictures * (job.node.rows * job.node.columns if grid else 1)
+
+
+def finished_bytes(job: RenderJob) -> int:
+    """Of all pictures of a job, 8-bit colours: their files are in memory until the last one is drawn."""
+    return most_pictures(job) * job.width * job.height * 3
+
+
 def _pictures_name(job: RenderJob) -> str:
     masks = [(mask_meaning(mask, {}), mask_size(job, mask.field)) for mask in job.drawn_masks()]
     protect = [shape_meaning(shape, {}) for shape in job.protect]
@@ -94,7 +106,7 @@ def _latent_bytes(job: RenderJob) -> int:
         solvers = [SOLVERS[job.settings_of(region)[0]] for region in participants]
         steps = max(job.steps, job.node.mask_steps or 0) if _whole_passes(job) else 1
         kept += steps * max(solver.draws for solver in solvers) if any(one.order == 0 for one in solvers) else 0
-    return kept * job.pictures * _CHANNELS * _cells(job) * _NUMBER
+    return kept * job.pictures * CHANNELS * _cells(job) * _NUMBER
 
 
 def _whole_passes(job: RenderJob) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from sampling_core.errors import BadInput
 from sampling_core.grid_job import NamedJob
 from sampling_core.job import RenderJob
-from sampling_core.job_size import drawn_pixels, tensor_bytes
+from sampling_core.job_size import CHANNELS, drawn_pixels, finished_bytes, tensor_bytes
+from sampling_core.nodes.masks import PIXELS_PER_CELL
 from tasks.settings import settings
 
 _DRAWN = "pixels of its different masks, each of the whole canvas, REGIONAL_MAX_DRAWN_PIXELS"
@@ -35,6 +36,18 @@ def check_limits(job: RenderJob) -> None:
         _at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")
     check_drawn(job, {})
     _at_most("job", tensor_bytes([job]), limits.max_tensor_bytes, _TENSORS)
+    _at_most(
+        "job", finished_bytes(job), limits.max_tensor_bytes, "bytes of finished pictures, REGIONAL_MAX_TENSOR_BYTES"
+    )
+
+
+def check_latents(job: RenderJob, cell: int, channels: int) -> None:
+    """Raise BadInput for a model with latents too large for the job: `cell` pixels a latent cell, so many channels.
+
+    Until the model is known, those of Stable Diffusion are counted.
+    """
+    larger = max(1, PIXELS_PER_CELL / cell) ** 2 * max(1, channels / CHANNELS)
+    _at_most("model", int(tensor_bytes([job]) * larger), settings().max_tensor_bytes, _TENSORS)
 
 
 def check_drawn(job: RenderJob, image_pixels: Mapping[str, int]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, model_validator
 
 from sampling_core.job import RenderJob
+from sampling_core.job_size import finished_bytes, most_pictures
 from tasks import keys
 from tasks.at_once import at_once
 from tasks.decoding import encoded
@@ -61,12 +62,6 @@ class Drawn(Record):
         return self
 
 
-def most_pictures(job: RenderJob) -> int:
-    """How many pictures a job becomes; fewer files where some are equal."""
-    grid = job.composition == "sequential" and job.node.name == "MaskGridNKSamplersAdvanced"
-    return job.pictures * (job.node.rows * job.node.columns if grid else 1)
-
-
 def most_bytes(job: RenderJob) -> int:
     """Bytes of a job's largest PNG file: pixels that cannot be compressed, and the job in a text chunk."""
     return 4 * (job.width + 1) * job.height + most_record_bytes()
@@ -108,8 +103,8 @@ def is_drawn(run: Run) -> bool:
     """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
     if run.job.start_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
-    found = pictures_of(run.store, run.job_hash, run.job)
-    return found is not None and found[0].latents == run.state_key(run.composition.steps)
+    drawn = _whole(run.store, run.job_hash, run.job)
+    return drawn is not None and drawn.latents == run.state_key(run.composition.steps)
 
 
 def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[Drawn, list[bytes]] | None:
@@ -117,20 +112,44 @@ def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tu
 
     Whoever knows the job gives it: pictures of another size are then damaged as well.
     """
-    drawn = record_of(store, job_hash)
+    drawn = _record_for(store, job_hash, job)
     if drawn is None:
         return None
-    size, pictures = (drawn.job.width, drawn.job.height), list[bytes]()
-    if job is not None and size != (job.width, job.height):
-        store.tell_unfit(keys.drawn(job_hash), ValueError(f"a picture of {size[0]} x {size[1]} pixels"))
-        return None
-    for key in map(keys.PictureKey, drawn.pictures):
-        data = store.read(key, most_bytes(drawn.job))
-        if data is None or keys.picture(_digest(data)) != key or png_size(data) != size:
-            logger.warning("a picture of job %s is damaged; it counts as absent", job_hash)
+    pictures = list[bytes]()
+    for data in _files(store, drawn):
+        if data is None:
             return None
         pictures.append(data)
     return drawn, pictures
+
+
+def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> Drawn | None:
+    """The same without the files: one of them at a time is in memory."""
+    drawn = _record_for(store, job_hash, job)
+    return drawn if drawn is not None and all(data is not None for data in _files(store, drawn)) else None
+
+
+def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> Drawn | None:
+    drawn = record_of(store, job_hash)
+    if drawn is None or job is None:
+        return drawn
+    size = (drawn.job.width, drawn.job.height)
+    if size != (job.width, job.height) or len(drawn.pictures) > most_pictures(job):
+        found = f"{len(drawn.pictures)} pictures of {size[0]} x {size[1]} pixels"
+        store.tell_unfit(keys.drawn(job_hash), ValueError(found))
+        return None
+    return drawn
+
+
+def _files(store: Store, drawn: Drawn) -> Iterator[bytes | None]:
+    """The PNG files that a record names; None for one that is damaged."""
+    for key in map(keys.PictureKey, drawn.pictures):
+        data = store.read(key, most_bytes(drawn.job))
+        size = (drawn.job.width, drawn.job.height)
+        if data is None or keys.picture(_digest(data)) != key or png_size(data) != size:
+            logger.warning("a picture of job %s is damaged; it counts as absent", drawn.job_hash)
+            data = None
+        yield data
 
 
 def record_of(store: Store, job_hash: str) -> Drawn | None:
@@ -143,7 +162,9 @@ def record_of(store: Store, job_hash: str) -> Drawn | None:
     if drawn.job_hash != job_hash:
         store.tell_unfit(key, ValueError("it tells of another job"))
         return None
-    if drawn.job.width * drawn.job.height > chosen.max_canvas_pixels or drawn.job.pictures > chosen.max_pictures:
+    canvas = drawn.job.width * drawn.job.height
+    many = drawn.job.pictures > chosen.max_pictures or finished_bytes(drawn.job) > chosen.max_tensor_bytes
+    if many or canvas > chosen.max_canvas_pixels:
         store.tell_unfit(key, ValueError("it tells of a job that is not allowed here"))
         return None
     return drawn
@@ -152,7 +173,7 @@ def record_of(store: Store, job_hash: str) -> Drawn | None:
 async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
     """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
     store = Store(store_url)
-    return all(await at_once(lambda job_hash: pictures_of(store, job_hash) is not None, job_hashes))
+    return all(await at_once(lambda job_hash: _whole(store, job_hash) is not None, job_hashes))
 
 
 def _digest(data: bytes) -> str:

@@ -24,7 +24,7 @@ from sampling_core.prompt_warnings import prompt_warnings
 from sampling_core.region_masks import mask_size, protected_pixels, region_masks
 from sampling_core.savings import savings
 from tasks.image_files import ImageFiles, read_image_files, resized
-from tasks.limits import check_drawn, check_evaluations, check_limits
+from tasks.limits import check_drawn, check_evaluations, check_latents, check_limits
 from tasks.settings import settings
 from tasks.trust import open_model
 
@@ -102,6 +102,7 @@ def prepare(job: RenderJob) -> Prepared:
             folders[name] = open_model(name, field)
     check_alike(named, folders)
     folder = folders[job.model]
+    check_latents(job, folder.cell, folder.latent_channels)
     fingerprints = {name: other.fingerprint() for name, other in folders.items()}
     files = read_image_files(job)
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})

@@ -17,6 +17,7 @@ from tasks.settings import ANYWHERE, settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
+_WITH_PASSWORD = re.compile(r"://[^@]*:[^@]*@")
 _OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 """Where images may come from beside files: a request there goes to an endpoint that the job does not choose."""
 _LONGEST = 4096
@@ -122,4 +123,6 @@ def _plain_url(field: str, url: str, allowed: str) -> str:
 
 
 def _told(name: str, roots: Iterable[str]) -> str:
-    return f"{name} ({', '.join(roots)})"
+    places = ", ".join(roots)
+    # The settings are lists: a password with a comma is in two items, and neither looks like an address any more.
+    return name if _WITH_PASSWORD.search(places) else f"{name} ({places})"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from sampling_core.plain_text import plain
@@ -23,6 +25,11 @@ _BYTES_PER_PIXEL = {"PNG": 8, "JPEG": 8, "GIF": 8, "BMP": 8, "TIFF": 10, "WEBP":
 `tests/test_images.py`. WebP's decoder keeps whole canvases beside the image; a TIFF may be one strip."""
 _PROGRESSIVE = 5
 """What a progressive JPEG needs beside that: all of its coefficients."""
+_MOST_SCANS = 100
+"""Of a progressive JPEG, ten times what cameras write: each goes over the whole image, and may have 40 bytes."""
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+"""That begins a segment with a length, or ends a JPEG."""
+_SCAN, _END = b"\xda", b"\xd9"
 _TILE_SIDES = (322, 323)
 """TIFF tags: TileWidth, TileLength."""
 _ROWS = 64
@@ -67,6 +74,8 @@ def _lying(data: bytes, left: int) -> tuple[Pixels, int]:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=tuple(_BYTES_PER_PIXEL)) as image:
             _check_size(image, left)
+            if isinstance(image, JpegImageFile) and _scans(data) > _MOST_SCANS:
+                raise TooLargeError(f"a JPEG of at most {_MOST_SCANS} scans")
             if image.mode == "F":
                 raise ValueError("floating-point pixels")
             image.load()
@@ -79,6 +88,15 @@ def _lying(data: bytes, left: int) -> tuple[Pixels, int]:
                 bottom = min(top + _ROWS, image.height)
                 pixels[top:bottom] = _flat(image.crop((0, top, image.width, bottom)))
     return pixels, orientation
+
+
+def _scans(data: bytes) -> int:
+    """How often a JPEG goes over its image."""
+    at, found = 2, 0
+    while (marker := _MARKER.search(data, at)) is not None and marker[1] != _END:
+        found += marker[1] == _SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return found
 
 
 def reason(error: Exception) -> str:
@@ -97,7 +115,9 @@ def _check_size(image: Image.Image, left: int) -> None:
     if pixels > left:
         total = f"images of at most {limits.max_image_pixels} pixels together (REGIONAL_MAX_IMAGE_PIXELS"
         raise TooLargeError(f"{total}; {left} are left; {size})")
-    of_pixel = _BYTES_PER_PIXEL[image.format or ""] + (_PROGRESSIVE if "progressive" in image.info else 0)
+    # A JPEG with further pictures behind it, as phones write them, has a name of its own in Pillow.
+    kind = "JPEG" if isinstance(image, JpegImageFile) else image.format or ""
+    of_pixel = _BYTES_PER_PIXEL[kind] + (_PROGRESSIVE if "progressive" in image.info else 0)
     if pixels * of_pixel > limits.max_image_bytes:
         allowed = f"an image that unpacks in at most {limits.max_image_bytes} bytes (REGIONAL_MAX_IMAGE_BYTES"
         raise TooLargeError(f"{allowed}; {size} of {image.format} may need {pixels * of_pixel})")

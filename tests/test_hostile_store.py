@@ -7,7 +7,9 @@ import gzip
 import json
 import os
 import stat
+import struct
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from sampling_core.grid_job import NamedJob
 from sampling_core.parsing import parse_job
 from tasks.keeping import begin, finish, forget_forks, known_of, runs, sizes, to_prune
 from tasks.merging import merge
-from tasks.pictures import pictures_of, record_of
+from tasks.pictures import all_drawn, pictures_of, record_of
 from tasks.run import Run
 from tasks.sampling import Progress, regional_steps, warm_up
 from tasks.settings import settings
@@ -156,6 +158,33 @@ def test_a_pictures_record_asks_for_no_more_than_a_job_may(
     job = {"prompt": "x", "width": 256} if size == "wide" else {"prompt": "x"}
     record = picture_record(job=job, pictures=[] if size == "wide" else pictures)
     plant_record(root, f"pictures/{hashed('job')}", record)
+    assert record_of(Store(str(root)), hashed("job")) is None
+
+
+def test_planted_pictures_are_not_in_memory_together(root: Path) -> None:
+    """Sparse files take no room in a store, and a record may name as many as a job may have."""
+    pictures = list[str]()
+    for i in range(16):
+        data = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II5B", 1024, 1024, 8, 2, 0, 0, 0) + bytes([i])
+        digest = sha256(data + bytes(6 * 2**20)).hexdigest()
+        sparse(root / f"pictures/{digest}.png", len(data) + 6 * 2**20)
+        with (root / f"pictures/{digest}.png").open("r+b") as file:
+            file.write(data)
+        pictures.append(f"pictures/{digest}.png")
+    job = {"prompt": "x", "width": 1024, "height": 1024}
+    plant_record(root, f"pictures/{hashed('job')}", picture_record(job=job | {"batch_size": 16}, pictures=pictures))
+    memory = Memory()
+    assert asyncio.run(all_drawn(str(root), [hashed("job")])), "nobody who does not know the job can see it"
+    assert memory.grown() < 48 * 2**20
+    memory = Memory()
+    assert pictures_of(Store(str(root)), hashed("job"), parse_job(job)) is None, "the job has one picture"
+    assert memory.grown() < 48 * 2**20
+
+
+def test_a_pictures_record_with_a_grid_of_large_pictures_is_absent(root: Path) -> None:
+    node = {"name": "MaskGridNKSamplersAdvanced", "rows": 16, "columns": 16}
+    job = {"prompt": "x", "width": 4096, "height": 4096, "composition": "sequential", "node": node}
+    plant_record(root, f"pictures/{hashed('job')}", picture_record(job=job))
     assert record_of(Store(str(root)), hashed("job")) is None
 
 

@@ -236,6 +236,10 @@ TOO_MUCH = {
         "REGIONAL_MAX_TENSOR_BYTES",
     ),
     "latents of 65 participants": (job(*[{}] * 64, batch_size=16, **LARGE), "REGIONAL_MAX_TENSOR_BYTES"),
+    "pictures of 128 cells, all kept until the last one is drawn": (
+        job(composition="sequential", node={"name": "MaskGridNKSamplersAdvanced", "rows": 16, "columns": 8}, **LARGE),
+        "finished pictures, REGIONAL_MAX_TENSOR_BYTES",
+    ),
     "models": (job(*[{"model": f"m{i}"} for i in range(64)]), "REGIONAL_MAX_MODELS"),
     "a prompt": (job(prompt="x" * 400_000), "REGIONAL_MAX_PROMPT"),
     "a region's prompt": (job({"negative_prompt": "x" * 400_000}), "REGIONAL_MAX_PROMPT"),

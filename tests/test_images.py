@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -499,3 +500,27 @@ def test_what_took_a_files_place_after_it_was_looked_at_is_not_read(
     monkeypatch.setattr(regular_files, "_check", swapped)
     with pytest.raises(NoRegularFileError, match="a pipe"):
         open_regular("photo.png")
+
+
+@pytest.mark.parametrize("scans", [80, 200])
+def test_a_jpeg_of_many_scans_is_refused(scans: int) -> None:
+    """Each of 40 bytes goes over the whole image again: 32 MB of them take hours. Cameras write ten."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", progressive=True)
+    *_, last = re.finditer(b"\xff\xda", buffer.getvalue())
+    content, end = buffer.getvalue()[:-2], buffer.getvalue()[-2:]
+    # What lies in a segment, or behind the end, is no scan: phones put whole videos there.
+    comment = b"\xff\xfe" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200
+    data = content[:2] + comment + content[2:] + content[last.start() :] * scans + end + b"\xff\xda" * 200
+    if scans == 80:
+        assert unpacked(data, 64 * 64).shape == (64, 64, 3)
+        return
+    with pytest.raises(TooLargeError, match=r"at most 100 scans"):
+        unpacked(data, 64 * 64)
+
+
+def test_a_photo_of_several_pictures_is_its_first_one() -> None:
+    buffer = io.BytesIO()
+    one, other = (Image.new("RGB", (32, 16), color) for color in ("red", "blue"))
+    one.save(buffer, "MPO", save_all=True, append_images=[other])
+    assert unpacked(buffer.getvalue(), 10**6)[8, 16].argmax() == 0

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 
-from deployments import processes
+from deployments import processes, server
 from deployments.up import SERVER, Machine, down
+from flows.own_server import make_auth_string
 
 SLEEPING = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -254,3 +258,41 @@ def test_the_server_is_stopped_last(known: str, tmp_path: Path) -> None:
         "end server",
     ]
     assert list(machine.folder.glob("*.json")) == []
+
+
+def test_two_that_make_an_auth_string_at_once_have_the_same_and_none_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one put an empty file in the place of the first one's, whose server then asked for nothing."""
+    second_is_there, first_is_done = threading.Event(), threading.Event()
+    made, others = secrets.token_urlsafe, list[str]()
+    second = threading.Thread(target=lambda: others.append(make_auth_string(tmp_path)))
+
+    def slow(size: int) -> str:
+        if threading.current_thread() is second:
+            second_is_there.set()
+            first_is_done.wait(60)
+        else:
+            second.start()
+            # It must not get there, which it shows by not coming.
+            second_is_there.wait(1)
+        return made(size)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", slow)
+    own = make_auth_string(tmp_path)
+    first_is_done.set()
+    second.join()
+    assert others == [own]
+    assert len(own) > 32
+    assert [file.name for file in tmp_path.iterdir()] == ["auth"]
+
+
+def test_no_server_starts_with_an_empty_auth_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it serves"))
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: ""}), pytest.raises(SystemExit, match="missing"):
+        server.main()
+
+
+def test_a_log_is_shown_without_what_steers_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "x.log").write_bytes(b"one\x1b[2J\ntwo\x07\n")
+    assert processes.log_tail(tmp_path, "x").split() == ["one\\x1b[2J", "two\\x07"]

@@ -181,6 +181,9 @@ def test_prefects_own_keys_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"REGIONAL_OUT": "s3://bucket#{}"}, ["render", "job.yaml"]),
         ({"REGIONAL_OUT": "https://user:{}@host/x", "REGIONAL_OUTS": "x"}, ["render", "job.yaml", "--out", "y"]),
         ({"REGIONAL_ROOTS": "s3://KEY:{}@bucket"}, ["render", "job.yaml", "--set", "start_image=x.png"]),
+        ({"REGIONAL_STORES": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--store", "/y"]),
+        ({"REGIONAL_OUTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--out", "/y"]),
+        ({"REGIONAL_ROOTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--set", "model=/y"]),
         ({"REGIONAL_S3_ENDPOINT": "https://user:{}@host"}, ["render", "job.yaml", "--store", "s3://bucket/x"]),
         ({"REGIONAL_KEEP": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
         ({"REGIONAL_DEVICE": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
@@ -193,7 +196,7 @@ def test_prefects_own_keys_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, ["plan", "job.yaml", "--set", "sampler=https://user:{}@host/x"]),
         ({"PREFECT_API_URL": "http://user:{}@127.0.0.1:9/api"}, ["submit", "job.yaml"]),
     ],
-    ids=range(19),
+    ids=range(22),
 )
 def test_a_refusal_does_not_repeat_the_key(
     variables: dict[str, str],

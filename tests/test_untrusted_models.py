@@ -12,12 +12,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sampling_core.errors import BadInput, ModelError
 from sampling_core.models import EMBEDDED
 from sampling_core.models.loading import load
+from sampling_core.parsing import parse_job
 from tasks.loading import loaded
+from tasks.preparing import prepare
 from tasks.trust import open_model
 from tests.planting import module, pickled
 from tests.watching import Memory
@@ -331,3 +333,33 @@ def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeyp
     monkeypatch.setattr("tasks.loading._loaded", {})
     with pytest.raises(ModelError, match=r"the model that the job was planned with"):
         loaded(open_model("model"), planned, [planned])
+
+
+def test_a_tokenizer_that_cannot_spell_the_unknown_is_refused(folder: Path) -> None:
+    """Else it is built, and the library raises an error of its own at the first letter that it does not have."""
+    file = folder / "tokenizer" / "tokenizer.json"
+    found = json.loads(file.read_text())
+    del found["model"]["vocab"]["<|endoftext|>"]
+    file.write_text(json.dumps(found))
+    with pytest.raises(ModelError, match=r"vocabulary has its unk_token"):
+        open_model("model")
+
+
+def test_latents_larger_than_a_job_may_have_are_refused(folder: Path) -> None:
+    """The limits are counted with the latents of Stable Diffusion: 4 channels, 8 pixels a cell."""
+    for part, names in {
+        "unet": {"conv_in.weight": 1, "conv_out.weight": 0},
+        "vae": {"decoder.conv_in.weight": 1},
+    }.items():
+        tensors = load_file(folder / part / WEIGHTS)
+        for name, axis in names.items():
+            shape = list(tensors[name].shape)
+            shape[axis] = 1024
+            tensors[name] = torch.zeros(shape)
+        save_file(tensors, folder / part / WEIGHTS)
+    edit(folder / "unet" / "config.json", in_channels=1024, out_channels=1024)
+    edit(folder / "vae" / "config.json", latent_channels=1024)
+    job = {"prompt": "x", "width": 4096, "height": 4096}
+    prepare(parse_job(job))
+    with pytest.raises(BadInput, match=r"^model: .*REGIONAL_MAX_TENSOR_BYTES"):
+        prepare(parse_job(job | {"model": "model"}))

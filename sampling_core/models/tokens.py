@@ -66,6 +66,9 @@ def open_tokenizer(files: ModelFiles, positions: int, embeddings: int) -> Prompt
     Raises ModelError.
     """
     found = read_tokenizer(files)
+    if found.unknown not in found.vocabulary:
+        # It would be missed only when a prompt has a letter that the vocabulary has not.
+        raise files.refusal(f"a folder whose tokenizer's vocabulary has its unk_token ({found.unknown!r:.60})")
     try:
         tokenizer = _built(found)
     except Exception as error:
