@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from selenium import webdriver
 
-from tests import test_browser
+from tests.browsing import Page, eventually, needs_browser, opened_browser
 from tests.processes import environment, post, prefect_server, regional
-from tests.test_browser import Page, eventually
 
-pytestmark = test_browser.pytestmark
-browser = test_browser.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("machine"), needs_browser]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with opened_browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import torch
@@ -35,6 +36,6 @@ def test_what_other_libraries_open_is_seen(tmp_path: Path) -> None:
 def test_memory_that_is_given_back_is_seen() -> None:
     memory = Memory()
     assert memory.grown() < 2**20
-    taken = bytearray(b"\1" * 2**26)
-    del taken
+    with mmap.mmap(-1, 2**26) as taken:
+        taken.write(b"\1" * 2**20 * 64)
     assert memory.grown() >= 2**26 - 2**20

@@ -7,6 +7,7 @@ sees whoever opens something in one folder, libraries written in other languages
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import struct
 import sys
@@ -85,6 +86,8 @@ class Memory:
     """How far the memory of this process has grown at its highest, in bytes, since this was made."""
 
     def __init__(self) -> None:
+        # Else garbage that is collected meanwhile makes room that no growth is seen in.
+        gc.collect()
         # 5 resets the kernel's high-water mark to what is used now.
         Path("/proc/self/clear_refs").write_text("5")
         self._start = self._peak()
