@@ -33,7 +33,7 @@ class OwnAddress:
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
         if hosts not in ([self._own], [self._alias]) or origins not in ([], [f"http://{self._own}"]):
             await _refuse(scope, receive, send)
-        elif hosts == [self._alias] and scope["type"] == "http" and not scope["path"].startswith("/api/"):
+        elif hosts == [self._alias] and scope["type"] == "http" and _is_page(scope["path"]):
             await self._redirect(scope, receive, send)
         else:
             await self._app(scope, receive, _without_frames(send))
@@ -44,6 +44,11 @@ class OwnAddress:
         query = scope["query_string"].decode("latin-1")
         path = f"{scope['path']}?{query}" if query else scope["path"]
         await RedirectResponse(f"http://{self._own}{path}")(scope, receive, send)
+
+
+def _is_page(path: str) -> bool:
+    """Whether it is the path of a page; what begins otherwise than with a slash would become a part of the host."""
+    return path.startswith("/") and not path.startswith("/api/")
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

@@ -15,6 +15,8 @@ import yaml
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from sampling_core.strict_json import each_once
+
 _MOST_ALIASES = 1000
 _MOST_KEYS = 1000
 """Of one mapping, what is merged into it included."""
@@ -34,18 +36,9 @@ def read_yaml(text: str, most: int) -> Any:
 def read_json(text: str) -> Any:
     """JSON as plain data. Raises ValueError for what is no JSON, or has a key twice."""
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        return json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(_one_line(error)) from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!r} is there twice")
-        found[key] = value
-    return found
 
 
 def _one_line(what: object) -> str:

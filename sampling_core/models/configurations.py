@@ -7,7 +7,6 @@ It is refused all the same, because the model would not be the one that was mean
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from sampling_core.models.files import ModelFiles
+from sampling_core.plain_text import plain_value
 
 Shape = tuple[int, ...]
 Count = Annotated[int, Field(ge=1, le=64)]
@@ -45,7 +45,7 @@ class Configuration(BaseModel):
         for key, value in found.items():
             if key in cls.ONLY:
                 if value is not None and (value != cls.ONLY[key] or type(value) is not type(cls.ONLY[key])):
-                    raise _refused(key, f"is {_short(value)}, and may only be {json.dumps(cls.ONLY[key])}")
+                    raise _refused(key, f"is {plain_value(value)}, and may only be {json.dumps(cls.ONLY[key])}")
             elif key in cls.NOTES:
                 if not _plain(value):
                     raise _refused(key, "should be text, a number, or a short list of them")
@@ -94,17 +94,12 @@ def _said(error: ValidationError) -> str:
         return first["msg"]
     # Beside keys and positions, pydantic names the branch of a union here.
     where = [str(first["loc"][0]), *(str(step) for step in first["loc"][1:] if isinstance(step, int))]
-    found = "" if first["type"] == "missing" else f" is {_short(first['input'])}"
+    found = "" if first["type"] == "missing" else f" is {plain_value(first['input'])}"
     return f"{'.'.join(where)}{found}: {first['msg']:.200}"
 
 
 def _refused(key: str, says: str) -> PydanticCustomError:
-    return PydanticCustomError("not_known", "{key} {says}", {"key": _short(key), "says": says})
-
-
-def _short(value: object) -> str:
-    """A value in one line of printable characters, however long or nested it is."""
-    return reprlib.repr(value)[:60]
+    return PydanticCustomError("not_known", "{key} {says}", {"key": plain_value(key), "says": says})
 
 
 def _plain(value: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sampling_core.errors import ModelError
-from sampling_core.models.strict_json import parse_mapping
+from sampling_core.strict_json import parse_mapping
 
 MOST_FILES = 10_000
 MOST_DEPTH = 16
@@ -97,9 +97,8 @@ class ModelFiles:
         return found
 
     def refusal(self, allowed: str) -> ModelError:
-        """The error that says what would be allowed; libraries repeat in it what a file says."""
-        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in allowed)
-        return ModelError("model", self.model, shown)
+        """The error that says what would be allowed."""
+        return ModelError("model", self.model, allowed)
 
     def _moved(self, name: str) -> ModelError:
         return self.refusal(f"a folder that nobody writes to ({name} changed while it was read)")

@@ -14,7 +14,7 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
     number says whether it has to be finite.
     """
     try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repetition)
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=each_once)
         if b"\\u" in content:
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -28,10 +28,11 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
     return found
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names all differ. Raises ValueError for others, of which `json.loads` takes the last."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r:.60} is there twice")
+            raise ValueError(f"the key {name[:80]!r} is there twice")
         found[name] = value
     return found
