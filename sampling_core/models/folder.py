@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from sampling_core.errors import ModelError
 from sampling_core.levels import ModelLevels, beta_levels
 from sampling_core.models import EMBEDDED
+from sampling_core.models.clip_text import CLIPTextModel
 from sampling_core.models.configurations import NetworkConfiguration
 from sampling_core.models.files import Follow, ModelFiles, find_files
-from sampling_core.models.stable_diffusion import PARTS, AutoencoderKL, CLIPTextModel, ModelIndex, Scheduler
+from sampling_core.models.stable_diffusion import PARTS, AutoencoderKL, ModelIndex, Scheduler
 from sampling_core.models.stable_diffusion import UNet2DConditionModel as UNet
 from sampling_core.models.tokens import PromptTokenizer, open_tokenizer
 from sampling_core.models.weights import Weights, read_headers

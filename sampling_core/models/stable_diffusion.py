@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from sampling_core.models.clip_text import CLIPTextModel
 from sampling_core.models.configurations import (
     Configuration,
-    Count,
     NetworkConfiguration,
     Positive,
     Shape,
@@ -20,7 +20,6 @@ from sampling_core.models.configurations import (
 PIPELINE = "StableDiffusionPipeline"
 
 Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
-TextActivation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"]
 Layers = Annotated[int, Field(ge=1, le=32)]
 PerLevel = Annotated[list[Width], Field(min_length=1, max_length=8)]
 Kernel = Literal[1, 3, 5, 7]
@@ -166,105 +165,6 @@ class AutoencoderKL(NetworkConfiguration):
         for old, new in _OLD_ATTENTION_NAMES.items():
             name = name.replace(old, new)
         return name
-
-
-_OF_TRANSFORMERS: dict[str, object] = {
-    "add_cross_attention": False,
-    "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "return_dict": True,
-    "tie_encoder_decoder": False,
-    "torchscript": False,
-    "use_bfloat16": False,
-}
-"""Written by PretrainedConfig of transformers 4 for every model, and a switch each."""
-_OF_GENERATION = frozenset(
-    [
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "id2label",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_scores",
-        "prefix",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tie_word_embeddings",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "typical_p",
-    ]
-)
-"""Written by it too: about texts that a model would write, which this one does not."""
-
-
-class CLIPTextModel(NetworkConfiguration):
-    ONLY: ClassVar[Mapping[str, object]] = {
-        "model_type": "clip_text_model",
-        "pruned_heads": {},
-        "use_attention_mask": False,
-        **_OF_TRANSFORMERS,
-    }
-    NOTES: ClassVar[frozenset[str]] = _OF_GENERATION | {
-        *("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"),
-        *("initializer_factor", "initializer_range", "projection_dim", "dropout"),
-        # Where the pooled embedding is taken from, which Stable Diffusion does not use.
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
-    }
-
-    vocab_size: Annotated[int, Field(ge=1, le=2**20)]
-    hidden_size: Width
-    intermediate_size: Annotated[int, Field(ge=1, le=2**17)]
-    num_hidden_layers: Count
-    num_attention_heads: Width
-    max_position_embeddings: Annotated[int, Field(ge=3, le=8192)] = 77
-    hidden_act: TextActivation = "quick_gelu"
-    layer_norm_eps: Share = 1e-5
-    attention_dropout: Share = 0.0
-
-    @property
-    def least_tensors(self) -> int:
-        return 16 * self.num_hidden_layers
-
-    def edges(self) -> dict[str, Shape]:
-        width = self.hidden_size
-        return {
-            "embeddings.token_embedding.weight": (self.vocab_size, width),
-            "embeddings.position_embedding.weight": (self.max_position_embeddings, width),
-            "encoder.layers.0.mlp.fc1.weight": (self.intermediate_size, width),
-        }
-
-    @staticmethod
-    def spelled(name: str) -> str:
-        """Releases of transformers differ in whether there is a prefix."""
-        return name.removeprefix("text_model.")
 
 
 class Scheduler(Configuration):
