@@ -42,9 +42,6 @@ Rows = Float[Tensor, "r c h w"]
 RowEmbeddings = Float[Tensor, "r t d"]
 """The encoded prompts that belong to a batch of rows."""
 
-Scalar = Float[Tensor, ""]
-"""One number kept as a tensor, so that it goes to safetensors with the rest of the state."""
-
 Pixels = UInt8[Tensor, "b H W 3"]
 """Finished pictures, 8-bit RGB."""
 
