@@ -230,7 +230,19 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
 
         retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
         post(server, f"flow_runs/{parent['id']}/set_state", retry)
-        until(lambda: runs("grid")[0]["state_type"] == "COMPLETED", "the retried parent")
+
+        def completed() -> bool:
+            """The worker reports the first process' exit some time after the run has failed.
+
+            Where it does so after the retry, Prefect marks the retried run as crashed. With `make up` the flow
+            `reap` starts it again; here, where there is none, the test does.
+            """
+            state = runs("grid")[0]["state_type"]
+            if state == "CRASHED":
+                post(server, f"flow_runs/{parent['id']}/set_state", retry)
+            return state == "COMPLETED"
+
+        until(completed, "the retried parent", 400)
         assert {one["name"][:10] for one in runs("shard")} == {"shard 1 of", "shard 2 of"}
         ended = runs("shard")
         assert sorted(one["state_type"] for one in ended) == ["COMPLETED", "COMPLETED", "CRASHED"]
