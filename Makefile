@@ -44,10 +44,10 @@ format: .venv/installed ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 
 up: .venv/installed ## start server, pools, workers and deployments on this machine; again: only what does not run
-	$(BIN)/python -m deployments.up
+	$(BIN)/python -m prefect_regional_diffusion.deployments.up
 
 down: .venv/installed ## stop what `make up` has started; runs go back into the queue
-	$(BIN)/python -m deployments.up --down
+	$(BIN)/python -m prefect_regional_diffusion.deployments.up --down
 
 clean: ## remove what was installed and rendered here
 	rm -rf .venv .regional renders .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 
 from benchmarks.reading import read_scene
-from sampling_core.evaluate import Networks
-from sampling_core.job import RenderJob
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import Model, load
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import Model, load
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from training.scenes import Scene, all_scenes, held_out
 
 WHOLE_CANVASES = 240

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from benchmarks.networks import Timed, large_unet
-from sampling_core.composition import Composition
-from sampling_core.evaluate import Count, Networks
-from sampling_core.job import RenderJob
-from sampling_core.levels import beta_levels
-from sampling_core.models.unet import UNetDenoiser
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 
 LEVELS = beta_levels("epsilon")
 REGIONS = (1, 2, 4, 8)

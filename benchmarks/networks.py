@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from sampling_core._types import RowEmbeddings, Rows
-from sampling_core.evaluate import Network
-from sampling_core.levels import Level
+from prefect_regional_diffusion.sampling_core.engine.batching import Network
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.tensors.types import RowEmbeddings, Rows
 
 
 class Timed:

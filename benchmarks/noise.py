@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from sampling_core._types import Latent, RowEmbeddings, Rows
-from sampling_core.composition import Joint
-from sampling_core.evaluate import Networks
-from sampling_core.levels import Level, beta_levels
-from sampling_core.nodes.sequential import Sequential
-from sampling_core.noise import initial_noise
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
-from sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, beta_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, RowEmbeddings, Rows
 
 CHANNELS = 1024
 LEVELS = beta_levels("epsilon")

@@ -29,15 +29,15 @@ import torch
 from safetensors.torch import load
 
 from benchmarks.standing_in import SleepingNetwork
-from deployments import processes
-from sampling_core.evaluate import Networks
-from sampling_core.models.folder import open_folder
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
-from sampling_core.tensor_specs import specs_of
-from tasks import keys
-from tasks.store import Store
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
+from prefect_regional_diffusion.tasks.storage import keys
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests import s3
 from tests.machine import ASKED_HERE, Machine
 from tests.processes import ROOT, post
@@ -211,7 +211,16 @@ def _second_worker(machine: Machine) -> subprocess.Popen[bytes]:
     machine.patch("work_pools/gpu", {"concurrency_limit": 2})
     own = machine.client | {"PREFECT_HOME": str(machine.folder / "prefect2")}
     env = machine.env | own | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    command = [sys.executable, "-m", "deployments.worker", "gpu", "--name", "second", "--limit", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect_regional_diffusion.deployments.worker",
+        "gpu",
+        "--name",
+        "second",
+        "--limit",
+        "1",
+    ]
     with (machine.folder / "second.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 

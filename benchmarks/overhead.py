@@ -18,14 +18,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from benchmarks.networks import Timed, large_unet
-from sampling_core.evaluate import Count, Networks
-from sampling_core.guidance import Guidance
-from sampling_core.levels import beta_levels
-from sampling_core.models.unet import UNetDenoiser
-from sampling_core.nodes.calls import Setting
-from sampling_core.nodes.regional import Region, regional_sampler
-from sampling_core.nodes.sequential import Sequential
-from sampling_core.nodes.turns import stages
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Setting
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import stages
+from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import Region, regional_sampler
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 
 LEVELS = beta_levels("epsilon")
 GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"

@@ -34,15 +34,15 @@ from torch.nn.functional import max_pool2d
 
 from benchmarks.adherence import draw
 from benchmarks.reading import main_color
-from sampling_core._types import Embedding, PixelMask, RowEmbeddings, Rows
-from sampling_core.evaluate import Networks
-from sampling_core.job import RenderJob
-from sampling_core.levels import Level
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import Model, load
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import Model, load
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, PixelMask, RowEmbeddings, Rows
 from training.scenes import PALETTE, Scene, all_scenes
 
 JOBS = 100

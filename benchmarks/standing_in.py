@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from flows.render import render
-from flows.shard import shard
-from sampling_core._types import Embedding, Latent, Pixels, RowEmbeddings, Rows
-from sampling_core.levels import Level
-from sampling_core.models.folder import ModelFolder
-from tasks import loading
+from prefect_regional_diffusion.flows.render import render
+from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Latent, Pixels, RowEmbeddings, Rows
+from prefect_regional_diffusion.tasks import load_model as loading
 
 __all__ = ["FORWARD_SECONDS", "SleepingNetwork", "render", "shard"]
 

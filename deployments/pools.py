@@ -1,6 +1,6 @@
 """Work pools on a Prefect server: `control` for what starts and watches, `gpu` for what draws.
 
-A template (`deployments/pools`) lists what can be set of a kind of pool. `python -m deployments.pools gpu docker
+A template (`deployments/pools`) lists what can be set of a kind of pool. `python -m prefect_regional_diffusion.deployments.pools gpu docker
 gpu.yaml` makes a pool in which the values of a file are fixed: no run, deployment or schedule can then name another
 command, image, environment or place (`job_variables`).
 """
@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values
 
-from sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput
 
 KINDS = ("process", "docker", "kubernetes")
 _TEMPLATES = Path(__file__).parent / "pools"
@@ -100,7 +100,9 @@ async def _main(name: str, kind: str, base: dict[str, Any], limit: int | None) -
 
 def main() -> None:
     """Make a pool on the server of PREFECT_API_URL, or bring it up to date."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.pools", description=(main.__doc__ or ""))
+    parser = argparse.ArgumentParser(
+        prog="python -m prefect_regional_diffusion.deployments.pools", description=(main.__doc__ or "")
+    )
     parser.add_argument("name", help="of the pool: gpu, control")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("settings", nargs="?", type=Path, help="YAML file: values of what the kind's template lists")

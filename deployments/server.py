@@ -11,7 +11,7 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
-    from flows.own_address import OwnAddress
+    from prefect_regional_diffusion.flows.server.address_guard import OwnAddress
 
     settings = get_current_settings()
     api = settings.server.api

@@ -1,6 +1,6 @@
 """One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
 
-`python -m deployments.up` starts what does not run yet, `python -m deployments.up --down` stops all of it. Everything
+`python -m prefect_regional_diffusion.deployments.up` starts what does not run yet, `python -m prefect_regional_diffusion.deployments.up --down` stops all of it. Everything
 listens on loopback, reports to nobody, and lives in one folder (`.regional/up`) that only this user may enter:
 database, logs, process files, and the auth string that the server asks everybody for.
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 
 import psutil
 
-from deployments import processes
-from flows.environment import set_defaults
-from flows.own_server import SERVER, auth_file, make_auth_string, ports
-from flows.private_files import NotPrivateError, private_folder
-from flows.server_environment import server_environment
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.flows.common.environment import set_defaults
+from prefect_regional_diffusion.flows.server.environment import server_environment
+from prefect_regional_diffusion.flows.server.local import SERVER, auth_file, make_auth_string, ports
+from prefect_regional_diffusion.flows.server.private_files import NotPrivateError, private_folder
 
 CODE = Path(__file__).resolve().parent.parent
 POOLS = ("control", "gpu")
@@ -92,13 +92,26 @@ def up(machine: Machine) -> None:
     auth_string = _auth_string(machine)
     environment = machine.environment(auth_string)
     os.environ.update(environment)
-    _start(machine, SERVER, [sys.executable, "-m", "deployments.server"], machine.server_environment(auth_string))
+    _start(
+        machine,
+        SERVER,
+        [sys.executable, "-m", "prefect_regional_diffusion.deployments.server"],
+        machine.server_environment(auth_string),
+    )
     wait_for_server(machine)
     asyncio.run(_set_up_server(machine))
     _deploy(machine, environment)
     for pool in POOLS:
         limit = ["--limit", "1"] if pool == "gpu" else []
-        worker = [sys.executable, "-m", "deployments.worker", pool, "--name", f"{pool} here", *limit]
+        worker = [
+            sys.executable,
+            "-m",
+            "prefect_regional_diffusion.deployments.worker",
+            pool,
+            "--name",
+            f"{pool} here",
+            *limit,
+        ]
         _start(machine, f"worker-{pool}", worker, environment)
     print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log; `make down` stops it)")
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
@@ -176,8 +189,8 @@ def wait_for_server(machine: Machine, seconds: float = 180) -> None:
 async def _set_up_server(machine: Machine) -> None:
     from prefect.client.orchestration import get_client
 
-    from deployments.automations import ensure_automations
-    from deployments.pools import ensure_pool, fixed_template
+    from prefect_regional_diffusion.deployments.automations import ensure_automations
+    from prefect_regional_diffusion.deployments.pools import ensure_pool, fixed_template
 
     base = fixed_template("process")
     async with get_client() as client:
@@ -206,7 +219,9 @@ def _deploy(machine: Machine, environment: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prefect_regional_diffusion.deployments.up", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--down", action="store_true", help="stop everything instead")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
     parser.add_argument("--folder", type=Path, default=CODE / ".regional" / "up", help="database, logs, process files")

@@ -1,8 +1,8 @@
-"""A worker that hands its runs back when its machine is taken away: `python -m deployments.worker gpu --limit 1`.
+"""A worker that hands its runs back when its machine is taken away: `python -m prefect_regional_diffusion.deployments.worker gpu --limit 1`.
 
 Prefect's process worker kills its runs when it is told to stop; the server then hears nothing more of them. This one
 stops them in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
-Runs that ask for a command or an environment of their own are refused (deployments.process_worker).
+Runs that ask for a command or an environment of their own are refused (prefect_regional_diffusion.deployments.process_worker).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from types import FrameType
 
 import psutil
 
-from flows.environment import set_defaults
-from sampling_core.plain_text import plain
+from prefect_regional_diffusion.flows.common.environment import set_defaults
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable by which Prefect tells a process which run it is."""
@@ -30,7 +30,9 @@ _GRACE_SECONDS = 25
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deployments.worker", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prefect_regional_diffusion.deployments.worker", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("pool", help="name of a work pool of type process")
     parser.add_argument("--limit", type=int, help="runs at once [no limit]")
     parser.add_argument("--name", help="of the worker in the UI [by Prefect]")
@@ -38,7 +40,15 @@ def main() -> None:
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
-    command = [sys.executable, "-m", "deployments.process_worker", "worker", "start", "--type", "process"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect_regional_diffusion.deployments.process_worker",
+        "worker",
+        "start",
+        "--type",
+        "process",
+    ]
     command += ["--pool", arguments.pool]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
@@ -127,7 +137,7 @@ def _requeue(flow_run_id: str, signalled: datetime) -> None:
     from prefect.client.schemas.responses import SetStateStatus
     from prefect.states import AwaitingRetry
 
-    from flows.reap import TAKEN_AWAY
+    from prefect_regional_diffusion.flows.reap import TAKEN_AWAY
 
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(flow_run_id)).state

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.drawing import Places, Spread, draw
-from flows.grid import JobsPerShard, Machines, Seconds
-from flows.naming import named_after
-from flows.render import Name
-from sampling_core.errors import BadInput
-from sampling_core.grid_job import NamedJob
-from tasks.files import read_jobs
-from tasks.settings import Keep
+from prefect_regional_diffusion.flows.common.run_names import named_after
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
+from prefect_regional_diffusion.flows.grid import JobsPerShard, Machines, Seconds
+from prefect_regional_diffusion.flows.render import Name
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
+from prefect_regional_diffusion.tasks.machine.settings import Keep
 
 
 @flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)

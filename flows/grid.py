@@ -6,16 +6,16 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.drawing import Places, Spread, draw
-from flows.naming import named_after
-from flows.render import Name
-from sampling_core.errors import BadInput
-from sampling_core.grid_job import GridJob, NamedJob, cells
-from sampling_core.shards import MOST_PER_SHARD
-from tasks.limits import check_cells
-from tasks.preparing import Prepared
-from tasks.runs import checked
-from tasks.settings import Keep
+from prefect_regional_diffusion.flows.common.run_names import named_after
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
+from prefect_regional_diffusion.flows.render import Name
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
+from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
+from prefect_regional_diffusion.tasks.check_jobs import checked
+from prefect_regional_diffusion.tasks.inputs.limits import check_cells
+from prefect_regional_diffusion.tasks.machine.settings import Keep
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 
 Machines = Annotated[int | None, Field(ge=1, le=64)]
 JobsPerShard = Annotated[int | None, Field(ge=1, le=MOST_PER_SHARD)]

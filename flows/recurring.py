@@ -11,11 +11,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import AfterValidator, Field
 
-from flows.naming import MOST_NAME
-from flows.render import ChunkSteps, render
-from sampling_core.fields import Text, refuse
-from sampling_core.job import RenderJob
-from sampling_core.plain_text import one_line
+from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
+from prefect_regional_diffusion.flows.render import ChunkSteps, render
+from prefect_regional_diffusion.sampling_core.job.fields import Text, refuse
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 
 Change = Literal["fixed", "by date", "by run"]
 

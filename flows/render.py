@@ -9,28 +9,28 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.ahead import Ahead
-from flows.naming import named_after
-from flows.prefect_logs import make_logs_plain
-from flows.sampling import sample
-from flows.spent_time import Clock
-from sampling_core.evaluate import Count
-from sampling_core.job import RenderJob
-from sampling_core.plain_text import redacted
-from tasks.at_once import at_once
-from tasks.decoding import decode
-from tasks.file_names import told_job
-from tasks.keeping import begin, finish
-from tasks.loading import load_model
-from tasks.masks import build_masks
-from tasks.progress import report_step
-from tasks.prompts import encode_prompts, encode_start
-from tasks.publishing import Record, publish, versions
-from tasks.sampling import newest
-from tasks.settings import Keep, settings
-from tasks.showing import Shown
-from tasks.store import Store
-from tasks.trust import out_place, store_place
+from prefect_regional_diffusion.flows.common.chunking import sample
+from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.prefect_logs import make_logs_plain
+from prefect_regional_diffusion.flows.common.run_names import named_after
+from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
+from prefect_regional_diffusion.tasks.build_masks import build_masks
+from prefect_regional_diffusion.tasks.decode import decode
+from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
+from prefect_regional_diffusion.tasks.inputs.file_names import told_job
+from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
+from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
+from prefect_regional_diffusion.tasks.publish import Record, publish, versions
+from prefect_regional_diffusion.tasks.sample import newest
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.retention import begin, finish
+from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.artifacts import Shown
+from prefect_regional_diffusion.tasks.ui.step_listener import report_step
 
 make_logs_plain()
 

@@ -10,28 +10,28 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.ahead import Ahead
-from flows.naming import named_after
-from flows.render import ChunkSteps, Name
-from flows.sampling import chunked
-from flows.spent_time import Clock
-from sampling_core.evaluate import Count
-from sampling_core.grid_job import NamedJob
-from sampling_core.shards import MOST_PER_SHARD
-from tasks.at_once import at_once
-from tasks.company import Company, rounds
-from tasks.keeping import Known, begin, finish, known_of
-from tasks.loading import load_model
-from tasks.pictures import is_drawn, keep_pictures
-from tasks.progress import report_step
-from tasks.prompts import encode_prompts, encode_start
-from tasks.run import Run
-from tasks.runs import prepare_all
-from tasks.sampling import Sampled, counted, newest
-from tasks.settings import Keep, settings
-from tasks.showing import Shown
-from tasks.store import Store
-from tasks.trust import store_place
+from prefect_regional_diffusion.flows.common.chunking import chunked
+from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.run_names import named_after
+from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.flows.render import ChunkSteps, Name
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
+from prefect_regional_diffusion.tasks.check_jobs import prepare_all
+from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
+from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
+from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Sampled, counted, newest
+from prefect_regional_diffusion.tasks.sample_batch import Company, rounds
+from prefect_regional_diffusion.tasks.save_images import is_drawn, keep_pictures
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.retention import Known, begin, finish, known_of
+from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.artifacts import Shown
+from prefect_regional_diffusion.tasks.ui.step_listener import report_step
 
 _PICTURES = 8
 """Decoded in one task: many tasks at once are more than a server on SQLite can write down."""

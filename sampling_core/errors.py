@@ -1,6 +1,6 @@
 """Errors that a user can meet. All say which field, which value, and what is allowed, in one line.
 
-Fields, values and what is allowed may come from others; the line is made of them by `sampling_core.plain_text`.
+Fields, values and what is allowed may come from others; the line is made of them by `sampling_core.text.plain_text`.
 
 RegionalError
 ├── BadInput       the job, a mask or a setting is wrong; nothing was loaded yet
@@ -11,7 +11,7 @@ RegionalError
 
 from __future__ import annotations
 
-from sampling_core.plain_text import plain, plain_path, plain_value
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path, plain_value
 
 MOST_ALLOWED = 1200
 """Characters of what is allowed: the names of all samplers and more."""

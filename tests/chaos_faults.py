@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psutil
 
-from deployments import processes
+from prefect_regional_diffusion.deployments import background_processes as processes
 from tests.chaos_field import BUCKET, Field
 from tests.fault_proxy import Fault as Failure
 

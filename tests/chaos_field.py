@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from deployments import processes
+from prefect_regional_diffusion.deployments import background_processes as processes
 from tests import s3
 from tests.fault_proxy import FaultProxy
 from tests.machine import Machine

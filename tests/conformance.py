@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sampling_core.errors import RegionalError
+from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from tests.conformers import GROUPS
 from tests.recordings import Case, Recordings, tolerance
 

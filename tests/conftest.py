@@ -15,7 +15,7 @@ import tests.typechecking
 # Before anything imports the core: every annotated call in it is then checked, shapes included.
 install_import_hook("sampling_core", f"{tests.typechecking.__name__}.checked")
 
-# Set before torch and Prefect are imported; see flows.environment for the reasons.
+# Set before torch and Prefect are imported; see flows.common.environment for the reasons.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -30,7 +30,7 @@ settings.load_profile("shared machine")
 @pytest.fixture(autouse=True)
 def own_settings() -> Iterator[None]:
     """Each test reads its settings anew, and leaves no environment variables behind."""
-    from tasks.settings import settings
+    from prefect_regional_diffusion.tasks.machine.settings import settings
 
     before = dict(os.environ)
     settings.cache_clear()
@@ -43,7 +43,7 @@ def own_settings() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that a test calls in this process must not take its signals."""
-    monkeypatch.setattr("flows.stopping.listen", lambda: None)
+    monkeypatch.setattr("prefect_regional_diffusion.flows.cli.stopping.listen", lambda: None)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import psutil
 
-from deployments import processes
+from prefect_regional_diffusion.deployments import background_processes as processes
 from tests.processes import ROOT, ask, auth_files, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
@@ -34,8 +34,16 @@ class Machine:
         self.env = environment(folder / "home") | {"REGIONAL_KEEP": "all"} | allowed | variables
 
     def up(self, *options: str) -> str:
-        """What `python -m deployments.up` says."""
-        command = [sys.executable, "-m", "deployments.up", "--port", str(self.port), "--folder", str(self.folder)]
+        """What `python -m prefect_regional_diffusion.deployments.up` says."""
+        command = [
+            sys.executable,
+            "-m",
+            "prefect_regional_diffusion.deployments.up",
+            "--port",
+            str(self.port),
+            "--folder",
+            str(self.folder),
+        ]
         done = subprocess.run(
             [*command, *options], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=400
         )

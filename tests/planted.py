@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from flows.ahead import Ahead
-from sampling_core.parsing import parse_job
-from tasks.loading import load_model
-from tasks.masks import build_masks
-from tasks.preparing import FORMAT
-from tasks.prompts import encode_prompts
-from tasks.run import Run
-from tasks.sampling import Progress, newest
+from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.build_masks import build_masks
+from prefect_regional_diffusion.tasks.encode import encode_prompts
+from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress, newest
 
 JOB = parse_job(
     {

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampling_core.draws import SequentialNoise, Shape, span
-from sampling_core.evaluate import Networks
-from sampling_core.guidance import Guidance
-from sampling_core.levels import Level, ModelLevels, beta_levels, flow_levels
-from sampling_core.sampler import Participant, Plan, Stage, State, iterate, start
-from sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage, State, iterate, start
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, span
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, beta_levels, flow_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
 EMBEDDINGS = {name: torch.zeros(1, 1, 1) for name in ("", "base", "region")}
 

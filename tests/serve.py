@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flows.environment import set_defaults
+from prefect_regional_diffusion.flows.common.environment import set_defaults
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     set_defaults()
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.render import render
+    from prefect_regional_diffusion.flows.render import render
 
     render.serve(
         name="render",

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tasks.at_once import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
 
 
 def test_values_come_in_order_and_calls_run_side_by_side() -> None:

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import cli
-from sampling_core.errors import BadInput
-from sampling_core.models import EMBEDDED
-from sampling_core.parsing import parse_job
-from tasks.image_files import read_image_files
-from tasks.settings import settings
+from prefect_regional_diffusion.flows.cli import main as cli
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
+from prefect_regional_diffusion.tasks.machine.settings import settings
 from tests.processes import EXAMPLES
 
 JOB: dict[str, Any] = {
@@ -33,8 +33,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("sampling_core.models.loading.load", refuse)
-    monkeypatch.setattr("tasks.loading.load", refuse)
+    monkeypatch.setattr("prefect_regional_diffusion.sampling_core.models.loading.load", refuse)
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model.load", refuse)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

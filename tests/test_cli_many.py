@@ -11,18 +11,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import cli, cli_grid
-from flows.errors import NotDrawnError
-from sampling_core.grid_job import NamedJob, cells
-from sampling_core.history import Named
-from sampling_core.parsing import parse_grid, parse_job
-from tasks.files import read_job
-from tasks.keeping import Known
-from tasks.keys import RecordKey
-from tasks.planning import plan_together
-from tasks.preparing import prepare
-from tasks.settings import Settings, settings, unknown_variables
-from tasks.store import Store
+from prefect_regional_diffusion.flows.cli import grid as cli_grid
+from prefect_regional_diffusion.flows.cli import main as cli
+from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, cells
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
+from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+from prefect_regional_diffusion.tasks.machine.settings import Settings, settings, unknown_variables
+from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.storage.keys import RecordKey
+from prefect_regional_diffusion.tasks.storage.retention import Known
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import EXAMPLES, ROOT
 
 GRIDS = ROOT / "examples" / "grids"
@@ -271,7 +272,7 @@ def test_a_run_is_one_line_of_80_columns(
             name=name, job_hash=f"{i}" * 64, steps=1000, chapters=chapters, begun=1.7e9 + i, finished=i or None
         )
         Store("store").write_json(RecordKey(f"runs/{i:064d}"), known.model_dump(mode="json"))
-    monkeypatch.setattr("tasks.keeping.Known.states", lambda *_: set())
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.retention.Known.states", lambda *_: set())
     monkeypatch.setenv("COLUMNS", "80")
     assert run(monkeypatch, "store", "ls", "--store", "store") == 0
     heading, rule, *lines = capsys.readouterr().out.rstrip().splitlines()

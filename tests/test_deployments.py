@@ -22,12 +22,12 @@ from prefect.server.schemas.core import WorkPool
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
-from deployments.automations import TAGS, silent_runs
-from deployments.pools import KINDS, fixed_template, template
-from deployments.process_worker import AsThePoolSays
-from flows.reap import TAG
-from flows.recurring import recurring
-from sampling_core.errors import BadInput
+from prefect_regional_diffusion.deployments.automations import TAGS, silent_runs
+from prefect_regional_diffusion.deployments.pools import KINDS, fixed_template, template
+from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays
+from prefect_regional_diffusion.flows.reap import TAG
+from prefect_regional_diffusion.flows.recurring import recurring
+from prefect_regional_diffusion.sampling_core.errors import BadInput
 from tests.processes import ROOT
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]

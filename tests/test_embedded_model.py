@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.adherence import draw
 from benchmarks.reading import read_scene
-from sampling_core.errors import ModelError
-from sampling_core.models import EMBEDDED
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import Model, load
-from sampling_core.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import Model, load
 from training.canvases import place
 from training.scenes import PALETTE, Scene, all_scenes, held_out
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sampling_core.evaluate import Count, Networks, evaluate
-from sampling_core.guidance import Guidance
-from sampling_core.levels import Level
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import load
-from sampling_core.solvers import Prediction, Query
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers import Prediction, Query
 from tests.problems import GaussianData
 
 LEVEL = Level(1.0, 2.0)

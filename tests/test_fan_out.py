@@ -16,23 +16,23 @@ import torch
 from PIL import Image
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-import flows.drawing
-import flows.fan_out
-from flows import cli
-from flows.drawing import Places, Spread, draw
-from flows.errors import NotDrawnError
-from flows.fan_out import Part, run_shards
-from flows.reap import GIVEN_UP
-from flows.render import render
-from flows.shard import shard
-from sampling_core.errors import StoreError
-from sampling_core.grid_job import NamedJob
-from sampling_core.parsing import parse_job
-from tasks.merging import Merged
-from tasks.pictures import _keep, all_drawn
-from tasks.preparing import prepare
-from tasks.run import Run
-from tasks.sampling import Progress
+import prefect_regional_diffusion.flows.fan_out.render_many
+import prefect_regional_diffusion.flows.fan_out.shard_runs
+from prefect_regional_diffusion.flows.cli import main as cli
+from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
+from prefect_regional_diffusion.flows.fan_out.shard_runs import Part, run_shards
+from prefect_regional_diffusion.flows.reap import GIVEN_UP
+from prefect_regional_diffusion.flows.render import render
+from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.sampling_core.errors import StoreError
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.merge import Merged
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.save_images import _keep, all_drawn
 from tests.processes import ROOT
 
 
@@ -82,10 +82,10 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
     parent = SimpleNamespace(get_id=lambda: "parent", get_name=lambda: "grid", get_run_count=lambda: server.starts)
-    monkeypatch.setattr(flows.fan_out, "arun_deployment", server.started)
-    monkeypatch.setattr(flows.fan_out, "get_client", lambda: server)
-    monkeypatch.setattr(flows.fan_out, "Bar", lambda: server)
-    monkeypatch.setattr(flows.fan_out, "flow_run", parent)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "arun_deployment", server.started)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "get_client", lambda: server)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "Bar", lambda: server)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "flow_run", parent)
     return server
 
 
@@ -171,7 +171,7 @@ def test_a_parts_key_stands_for_all_that_makes_its_pictures() -> None:
     hashes, places = {"one": "1", "two": "2"}, Places(None, None, None)
 
     def key(jobs: list[NamedJob] = JOBS, places: Places = places, **changed: str) -> str:
-        return flows.drawing._part(jobs, hashes | changed, places, "store").key
+        return prefect_regional_diffusion.flows.fan_out.render_many._part(jobs, hashes | changed, places, "store").key
 
     others = [
         key(JOBS[:1]),
@@ -207,7 +207,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
         "check_all": lambda jobs: {named.name: named.name for named in jobs},
         "check_server": lambda _: None,
     }.items():
-        monkeypatch.setattr(flows.drawing, name, replacement)
+        monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.render_many, name, replacement)
     return asked
 
 
@@ -217,7 +217,7 @@ def drawn(machines: int | None = None, out: str | None = None) -> dict[str, Any]
 
 def in_a_run(monkeypatch: pytest.MonkeyPatch, deployment: UUID | None) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(deployment_id=deployment))
-    monkeypatch.setattr(flows.drawing.FlowRunContext, "get", lambda: context)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.render_many.FlowRunContext, "get", lambda: context)
 
 
 def test_a_run_of_a_deployment_never_draws_itself(drawing: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_the_command_line_says_in_one_line_what_is_missing(
     async def fail(*_: Any) -> None:
         raise NotDrawnError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
-    monkeypatch.setattr("flows.grid.grid", SimpleNamespace(fn=fail))
+    monkeypatch.setattr("prefect_regional_diffusion.flows.grid.grid", SimpleNamespace(fn=fail))
     monkeypatch.setattr("sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--machines", "2"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -17,21 +17,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-import tasks.merging
-import tasks.pictures
-from sampling_core.grid_job import NamedJob
-from sampling_core.job import RenderJob
-from sampling_core.parsing import parse_job
-from tasks.decoding import encoded
-from tasks.file_names import file_stem, renamed, told_files, told_job, told_name
-from tasks.files import read_job
-from tasks.keys import drawn
-from tasks.merging import Merged, merge
-from tasks.pictures import all_drawn, is_drawn, keep_pictures
-from tasks.preparing import prepare
-from tasks.publishing import Record
-from tasks.run import Run
-from tasks.store import Store
+import prefect_regional_diffusion.tasks.merge
+import prefect_regional_diffusion.tasks.save_images
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.decode import encoded
+from prefect_regional_diffusion.tasks.inputs.file_names import file_stem, renamed, told_files, told_job, told_name
+from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+from prefect_regional_diffusion.tasks.merge import Merged, merge
+from prefect_regional_diffusion.tasks.publish import Record
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.save_images import all_drawn, is_drawn, keep_pictures
+from prefect_regional_diffusion.tasks.storage.keys import drawn
+from prefect_regional_diffusion.tasks.storage.store import Store
 
 PERSIAN = "می\u200cخواهم"  # noqa: RUF001 - letters of that script, and a joiner between two of them
 HASH = sha256(b"a job").hexdigest()
@@ -209,7 +209,7 @@ def unshown(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(work: Any) -> None:
         work.close()
 
-    monkeypatch.setattr(tasks.merging, "show_or_warn", nothing)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.merge, "show_or_warn", nothing)
 
 
 def merged(jobs: dict[str, Run], store: Path, folder: Path) -> Merged:
@@ -238,11 +238,11 @@ def test_a_sheet_names_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.M
 def test_pictures_that_other_arithmetic_has_drawn_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
     run = started(parse_job(job), tmp_path)
-    today = tasks.pictures.FORMAT
-    monkeypatch.setattr(tasks.pictures, "FORMAT", today - 1)
+    today = prefect_regional_diffusion.tasks.save_images.FORMAT
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today - 1)
     kept(run)
     assert is_drawn(run)
-    monkeypatch.setattr(tasks.pictures, "FORMAT", today)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today)
     assert not is_drawn(run)
     assert not asyncio.run(all_drawn(str(tmp_path), [run.job_hash]))
     assert merged({"it": run}, tmp_path, tmp_path / "grid").missing == ["it"]

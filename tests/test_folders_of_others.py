@@ -16,10 +16,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from sampling_core.models import EMBEDDED
-from sampling_core.models import stable_diffusion as tables
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import load
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models import stable_diffusion as tables
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import load
 
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 PROMPTS = ["a red circle on a blue background", "<|endoftext|> red! <cat> it's", "ü 漢字  <CAT>x", "red " * 50, ""]

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sampling_core.grid_job import cells
-from tasks.files import read_grid
-from tasks.planning import plan_together
-from tasks.preparing import prepare
+from prefect_regional_diffusion.sampling_core.job.grid_job import cells
+from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
+from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.processes import ROOT, environment, post, regional, stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
@@ -152,7 +152,7 @@ def test_too_many_bytes_are_refused_before_the_server_is_asked(tmp_path: Path) -
 
 DEPLOY = """
 import sys
-from flows.environment import set_defaults
+from prefect_regional_diffusion.flows.common.environment import set_defaults
 set_defaults()
 from prefect import flow
 for name, given in (("shard", {}), ("grid", dict(machines=2, give_up_after=1))):

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.composition import Joint
-from sampling_core.fields import MAX_SEED
-from sampling_core.grid_job import GridJob, NamedJob, cells, distinct
-from sampling_core.job import RenderJob
-from sampling_core.joint_plan import joint
-from sampling_core.levels import beta_levels
-from sampling_core.parsing import BadJob, parse_grid
-from sampling_core.region_masks import region_masks
-from sampling_core.shards import MAX_BYTES, shards
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells, distinct
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.sharding import MAX_BYTES, shards
+from prefect_regional_diffusion.sampling_core.planning.joint import joint
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 MIDDLE = {"center_x": 0.5, "center_y": 0.5, "radius_x": 0.3, "radius_y": 0.3}

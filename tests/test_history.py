@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from sampling_core.evaluate import Networks
-from sampling_core.history import named
-from sampling_core.job import RenderJob
-from sampling_core.models.folder import open_folder
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from tests.problems import GaussianData
 
 LEFT = {"prompt": "left", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}

@@ -17,19 +17,27 @@ from typing import Any
 import pytest
 import torch
 
-import flows.sampling
-from flows import cli_store
-from flows.ahead import Ahead
-from flows.sampling import sample
-from sampling_core.grid_job import NamedJob
-from sampling_core.parsing import parse_job
-from tasks.keeping import begin, finish, forget_forks, known_of, runs, sizes, to_prune
-from tasks.merging import merge
-from tasks.pictures import all_drawn, pictures_of, record_of
-from tasks.run import Run
-from tasks.sampling import Progress, regional_steps, warm_up
-from tasks.settings import settings
-from tasks.store import Store
+import prefect_regional_diffusion.flows.common.chunking
+from prefect_regional_diffusion.flows.cli import store as cli_store
+from prefect_regional_diffusion.flows.common.chunking import sample
+from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.merge import merge
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress, regional_steps, warm_up
+from prefect_regional_diffusion.tasks.save_images import all_drawn, pictures_of, record_of
+from prefect_regional_diffusion.tasks.storage.retention import (
+    begin,
+    finish,
+    forget_forks,
+    known_of,
+    runs,
+    sizes,
+    to_prune,
+)
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.planted import (
     FLOAT8,
     found,
@@ -72,7 +80,9 @@ def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(seconds: float) -> None:
         raise AssertionError("a planted object is waited for")
 
-    monkeypatch.setattr("tasks.patience.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=fail))
+    monkeypatch.setattr(
+        "prefect_regional_diffusion.tasks.storage.retry.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=fail)
+    )
 
 
 def untouched(victim: Path, work: Callable[[], Any]) -> Any:
@@ -298,8 +308,8 @@ def test_somebody_elses_file_counts_as_absent(root: Path, run: Run) -> None:
 
 @pytest.fixture
 def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
-    monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "warm_up", warm_up.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
     return ready(root)
 
 
@@ -614,7 +624,7 @@ def test_what_lies_in_the_private_folder_is_its_owners_alone(
         replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr("os.replace", seen)
-    from tasks.keys import output, run
+    from prefect_regional_diffusion.tasks.storage.keys import output, run
 
     before = os.umask(umask)
     try:

@@ -23,21 +23,28 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from flows import cli, submit
-from flows.naming import named_after
-from sampling_core.errors import BadInput, BadJob
-from sampling_core.grid_job import NamedJob
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import load
-from sampling_core.parsing import parse_job
-from sampling_core.plain_text import one_line, plain, plain_lines, plain_path, plain_value
-from tasks.file_names import told_job
-from tasks.job_data import NoJobFileError
-from tasks.keys import RecordKey
-from tasks.logs import plain_logger
-from tasks.merging import merge
-from tasks.publishing import Record, publish, versions
-from tasks.store import Store
+from prefect_regional_diffusion.flows.cli import main as cli
+from prefect_regional_diffusion.flows.cli import submit
+from prefect_regional_diffusion.flows.common.run_names import named_after
+from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.sampling_core.text.plain_text import (
+    one_line,
+    plain,
+    plain_lines,
+    plain_path,
+    plain_value,
+)
+from prefect_regional_diffusion.tasks.inputs.file_names import told_job
+from prefect_regional_diffusion.tasks.inputs.job_data import NoJobFileError
+from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.merge import merge
+from prefect_regional_diffusion.tasks.publish import Record, publish, versions
+from prefect_regional_diffusion.tasks.storage.keys import RecordKey
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import ROOT, environment, post, regional
 from tests.terminal import Terminal
 
@@ -195,7 +202,7 @@ def record(text: str) -> Record:
 @example(text=PIXEL * 1000)
 def test_a_summary_fetches_nothing(text: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        shown = Artifacts(monkeypatch, "tasks.publishing")
+        shown = Artifacts(monkeypatch, "prefect_regional_diffusion.tasks.publish")
         asyncio.run(publish.fn(record(text), [], str(tmp_path), "render"))
     summary, title = shown.markdown
     assert_text_alone(summary, rows=3)
@@ -206,7 +213,7 @@ def test_a_summary_fetches_nothing(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [TRACKERS[0], TRACKERS[2], TRACKERS[3]], ids=range(3))
 def test_a_table_of_cells_fetches_nothing(text: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is real: whoever starts a run may name any below the worker's own."""
-    shown = Artifacts(monkeypatch, "tasks.merging")
+    shown = Artifacts(monkeypatch, "prefect_regional_diffusion.tasks.merge")
     jobs = [NamedJob(name=text[:80], job=parse_job({"prompt": text, "width": 64, "height": 64}))]
     asyncio.run(merge.fn(jobs, {text[:80]: "0" * 64}, 1, "store", "out/" + text.replace("//", "/")))
     for markdown in shown.markdown:
@@ -217,7 +224,9 @@ def test_a_table_of_cells_fetches_nothing(text: str, workdir: Path, monkeypatch:
 @example(name="x" * 1000)
 def test_a_run_is_called_something_that_can_be_read(name: str) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("flows.naming.flow_run", SimpleNamespace(parameters={"name": name}))
+        monkeypatch.setattr(
+            "prefect_regional_diffusion.flows.common.run_names.flow_run", SimpleNamespace(parameters={"name": name})
+        )
         assert_one_line(named_after("render")(), most=90)
 
 
@@ -403,7 +412,7 @@ def test_prefect_s_own_lines_are_plain(env: dict[str, str], server: str, tmp_pat
     """Prefect says itself what is wrong with parameters, and logs every failure with its traceback."""
     code = f"""
 import asyncio
-from flows.render import render
+from prefect_regional_diffusion.flows.render import render
 try:
     asyncio.run(render(job={{"prompt": "x", {EVIL!r}: 1}}, name="faked"))
 except Exception: pass
@@ -431,7 +440,7 @@ except Exception: pass
 # Prompts.
 def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: pytest.LogCaptureFixture) -> None:
     """Their verbosity is the process': it used to come back when the first of two threads was done."""
-    from sampling_core.models import loading
+    from prefect_regional_diffusion.sampling_core.models import loading
 
     model = load(open_folder("embedded"), "cpu", torch.float32)
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]

@@ -20,25 +20,33 @@ from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from torch.overrides import TorchFunctionMode
 
-from flows.batch import batch
-from flows.shard import shard
-from sampling_core import masks, plan, region_masks
-from sampling_core.drawn_masks import DrawnMasks
-from sampling_core.errors import BadInput, BadJob
-from sampling_core.evaluate import Count, Networks
-from sampling_core.grid_job import GridJob, NamedJob, cells
-from sampling_core.job_size import tensor_bytes
-from sampling_core.levels import beta_levels
-from sampling_core.nodes.masks import grown_in_latent_cells, on_lattice
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose, cost
-from sampling_core.solvers import SOLVERS
-from tasks.files import read_jobs
-from tasks.limits import check_cells, check_count, check_jobs, check_limits, check_shard
-from tasks.preparing import drawn_masks, prepare
-from tasks.runs import check_all
-from tasks.settings import settings
-from tasks.trust import image_place, store_place
+from prefect_regional_diffusion.flows.batch import batch
+from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.sampling_core.comfyui.masks import grown_in_latent_cells, on_lattice
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
+from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
+from prefect_regional_diffusion.sampling_core.planning import compile as plan
+from prefect_regional_diffusion.sampling_core.planning import region_masks
+from prefect_regional_diffusion.sampling_core.planning.compile import compose, cost
+from prefect_regional_diffusion.sampling_core.planning.job_size import tensor_bytes
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.tasks.check_jobs import check_all
+from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
+from prefect_regional_diffusion.tasks.inputs.limits import (
+    check_cells,
+    check_count,
+    check_jobs,
+    check_limits,
+    check_shard,
+)
+from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, store_place
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.prepare import drawn_masks, prepare
 
 WHOLE = {"x": 0, "y": 0, "width": 1, "height": 1}
 MIDDLE = {"x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5}
@@ -438,7 +446,7 @@ def test_the_server_has_the_number_of_jobs_in_its_schema(flow: Any, number: int)
 
 
 def test_a_batch_is_refused_before_its_jobs_are_prepared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.runs.prepare", lambda job: pytest.fail("prepared"))
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.check_jobs.prepare", lambda job: pytest.fail("prepared"))
     monkeypatch.setenv("REGIONAL_MAX_JOBS", "2")
     settings.cache_clear()
     jobs = tuple(NamedJob(name=f"{i}", job=job(seed=i)) for i in range(3))

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sampling_core import masks
-from sampling_core._types import Photo
-from sampling_core.color_maps import near_misses
-from sampling_core.errors import BadInput
-from sampling_core.fitting import Fit, Size, placing, same_shape
-from sampling_core.meaning import job_hash
-from sampling_core.parsing import BadJob, parse_job
-from tasks import regular_files
-from tasks.image_files import read_image_files, resized
-from tasks.preparing import Prepared, prepare
-from tasks.regular_files import NoRegularFileError, open_regular
-from tasks.settings import settings
-from tasks.unpacking import TooLargeError, unpacked
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
+from prefect_regional_diffusion.sampling_core.masks.color_maps import near_misses
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit, Size, placing, same_shape
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
+from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.tasks.inputs import regular_files
+from prefect_regional_diffusion.tasks.inputs.image_decoding import TooLargeError, unpacked
+from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files, resized
+from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
 from tests.bombs import BOMBS
 from tests.s3 import KEY, SECRET, client, s3_server
 from tests.watching import Memory

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.fields import MAX_SEED, SamplerName
-from sampling_core.job import RenderJob
-from sampling_core.meaning import job_hash
-from sampling_core.original_node import UNTOUCHED
-from sampling_core.parsing import BadJob, parse_grid, parse_job
-from sampling_core.spellings import meant_value
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import UNTOUCHED
+from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, SamplerName
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.spellings import meant_value
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 
 RECTANGLE = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 JOB: dict[str, Any] = {"prompt": "a sea", "regions": [{"prompt": "a boat", "mask": RECTANGLE}]}

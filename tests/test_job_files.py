@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sampling_core.errors import BadInput
-from sampling_core.grid_job import GridJob
-from sampling_core.job import RenderJob
-from sampling_core.parsing import BadJob, parse_job
-from tasks.files import read_any, read_grid, read_job, read_job_files, read_jobs
-from tasks.job_data import read_data
-from tasks.job_text import read_json, read_yaml
-from tasks.overrides import set_field
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.job_data import read_data
+from prefect_regional_diffusion.tasks.inputs.job_files import read_any, read_grid, read_job, read_job_files, read_jobs
+from prefect_regional_diffusion.tasks.inputs.overrides import set_field
+from prefect_regional_diffusion.tasks.inputs.safe_yaml import read_json, read_yaml
 from tests.bombs import BOMBS
 
 JOB: dict[str, Any] = {

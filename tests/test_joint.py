@@ -9,21 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from sampling_core.composition import Joint
-from sampling_core.errors import BadInput
-from sampling_core.evaluate import Count, Networks
-from sampling_core.fields import SamplerName
-from sampling_core.job import RenderJob
-from sampling_core.joint_plan import joint
-from sampling_core.levels import beta_levels
-from sampling_core.meaning import job_hash
-from sampling_core.noise import initial_noise
-from sampling_core.parsing import BadJob, parse_job
-from sampling_core.plan import cost, warnings
-from sampling_core.region_masks import region_masks
-from sampling_core.sampler import State
-from sampling_core.savings import savings
-from sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.joint_run import State
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
+from prefect_regional_diffusion.sampling_core.planning.compile import cost, warnings
+from prefect_regional_diffusion.sampling_core.planning.joint import joint
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.planning.savings import savings
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from tests.problems import GaussianData, PromptColors, using
 
 LEVELS = beta_levels("v_prediction")

@@ -15,17 +15,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import cli_store
-from sampling_core.history import Named
-from sampling_core.parsing import parse_job
-from tasks import keys
-from tasks.keeping import DAY, Known, begin, forget_forks, kind, runs, sizes, to_prune
-from tasks.pictures import _keep
-from tasks.preparing import FORMAT, prepare
-from tasks.run import Run
-from tasks.sampling import Progress
-from tasks.settings import Keep
-from tasks.store import Store
+from prefect_regional_diffusion.flows.cli import store as cli_store
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.machine.settings import Keep
+from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.save_images import _keep
+from prefect_regional_diffusion.tasks.storage import keys
+from prefect_regional_diffusion.tasks.storage.retention import (
+    DAY,
+    Known,
+    begin,
+    forget_forks,
+    kind,
+    runs,
+    sizes,
+    to_prune,
+)
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import ROOT
 
 

@@ -16,15 +16,15 @@ from PIL import Image as Photograph
 from pydantic import BaseModel
 from torch import Tensor
 
-from sampling_core.grid_job import Cell, GridJob, cells
-from sampling_core.history import named
-from sampling_core.job import Region, RenderJob
-from sampling_core.meaning import INERT, job_hash
-from sampling_core.models import EMBEDDED
-from sampling_core.original_node import Node
-from sampling_core.parsing import parse_grid, parse_job
-from sampling_core.shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
-from tasks.preparing import composed, prepare
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import Node
+from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, job_hash
+from prefect_regional_diffusion.tasks.runtime.prepare import composed, prepare
 
 Data = dict[str, Any]
 
@@ -288,13 +288,15 @@ def test_every_field_is_hashed_inherited_or_declared_inert(model: type[BaseModel
         pytest.fail(
             f"{model.__name__}.{field} is new here: write into OTHERS another value of it, with a job in which it "
             "counts (and `same`, if it is inherited). If it changes no picture, declare it in INERT of "
-            "sampling_core/meaning.py as well"
+            "sampling_core/planning/canonical_job.py as well"
         )
     before, after = keys(other.base), keys(changed(model, field, other.value, other.base))
     if field in INERT.get(model, set()):
         assert_same(before, after)
     else:
-        assert before.jobs != after.jobs, "another value has the same job hash: sampling_core/meaning.py forgets it"
+        assert before.jobs != after.jobs, (
+            "another value has the same job hash: sampling_core/planning/canonical_job.py forgets it"
+        )
         assert_masks_are_told_apart(before, after)
         assert before.latents != after.latents, "a run would take states of the other: its chapters forget something"
     if other.same is not NOTHING:

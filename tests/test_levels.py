@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.noise import add_noise, initial_noise
-from sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
+from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
 
 MODELS: dict[str, ModelLevels] = {
     "eps": beta_levels("epsilon"),

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sampling_core.errors import BadInput
-from sampling_core.job import RenderJob
-from sampling_core.parsing import parse_job
-from tasks.files import read_job
-from tasks.image_files import read_image_files
-from tasks.limits import check_cells, check_limits
-from tasks.preparing import prepare
-from tasks.settings import settings
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
+from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+from prefect_regional_diffusion.tasks.inputs.limits import check_cells, check_limits
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.bombs import BOMBS
 from tests.processes import ROOT
 
@@ -75,9 +75,9 @@ def test_images_of_a_job_share_a_limit(workdir: Path, monkeypatch: pytest.Monkey
 
 READING = """
 import resource, sys
-from tasks.image_files import read_image_files
-from sampling_core.errors import BadInput
-from sampling_core.parsing import parse_job
+from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:

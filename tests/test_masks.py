@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core import masks
-from sampling_core.errors import BadInput
-from sampling_core.regions import beneath, by_order, by_weight, merge
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
+from prefect_regional_diffusion.sampling_core.masks.region_weights import beneath, by_order, by_weight, merge
 
 SIZE = (48, 80)
 

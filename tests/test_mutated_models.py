@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sampling_core.errors import RegionalError
-from sampling_core.models import EMBEDDED
-from tasks.trust import open_model
+from prefect_regional_diffusion.sampling_core.errors import RegionalError
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
 from tests.watching import Memory, paths_touched
 
 TEXTS = [

@@ -11,9 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampling_core.brownian import BrownianNoise
-from sampling_core.errors import BadInput
-from sampling_core.noise import initial_noise, mix_noise, original_mix_noise, original_touch_noise
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.noise.brownian import BrownianNoise
+from prefect_regional_diffusion.sampling_core.noise.initial import (
+    initial_noise,
+    mix_noise,
+    original_mix_noise,
+    original_touch_noise,
+)
 
 SHAPE = (2, 4, 8, 8)
 SEEDS = st.integers(0, 2**64 - 1)

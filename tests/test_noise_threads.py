@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sampling_core.composition import Joint
-from sampling_core.draws import SequentialNoise, StepNoise
-from sampling_core.evaluate import Networks
-from sampling_core.levels import Level
-from sampling_core.plan import cost
-from sampling_core.sampler import State
-from sampling_core.solvers import Noise
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.joint_run import State
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
+from prefect_regional_diffusion.sampling_core.planning.compile import cost
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers import Noise
 from tests.problems import EMBEDDINGS, GaussianData
 from tests.test_joint import job, run_of
 

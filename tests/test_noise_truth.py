@@ -9,14 +9,14 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from sampling_core.composition import Joint
-from sampling_core.fields import SamplerName
-from sampling_core.job import RenderJob
-from sampling_core.joint_plan import joint
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.parsing import parse_job
-from sampling_core.region_masks import region_masks
-from sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.planning.joint import joint
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from tests.problems import GaussianData, using
 
 CHANNELS = 1024

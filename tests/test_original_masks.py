@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.errors import BadInput
-from sampling_core.nodes import masks
+from prefect_regional_diffusion.sampling_core.comfyui import masks
+from prefect_regional_diffusion.sampling_core.errors import BadInput
 
 
 def square(height: int, width: int, top: int, left: int, size: int) -> torch.Tensor:

@@ -17,9 +17,10 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 
-from deployments import processes, server
-from deployments.up import SERVER, Machine, down
-from flows.own_server import make_auth_string
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments import server
+from prefect_regional_diffusion.deployments.up import SERVER, Machine, down
+from prefect_regional_diffusion.flows.server.local import make_auth_string
 
 SLEEPING = [sys.executable, "-c", "import time; time.sleep(600)"]
 

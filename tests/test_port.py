@@ -13,8 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from deployments import processes
-from deployments.up import Machine, StartError, up
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments.up import Machine, StartError, up
 from tests.processes import free_port
 
 
@@ -25,7 +25,7 @@ class StartedError(Exception):
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Mock:
     start = Mock(side_effect=StartedError)
-    monkeypatch.setattr("deployments.up.processes.start", start)
+    monkeypatch.setattr("prefect_regional_diffusion.deployments.up.processes.start", start)
     return start
 
 

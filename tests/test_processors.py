@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from sampling_core.history import named
-from sampling_core.job import RenderJob
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.parsing import parse_job
-from sampling_core.plan import compose
-from sampling_core.region_masks import region_masks
-from sampling_core.schedules import SCHEDULES, TABLES, original_sigmas
-from sampling_core.solvers import SOLVERS, Interval, Prediction, Query
-from sampling_core.solvers.base import Noise
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.schedules import SCHEDULES, TABLES, original_sigmas
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, Query
+from prefect_regional_diffusion.sampling_core.solvers.base import Noise
 
 MODELS: dict[str, ModelLevels] = {"eps": beta_levels("epsilon"), "flow": flow_levels()}
 KINDS = [

@@ -12,13 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-import tasks.sampling
-from sampling_core.levels import Level
-from sampling_core.parsing import parse_job
-from tasks.devices import UNKNOWN, Devices, DeviceSteps, from_tensor, sentence, to_tensor, with_step
-from tasks.preparing import prepare
-from tasks.run import Run
-from tasks.sampling import Progress, newest
+import prefect_regional_diffusion.tasks.sample
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.tasks.machine.devices import (
+    UNKNOWN,
+    Devices,
+    DeviceSteps,
+    from_tensor,
+    sentence,
+    to_tensor,
+    with_step,
+)
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress, newest
 from tests.problems import GaussianData
 
 
@@ -66,7 +74,7 @@ def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch:
     run = run_of(tmp_path, GaussianData(), monkeypatch)
     begun = Progress(run, run.composition.begin())
     for device, last in (("cpu AVX2", 2), ("cpu AVX512", 5)):
-        monkeypatch.setattr(tasks.sampling, "device_name", lambda device=device: device)
+        monkeypatch.setattr(prefect_regional_diffusion.tasks.sample, "device_name", lambda device=device: device)
         begun.advance(last)
         stored(begun)
         begun = asyncio.run(newest(run))

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from sampling_core.errors import ModelError
-from sampling_core.models import EMBEDDED
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import load
-from sampling_core.parsing import parse_job
-from tasks.preparing import prepare
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from training.scenes import all_scenes
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tasks.markdown import cell
+from prefect_regional_diffusion.tasks.ui.markdown import cell
 
 GITHUB = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 # What Prefect's UI makes links of, in text that has been decoded (mdast-util-gfm-autolink-literal).

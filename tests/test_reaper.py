@@ -22,12 +22,12 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus, StateAbortDetails, StateAcceptDetails
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-import deployments.worker
-import flows.reap
-from flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
-from tasks.company import rounds
-from tasks.pictures import keep_pictures
-from tasks.sampling import regional_steps, warm_up
+import prefect_regional_diffusion.deployments.worker
+import prefect_regional_diffusion.flows.reap
+from prefect_regional_diffusion.flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
+from prefect_regional_diffusion.tasks.sample import regional_steps, warm_up
+from prefect_regional_diffusion.tasks.sample_batch import rounds
+from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from tests.processes import post
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -129,7 +129,7 @@ def test_tasks_that_store_go_by_the_names_that_are_looked_for() -> None:
 
 def test_what_a_worker_says_when_its_machine_goes_is_known() -> None:
     assert str(TAKEN.message).startswith(TAKEN_AWAY)
-    assert "TAKEN_AWAY" in inspect.getsource(deployments.worker._requeue)
+    assert "TAKEN_AWAY" in inspect.getsource(prefect_regional_diffusion.deployments.worker._requeue)
 
 
 STARTED = """
@@ -191,7 +191,9 @@ def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]
     def counted() -> int:
         async def look() -> int:
             async with get_client() as client:
-                return (await flows.reap._sight(client, await client.read_flow_run(UUID(run_id)))).restarts
+                return (
+                    await prefect_regional_diffusion.flows.reap._sight(client, await client.read_flow_run(UUID(run_id)))
+                ).restarts
 
         with temporary_settings({PREFECT_API_URL: server}):
             return asyncio.run(look())
@@ -273,14 +275,14 @@ class Server:
 @pytest.fixture
 def reaped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], dict[str, int]]:
     """What the reaper counts when it looks at a server; it does not wait for its second look."""
-    monkeypatch.setattr(flows.reap, "get_run_logger", lambda: logging.getLogger("reap"))
+    monkeypatch.setattr(prefect_regional_diffusion.flows.reap, "get_run_logger", lambda: logging.getLogger("reap"))
 
     async def at_once(_: float) -> None: ...
 
     def look(server: Server) -> dict[str, int]:
-        monkeypatch.setattr(flows.reap, "get_client", lambda: server)
+        monkeypatch.setattr(prefect_regional_diffusion.flows.reap, "get_client", lambda: server)
         with monkeypatch.context() as patched:
-            patched.setattr(flows.reap.asyncio, "sleep", at_once)
+            patched.setattr(prefect_regional_diffusion.flows.reap.asyncio, "sleep", at_once)
             return asyncio.run(reap.fn())
 
     return look

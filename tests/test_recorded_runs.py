@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sampling_core.draws import SequentialNoise, span
-from sampling_core.guidance import Guidance
-from sampling_core.noise import add_noise, initial_noise
-from sampling_core.sampler import Participant, Plan, Stage
-from sampling_core.schedules import ladder
-from sampling_core.solvers import SOLVERS, solver_named
-from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage
+from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
+from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, solver_named
+from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from tests.conformance import GOLDENS
 from tests.conformers.passes import LEVELS, networks
 from tests.problems import finish

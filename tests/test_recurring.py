@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from flows.recurring import job_at, recurring
-from sampling_core.job import RenderJob
+from prefect_regional_diffusion.flows.recurring import job_at, recurring
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 
 JOB = RenderJob(prompt="a blue background", seed=5)
 PROMPTS = ("a red background", "a green background", "an orange background")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.files import read_job
-from tasks.preparing import prepare
+from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.processes import EXAMPLES, environment, post, regional, render_json
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_core.errors import BadInput
-from sampling_core.fields import SchedulerName
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.schedules import SCHEDULES, TABLES, align_your_steps, gits, ladder, original_sigmas
-from sampling_core.schedules.gits_rows import ROWS
-from sampling_core.schedules.tables import AYS, MOST_GITS_STEPS
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.fields import SchedulerName
+from prefect_regional_diffusion.sampling_core.schedules import (
+    SCHEDULES,
+    TABLES,
+    align_your_steps,
+    gits,
+    ladder,
+    original_sigmas,
+)
+from prefect_regional_diffusion.sampling_core.schedules.gits_rows import ROWS
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
+from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, MOST_GITS_STEPS
 
 MODELS: dict[str, ModelLevels] = {
     "eps": beta_levels("epsilon"),

@@ -14,12 +14,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows import cli
-from sampling_core import plain_text
-from sampling_core.errors import BadInput
-from sampling_core.plain_text import hide, plain, plain_address, plain_lines, plain_path, plain_value, redacted
-from tasks.patience import reason_of, remember
-from tasks.secrets import hide_keys
+from prefect_regional_diffusion.flows.cli import main as cli
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.text import plain_text
+from prefect_regional_diffusion.sampling_core.text.plain_text import (
+    hide,
+    plain,
+    plain_address,
+    plain_lines,
+    plain_path,
+    plain_value,
+    redacted,
+)
+from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
+from prefect_regional_diffusion.tasks.storage.retry import reason_of, remember
 from tests.processes import environment, prefect_server, regional
 from tests.s3 import KEY, SECRET, client, objects, s3_server
 
@@ -221,8 +229,8 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also not in the log of a store that is tried again."""
-    from tasks import patience
-    from tasks.settings import settings
+    from prefect_regional_diffusion.tasks.machine.settings import settings
+    from prefect_regional_diffusion.tasks.storage import retry as patience
 
     url = f"https://user:{ADDRESS_SECRET}@host/bucket?X-Amz-Signature={ADDRESS_SECRET}"
     monkeypatch.setenv("REGIONAL_STORE_PATIENCE", "1")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from sampling_core.evaluate import Networks
-from sampling_core.job import RenderJob
-from sampling_core.levels import beta_levels
-from sampling_core.nodes.cautions import cautions
-from sampling_core.nodes.sequential import Sequential
-from sampling_core.original_node import PARAMETERS, Node
-from sampling_core.parsing import BadJob, parse_job
-from sampling_core.plan import cost
-from sampling_core.region_masks import region_masks
-from sampling_core.sequential_plan import sequential
+from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, Node
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.planning.compile import cost
+from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 from tests.conformance import GOLDENS
 from tests.conformers.passes import LEVELS, using
 from tests.problems import GaussianData

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from tasks.sheet import LONGEST_EDGE, sheet
+from prefect_regional_diffusion.tasks.ui.contact_sheet import LONGEST_EDGE, sheet
 
 COLORS = ["red", "lime", "blue", "yellow", "cyan", "black"]
 

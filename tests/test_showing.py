@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import tasks.showing
-from sampling_core.parsing import parse_job
-from tasks.company import Company
-from tasks.preparing import prepare
-from tasks.run import Run
-from tasks.sampling import Progress
-from tasks.showing import PREVIEW_CELLS, Bar, preview
+import prefect_regional_diffusion.tasks.ui.artifacts
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.sample_batch import Company
+from prefect_regional_diffusion.tasks.ui.artifacts import PREVIEW_CELLS, Bar, preview
 
 
 def at_its_start(folder: Path, **fields: Any) -> Progress:
@@ -83,8 +83,8 @@ def test_a_bar_is_made_once_and_moved_when_it_has_something_new_to_say(monkeypat
     async def update(artifact: UUID, progress: float, description: str) -> None:
         told.append((artifact, progress, description))
 
-    monkeypatch.setattr(tasks.showing, "acreate_progress_artifact", create)
-    monkeypatch.setattr(tasks.showing, "aupdate_progress_artifact", update)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "acreate_progress_artifact", create)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "aupdate_progress_artifact", update)
 
     async def flow() -> None:
         bar = Bar()

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from sampling_core.errors import BadInput
-from sampling_core.fields import SamplerName
-from sampling_core.levels import Level
-from sampling_core.sampler import advance, iterate, start
-from sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
-from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
-from sampling_core.state import from_tensors, to_tensors
+from prefect_regional_diffusion.sampling_core.engine.joint_run import advance, iterate, start
+from prefect_regional_diffusion.sampling_core.engine.joint_state import from_tensors, to_tensors
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
+from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from tests.problems import EMBEDDINGS, GaussianData, finish, single, using
 
 

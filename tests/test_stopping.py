@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.spent_time import spent
+from prefect_regional_diffusion.flows.common.spent_time import spent
 from tests import s3
 from tests.fault_proxy import FaultProxy
 from tests.processes import EXAMPLES, ROOT, environment, post, regional

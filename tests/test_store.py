@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
 
-from sampling_core.errors import StoreError
-from sampling_core.tensor_specs import specs_of
-from tasks.keys import EVERYTHING, masks, output, state, states
-from tasks.leftovers import old_leftovers
-from tasks.settings import settings
-from tasks.store import Store
+from prefect_regional_diffusion.sampling_core.errors import StoreError
+from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.storage.keys import EVERYTHING, masks, output, state, states
+from prefect_regional_diffusion.tasks.storage.leftovers import old_leftovers
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.s3 import KEY, SECRET, client, objects, s3_server
 
 TENSORS = {"x": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "sigma": torch.tensor(0.1, dtype=torch.float64)}
@@ -221,7 +221,7 @@ def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, tim
         put(*arguments)
 
     monkeypatch.setattr(store, "_put", maybe)
-    monkeypatch.setattr("tasks.patience.time.sleep", lambda _: None)
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.retry.time.sleep", lambda _: None)
     return left
 
 
@@ -346,7 +346,7 @@ def test_probes_in_a_bucket_go_when_they_are_old(tmp_path: Path, monkeypatch: py
             client(endpoint).put_object(Bucket="latents", Key=key, Body=b"ok")
         Store("s3://latents/x").check()
         assert set(objects(endpoint, "latents", "x")) == set(left), "they are young"
-        monkeypatch.setattr("tasks.leftovers.OLD_SECONDS", -1.0)
+        monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.leftovers.OLD_SECONDS", -1.0)
         Store("s3://latents/x").check()
         assert set(objects(endpoint, "latents", "x")) == set(left[1:])
     asked = unquote((tmp_path / "s3.log").read_text()).splitlines()

@@ -20,18 +20,27 @@ from typing import Any
 import pytest
 import torch
 
-from flows import cli_store
-from sampling_core.errors import StoreError
-from sampling_core.grid_job import NamedJob
-from sampling_core.parsing import parse_job
-from sampling_core.tensor_specs import specs_of
-from tasks import keys
-from tasks.keeping import begin, finish, forget_forks, known_of, runs, to_prune
-from tasks.keys import BadKeyError, Folder, Key, LeftoverKey, OutputKey, PictureKey, RecordKey, TensorKey
-from tasks.merging import merge
-from tasks.pictures import pictures_of, record_of
-from tasks.run import Run
-from tasks.store import Store
+from prefect_regional_diffusion.flows.cli import store as cli_store
+from prefect_regional_diffusion.sampling_core.errors import StoreError
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
+from prefect_regional_diffusion.tasks.merge import merge
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.save_images import pictures_of, record_of
+from prefect_regional_diffusion.tasks.storage import keys
+from prefect_regional_diffusion.tasks.storage.keys import (
+    BadKeyError,
+    Folder,
+    Key,
+    LeftoverKey,
+    OutputKey,
+    PictureKey,
+    RecordKey,
+    TensorKey,
+)
+from prefect_regional_diffusion.tasks.storage.retention import begin, finish, forget_forks, known_of, runs, to_prune
+from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.planted import (
     found,
     hashed,
@@ -129,7 +138,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fail(_: float) -> None:
         raise AssertionError("a planted object is waited for")
 
-    monkeypatch.setattr("tasks.patience.time.sleep", fail)
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.retry.time.sleep", fail)
     return tmp_path / "store"
 
 

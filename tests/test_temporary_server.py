@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from flows.temporary_server import TemporaryServer
+from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
 pytestmark = pytest.mark.slow
 

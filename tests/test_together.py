@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from sampling_core.composition import Joint
-from sampling_core.evaluate import Count, Networks
-from sampling_core.models.folder import open_folder
-from sampling_core.models.loading import load
-from sampling_core.sampler import State, advance, advance_all
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.joint_run import State, advance, advance_all
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.loading import load
 from tests.problems import GaussianData, PromptColors
 from tests.test_joint import LEFT, MIDDLE, job, run_of
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sampling_core.errors import BadInput
-from sampling_core.parsing import parse_job
-from tasks.credentials import storage_options
-from tasks.files import read_jobs
-from tasks.preparing import prepare
-from tasks.settings import settings
-from tasks.store import Store
-from tasks.trust import image_place, open_model, out_place, store_place
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
+from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, open_model, out_place, store_place
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.storage.credentials import storage_options
+from prefect_regional_diffusion.tasks.storage.store import Store
 
 OUTSIDE = [
     "/etc/passwd",

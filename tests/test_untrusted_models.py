@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sampling_core.errors import BadInput, ModelError
-from sampling_core.models import EMBEDDED
-from sampling_core.models.loading import load
-from sampling_core.parsing import parse_job
-from tasks.loading import loaded
-from tasks.preparing import prepare
-from tasks.trust import open_model
+from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
+from prefect_regional_diffusion.tasks.load_model import loaded
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.planting import module, pickled
 from tests.watching import Memory
 
@@ -264,7 +264,7 @@ def test_a_file_that_changed_since_it_was_checked_is_not_loaded(folder: Path) ->
 
 
 def test_a_folder_of_too_many_files_is_not_walked_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sampling_core.models.files.MOST_FILES", 50)
+    monkeypatch.setattr("prefect_regional_diffusion.sampling_core.models.files.MOST_FILES", 50)
     open_model("model")
     for number in range(60):
         (folder / f"{number}.txt").touch()
@@ -330,7 +330,7 @@ def test_patterns_of_a_tokenizer_are_not_used(folder: Path) -> None:
 def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = open_model("model").fingerprint()
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
-    monkeypatch.setattr("tasks.loading._loaded", {})
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model._loaded", {})
     with pytest.raises(ModelError, match=r"the model that the job was planned with"):
         loaded(open_model("model"), planned, [planned])
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from deployments import processes
-from tasks.files import read_grid
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 from tests.machine import Machine
 from tests.processes import EXAMPLES, ROOT, post, regional
 

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-import flows.sampling
-from flows.ahead import Ahead
-from flows.sampling import sample
-from sampling_core.errors import StoreError
-from sampling_core.parsing import parse_job
-from tasks.loading import load_model
-from tasks.masks import build_masks
-from tasks.patience import patiently
-from tasks.prompts import encode_prompts
-from tasks.run import Run
-from tasks.sampling import Chunk, Progress, newest, regional_steps, warm_up
-from tasks.settings import Settings
-from tasks.store import Store
+import prefect_regional_diffusion.flows.common.chunking
+from prefect_regional_diffusion.flows.common.chunking import sample
+from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.sampling_core.errors import StoreError
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.build_masks import build_masks
+from prefect_regional_diffusion.tasks.encode import encode_prompts
+from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.machine.settings import Settings
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Chunk, Progress, newest, regional_steps, warm_up
+from prefect_regional_diffusion.tasks.storage.retry import patiently
+from prefect_regional_diffusion.tasks.storage.store import Store
 
 JOB = parse_job(
     {
@@ -40,8 +40,8 @@ JOB = parse_job(
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
-    monkeypatch.setattr(flows.sampling, "warm_up", warm_up.fn)
-    monkeypatch.setattr(flows.sampling, "regional_steps", regional_steps.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "warm_up", warm_up.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
 
     async def flow() -> Run:
         async with Ahead() as ahead:
@@ -75,7 +75,7 @@ def settings_with(monkeypatch: pytest.MonkeyPatch, *modules: Any, **changes: Any
 
 def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes wait until three chunks are sampled; never do more than two wait while another chunk is sampled."""
-    settings_with(monkeypatch, flows.sampling, chunks_ahead=2)
+    settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, chunks_ahead=2)
     written: list[int] = []
     third, progress = threading.Event(), found(run)
     writes, advances = Store.write_tensors, Progress.advance
@@ -160,7 +160,7 @@ def test_what_is_no_state_of_the_run_counts_as_absent(run: Run, planted: dict[st
 
 @pytest.mark.parametrize("kind", [OSError, TimeoutError, ConnectionError, RuntimeError])
 def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.patience as patience
+    import prefect_regional_diffusion.tasks.storage.retry as patience
 
     settings_with(monkeypatch, patience, store_patience=5)
     tries: list[int] = []
@@ -178,7 +178,7 @@ def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest
 def test_what_will_not_pass_is_said_at_once(
     kind: type[Exception], patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.patience as module
+    import prefect_regional_diffusion.tasks.storage.retry as module
 
     settings_with(monkeypatch, module, store_patience=patience)
     tries: list[int] = []

@@ -26,9 +26,10 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from selenium import webdriver
 
-from deployments import processes, up
-from deployments.up import StartError, wait_for_server
-from flows.own_server import auth_string_of, use_auth_string
+from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments import up
+from prefect_regional_diffusion.deployments.up import StartError, wait_for_server
+from prefect_regional_diffusion.flows.server.local import auth_string_of, use_auth_string
 from tests.browsing import Page, needs_browser, opened_browser
 from tests.machine import Machine
 from tests.processes import post

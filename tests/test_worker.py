@@ -19,7 +19,7 @@ from prefect.client.schemas.responses import (
 )
 from prefect.states import Cancelled, Completed, Crashed
 
-from deployments import worker
+from prefect_regional_diffusion.deployments import worker
 
 RUN = str(uuid4())
 REFUSED = OrchestrationResult(

@@ -7,7 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sampling_core.models.configurations import Count, NetworkConfiguration, Shape, Share, Width
+from prefect_regional_diffusion.sampling_core.models.configurations import (
+    Count,
+    NetworkConfiguration,
+    Shape,
+    Share,
+    Width,
+)
 
 TextActivation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"]
 

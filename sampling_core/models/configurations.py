@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from sampling_core.models.files import ModelFiles
-from sampling_core.plain_text import plain_value
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 Shape = tuple[int, ...]
 Count = Annotated[int, Field(ge=1, le=64)]

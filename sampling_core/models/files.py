@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sampling_core.errors import ModelError
-from sampling_core.strict_json import parse_mapping
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.text.strict_json import parse_mapping
 
 MOST_FILES = 10_000
 MOST_DEPTH = 16

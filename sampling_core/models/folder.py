@@ -12,16 +12,16 @@ from itertools import pairwise
 from math import isfinite, prod
 from pathlib import Path, PurePosixPath
 
-from sampling_core.errors import ModelError
-from sampling_core.levels import ModelLevels, beta_levels
-from sampling_core.models import EMBEDDED
-from sampling_core.models.clip_text import CLIPTextModel
-from sampling_core.models.configurations import NetworkConfiguration
-from sampling_core.models.files import Follow, ModelFiles, find_files
-from sampling_core.models.stable_diffusion import PARTS, AutoencoderKL, ModelIndex, Scheduler
-from sampling_core.models.stable_diffusion import UNet2DConditionModel as UNet
-from sampling_core.models.tokens import PromptTokenizer, open_tokenizer
-from sampling_core.models.weights import Weights, read_headers
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.clip_text import CLIPTextModel
+from prefect_regional_diffusion.sampling_core.models.configurations import NetworkConfiguration
+from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
+from prefect_regional_diffusion.sampling_core.models.stable_diffusion import PARTS, AutoencoderKL, ModelIndex, Scheduler
+from prefect_regional_diffusion.sampling_core.models.stable_diffusion import UNet2DConditionModel as UNet
+from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
+from prefect_regional_diffusion.sampling_core.models.weights import Weights, read_headers
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels
 
 INDEX = "model_index.json"
 _CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {

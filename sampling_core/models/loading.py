@@ -12,12 +12,12 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from sampling_core._types import Embedding, Latent, Photo, Pixels
-from sampling_core.errors import ModelError
-from sampling_core.models.folder import ModelFolder
-from sampling_core.models.stable_diffusion import PARTS
-from sampling_core.models.unet import UNetDenoiser
-from sampling_core.models.weights import check_shapes, read_tensors
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.models.stable_diffusion import PARTS
+from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.models.weights import check_shapes, read_tensors
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Latent, Photo, Pixels
 
 
 @dataclass(frozen=True)

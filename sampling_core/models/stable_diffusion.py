@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sampling_core.models.clip_text import CLIPTextModel
-from sampling_core.models.configurations import (
+from prefect_regional_diffusion.sampling_core.models.clip_text import CLIPTextModel
+from prefect_regional_diffusion.sampling_core.models.configurations import (
     Configuration,
     NetworkConfiguration,
     Positive,

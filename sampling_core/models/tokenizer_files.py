@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from sampling_core.models.configurations import Configuration
-from sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
+from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
+from prefect_regional_diffusion.sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CONFIGURATION = "tokenizer/tokenizer_config.json"

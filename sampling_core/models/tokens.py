@@ -9,8 +9,8 @@ from functools import cached_property
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from sampling_core.models.files import ModelFiles
-from sampling_core.models.tokenizer_files import Token, TokenizerFiles, read_tokenizer
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.tokenizer_files import Token, TokenizerFiles, read_tokenizer
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """How CLIP's tokenizer takes a text apart before it spells the parts (Radford et al. 2021, as in transformers)."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampling_core._types import RowEmbeddings, Rows
-from sampling_core.levels import Level, ModelLevels, Prediction
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, Prediction
+from prefect_regional_diffusion.sampling_core.tensors.types import RowEmbeddings, Rows
 
 
 class UNetDenoiser:

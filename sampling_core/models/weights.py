@@ -13,9 +13,9 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
-from sampling_core.errors import ModelError
-from sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
-from sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 
 MOST_HEADER_BYTES = 2**23
 MOST_BYTES = 2**34

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from sampling_core.errors import BadInput
-from sampling_core.levels import Level, ModelLevels
-from sampling_core.schedules.curves import exponential, karras, kl_optimal, linear_quadratic
-from sampling_core.schedules.tables import AYS, AYSModel, align_your_steps, gits
-from sampling_core.schedules.timesteps import beta, ddim_uniform, normal, sgm_uniform, simple
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.schedules.curves import exponential, karras, kl_optimal, linear_quadratic
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, AYSModel, align_your_steps, gits
+from prefect_regional_diffusion.sampling_core.schedules.timesteps import beta, ddim_uniform, normal, sgm_uniform, simple
 
 __all__ = ["SCHEDULES", "TABLES", "align_your_steps", "gits", "is_whole", "ladder", "original_sigmas"]
 

@@ -11,8 +11,8 @@ import math
 
 from numpy import float32
 
-from sampling_core.float32 import evenly_spaced, exp, rounded
-from sampling_core.levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.float32 import evenly_spaced, exp, rounded
 
 
 def karras(levels: ModelLevels, steps: int, rho: float = 7.0) -> list[float]:

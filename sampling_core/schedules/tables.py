@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
-from sampling_core.errors import BadInput
-from sampling_core.levels import beta_levels
-from sampling_core.schedules.gits_rows import ROWS
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.schedules.gits_rows import ROWS
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 
 AYSModel = Literal["SD1", "SDXL", "SVD"]
 AYS: dict[AYSModel, tuple[float, ...]] = {

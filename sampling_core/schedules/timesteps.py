@@ -9,8 +9,8 @@ from itertools import groupby
 
 from scipy.special import betaincinv
 
-from sampling_core.float32 import evenly_spaced
-from sampling_core.levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.float32 import evenly_spaced
 
 
 def normal(levels: ModelLevels, steps: int) -> list[float]:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from sampling_core.errors import BadInput
-from sampling_core.solvers.ancestral import EulerAncestral
-from sampling_core.solvers.base import Interval, Noise, Prediction, Query, Solver, Step
-from sampling_core.solvers.cfg_pp import EulerAncestralCfgPP, EulerCfgPP
-from sampling_core.solvers.ddpm import DDPM
-from sampling_core.solvers.deis import DEIS
-from sampling_core.solvers.dpm_2 import DPM2, DPM2Ancestral
-from sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
-from sampling_core.solvers.dpmpp_2m import DPMpp2M, DPMpp2MCfgPP
-from sampling_core.solvers.dpmpp_2s_ancestral import DPMpp2SAncestral, DPMpp2SAncestralCfgPP
-from sampling_core.solvers.dpmpp_multistep_sde import DPMpp2MSDE, DPMpp3MSDE
-from sampling_core.solvers.dpmpp_sde import DPMppSDE
-from sampling_core.solvers.er_sde import ERSDE
-from sampling_core.solvers.euler import Euler
-from sampling_core.solvers.gradient_estimation import GradientEstimation
-from sampling_core.solvers.heun import Heun
-from sampling_core.solvers.heunpp2 import HeunPP2
-from sampling_core.solvers.ipndm import IPNDM, IPNDMV
-from sampling_core.solvers.lcm import LCM
-from sampling_core.solvers.lms import LMS
-from sampling_core.solvers.res_multistep import RESMultistep
-from sampling_core.solvers.sa_solver import SASolver
-from sampling_core.solvers.seeds import SEEDS2, SEEDS3
-from sampling_core.solvers.uni_pc import UniPC
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import EulerAncestral
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, Noise, Prediction, Query, Solver, Step
+from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import EulerAncestralCfgPP, EulerCfgPP
+from prefect_regional_diffusion.sampling_core.solvers.ddpm import DDPM
+from prefect_regional_diffusion.sampling_core.solvers.deis import DEIS
+from prefect_regional_diffusion.sampling_core.solvers.dpm_2 import DPM2, DPM2Ancestral
+from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
+from prefect_regional_diffusion.sampling_core.solvers.dpmpp_2m import DPMpp2M, DPMpp2MCfgPP
+from prefect_regional_diffusion.sampling_core.solvers.dpmpp_2s_ancestral import DPMpp2SAncestral, DPMpp2SAncestralCfgPP
+from prefect_regional_diffusion.sampling_core.solvers.dpmpp_multistep_sde import DPMpp2MSDE, DPMpp3MSDE
+from prefect_regional_diffusion.sampling_core.solvers.dpmpp_sde import DPMppSDE
+from prefect_regional_diffusion.sampling_core.solvers.er_sde import ERSDE
+from prefect_regional_diffusion.sampling_core.solvers.euler import Euler
+from prefect_regional_diffusion.sampling_core.solvers.gradient_estimation import GradientEstimation
+from prefect_regional_diffusion.sampling_core.solvers.heun import Heun
+from prefect_regional_diffusion.sampling_core.solvers.heunpp2 import HeunPP2
+from prefect_regional_diffusion.sampling_core.solvers.ipndm import IPNDM, IPNDMV
+from prefect_regional_diffusion.sampling_core.solvers.lcm import LCM
+from prefect_regional_diffusion.sampling_core.solvers.lms import LMS
+from prefect_regional_diffusion.sampling_core.solvers.res_multistep import RESMultistep
+from prefect_regional_diffusion.sampling_core.solvers.sa_solver import SASolver
+from prefect_regional_diffusion.sampling_core.solvers.seeds import SEEDS2, SEEDS3
+from prefect_regional_diffusion.sampling_core.solvers.uni_pc import UniPC
 
 _METHODS: dict[str, Solver[Any]] = {
     "euler": Euler(),

@@ -8,9 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy import float32
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, same_kind, transfer
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    same_kind,
+    transfer,
+)
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class Descent(NamedTuple):

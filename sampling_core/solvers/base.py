@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sampling_core._types import Latent
-from sampling_core.float32 import exp, log, logit, rounded, sigmoid
-from sampling_core.levels import Level, ModelLevels
-from sampling_core.tensor_specs import TensorSpec
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, logit, rounded, sigmoid
+from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 S = TypeVar("S", bound=tuple[object, ...])
 

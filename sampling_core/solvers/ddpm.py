@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class DDPM(OneStep):

@@ -10,9 +10,18 @@ import math
 
 import numpy as np
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope, transfer, weighted_sum
-from sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Step,
+    slope,
+    transfer,
+    weighted_sum,
+)
+from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 _FIRST, _LAST, _EPSILON = math.log(0.002**2 + 1), math.log(80.0**2 + 1), 1e-3
 _BETA_D = 2 * (_FIRST / _EPSILON - _LAST) / (_EPSILON - 1)

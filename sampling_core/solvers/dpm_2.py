@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.float32 import exp, log, rounded
-from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import climb, descend, sigma_below
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, same_kind, slope, transfer
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import climb, descend, sigma_below
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    same_kind,
+    slope,
+    transfer,
+)
+from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, rounded
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def _halfway(t: Level, sigma: float) -> Level:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import Interval, Prediction, Query, Step, same_kind
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, Prediction, Query, Step, same_kind
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 Asking = Generator[Query, Prediction, Latent]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, transfer
-from sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, transfer
+from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def _slope_weight(history: History, at: Interval) -> float:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import climb, descend, sigma_below
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, same_kind, transfer
-from sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import climb, descend, sigma_below
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    between,
+    same_kind,
+    transfer,
+)
+from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 _BELOW_ONE = 0.9999
 """Where a flow model's first step looks, in the place of a midpoint in log-SNR that does not exist."""

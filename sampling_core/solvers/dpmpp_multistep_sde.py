@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, finite_snr, half_log_snr
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Step,
+    finite_snr,
+    half_log_snr,
+)
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def _exponential(x: Latent, denoised: Latent, t: Level, s: Level, h: float) -> Latent:

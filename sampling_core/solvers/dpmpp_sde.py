@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from numpy import float32
 
-from sampling_core._types import Latent
-from sampling_core.float32 import exp, logit
-from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import descend
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, between, finite_snr, half_log_snr
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import descend
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    between,
+    finite_snr,
+    half_log_snr,
+)
+from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, logit
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def _to(x: Latent, denoised: Latent, t: Level, s: Level, at: Interval) -> Latent:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, finite_snr
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, finite_snr
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 POINTS = 200
 """Points of the sum that stands for the integrals (the authors' number)."""

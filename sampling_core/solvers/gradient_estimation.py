@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
-from sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 GAMMA = 2.0
 """How far the change of the slope is carried on (the paper's best value)."""

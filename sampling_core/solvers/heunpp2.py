@@ -5,8 +5,16 @@ The weights tend to a first-order method's: they depend on where the run started
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope, transfer
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Step,
+    slope,
+    transfer,
+)
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class HeunPP2(OneStep):

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope, weighted_sum
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Step,
+    slope,
+    weighted_sum,
+)
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 _EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Weights for equal steps, by number of slopes, latest first."""

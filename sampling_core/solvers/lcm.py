@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class LCM(OneStep):

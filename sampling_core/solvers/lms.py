@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from sampling_core._types import Latent
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope, weighted_sum
-from sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Step,
+    slope,
+    weighted_sum,
+)
+from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 SLOPES = 4
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.ancestral import descend
-from sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
-from sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import descend
+from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class RESMultistep(Multistep):

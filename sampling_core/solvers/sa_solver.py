@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level, ModelLevels
-from sampling_core.solvers.base import (
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.solvers.base import (
     History,
     Interval,
     Query,
@@ -22,7 +21,8 @@ from sampling_core.solvers.base import (
     half_log_snr,
     weighted_sum,
 )
-from sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 PREDICTOR, CORRECTOR = 3, 4
 

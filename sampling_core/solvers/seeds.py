@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import (
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     NoState,
     OneStep,
@@ -17,6 +16,7 @@ from sampling_core.solvers.base import (
     half_log_snr,
     weighted_sum,
 )
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def _carry(x: Latent, t: Level, s: Level, h: float) -> Latent:

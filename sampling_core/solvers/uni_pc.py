@@ -9,9 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sampling_core._types import Latent
-from sampling_core.levels import Level
-from sampling_core.solvers.base import History, Interval, Query, Step, same_kind, weighted_sum
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Query,
+    Step,
+    same_kind,
+    weighted_sum,
+)
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 ORDER = 3
 LAST_SIGMA = 0.001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sampling_core.nodes import masks
+from prefect_regional_diffusion.sampling_core.comfyui import masks
 from tests.recordings import Case, Recordings
 
 

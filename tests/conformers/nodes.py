@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from sampling_core.draws import Shape
-from sampling_core.nodes.calls import Setting
-from sampling_core.nodes.grid import mask_grid
-from sampling_core.nodes.regional import Region, regional_sampler, regional_sampler_advanced
-from sampling_core.nodes.turns import Turn, stages
-from sampling_core.nodes.two_samplers import FullRun, two_advanced_samplers, two_samplers
-from sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Setting
+from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn, stages
+from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
+    Region,
+    regional_sampler,
+    regional_sampler_advanced,
+)
+from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import FullRun, two_advanced_samplers, two_samplers
+from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from tests.conformers.passes import LEVELS, check_cost, ksampler_call, latent_of, recovery, setting, walked
 from tests.recordings import SCALING, Case, Recordings
 

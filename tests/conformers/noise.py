@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sampling_core.brownian import BrownianNoise
-from sampling_core.noise import initial_noise, original_mix_noise, original_touch_noise
+from prefect_regional_diffusion.sampling_core.noise.brownian import BrownianNoise
+from prefect_regional_diffusion.sampling_core.noise.initial import (
+    initial_noise,
+    original_mix_noise,
+    original_touch_noise,
+)
 from tests.recordings import Case, Recordings
 
 

@@ -11,16 +11,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from sampling_core.evaluate import Count, Networks, evaluate
-from sampling_core.guidance import Guidance
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.models.unet import UNetDenoiser
-from sampling_core.nodes.calls import NO_RECOVERY, Call, Recovery, Setting, full_run
-from sampling_core.nodes.masks import repeated
-from sampling_core.nodes.sequential import Cells, Sequential
-from sampling_core.nodes.turns import Stage, Turn, stages
-from sampling_core.noise import InitialNoise, shape_of
-from sampling_core.solvers import Query
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, Call, Recovery, Setting, full_run
+from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage, Turn, stages
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells, Sequential
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
+from prefect_regional_diffusion.sampling_core.solvers import Query
 from tests.recordings import SCALING, Case, Recordings
 
 CHANNELS = 4

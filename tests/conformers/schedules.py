@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampling_core.levels import ModelLevels, beta_levels, flow_levels
-from sampling_core.schedules import SCHEDULES, TABLES, align_your_steps, gits, original_sigmas
+from prefect_regional_diffusion.sampling_core.schedules import (
+    SCHEDULES,
+    TABLES,
+    align_your_steps,
+    gits,
+    original_sigmas,
+)
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
 from tests.recordings import Case, Recordings
 
 LEVELS: dict[str, ModelLevels] = {

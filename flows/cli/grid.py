@@ -1,0 +1,155 @@
+"""The commands `regional grid` and `regional batch`: many pictures and a sheet of all."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prefect_regional_diffusion.flows.cli import stopping
+from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, called, server_for
+from prefect_regional_diffusion.flows.cli.options import (
+    AsJson,
+    Out,
+    Overrides,
+    StoreUrl,
+    check_places,
+    draws,
+    in_context,
+    progress,
+    warn,
+)
+from prefect_regional_diffusion.flows.cli.printing import say, say_path
+from prefect_regional_diffusion.flows.common.environment import trust_the_caller
+from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.flows.common.spent_time import spent
+
+Machines = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. Default: in this process."
+    ),
+]
+PerShard = Annotated[
+    int | None,
+    typer.Option("--per-shard", min=1, max=256, metavar="N", help="Most pictures that one run draws. Default: 32."),
+]
+
+
+def grid(
+    file: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The grid job, as YAML or JSON.")],
+    store: StoreUrl = None,
+    out: Out = None,
+    machines: Machines = None,
+    per_shard: PerShard = None,
+    set_: Overrides = None,
+    as_flow_run: AsFlowRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw rows and columns of variants of one job. Interrupted and started again, only what is missing is drawn."""
+    draws()
+    server = server_for(as_flow_run)
+    trust_the_caller()
+    from prefect_regional_diffusion.flows.grid import check
+    from prefect_regional_diffusion.flows.grid import grid as grid_flow
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
+
+    asked = read_grid(file, set_ or [])
+    warn(check(asked).warnings())
+    check_places(store, out)
+    steps = asked.rows * asked.columns * asked.job.steps
+    with progress(steps, shown=not as_json and machines is None) as on_step:
+        start = called(grid_flow, server)
+        done = _drawn(on_step, lambda: start(asked, machines, per_shard, store, out, file.stem[:80]))
+    _tell(done, as_json)
+
+
+def batch(
+    files: Annotated[str, typer.Argument(metavar="'JOBS/*.yaml'", help="Job files, below this folder.")],
+    store: StoreUrl = None,
+    out: Out = None,
+    machines: Machines = None,
+    per_shard: PerShard = None,
+    set_: Overrides = None,
+    as_flow_run: AsFlowRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
+    draws()
+    server = server_for(as_flow_run)
+    trust_the_caller()
+    from prefect_regional_diffusion.flows.batch import batch as batch_flow
+    from prefect_regional_diffusion.tasks.check_jobs import prepared_files
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
+
+    found = read_job_files(files, set_ or [])
+    warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
+    jobs = list(found.values())
+    check_places(store, out)
+    steps = sum(named.job.steps for named in jobs)
+    with progress(steps, shown=not as_json and machines is None) as on_step:
+        start = called(batch_flow, server)
+        done = _drawn(on_step, lambda: start(tuple(jobs), "", machines, per_shard, store, out))
+    _tell(done, as_json)
+
+
+def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
+    """What the flow returns. If pictures are missing, what is there is told before NotDrawnError is raised."""
+    try:
+        return in_context(on_step, start)
+    except NotDrawnError as error:
+        if error.done:
+            print(_in_words(totals(error.done)), file=sys.stderr)
+        raise
+
+
+def totals(done: dict[str, Any]) -> dict[str, Any]:
+    """Of what `grid` or `batch` returns: pictures' jobs and their cost, and the seconds since this process started,
+    in all and by stage.
+
+    Where shards were drawn on other machines, what they cost is not known here: None.
+    """
+    counted: list[dict[str, Any]] = done["counted"]
+    stages = Counter[str]()
+    for part in counted:
+        stages.update(part["seconds"])
+    costs = ("drawn", "found", "evaluations", "forwards")
+    return {
+        "jobs": len(done["images"]) + len(done["missing"]),
+        **{name: sum(part[name] for part in counted) if counted else None for name in costs},
+        "missing": len(done["missing"]),
+        "shards": done["shards"],
+        "seconds": round(time.monotonic() - stopping.BEGAN, 1),
+        "stages": dict(stages),
+    }
+
+
+def _in_words(total: dict[str, Any]) -> str:
+    shards = f"{total['shards']} shard{'' if total['shards'] == 1 else 's'}"
+    if total["drawn"] is None:
+        there = total["jobs"] - total["missing"]
+        return f"{there} there, {total['missing']} missing, in {shards} on other machines, {total['seconds']} s"
+    equal = total["jobs"] - total["drawn"] - total["found"] - total["missing"]
+    return (
+        f"{total['drawn']} drawn, {total['found']} found finished, "
+        + (f"{equal} equal to another, " if equal > 0 else "")
+        + f"{total['missing']} missing; {total['evaluations']} evaluations in {total['forwards']} forwards, "
+        f"{shards}, {spent(total['stages'], total['seconds'])}"
+    )
+
+
+def _tell(done: dict[str, Any], as_json: bool) -> None:
+    total = totals(done)
+    if as_json:
+        print(json.dumps(done | {"totals": total}))
+        return
+    for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
+        say_path(image)
+    say_path(done["sheet"])
+    say(_in_words(total), style="dim")

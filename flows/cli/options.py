@@ -1,0 +1,82 @@
+"""What commands share: options, the bar of steps, checks of places."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prefect_regional_diffusion.flows.cli import stopping
+from prefect_regional_diffusion.flows.cli.printing import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Iterable
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the job: seed=7, regions.0.prompt=fog."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Folder or fsspec URL where latents are kept. Default: .regional/store."
+    ),
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the pictures. Default: renders.")]
+
+
+GOES_ON = "the same command goes on"
+
+
+def draws() -> None:
+    """Say what is true of a command that draws: all that it has stored is found by the next one."""
+    stopping.say(lambda: f"stopped before the first step; {GOES_ON}")
+
+
+def check_places(store: str | None, out: str | None) -> None:
+    """Raise StoreError or BadInput unless both can be written."""
+    from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
+    from prefect_regional_diffusion.tasks.storage.store import Store
+
+    Store(store_place(store)).check()
+    Store(out_place(out), "--out").check()
+
+
+@contextmanager
+def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
+    """A bar on stderr that moves with every step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        line = bar.add_task("preparing", total=steps)
+        stopping.before_last_words(bar.stop)
+
+        def on_step(done: int, total: int) -> None:
+            stopping.say(lambda: f"stopped after {done} of {total} steps; {GOES_ON}")
+            bar.update(line, completed=done, total=total, description="sampling")
+
+        yield on_step
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on stderr, each once."""
+    for warning in dict.fromkeys(warnings):
+        say(f"Warning: {warning}", style="yellow", stderr=True)
+
+
+def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
+    """The result of a flow, with a listener of its steps."""
+    from prefect_regional_diffusion.tasks.ui.step_listener import began, listener
+
+    heard, known = listener.set(on_step), began.set(stopping.BEGAN)
+    try:
+        return stopping.run(start())
+    finally:
+        listener.reset(heard)
+        began.reset(known)

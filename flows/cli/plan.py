@@ -1,0 +1,169 @@
+"""The command `regional plan`: what a job, a grid or many jobs will cost, without loading weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prefect_regional_diffusion.flows.cli.options import AsJson, Overrides
+from prefect_regional_diffusion.flows.cli.printing import cell, say
+from prefect_regional_diffusion.flows.common.environment import trust_the_caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prefect_regional_diffusion.sampling_core.engine.batching import Count
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+    from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+    from prefect_regional_diffusion.sampling_core.planning.compile import Cost
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import Together
+
+Plannable = Annotated[
+    Path,
+    typer.Argument(
+        metavar="JOB.yaml", help="A job, a grid, or a pattern of job files: 'jobs/*.yaml'.", show_default=False
+    ),
+]
+
+
+def plan(job: Plannable, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a job will cost, without loading weights: evaluations, forwards, memory, warnings.
+
+    Of a grid or of many jobs: what they cost when one process draws them.
+    """
+    trust_the_caller()
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_any
+
+    if not job.exists() and any(sign in str(job) for sign in "*?["):
+        _plan_batch(str(job), set_ or [], as_json=as_json)
+        return
+    asked = read_any(job, set_ or [])
+    if isinstance(asked, GridJob):
+        _plan_grid(job, asked, as_json=as_json)
+    else:
+        _plan_job(job, asked, as_json=as_json)
+
+
+def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
+    from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+
+    prepared = prepare(job)
+    cost = prepared.cost
+    stages = [
+        {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
+        for first, last, count in cost.runs()
+    ]
+    facts: dict[str, Any] = {
+        "job_hash": prepared.job_hash,
+        "steps": prepared.run.steps,
+        "evaluations": cost.evaluations,
+        "forwards": cost.forwards,
+        "rows_per_step": stages,
+        "saved": prepared.savings(),
+        "memory_bytes": prepared.memory_bytes(),
+        "warnings": prepared.warnings(),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
+    table = Table("Steps", "Rows per step", "Forwards per step", title=title)
+    for steps, count in _told_shortly(cost):
+        table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
+    console = Console()
+    console.print(table)
+    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    for saved in facts["saved"]:
+        say(f"Saved: {saved}", style="dim")
+    console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
+    _warn(facts["warnings"])
+
+
+def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
+    """Steps of the same cost: as stretches, or where these are many, as how many there are of each."""
+    stretches = cost.runs()
+    if len(stretches) > 8:
+        return [(f"{number} of {len(cost.per_step)}", count) for count, number in Counter(cost.per_step).items()]
+    return [(f"{first}" if first == last else f"{first} to {last}", count) for first, last, count in stretches]
+
+
+def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
+    from prefect_regional_diffusion.flows.grid import check
+    from prefect_regional_diffusion.sampling_core.job.grid_job import cells, distinct
+    from prefect_regional_diffusion.tasks.check_jobs import checked
+    from prefect_regional_diffusion.tasks.inputs.limits import check_cells
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+
+    check_cells("rows x columns", grid.rows, grid.columns)
+    check(grid)
+    jobs = cells(grid)
+    prepared = {one.name: checked(one) for one in dict.fromkeys(distinct(jobs).values())}
+    together = plan_together(jobs, prepared)
+    warnings = list(dict.fromkeys(line for one in prepared.values() for line in one.warnings()))
+    if as_json:
+        facts = {"cells": len(jobs), **_facts(together), "warnings": warnings}
+        print(json.dumps(facts | {"rows": grid.rows, "columns": grid.columns}))
+        return
+    console = Console()
+    say(f"{file.name}: {grid.rows} x {grid.columns} cells")
+    _tell(console, together, len(jobs), "cells")
+    _warn(warnings)
+
+
+def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
+    from prefect_regional_diffusion.tasks.check_jobs import prepared_files
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+
+    found = read_job_files(pattern, overrides)
+    prepared = prepared_files(found)
+    together = plan_together(list(found.values()), {one.name: prepared[file] for file, one in found.items()})
+    rows: list[dict[str, Any]] = [
+        {
+            "file": str(file),
+            "name": found[file].name,
+            "job_hash": one.job_hash,
+            "steps": one.run.steps,
+            "evaluations": one.cost.evaluations,
+            "forwards": one.cost.forwards,
+            "warnings": one.warnings(),
+        }
+        for file, one in prepared.items()
+    ]
+    if as_json:
+        print(json.dumps({"jobs": rows, **_facts(together)}))
+        return
+    table = Table("Job", "Steps", "Evaluations", "Forwards", title="Each alone")
+    for row in rows:
+        table.add_row(cell(row["file"]), *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
+    console = Console()
+    console.print(table)
+    _tell(console, together, len(found), "jobs")
+    _warn(f"{row['file']}: {line}" for row in rows for line in row["warnings"])
+
+
+def _facts(together: Together) -> dict[str, int]:
+    return {"distinct": together.distinct, "shards": together.shards, **together.cost._asdict()}
+
+
+def _tell(console: Console, together: Together, number: int, what: str) -> None:
+    cost = together.cost
+    equal = f", {number - together.distinct} of them equal to another" if number > together.distinct else ""
+    shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
+    console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
+    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"
+    console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
+    console.print(f"With --machines or --per-shard, {what} share fewer forwards and steps", style="dim")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        say(f"Warning: {warning}", style="yellow")

@@ -1,0 +1,32 @@
+"""Lines and tables' cells on a terminal. Rich takes brackets for markup and colons for emoji, but not in a `Text`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line, plain, plain_path
+
+_MOST_LINE = 1000
+_MOST_PATH = 4096
+"""As long as a path can be: it is copied and piped."""
+_MOST_CELL = 200
+
+
+def say(text: object, *, style: str = "", stderr: bool = False, indent: str = "") -> None:
+    """Print one line, without markup, however long the terminal's lines are."""
+    _print(indent + plain(text, _MOST_LINE), style, stderr=stderr)
+
+
+def say_path(path: str) -> None:
+    """Print the path or URL of a file that was made."""
+    _print(plain_path(path, _MOST_PATH), "", stderr=False)
+
+
+def cell(text: object) -> Text:
+    """A table's cell in one line; where it has no room, its end is cut off."""
+    return Text(one_line(text, _MOST_CELL), no_wrap=True, overflow="ellipsis")
+
+
+def _print(text: str, style: str, *, stderr: bool) -> None:
+    Console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)

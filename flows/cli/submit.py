@@ -1,0 +1,111 @@
+"""The command `regional submit`: a run of a deployment on a Prefect server, and watching it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefect_regional_diffusion.flows.cli import stopping
+from prefect_regional_diffusion.flows.cli.options import JobFile, Overrides
+from prefect_regional_diffusion.flows.cli.printing import say
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain_address
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+NOT_COMPLETED = 1
+_POLL_SECONDS = 2.0
+
+
+def submit(
+    job: JobFile,
+    pool: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Work pool; its deployment is run. Default: render/render, or grid/grid."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run; exit code 1 unless it completes.")] = False,
+    set_: Overrides = None,
+) -> None:
+    """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL."""
+    stopping.say(lambda: "stopped; nothing was submitted")
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_any
+
+    asked = read_any(job, set_ or [])
+    flow = "grid" if isinstance(asked, GridJob) else "render"
+    parameters = {"job": asked.model_dump(mode="json", exclude_unset=True), "name": job.stem[:80]}
+    if not stopping.run(_submitted(flow, pool, parameters, watch)):
+        raise typer.Exit(NOT_COMPLETED)
+
+
+async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
+    """Create the run and, if asked, follow it; False if it ended otherwise than completed."""
+    from prefect import get_client
+    from prefect.settings import get_current_settings
+
+    from prefect_regional_diffusion.flows.server.local import use_auth_string
+
+    if not get_current_settings().api.url:
+        raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
+    use_auth_string()
+    async with get_client() as client:
+        deployment = await _deployment(client, flow, pool)
+        stopping.say(lambda: "stopped before the server had answered; it may have the run")
+        run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
+        address = _address(run)
+        stopping.say(lambda: f"stopped watching; the run goes on: {address}")
+        say(address)
+        return not watch or await _watched(client, run)
+
+
+async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> DeploymentResponse:
+    """The deployment with the flow's name or, as a run cannot leave its deployment's pool, the one in the pool."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.exceptions import ObjectNotFound
+
+    if pool is None:
+        try:
+            return await client.read_deployment_by_name(f"{flow}/{flow}")
+        except ObjectNotFound as error:
+            allowed = f"a server with the deployment {flow}/{flow} (make up, or prefect deploy)"
+            raise BadInput("PREFECT_API_URL", str(client.api_url), allowed) from error
+    deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+    found = [deployment for deployment in deployments if deployment.work_pool_name == pool]
+    if not found:
+        pools = sorted({str(deployment.work_pool_name) for deployment in deployments if deployment.work_pool_name})
+        raise BadInput("--pool", pool, f"a pool with a deployment of {flow}: {', '.join(pools) or 'there is none'}")
+    return min(found, key=lambda deployment: deployment.name != flow)
+
+
+def _address(run: FlowRun) -> str:
+    from prefect.utilities.urls import url_for
+
+    return plain_address(url_for(run) or run.id)
+
+
+async def _watched(client: PrefectClient, run: FlowRun) -> bool:
+    """Print each task as it begins, and each new state of the run, until it has ended; True if it completed."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    begun, shown = set[str](), ""
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    while True:
+        state = (await client.read_flow_run(run.id)).state
+        # The newest ones, as many as are told at once: a long run has thousands.
+        newest = await client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200)
+        for task in reversed(newest):
+            if task.start_time and task.name not in begun:
+                say(task.name, stderr=True, indent="  ")
+                begun.add(task.name)
+        if state is not None and state.name != shown:
+            shown = str(state.name)
+            say(f"{shown} {state.message or ''}".strip(), stderr=True)
+        if state is not None and state.is_final():
+            return state.is_completed()
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,44 @@
+"""Where the time of a run or a command went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from prefect_regional_diffusion.tasks.ui.step_listener import began
+
+PARTS = {
+    "start": ("start", "open store", "build masks"),
+    "load": ("load model",),
+    "sample": ("sample",),
+}
+"""Stages of a record by what people are told; all else, which is prompts, decoding and writing, is `write`."""
+
+
+class Clock:
+    """Seconds by stage, from the command's beginning if a command has called, or from now. A stage may come again."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = began.get() or time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """What was done since the last lap was this."""
+        now = time.monotonic()
+        self.laps[stage] = round(self.laps.get(stage, 0.0) + now - self._last, 3)
+        self._last = now
+
+
+def spent(stages: Mapping[str, float], total: float) -> str:
+    """All seconds of a command, and its parts, which add up to them to the last digit.
+
+    `stages` are the seconds of a record, which begin when the command does; what comes after them is written.
+    """
+    ends, passed = list[float](), 0.0
+    for part in PARTS.values():
+        passed += sum(stages.get(stage, 0.0) for stage in part)
+        ends.append(round(min(passed, total), 1))
+    ends.append(round(total, 1))
+    parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+    told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, "write"], parts, strict=True))
+    return f"{ends[-1]:.1f} s ({told})"

@@ -1,0 +1,1 @@
+"""Many jobs, cut into shards, drawn here or on other machines, and merged."""

@@ -1,0 +1,116 @@
+"""Many jobs drawn: checked first, cut into shards, drawn here or on other machines, and merged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from prefect.context import FlowRunContext
+
+from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.flows.fan_out.shard_runs import Part, check_server, run_shards
+from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, distinct
+from prefect_regional_diffusion.sampling_core.job.sharding import shards
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path
+from prefect_regional_diffusion.tasks.check_jobs import check_all
+from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
+from prefect_regional_diffusion.tasks.inputs.limits import check_count, check_shard
+from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
+from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
+from prefect_regional_diffusion.tasks.machine.task import in_flow_run
+from prefect_regional_diffusion.tasks.merge import merge
+from prefect_regional_diffusion.tasks.save_images import all_drawn
+from prefect_regional_diffusion.tasks.storage.retention import forget_forks
+from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.step_listener import began
+
+_MOST_NAMES = 20
+"""In the line that says what is missing."""
+
+
+class Places(NamedTuple):
+    """Where things are kept: URL of the store, folder of the pictures; None: as this machine is set up."""
+
+    store: str | None
+    out: str | None
+    keep: Keep | None
+
+
+class Spread(NamedTuple):
+    """How jobs are spread over machines.
+
+    None machines: all are drawn in this process; but in a run of a deployment on one other, because the machine that
+    runs `grid` or `batch` only starts shards, and loads no model itself.
+    """
+
+    machines: int | None
+    jobs_per_shard: int | None
+    give_up_after: float
+    poll: float = 5.0
+
+
+async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places, spread: Spread) -> dict[str, Any]:
+    """Draw jobs and merge their pictures in rows of `columns`. Equal jobs are drawn once.
+
+    Raises BadInput before anything is drawn for jobs that cannot be, StoreError for a folder that cannot be written,
+    and NotDrawnError, once everything that can be drawn is, if some are missing.
+    """
+    check_count("jobs", len(jobs))
+    store, out = store_place(places.store), out_place(places.out)
+    machines = spread.machines or (1 if _of_deployment() else None)
+    if machines is not None:
+        check_server(machines)
+    await asyncio.to_thread(Store(out, "out").check, patient=True)
+    firsts = distinct(jobs)
+    different = list(dict.fromkeys(firsts.values()))
+    parts = shards(different, machines or 1, spread.jobs_per_shard)
+    for part in parts:
+        check_shard(part)
+    hash_of = check_all(different)
+    hashes = {called: hash_of[first.name] for called, first in firsts.items()}
+    unfinished: list[str] = []
+    counted: list[dict[str, Any]] = []
+    if machines is None:
+        draw_here = shard if in_flow_run() else shard.fn
+        for part in parts:
+            counted.append(await draw_here(list(part), store=places.store, keep=places.keep))
+            # The time before the first shard is in its seconds; the next one begins now.
+            began.set(None)
+    else:
+        asked = [_part(part, hash_of, places, store) for part in parts]
+        unfinished = await run_shards(asked, spread.poll, spread.give_up_after)
+    folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
+    merged = await merge(list(jobs), hashes, columns, store, folder)
+    done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
+    if merged.missing:
+        why = f"{_named(unfinished)} did not complete" if unfinished else f"not found whole in {plain_path(store)}"
+        raise NotDrawnError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
+    await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
+    return done
+
+
+def _named(names: Sequence[str]) -> str:
+    """The names in one line; of many, the first ones and how many more there are."""
+    told = ", ".join(plain(name, 80) for name in names[:_MOST_NAMES])
+    return told if len(names) <= _MOST_NAMES else f"{told} and {len(names) - _MOST_NAMES} more"
+
+
+def _of_deployment() -> bool:
+    """Whether this is a run that a worker has started, and not somebody's own process."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> Part:
+    """What a shard is asked for; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
+    parameters: dict[str, Any] = {
+        "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in jobs],
+        "store": places.store,
+        "keep": places.keep,
+    }
+    own = [hashes[named.name] for named in jobs]
+    return Part(parameters, content_hash([parameters, own]), partial(all_drawn, store, own))

@@ -1,0 +1,143 @@
+"""Shards as runs of a deployment: started once each, watched until they end, wherever they are drawn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+
+from prefect_regional_diffusion.flows.reap import GIVEN_UP
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.storage.retry import reason_of
+from prefect_regional_diffusion.tasks.ui.artifacts import Bar, show_or_warn
+
+logger = plain_logger(__name__)
+
+T = TypeVar("T")
+
+DEPLOYMENT = "shard/shard"
+_PAGE = 200
+"""Most runs that the API tells at once."""
+
+
+class Part(NamedTuple):
+    """The jobs that one shard draws."""
+
+    parameters: Mapping[str, Any]
+    """Of the shard's run."""
+    key: str
+    """Stands for everything that makes the pictures: other jobs, images, weights or places have another one."""
+    drawn: Callable[[], Awaitable[bool]]
+    """Whether all of its pictures are there."""
+
+
+def check_server(machines: int) -> None:
+    """Raise BadInput where there is no server that could start shards."""
+    if not get_current_settings().api.url:
+        raise BadInput("machines", machines, "left out without a Prefect server (PREFECT_API_URL)")
+
+
+async def run_shards(parts: Sequence[Part], poll: float, give_up_after: float) -> list[str]:
+    """Start a run for each part, or find the one that this run started before, and wait until all have ended.
+
+    A Crashed run may be requeued by someone else, so it counts as ended only after `give_up_after` seconds.
+    Returns the names of those that did not complete. Raises BadInput if the server has no such deployment.
+    """
+    started = [await _started(number, part, give_up_after) for number, part in enumerate(parts, start=1)]
+    runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
+    bar = Bar()
+    while True:
+        ended = sum(_ended(run, give_up_after) for run in runs.values())
+        await show_or_warn(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
+        if ended == len(runs):
+            return [run.name for run in started if not _completed(runs[run.id])]
+        await asyncio.sleep(poll)
+        runs = await _patiently(partial(_read, list(runs)), give_up_after)
+
+
+async def _started(number: int, part: Part, give_up_after: float) -> FlowRun:
+    """The run of a part: one that is still at work or has drawn all of it, or else a new one.
+
+    Each time that this flow run is started anew, a part whose run failed, or whose pictures are gone, gets one more.
+    """
+    name = f"{number} of {flow_run.get_name()}"[:80]
+    own, run = flow_run.get_id(), None
+    for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
+        start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
+        run = await _patiently(start, give_up_after)
+        if not _ended(run, give_up_after) or (_completed(run) and await part.drawn()):
+            break
+    assert run is not None
+    return run
+
+
+async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
+    """A run of the deployment, or the one that has this key already."""
+    try:
+        return await arun_deployment(
+            DEPLOYMENT,
+            parameters=parameters,
+            timeout=0,
+            tags=["regional"],
+            idempotency_key=key,
+            flow_run_name=f"shard {parameters['name']}",
+        )
+    except ObjectNotFound as error:
+        raise BadInput("machines", DEPLOYMENT, "a server that has this deployment") from error
+
+
+async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
+    """The runs as they are now; None for one that somebody has deleted."""
+    found: dict[UUID, FlowRun | None] = dict.fromkeys(ids)
+    async with get_client() as client:
+        for first in range(0, len(ids), _PAGE):
+            wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[first : first + _PAGE])))
+            for run in await client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE):
+                found[run.id] = run
+    return found
+
+
+def _ended(run: FlowRun | None, give_up_after: float) -> bool:
+    """Whether nobody goes on with a run: neither a process nor, after a crash, the reaper."""
+    if run is None:
+        return True
+    state = run.state
+    if state is None or not state.is_final():
+        return False
+    return not state.is_crashed() or state.name == GIVEN_UP or _age(state.timestamp) > give_up_after
+
+
+def _completed(run: FlowRun | None) -> bool:
+    return run is not None and run.state is not None and run.state.is_completed()
+
+
+def _age(since: datetime) -> float:
+    return (datetime.now(UTC) - since).total_seconds()
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: float = 5.0) -> T:
+    """The server's answer, also where it is restarted meanwhile. To start a run twice does no harm: it has a key."""
+    waited = 0.0
+    while True:
+        try:
+            return await ask()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            passing = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= 500
+            if not passing or waited >= seconds:
+                raise
+            logger.warning("the Prefect server does not answer (%s); asking again in %.0f s", reason_of(error), pause)
+        await asyncio.sleep(pause)
+        waited += pause

@@ -1,0 +1,1 @@
+"""Regional diffusion sampling as a Prefect workflow."""

@@ -1,0 +1,168 @@
+"""A masked pass: one sampler over a stretch of its schedule, as the original nodes call it.
+
+Inside, x lives in model space; a pass takes and returns a *boundary latent* [b, c, h, w], which for
+flow models is x / (1 - sigma) and for all others x itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import lockstep
+from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise, shape_of
+from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise, SequentialNoise
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.solvers import Interval, Prediction, Query, Solver, solver_named
+from prefect_regional_diffusion.sampling_core.solvers.base import same_kind
+from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import Seen
+from prefect_regional_diffusion.sampling_core.solvers.sa_solver import SASolver
+from prefect_regional_diffusion.sampling_core.solvers.uni_pc import LAST_SIGMA, UniPC
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, LatentMask
+
+_AS_RECORDED: dict[str, Solver[Any]] = {
+    "sa_solver": SASolver(unfinished=True),
+    "sa_solver_pece": SASolver(pece=True, unfinished=True),
+    "uni_pc": UniPC(short=True),
+    "uni_pc_bh2": UniPC(bh2=True, short=True),
+}
+"""Methods that the originals run with a fault; it changes pictures, so it is kept here."""
+
+
+def original_solver(name: str, field: str = "sampler") -> Solver[Any]:
+    """The solver as the original nodes run it. Raises BadInput for an unknown name."""
+    return _AS_RECORDED.get(name) or solver_named(name, field)
+
+
+class Inpaint(NamedTuple):
+    """What a masked pass sees outside its mask: the latent it began with, noised to the level at hand."""
+
+    mask: LatentMask
+    clean: Latent
+    noise: Latent
+
+    def hide(self, query: Query) -> Query:
+        """The query with everything outside the mask put back."""
+        outside = query.level.alpha * self.clean + query.level.sigma * self.noise
+        return query._replace(x=query.x * self.mask + outside * (1 - self.mask))
+
+    def show(self, answer: Prediction) -> Prediction:
+        """The answer with everything outside the mask known. The unconditional half stays as it is."""
+        return answer._replace(denoised=answer.denoised * self.mask + self.clean * (1 - self.mask))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass does. `mask` [b, 1, h, w] is 1 where the latent may change; without one it all may.
+
+    `noise` is added at the start (zeros: none); the Brownian path of SDE methods spans `path` (sigmas).
+    """
+
+    sampler: str
+    ladder: tuple[Level, ...]
+    guidance: Guidance
+    seed: int
+    noise: Latent
+    mask: LatentMask | None
+    levels: ModelLevels
+    path: tuple[float, float]
+
+
+class PassState(NamedTuple):
+    """A pass after `step` steps: x in model space, and the first prediction of the last step."""
+
+    step: int
+    x: Latent
+    solver: Any
+    denoised: Latent
+
+
+class Result(NamedTuple):
+    """What a pass leaves, as boundary latents: the sampler's x, and its last prediction (for previews)."""
+
+    x: Latent
+    denoised: Latent
+
+
+def begin(work: Pass, latent: Latent) -> PassState:
+    """The state before the first step, from the boundary latent [b, c, h, w]."""
+    x = add_noise(latent, work.noise, work.ladder[0], work.levels)
+    return PassState(0, x, original_solver(work.sampler).init(x), x)
+
+
+def iterate(work: Pass, state: PassState, latent: Latent, using: Networks) -> Iterator[tuple[PassState, Count]]:
+    """Every state after `state`, with what each step cost; `latent` is the boundary latent that the pass began with.
+
+    Methods that choose their own steps take all of them at once.
+    """
+    solver = original_solver(work.sampler)
+    shape = shape_of(latent)
+    # A latent without channels is only counted.
+    noise = SequentialNoise(shape, work.seed, solver.draws, *work.path) if latent.numel() else NoNoise(shape)
+    answers = _Answers(_inpaint(work, latent), work.guidance, using)
+    while state.step < len(work.ladder) - 1:
+        answers.seen.clear()
+        interval = Interval(work.ladder, state.step, work.levels, noise)
+        x, memory = lockstep({0: solver.step(state.x, state.solver, interval)}, answers)[0]
+        if isinstance(memory, Seen):
+            state = PassState(len(work.ladder) - 1, x, memory, memory.denoised if answers.seen else x)
+        else:
+            state = PassState(state.step + 1, x, memory, answers.seen[0])
+        yield state, answers.spent()
+
+
+class _Answers:
+    """Answers a solver's queries from the network, under the mask; knows what that cost."""
+
+    def __init__(self, inpaint: Inpaint | None, guidance: Guidance, using: Networks) -> None:
+        self._inpaint, self._guidance, self._using = inpaint, guidance, using
+        # Under an empty mask nothing of what the network would say is kept.
+        self._known = inpaint is not None and not bool(inpaint.mask.any())
+        self._count = Count()
+        self.seen: list[Latent] = []
+        """The step's predictions so far."""
+
+    def __call__(self, asked: dict[int, Query]) -> list[Prediction]:
+        (query,) = asked.values()
+        if self._inpaint is not None and self._known and not query.unconditional:
+            prediction = Prediction(self._inpaint.clean)
+        else:
+            shown = query if self._inpaint is None else self._inpaint.hide(query)
+            (prediction,), cost = evaluate([(shown, self._guidance)], self._using)
+            prediction = prediction if self._inpaint is None else self._inpaint.show(prediction)
+            self._count = self._count.plus(cost)
+        self.seen.append(prediction.denoised)
+        return [prediction]
+
+    def spent(self) -> Count:
+        """What was asked of the network since the last time."""
+        spent, self._count = self._count, Count()
+        return spent
+
+
+def result(work: Pass, state: PassState) -> Result:
+    """What a finished pass leaves."""
+    last = work.ladder[-1]
+    # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
+    x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
+    return Result(x, state.denoised)
+
+
+def _inpaint(work: Pass, latent: Latent) -> Inpaint | None:
+    if work.mask is None:
+        return None
+    # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
+    renoise = initial_noise(work.seed + 1, shape_of(latent)) if work.sampler == "ddim" else work.noise
+    return Inpaint(work.mask, latent, renoise)
+
+
+def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The ladder as the sampler walks it: UniPC cannot reach sigma 0 and stops just above."""
+    if sampler in {"uni_pc", "uni_pc_bh2"} and len(ladder) > 1 and ladder[-1].sigma == 0:
+        return (*ladder[:-1], same_kind(ladder[0], LAST_SIGMA))
+    return ladder

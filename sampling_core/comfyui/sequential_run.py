@@ -1,0 +1,220 @@
+"""Sequential composition: a node's passes, taken one step at a time; the driver of the five originals."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
+    PassState,
+    begin,
+    iterate,
+    original_solver,
+    result,
+)
+from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
+from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.solvers.base import Solver, check_memory, memory_specs
+from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec, check_specs
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+
+
+class Walk(NamedTuple):
+    """A node on its way. Together with its stages it is all that is needed to go on.
+
+    Latents are boundary latents [b, c, h, w]: `latent` is what the open pass began with, `turn` what its
+    turn began with, `forks` [n * b, c, h, w] the pictures that are finished. `inside` is the open pass
+    after some of its steps; None before the first.
+    """
+
+    number: int
+    """Finished passes."""
+    latent: Latent
+    turn: Latent
+    forks: Latent
+    inside: PassState | None
+
+
+class Cells(NamedTuple):
+    """A grid whose cells become pictures: each is the first latent with one cell of the sampled one."""
+
+    rows: int
+    columns: int
+    height: int
+    """Latent cells of one grid cell."""
+    width: int
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with."""
+
+    stages: tuple[Stage, ...]
+    clean: Latent
+    base_only_steps: int = 0
+    cells: Cells | None = None
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Steps done after each pass."""
+        return list(accumulate(stage.planned.steps for stage in self.stages))
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps of all passes together."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def prompts(self) -> tuple[Words, ...]:
+        """The distinct prompts that the run evaluates, in order of first use."""
+        used = (words for stage in self.stages for words in stage.planned.setting.guidance.words)
+        return tuple(dict.fromkeys(used))
+
+    def begin(self) -> Walk:
+        """The state before the first step."""
+        return self._opened(Walk(0, self.clean, self.clean, self.clean[:0], None))
+
+    def done(self, state: Walk) -> int:
+        """Steps that are finished."""
+        return self._before(state.number) + (state.inside.step if state.inside else 0)
+
+    def iterate(self, state: Walk, using: Networks, until: int | None = None) -> Iterator[tuple[Walk, Count]]:
+        """Every state after `state` up to step `until` (default: the end), with what each step cost."""
+        last = self.steps if until is None else until
+        while state.number < len(self.stages) and self.done(state) < last:
+            stage = self.stages[state.number]
+            planned, latent = stage.planned, state.latent
+            work = planned.opened(latent)
+            inside = begin(work, latent) if state.inside is None else state.inside
+            for reached, count in iterate(work, inside, latent, using):
+                if reached.step < len(work.ladder) - 1:
+                    state = state._replace(inside=reached)
+                else:
+                    state = self._closed(state, stage, planned.closed(result(work, reached), latent))
+                yield state, count
+                if self.done(state) >= last:
+                    return
+
+    def _closed(self, state: Walk, stage: Stage, reached: Latent) -> Walk:
+        """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
+        if stage.restore is not None:
+            reached = composite(state.turn, reached, 0, 0, stage.restore)
+        forks = torch.cat([state.forks, reached]) if stage.fork and self._ends_turn(state.number) else state.forks
+        return self._opened(Walk(state.number + 1, reached, state.turn, forks, None))
+
+    def _opened(self, state: Walk) -> Walk:
+        """The state before the next pass: a turn begins with what is there, a fork with the node's own latent."""
+        if state.number == len(self.stages):
+            return state
+        stage = self.stages[state.number]
+        if stage.opens:
+            start = self.clean if stage.fork else state.latent
+            state = state._replace(latent=start, turn=start)
+        if stage.planned.steps > 0:
+            return state
+        # A range before the schedule's first step: it adds its noise and takes no step.
+        work = stage.planned.opened(state.latent)
+        reached = result(work, begin(work, state.latent))
+        return self._closed(state, stage, stage.planned.closed(reached, state.latent))
+
+    def pictures(self, state: Walk) -> Latent:
+        """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""
+        if len(state.forks):
+            return state.forks
+        if self.cells is None:
+            return state.latent
+        grid = [(row, column) for row in range(self.cells.rows) for column in range(self.cells.columns)]
+        return torch.cat([self._cell(state.latent, self.cells, row, column) for row, column in grid])
+
+    def _cell(self, sampled: Latent, cells: Cells, row: int, column: int) -> Latent:
+        """The first latent with one cell of the first sampled picture, as the original has it."""
+        fork = self.clean.clone()
+        down = slice(cells.height * row, cells.height * (row + 1))
+        across = slice(cells.width * column, cells.width * (column + 1))
+        fork[0, :, down, across] = sampled[0, :, down, across]
+        return fork
+
+    def expected(self, before: Walk, state: Walk) -> Latent:
+        """The open pass' last prediction; between passes the latent as it is, noise and all."""
+        return state.latent if state.inside is None else state.inside.denoised
+
+    def noiseless(self) -> Sequential:
+        """This run itself if a sampler's steps depend on what it draws: each pass has a source of noise of its own."""
+        if any(stage.planned.setting.sampler == "dpm_adaptive" for stage in self.stages):
+            return self
+        return replace(self, clean=self.clean[:, :0])
+
+    def chapters(self) -> list[Chapter]:
+        """The base-only pass, if there is one, and all others."""
+        first, *others = self.stages or (None,)
+        # The state after a pass has the next one opened, which for some changes the latent.
+        opened = others and others[0].opens and not others[0].fork and others[0].planned.steps > 0
+        if first is None or not self.base_only_steps or not opened:
+            return [Chapter(0, [self.clean, *self.stages])]
+        return [Chapter(0, [self.clean, first]), Chapter(self.base_only_steps, others)]
+
+    def to_tensors(self, state: Walk) -> dict[str, Tensor]:
+        """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""
+        named = {"number": torch.tensor(state.number)} | {name: getattr(state, name) for name in _LATENTS}
+        if state.inside is not None:
+            named |= {"inside.step": torch.tensor(state.inside.step)}
+            named |= {"inside.x": state.inside.x, "inside.denoised": state.inside.denoised}
+            named |= {f"inside.solver.{name}": value for name, value in state.inside.solver._asdict().items()}
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+
+    def specs(self, step: int) -> dict[str, TensorSpec]:
+        """What `to_tensors` writes of the state after `step` steps. Raises ValueError if there is none."""
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} of {self.steps}")
+        number = bisect_right(self._ends, step)
+        batch, *cells = self.clean.shape
+        forks = sum(stage.fork and self._ends_turn(i) for i, stage in enumerate(self.stages[:number]))
+        counter, x = TensorSpec(torch.int64, ()), TensorSpec(self.clean.dtype, (batch, *cells))
+        named = {"number": counter, "latent": x, "turn": x, "forks": x._replace(shape=(forks * batch, *cells))}
+        if step == self._before(number):
+            return named
+        fresh = self._solver(number).init(torch.empty(batch, *cells, dtype=self.clean.dtype, device="meta"))
+        memory = {f"inside.solver.{name}": spec for name, spec in memory_specs(fresh).items()}
+        return named | {"inside.step": counter, "inside.x": x, "inside.denoised": x} | memory
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Walk:
+        """The state that `to_tensors` wrote. Raises KeyError or ValueError if it is none of this run's."""
+        number, taken = int(tensors["number"]), int(tensors["inside.step"]) if "inside.step" in tensors else 0
+        if not 0 <= number <= len(self.stages) or taken < 0:
+            raise ValueError(f"pass {number}, step {taken}")
+        step = self._before(number) + taken
+        check_specs(tensors, self.specs(step))
+        if number != bisect_right(self._ends, step):
+            raise ValueError(f"step {taken} of pass {number}")
+        state = Walk(number, *(tensors[name] for name in _LATENTS), inside=None)
+        if not taken:
+            return state
+        x, planned = tensors["inside.x"], self.stages[number].planned
+        fresh: Any = self._solver(number).init(x)
+        memory = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
+        check_memory(memory, planned.ladder, taken, planned.levels)
+        return state._replace(inside=PassState(taken, x, memory, tensors["inside.denoised"]))
+
+    def _solver(self, number: int) -> Solver[Any]:
+        return original_solver(self.stages[number].planned.setting.sampler)
+
+    def _before(self, number: int) -> int:
+        """Steps done when so many passes are finished."""
+        return self._ends[number - 1] if number else 0
+
+    def _ends_turn(self, number: int) -> bool:
+        """Whether a pass is the last one of its turn."""
+        return number + 1 == len(self.stages) or self.stages[number + 1].opens
+
+
+_LATENTS = ("latent", "turn", "forks")

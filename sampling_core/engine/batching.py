@@ -1,0 +1,105 @@
+"""All open queries of a step, answered in as few network rows and forwards as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, Row
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.solvers.base import Prediction, Query
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Latent, RowEmbeddings, Rows
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A denoiser: answers a batch of rows, each at its own level, with denoised predictions."""
+
+    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a run is evaluated with: networks by model, encoded prompts by model and prompt."""
+
+    networks: Mapping[str, Network]
+    embeddings: Mapping[str, Mapping[str, Embedding]]
+    max_rows: int | None = None
+    """Most rows of one forward; None: as many as there are."""
+    room: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
+    """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
+
+
+class Count(NamedTuple):
+    """What was asked of the network: rows (evaluations of one latent under one prompt) and calls."""
+
+    evaluations: int = 0
+    forwards: int = 0
+    shared: int = 0
+    """Rows that were not evaluated, because an equal one was."""
+
+    def plus(self, other: Count) -> Count:
+        return Count(*(own + more for own, more in zip(self, other, strict=True)))
+
+
+def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
+    """One guided prediction per query, from the distinct rows in one forward per model and shape of latent.
+
+    Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
+    prompt share that row. Forwards that exceed `max_rows`, or for which memory does not suffice, are split.
+    """
+    wanted = [guidance.expand(query) for query, guidance in asked]
+    distinct: dict[_Identity, Row] = {}
+    for row in (row for rows in wanted for row in rows):
+        distinct.setdefault(_identity(row), row)
+    answers: dict[_Identity, Latent] = {}
+    total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
+    groups: dict[tuple[str, torch.Size], dict[_Identity, Row]] = {}
+    for identity, row in distinct.items():
+        groups.setdefault((row.model, row.x.shape[1:]), {})[identity] = row
+    for group in groups.values():
+        found, count = _answered(list(group.values()), using)
+        answers |= dict(zip(group, found, strict=True))
+        total = total.plus(count)
+    guided = [
+        guidance.combine([answers[_identity(row)] for row in rows])
+        for rows, (_, guidance) in zip(wanted, asked, strict=True)
+    ]
+    return guided, total
+
+
+_Identity = tuple[int, Level, str, str]
+
+
+def _identity(row: Row) -> _Identity:
+    """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
+    return id(row.x), row.level, row.model, row.prompt
+
+
+def _pictures(rows: Iterable[Row]) -> int:
+    return sum(row.x.shape[0] for row in rows)
+
+
+def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count]:
+    """The denoised latents of rows of one model and shape. A row of n pictures is n rows to the network."""
+    pictures = [row.x.shape[0] for row in rows]
+    x = torch.cat([row.x for row in rows])
+    levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
+    encoded = using.embeddings[rows[0].model]
+    words = torch.cat([encoded[row.prompt].expand(n, -1, -1) for row, n in zip(rows, pictures, strict=True)])
+    network, kind = using.networks[rows[0].model], (rows[0].model, x.shape[1:])
+    most = min(using.max_rows or len(x), using.room.get(kind, len(x)))
+    parts, at = list[Rows](), 0
+    while at < len(x):
+        part = slice(at, at + most)
+        try:
+            parts.append(network(x[part], levels[part], words[part]))
+            at += most
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+            most = using.room[kind] = -(-most // 2)
+    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))

@@ -1,0 +1,90 @@
+"""History: what determined a state. Runs that agree up to a step have the same state there, and the same name for it.
+
+A run is told in chapters; one begins where something changes, for instance who takes part. Two runs share
+the states of a chapter if all that was told until then is equal, down to the bits of every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
+
+
+class Chapter(NamedTuple):
+    """All states after more than `first` steps, up to the next chapter's, are determined by `values`."""
+
+    first: int
+    values: object
+
+
+class Named(NamedTuple):
+    """A chapter with a name that stands for everything up to and in it."""
+
+    first: int
+    name: str
+
+
+def state_name(chapters: Sequence[Named], step: int) -> str:
+    """The name of the state after a step (counted from 1), below that of its chapter."""
+    chapter = next(chapter for chapter in reversed(chapters) if chapter.first < step)
+    return f"{chapter.name}/{step:05d}"
+
+
+def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[str, str]) -> tuple[Named, ...]:
+    """Names (SHA-256, hex) of a run's chapters. `fingerprints` are of the weights, by model.
+
+    `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
+    """
+    name, found = content_hash(context), list[Named]()
+    digests: dict[int, str] = {}
+    for first, values in chapters:
+        name = content_hash([name, first, _told(values, fingerprints, digests)])
+        found.append(Named(first, name))
+    return tuple(found)
+
+
+def _told(value: object, fingerprints: Mapping[str, str], digests: dict[int, str]) -> Any:
+    """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
+    told = partial(_told, fingerprints=fingerprints, digests=digests)
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Tensor():
+            # The passes of a sequential run have the same masks, of a whole canvas, over and over.
+            if id(value) not in digests:
+                digests[id(value)] = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+            return [str(value.dtype), list(value.shape), digests[id(value)]]
+        case Guidance():
+            model = fingerprints.get(value.model, value.model)
+            return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
+        case ModelLevels():
+            return _levels(value)
+        case StepNoise() | SequentialNoise():
+            return [type(value).__name__, told(value.identity)]
+        case _ if type(value) in _SOLVER_TYPES:
+            return next(name for name, solver in SOLVERS.items() if solver is value)
+        case tuple() | list():
+            return [type(value).__name__, *map(told, cast("Sequence[object]", value))]
+        case _ if is_dataclass(value):
+            return [type(value).__name__, *(told(getattr(value, field.name)) for field in fields(value))]
+        case _:
+            raise TypeError(f"{type(value).__name__} has no place in a run's history")
+
+
+_SOLVER_TYPES = {type(solver) for solver in SOLVERS.values()}
+
+
+@lru_cache(maxsize=8)
+def _levels(levels: ModelLevels) -> str:
+    return content_hash([levels.sigmas, levels.prediction, levels.log_sigmas])

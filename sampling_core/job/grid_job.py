@@ -1,0 +1,146 @@
+"""GridJob: one job in up to 16 x 16 variants, and the jobs of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, model_validator
+
+from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import ForkMode
+from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, at, refuse
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
+from prefect_regional_diffusion.sampling_core.job.render_job import MOST_REGIONS, Region, RenderJob
+
+_WHOLE_CANVAS = Rectangle(x=0, y=0, width=1, height=1)
+
+Index = Annotated[Whole, Field(ge=0, le=15)]
+Extent = Annotated[Whole, Field(ge=1, le=16)]
+
+
+class Cell(Frozen):
+    """What one cell draws in another way than the job. What is left empty is taken from the job."""
+
+    model_config = ConfigDict(title="Cell")
+    row: Index = Field(title="Row", description="From the top, the first is 0", json_schema_extra=at(1))
+    column: Index = Field(title="Column", description="From the left, the first is 0", json_schema_extra=at(2))
+    prompt: Text | None = Field(None, title="Prompt", description="Empty: the job's", json_schema_extra=at(3))
+    negative_prompt: Text | None = Field(
+        None, title="Negative prompt", description="Empty: the job's", json_schema_extra=at(4)
+    )
+    seed: Seed | None = Field(
+        None,
+        title="Seed",
+        description="Empty: the job's, plus the cell's number. Fork then Sample only",
+        json_schema_extra=at(5),
+    )
+
+
+class GridJob(Frozen):
+    """Rows and columns of pictures of one job, each a whole canvas."""
+
+    model_config = ConfigDict(title="Grid job")
+    job: RenderJob = Field(title="Job", description="What all cells have in common", json_schema_extra=at(1))
+    rows: Extent = Field(2, title="Rows", description="1 to 16", json_schema_extra=at(2))
+    columns: Extent = Field(2, title="Columns", description="1 to 16", json_schema_extra=at(3))
+    mode: ForkMode = Field(
+        "Fork then Sample",
+        title="Fork mode",
+        description="Fork then Sample: each cell from a seed of its own. "
+        "Sample then Fork: the first steps are one run, then each cell goes on with its own prompt",
+        json_schema_extra=at(4),
+    )
+    fork_at_step: Annotated[Whole, Field(ge=1, le=999)] | None = Field(
+        None,
+        title="Fork at step",
+        description="Steps that all cells share. Empty: half of them. Sample then Fork only",
+        json_schema_extra=at(5),
+    )
+    cells: tuple[Cell, ...] = Field(
+        (),
+        max_length=256,
+        title="Cells",
+        description="The cells that differ in more than the seed",
+        json_schema_extra=at(6),
+    )
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> GridJob:
+        if self.job.pictures != 1:
+            raise refuse("job.batch_size", self.job.batch_size, "1: each cell is one picture")
+        if self.mode == "Sample then Fork":
+            self._check_fork()
+        elif self.fork_at_step is not None:
+            raise refuse("fork_at_step", self.fork_at_step, "left out with Fork then Sample")
+        taken: set[tuple[int, int]] = set()
+        for i, cell in enumerate(self.cells):
+            for name, at_, size in (("row", cell.row, self.rows), ("column", cell.column, self.columns)):
+                if at_ >= size:
+                    raise refuse(f"cells.{i}.{name}", at_, f"0 to {size - 1} (less than {name}s)")
+            if (cell.row, cell.column) in taken:
+                raise refuse(f"cells.{i}", [cell.row, cell.column], "one entry for each cell")
+            taken.add((cell.row, cell.column))
+        return self
+
+    def _check_fork(self) -> None:
+        if self.job.composition != "joint":
+            raise refuse("job.composition", self.job.composition, "joint with Sample then Fork")
+        if self.job.steps < 2:
+            raise refuse("job.steps", self.job.steps, "2 or more with Sample then Fork")
+        if len(self.job.regions) >= MOST_REGIONS:
+            raise refuse("job.regions", f"{MOST_REGIONS} regions", f"at most {MOST_REGIONS - 1} with Sample then Fork")
+        if self.fork_at_step is not None and self.fork_at_step >= self.job.steps:
+            raise refuse("fork_at_step", self.fork_at_step, f"1 to {self.job.steps - 1} (less than steps)")
+        for i, cell in enumerate(self.cells):
+            if cell.seed is not None:
+                allowed = "left out with Sample then Fork: cells that share steps share their noise"
+                raise refuse(f"cells.{i}.seed", cell.seed, allowed)
+
+    @property
+    def fork_step(self) -> int:
+        """Steps that all cells share."""
+        if self.mode == "Fork then Sample":
+            return 0
+        return self.job.steps // 2 if self.fork_at_step is None else self.fork_at_step
+
+
+class NamedJob(Frozen):
+    """A job and what its picture is called."""
+
+    name: Text = Field(min_length=1, max_length=80)
+    job: RenderJob
+
+
+def cells(grid: GridJob) -> list[NamedJob]:
+    """The job of each cell, row by row, named `r<row>c<column>` (from 0)."""
+    own = {(cell.row, cell.column): cell for cell in grid.cells}
+    return [
+        NamedJob(name=f"r{row}c{column}", job=_job(grid, row * grid.columns + column, own.get((row, column))))
+        for row in range(grid.rows)
+        for column in range(grid.columns)
+    ]
+
+
+def _job(grid: GridJob, number: int, cell: Cell | None) -> RenderJob:
+    own: dict[str, Any] = {} if cell is None else cell.model_dump(exclude={"row", "column"}, exclude_none=True)
+    if grid.mode == "Fork then Sample":
+        return _changed(grid.job, {"seed": (grid.job.seed + number) % (MAX_SEED + 1)} | own)
+    own = {name: value for name, value in own.items() if value != getattr(grid.job, name)}
+    if not own:
+        return grid.job
+    # From the fork on, a region under all others takes the place of the base. It comes last, because the place
+    # of a region is part of what names its run's latents, and this cell shares those of the other cells.
+    window = {"name": "fork", "mask": _WHOLE_CANVAS, "weight": 0, "start_at_step": grid.fork_step}
+    fork = Region.model_validate({"prompt": grid.job.prompt} | own | window)
+    return _changed(grid.job, {"regions": (*grid.job.regions, fork)})
+
+
+def _changed(job: RenderJob, fields: dict[str, Any]) -> RenderJob:
+    """The job with other values in some fields, checked like any job."""
+    return RenderJob.model_validate(job.model_dump(exclude_unset=True) | fields)
+
+
+def distinct(jobs: Sequence[NamedJob]) -> dict[str, NamedJob]:
+    """For each name, the first of the jobs that draw the same picture: equal ones are drawn once."""
+    first: dict[RenderJob, NamedJob] = {}
+    return {named.name: first.setdefault(named.job, named) for named in jobs}

@@ -1,0 +1,116 @@
+"""Which fields of a job go together with its composition; what does not is refused, never ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, UNTOUCHED, Node
+from prefect_regional_diffusion.sampling_core.job.fields import CHOOSE_THEIR_STEPS, refuse
+
+if TYPE_CHECKING:
+    from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+
+LONGEST_SCHEDULE = 1000
+"""Levels that models are trained on; a longer schedule would name some of them twice."""
+
+_SEQUENTIAL_ONLY = ("scheduler", "sigma_factor")
+_JOINT_ONLY = ("overlap", "noise", "protect")
+_JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
+_REGIONS = {
+    "RegionalSampler": (1, 64, "1 or more regions"),
+    "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
+    "TwoSamplersForMask": (1, 1, "1 region: the one under the mask"),
+    "TwoAdvancedSamplersForMask": (1, 1, "1 region: the one under the mask"),
+    "MaskGridNKSamplersAdvanced": (0, 0, "no regions: what is drawn is node.tile"),
+}
+
+
+def check_composition(job: RenderJob) -> None:
+    """Raises the error of a field that the job's composition has no use for, or cannot do with."""
+    if job.start_image is None and job.start_fit != _default(job, "start_fit"):
+        raise refuse("start_fit", job.start_fit, "left out where there is no start_image")
+    if job.composition == "joint":
+        _check_joint(job)
+    else:
+        _check_sequential(job)
+
+
+def _check_joint(job: RenderJob) -> None:
+    if job.node != UNTOUCHED:
+        raise refuse("node", job.node.name, "left out with joint composition")
+    for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
+        if sampler in CHOOSE_THEIR_STEPS:
+            raise refuse(field, sampler, "a sampler that takes the given steps, with joint composition")
+    for name in _SEQUENTIAL_ONLY:
+        for field, value in _of_regions(job, name).items():
+            if value != _default(job.regions[0], name):
+                raise refuse(field, value, "left out with joint composition")
+
+    for i, region in enumerate(job.regions):
+        first, last = region.start_at_step, region.end_at_step
+        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({job.first_steps})"
+        if last is not None and last <= (job.first_steps if first is None else first):
+            raise refuse(f"regions.{i}.end_at_step", last, f"more than {why}")
+    if job.protect and job.start_image is None:
+        raise refuse("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
+
+
+def _check_sequential(job: RenderJob) -> None:
+    node = job.node
+    for name, field in Node.model_fields.items():
+        value = getattr(node, name)
+        if name != "name" and name not in PARAMETERS[node.name] and value != field.default:
+            raise refuse(f"node.{name}", value, f"left out: {node.name} has no such parameter")
+    least, most, wanted = _REGIONS[node.name]
+    if not least <= len(job.regions) <= most:
+        raise refuse("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
+    for name in _JOINT_ONLY:
+        if getattr(job, name) != type(job).model_fields[name].default:
+            raise refuse(name, getattr(job, name), "left out with sequential composition")
+    for name in _JOINT_ONLY_OF_REGIONS:
+        for field, value in _of_regions(job, name).items():
+            if value != _default(job.regions[0], name):
+                raise refuse(field, value, "left out with sequential composition: regions go one after the other")
+    if job.base_only_steps and node.name != "RegionalSampler":
+        raise refuse("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
+    if job.denoise < 1 and node.name == "RegionalSamplerAdvanced":
+        raise refuse("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
+    varies = node.name == "RegionalSamplerAdvanced" or node.vary_noise
+    for field, strength in _of_regions(job, "variation_strength").items():
+        if strength and not varies:
+            raise refuse(field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise")
+    if "sigma_factor" not in PARAMETERS[node.name]:
+        for field, factor in _of_regions(job, "sigma_factor").items():
+            if factor != 1:
+                raise refuse(field, factor, f"left out: {node.name} has no such parameter")
+    if node.mask_steps is not None or node.mask_denoise is not None:
+        check_schedule("node.mask_denoise", node.mask_steps or job.steps, node.mask_denoise or job.denoise)
+    _check_range(job)
+
+
+def check_schedule(field: str, steps: int, denoise: float) -> None:
+    """Raise the error of `denoise`, the last part of a schedule, where the whole one would be too long."""
+    if steps > denoise * LONGEST_SCHEDULE:
+        least = f"{steps / LONGEST_SCHEDULE:g} or more with {steps} steps"
+        raise refuse(field, denoise, f"{least} (a schedule of at most {LONGEST_SCHEDULE})")
+
+
+def _check_range(job: RenderJob) -> None:
+    node = job.node
+    if node.start_at_step >= job.steps:
+        raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
+    if node.end_at_step <= node.start_at_step:
+        raise refuse("node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})")
+    if node.name == "MaskGridNKSamplersAdvanced":
+        for name, parts, pixels in (("rows", node.rows, job.height), ("columns", node.columns, job.width)):
+            if pixels % parts:
+                side = "height" if name == "rows" else "width"
+                raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
+
+
+def _of_regions(job: RenderJob, name: str) -> dict[str, object]:
+    return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
+
+
+def _default(part: Region | RenderJob, name: str) -> object:
+    return type(part).model_fields[name].default

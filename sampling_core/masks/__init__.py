@@ -1,0 +1,1 @@
+"""Masks: shapes and images in pixels, brought to the latent lattice and weighed against each other."""

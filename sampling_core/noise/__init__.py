@@ -1,0 +1,1 @@
+"""Noise: the initial one, and what stochastic steps draw."""

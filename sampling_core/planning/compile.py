@@ -1,0 +1,143 @@
+"""RenderJob + masks -> its run, and what the run will cost, known before any weights are loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition, Joint
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.planning.joint import joint
+from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
+from prefect_regional_diffusion.sampling_core.schedules import is_whole
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Embedding, Latent, Mask, RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
+
+_WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
+"""How other programs write that a word counts more. A run of digits is matched in one way only, and so in no time."""
+
+
+def compose(
+    job: RenderJob,
+    levels: Mapping[str, ModelLevels],
+    clean: Latent,
+    masks: Sequence[AnyMask],
+    protected: Mask | None = None,
+) -> Composition[Any]:
+    """The run that a job means, from the latent [b, c, h, w] that it starts with (zeros: noise alone).
+
+    `levels` are by model; `masks` are the job's `region_masks`; `protected` is on the latent lattice.
+    Raises BadInput for what cannot be composed.
+    """
+    if job.composition == "sequential":
+        return sequential(job, levels, clean, masks)
+    return joint(job, levels[job.model], clean, masks, protected)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan asks of the network: rows and calls, in all and by step."""
+
+    per_step: tuple[Count, ...]
+
+    @property
+    def evaluations(self) -> int:
+        return sum(count.evaluations for count in self.per_step)
+
+    @property
+    def forwards(self) -> int:
+        return sum(count.forwards for count in self.per_step)
+
+    @property
+    def shared_rows(self) -> int:
+        """Rows that were spared, because an equal one is evaluated."""
+        return sum(count.shared for count in self.per_step)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest forward."""
+        full = [count for count in self.per_step if count.forwards]
+        return max((-(-count.evaluations // count.forwards) for count in full), default=0)
+
+    def runs(self) -> list[tuple[int, int, Count]]:
+        """Stretches of equal steps as (first step, last step, count of each); steps count from 1."""
+        grouped = groupby(enumerate(self.per_step, start=1), key=lambda pair: pair[1])
+        stretches = [(list(pairs), count) for count, pairs in grouped]
+        return [(pairs[0][0], pairs[-1][0], count) for pairs, count in stretches]
+
+
+class _NoNetwork:
+    """Answers every query with its own input: the loop runs, and nothing is computed."""
+
+    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+        return x
+
+
+def cost(run: Composition[Any], max_rows: int | None = None, most: float = math.inf) -> Cost:
+    """Counted, not calculated: the run's own loop is driven without a network and without noise.
+
+    It ends with the step in which the evaluations become more than `most`.
+    """
+    run = run.noiseless()
+    embeddings: dict[str, dict[str, Embedding]] = {}
+    for words in run.prompts:
+        embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
+    using = Networks(dict.fromkeys(embeddings, _NoNetwork()), embeddings, max_rows)
+    per_step: list[Count] = []
+    evaluations = 0
+    for _, count in run.iterate(run.begin(), using):
+        per_step.append(count)
+        evaluations += count.evaluations
+        if evaluations > most:
+            break
+    return Cost(tuple(per_step))
+
+
+def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list[str]:
+    """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
+    found: list[str] = []
+    if not is_whole(job.denoise) and job.start_image is None:
+        found.append("denoise is below 1 and there is no start image: the picture will be flat")
+    if is_whole(job.denoise) and job.start_image is not None and not job.protect:
+        found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
+    if isinstance(run, Sequential):
+        found += cautions(run)
+    elif isinstance(run, Joint) and all(0 not in run.plan.active(step) for step in range(run.steps)):
+        found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
+    found += [*_never_drawn(run), *_weighted_words(job)]
+    for name, pixels in (("width", job.width), ("height", job.height)):
+        if not trained_pixels / 2 <= pixels <= trained_pixels * 2:
+            found.append(f"{name} {pixels} is far from the {trained_pixels} pixels that the model was trained on")
+    return found
+
+
+def _never_drawn(run: Composition[Any]) -> list[str]:
+    if not isinstance(run, Joint):
+        return []
+    taking_part = {i for step in range(run.steps) for i in run.plan.active(step)}
+    # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
+    return [
+        f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
+        for i in range(1, len(run.plan.participants))
+        if i not in taking_part
+    ]
+
+
+def _weighted_words(job: RenderJob) -> list[str]:
+    prompts = {"prompt": job.prompt, **{f"regions.{i}.prompt": region.prompt for i, region in enumerate(job.regions)}}
+    weighted = {field: _WEIGHTED.search(prompt) for field, prompt in prompts.items()}
+    return [
+        f"{field}: {one_line(found[0], 60)} is read as it stands; parentheses give no weight here"
+        for field, found in weighted.items()
+        if found
+    ]

@@ -1,0 +1,118 @@
+"""How much work and memory jobs ask for beside the network, known from their fields alone.
+
+Estimates: what counts is that nothing large is left out, and that equal masks count once, as they are drawn once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
+from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, Shape
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning, shape_meaning
+from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_size
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
+
+_NUMBER = 4
+"""Bytes of a float32."""
+CHANNELS = 4
+"""Of the latents of Stable Diffusion."""
+_REMEMBERED = 2
+"""Latents of each participant: the one at hand, and what its solver remembers."""
+
+
+def drawn_pixels(job: RenderJob, image_pixels: Mapping[str, int]) -> dict[str, int]:
+    """Pixels that are visited to draw each distinct mask: the canvas', and those of the mask's image.
+
+    By a name that equal masks share, in other jobs too. `image_pixels` has the sizes of image files by path, as far as
+    they are known.
+    """
+    found: dict[str, int] = {}
+    for mask in job.drawn_masks():
+        size = mask_size(job, mask.field)
+        name = content_hash([mask_meaning(mask, {}), size, job.composition])
+        found[name] = size[0] * size[1] + _pixels_of(mask.shape, image_pixels)
+    for shape in job.protect:
+        name = content_hash([shape_meaning(shape, {}), job.height, job.width])
+        found[name] = job.height * job.width + _pixels_of(shape, image_pixels)
+    return found
+
+
+def _pixels_of(shape: Shape, image_pixels: Mapping[str, int]) -> int:
+    match shape:
+        case Image(image=path) | ColorMap(color_map=path):
+            return image_pixels.get(path, 0)
+        case _:
+            return 0
+
+
+def tensor_bytes(jobs: Iterable[RenderJob]) -> int:
+    """Memory that masks, weights and latents of jobs take that are drawn by one process, in bytes."""
+    shared: dict[str, int] = {}
+    own = 0
+    for job in jobs:
+        shared[_pictures_name(job)] = _mask_bytes(job) + _picture_bytes(job)
+        own += _latent_bytes(job) + (_weight_bytes(job) if job.composition == "joint" else 0)
+    return sum(shared.values()) + own
+
+
+def most_pictures(job: RenderJob) -> int:
+    """How many pictures a job becomes; fewer files where some are equal."""
+    grid = job.composition == "sequential" and job.node.name == "MaskGridNKSamplersAdvanced"
+    return job.pictures * (job.node.rows * job.node.columns if grid else 1)
+
+
+def finished_bytes(job: RenderJob) -> int:
+    """Of all pictures of a job, 8-bit colours: their files are in memory until the last one is drawn."""
+    return most_pictures(job) * job.width * job.height * 3
+
+
+def _pictures_name(job: RenderJob) -> str:
+    masks = [(mask_meaning(mask, {}), mask_size(job, mask.field)) for mask in job.drawn_masks()]
+    protect = [shape_meaning(shape, {}) for shape in job.protect]
+    return content_hash([job.composition, job.width, job.height, masks, job.start_image, job.start_fit, protect])
+
+
+def _mask_bytes(job: RenderJob) -> int:
+    """Of all masks of a job: on the latent lattice, or in pixels as the original nodes take them."""
+    cell = PIXELS_PER_CELL if job.composition == "joint" else 1
+    sizes = [mask_size(job, mask.field) for mask in job.drawn_masks()]
+    return sum((height // cell) * (width // cell) for height, width in sizes) * _NUMBER
+
+
+def _picture_bytes(job: RenderJob) -> int:
+    """Of a start image in 8-bit colours, and of what is protected of it."""
+    of_pixel = 0 if job.start_image is None else 3 + (_NUMBER if job.protect else 0)
+    return job.width * job.height * of_pixel
+
+
+def _weight_bytes(job: RenderJob) -> int:
+    """Joint composition: a weight for each participant and stage; a stage begins where a region enters or leaves."""
+    windows = [(region.start_at_step, region.end_at_step) for region in job.regions]
+    stages = len({job.first_steps, *(step for window in windows for step in window if step is not None)}) + 1
+    return stages * (len(job.regions) + 1) * _cells(job) * _NUMBER
+
+
+def _latent_bytes(job: RenderJob) -> int:
+    """Latents of all participants; of a node's pictures; and of a source of noise that keeps what it has drawn."""
+    participants = (None, *job.regions)
+    kept = _REMEMBERED * (len(participants) if job.composition == "joint" else 1)
+    if job.composition == "sequential":
+        kept += len(participants)  # each pass' mask
+        kept += job.node.rows * job.node.columns if job.node.name == "MaskGridNKSamplersAdvanced" else 0
+    if job.composition == "sequential" or job.noise == "comfyui":
+        solvers = [SOLVERS[job.settings_of(region)[0]] for region in participants]
+        steps = max(job.steps, job.node.mask_steps or 0) if _whole_passes(job) else 1
+        kept += steps * max(solver.draws for solver in solvers) if any(one.order == 0 for one in solvers) else 0
+    return kept * job.pictures * CHANNELS * _cells(job) * _NUMBER
+
+
+def _whole_passes(job: RenderJob) -> bool:
+    """Whether one source of noise serves all steps; the regional nodes begin a pass for every step."""
+    return job.composition == "joint" or job.node.name in {"TwoSamplersForMask", "MaskGridNKSamplersAdvanced"}
+
+
+def _cells(job: RenderJob) -> int:
+    return (job.width // PIXELS_PER_CELL) * (job.height // PIXELS_PER_CELL)

@@ -1,0 +1,138 @@
+"""A job with joint composition -> its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Known, Participant, Plan, Stage
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.masks.region_weights import beneath, by_order, by_weight, parted
+from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
+from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.solvers import CFG_PP, SOLVERS, Noise
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
+
+
+def joint(
+    job: RenderJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None = None
+) -> Joint:
+    """The run, from the noised `clean` latent [b, c, h, w]. Whose weight is zero everywhere takes no part.
+
+    `masks` are `region_masks`, one per region, [h, w]; cells that are `protected` stay as they are in `clean`.
+    Raises BadInput for a schedule that does not suit the model, and windows beyond its end.
+    """
+    batch, channels, rows, columns = clean.shape
+    shape = (batch, channels, rows, columns)
+    rungs = ladder(levels, job.scheduler, job.steps, job.denoise)
+    participants = tuple(_participant(job, region, i) for i, region in enumerate((None, *job.regions)))
+    kinds = [_kind(job.settings_of(region)[0]) for region in (None, *job.regions)]
+    stages = _stages(job, masks, kinds, rungs, shape)
+    noise = _initial_noise(job, masks, shape)
+    drawn = noise.draw()
+    known = None if protected is None else Known(_seam(protected, kinds), clean, drawn)
+    plan = Plan(rungs, stages, participants, levels, _noise(job, shape, rungs), known)
+    return Joint(plan, add_noise(clean, drawn, rungs[0], levels), (noise, clean))
+
+
+def _participant(job: RenderJob, region: Region | None, number: int) -> Participant:
+    sampler, cfg, negative = job.settings_of(region)
+    prompt, name = (job.prompt, "base") if region is None else (region.prompt, region.name or f"region {number}")
+    model = job.model if region is None else region.model or job.model
+    return Participant(name, Guidance(cfg, prompt, negative, sampler in CFG_PP, model), SOLVERS[sampler])
+
+
+def _kind(sampler: str) -> str:
+    """Samplers of a kind carry the same noise at every level: all that draw none, or the same one twice."""
+    return "deterministic" if SOLVERS[sampler].order > 0 else sampler.removesuffix("_gpu")
+
+
+def _stages(
+    job: RenderJob, masks: Sequence[Mask], kinds: Sequence[str], rungs: Sequence[Level], shape: Shape
+) -> tuple[Stage, ...]:
+    """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
+    steps = len(rungs) - 1
+    windows: list[tuple[int, int]] = []
+    for i, region in enumerate(job.regions):
+        first = min(job.first_steps, steps) if region.start_at_step is None else region.start_at_step
+        last = steps if region.end_at_step is None else region.end_at_step
+        for name, value, most in (("start_at_step", first, steps - 1), ("end_at_step", last, steps)):
+            if value > most and getattr(region, name) is not None:
+                raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
+        windows.append((first, last))
+    stages: list[Stage] = []
+    everywhere, entered = torch.ones(shape[2:]), None
+    for step in sorted({0, *(step for window in windows for step in window if step < steps)}):
+        present = [i for i, (first, last) in enumerate(windows) if first <= step < last]
+        if present == entered:
+            continue
+        entered = present
+        weights: list[Mask | None] = [None] * (len(windows) + 1)
+        base, shares = _shared(job, masks, present, everywhere)
+        taking_part = [0, *(i + 1 for i in present)]
+        apart = parted((base, *shares), [kinds[i] for i in taking_part])
+        for i, weight in zip(taking_part, apart, strict=True):
+            weights[i] = weight if bool((weight > 0).any()) else None
+        unlike = stages and len(set(kinds)) > 1
+        stages.append(Stage(step, tuple(weights), _gaining(stages[-1].weights, weights) if unlike else frozenset()))
+    return tuple(stages)
+
+
+def _gaining(before: Sequence[Mask | None], after: Sequence[Mask | None]) -> frozenset[int]:
+    """Those who come to draw cells that they did not draw: others may have put noise of another kind there."""
+    both = [(i, old, new) for i, (old, new) in enumerate(zip(before, after, strict=True))]
+    return frozenset(
+        i for i, old, new in both if old is not None and new is not None and bool(((old == 0) & (new > 0)).any())
+    )
+
+
+def _shared(
+    job: RenderJob, masks: Sequence[Mask], present: Sequence[int], everywhere: Mask
+) -> tuple[Mask, tuple[Mask, ...]]:
+    """The weights of the base and of the regions that are present, by the job's rule for overlaps."""
+    upper = [i for i in present if job.regions[i].weight > 0]
+    lower = [i for i in present if job.regions[i].weight == 0]
+    base, shares = everywhere, tuple[Mask, ...]()
+    if upper and job.overlap == "order":
+        base, shares = by_order([masks[i] for i in upper])
+    elif upper:
+        base, shares = by_weight([masks[i] for i in upper], _weights(job, upper))
+    if lower:
+        base, shares = beneath((base, shares), by_weight([masks[i] for i in lower], [1.0] * len(lower)))
+    share = dict(zip([*upper, *lower], shares, strict=True))
+    return base, tuple(share[i] for i in present)
+
+
+def _weights(job: RenderJob, regions: Sequence[int]) -> list[float]:
+    """The weights of some regions; one alone has nothing to share, and no weight to be rounded by."""
+    return [job.regions[i].weight if len(regions) > 1 else 1.0 for i in regions]
+
+
+def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
+    """What is protected keeps its noise, so beside samplers that draw new noise its edge is hard."""
+    return protected if set(kinds) == {"deterministic"} else (protected >= 0.5).to(protected.dtype)
+
+
+def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> InitialNoise:
+    """ComfyUI's noise of the job's seed, varied inside the regions that ask for it."""
+    varied = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
+    _, shares = _shared(job, masks, varied, torch.ones(shape[2:]))
+    regions = [job.regions[i] for i in varied]
+    variations = tuple(
+        Variation(share, region.variation_seed, region.variation_strength, region.variation_method)
+        for region, share in zip(regions, shares, strict=True)
+    )
+    return InitialNoise(job.seed, shape, job.batch_index or None, variations)
+
+
+def _noise(job: RenderJob, shape: Shape, rungs: tuple[Level, ...]) -> Noise:
+    if job.noise == "comfyui":
+        draws = max(SOLVERS[job.settings_of(region)[0]].draws for region in (None, *job.regions))
+        return SequentialNoise(shape, job.seed, draws, *span(rungs))
+    return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(rungs))

@@ -1,0 +1,59 @@
+"""Prompts of which a model does not read or does not know a part."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
+
+_LAST_WORDS = 6
+_LONGEST = 60
+"""Characters of the last words, or of an unknown one: a prompt may be one word."""
+
+
+class _Prompt(NamedTuple):
+    field: str
+    words: Words
+
+
+def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[str, ModelFolder]) -> list[str]:
+    """One line for each prompt that is too long for its model, and for each with words that the embedded one lacks.
+
+    `used` are the prompts of the job's run; what it leaves out, such as negative prompts without guidance, is
+    nobody's loss. `folders` are by model.
+    """
+    found: list[str] = []
+    for field, words in _prompts(job):
+        if words in used:
+            tokenizer = folders[words.model].tokenizer
+            read = tokenizer.reading(words.prompt)
+            if read.tokens > read.most:
+                last = one_line(" ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
+                found.append(
+                    f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
+                    f'"... {last}", and ignores the rest'
+                )
+            unknown = tokenizer.unknown_words(words.prompt) if folders[words.model].path == EMBEDDED else []
+            if unknown:
+                number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
+                shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
+                found.append(f"{field}: the embedded model does not know {number}: {', '.join(shown)}")
+    return found
+
+
+def _prompts(job: RenderJob) -> list[_Prompt]:
+    """Each field with a prompt, and the model that reads it; an inherited one is the job's field."""
+    prompts = [("prompt", job.model, job.prompt), ("negative_prompt", job.model, job.negative_prompt)]
+    for i, region in enumerate(job.regions):
+        model, negative = region.model or job.model, region.negative_prompt
+        prompts.append((f"regions.{i}.prompt", model, region.prompt))
+        if negative is None:
+            prompts.append(("negative_prompt", model, job.negative_prompt))
+        else:
+            prompts.append((f"regions.{i}.negative_prompt", model, negative))
+    return list(dict.fromkeys(_Prompt(field, Words(model, prompt)) for field, model, prompt in prompts))

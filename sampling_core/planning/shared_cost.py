@@ -1,0 +1,102 @@
+"""What several runs cost that are drawn together, known before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Network, Networks
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, state_name
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, RowEmbeddings, Rows
+
+
+class Story(NamedTuple):
+    """A run, and the names of its chapters: states with one name are one state."""
+
+    run: Composition[Any]
+    chapters: tuple[Named, ...]
+
+    def state_name(self, step: int) -> str:
+        return state_name(self.chapters, step)
+
+    @property
+    def parts_at(self) -> set[int]:
+        """Steps after which other runs may go on, the last one included."""
+        return {chapter.first for chapter in self.chapters if chapter.first} | {self.run.steps}
+
+
+class CostTogether(NamedTuple):
+    """Steps that are computed, those that are spared because another run computes the same, rows and calls."""
+
+    steps: int = 0
+    shared_steps: int = 0
+    evaluations: int = 0
+    forwards: int = 0
+    most_rows: int = 0
+    """Rows of the largest forward."""
+
+
+class _Counting:
+    """Answers every query with its own input, and remembers how large the largest one was."""
+
+    def __init__(self) -> None:
+        self.most_rows = 0
+
+    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+        self.most_rows = max(self.most_rows, len(x))
+        return x
+
+
+def cost_together(shards: Iterable[Sequence[Story]], max_rows: int | None = None) -> CostTogether:
+    """Counted, not calculated: all runs of a shard step together, as when they are drawn, but without a network.
+
+    Shards are drawn one after the other; a later one goes on from states that an earlier one has kept.
+    """
+    kept: dict[str, dict[str, Tensor]] = {}
+    total, network = CostTogether(), _Counting()
+    for stories in shards:
+        for count, computed, members in _rounds(stories, _using(stories, network, max_rows), kept):
+            total = CostTogether(
+                total.steps + computed,
+                total.shared_steps + members - computed,
+                total.evaluations + count.evaluations,
+                total.forwards + count.forwards,
+            )
+    return total._replace(most_rows=network.most_rows)
+
+
+def _rounds(
+    stories: Sequence[Story], using: Networks, kept: dict[str, dict[str, Tensor]]
+) -> Iterator[tuple[Count, int, int]]:
+    """A step of every run that is not finished: what it cost, how many different ones there were, of how many runs."""
+    states = [_newest(story, kept) for story in stories]
+    while going := [i for i, story in enumerate(stories) if story.run.done(states[i]) < story.run.steps]:
+        names = {i: stories[i].state_name(stories[i].run.done(states[i]) + 1) for i in going}
+        reached, count = advance_together([Member(stories[i].run, states[i], names[i]) for i in going], using)
+        for i, state in zip(going, reached, strict=True):
+            states[i] = state
+            if stories[i].run.done(state) in stories[i].parts_at:
+                kept[names[i]] = stories[i].run.to_tensors(state)
+        yield count, len(set(names.values())), len(going)
+
+
+def _newest(story: Story, kept: dict[str, dict[str, Tensor]]) -> Any:
+    """The state from which a run goes on: the newest that is kept, or its beginning."""
+    for step in sorted(story.parts_at, reverse=True):
+        tensors = kept.get(story.state_name(step))
+        if tensors is not None:
+            return story.run.from_tensors(tensors)
+    return story.run.begin()
+
+
+def _using(stories: Sequence[Story], network: Network, max_rows: int | None) -> Networks:
+    embeddings: dict[str, dict[str, Embedding]] = {}
+    for words in (words for story in stories for words in story.run.prompts):
+        embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
+    return Networks(dict.fromkeys(embeddings, network), embeddings, max_rows)

@@ -1,0 +1,1 @@
+"""Text that others wrote: as part of a line, and as JSON."""

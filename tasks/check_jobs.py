@@ -1,0 +1,66 @@
+"""Tasks: what several jobs need before they can be drawn, one task for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.parsing import BadJob
+from prefect_regional_diffusion.tasks.build_masks import with_masks
+from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations, check_jobs, check_shard
+from prefect_regional_diffusion.tasks.machine.task import task
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.storage.parallel_io import write_all
+
+
+def checked(named: NamedJob) -> Prepared:
+    """Raises BadInput for a job that cannot be drawn, with its name before the field."""
+    try:
+        return prepare(named.job)
+    except RegionalError as error:
+        raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
+
+
+def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
+    """The jobs of files, checked. Raises BadJob with a mistake for each file that cannot be drawn."""
+    prepared: dict[Path, Prepared] = {}
+    mistakes: list[BadInput] = []
+    for file, named in found.items():
+        try:
+            prepared[file] = prepare(named.job)
+        except RegionalError as error:
+            mistakes.append(BadInput(f"{file}: {error.field}", error.value, error.allowed))
+    if mistakes:
+        raise BadJob(mistakes)
+    return prepared
+
+
+@task("check jobs")
+def check_all(jobs: list[NamedJob]) -> dict[str, str]:
+    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn, or is too much."""
+    check_jobs(jobs)
+    hashes: dict[str, str] = {}
+    evaluations = 0
+    for named in jobs:
+        prepared = checked(named)
+        hashes[named.name] = prepared.job_hash
+        evaluations += prepared.cost.evaluations
+        # After each: to count all of them is work, too.
+        check_evaluations("jobs", evaluations)
+    return hashes
+
+
+@task("build masks")
+async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
+    """Check the jobs, at least one, hand on their runs by name, and store their masks."""
+    check_jobs(jobs)
+    check_shard(jobs)
+    prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
+    check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
+    runs, unstored = await with_masks(prepared, store_url)
+    made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
+    await write_all(runs[0].store, unstored)

@@ -1,0 +1,68 @@
+"""Tasks: prompts to embeddings and the start image to a latent, into the store, each one once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
+from prefect_regional_diffusion.tasks.machine.task import task
+from prefect_regional_diffusion.tasks.runtime.render_context import Run, Tensors
+from prefect_regional_diffusion.tasks.storage.keys import TensorKey
+from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write_all
+from prefect_regional_diffusion.tasks.storage.store import Store
+
+T = TypeVar("T")
+
+
+@task("encode prompts")
+async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
+    """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
+
+    `made` is set once the runs know all their prompts.
+    """
+    store = runs[0].store
+    wanted = {run.prompt_key(words): (run, words) for run in runs for words in run.composition.prompts}
+    specs = {key: run.prompt_specs(words) for key, (run, words) in wanted.items()}
+
+    def encoded(item: tuple[Run, Words]) -> Tensors:
+        run, words = item
+        return {"embedding": run.model(words.model).encode_prompts([words.prompt])[words.prompt]}
+
+    known, missing = await _found_or_made(store, wanted, specs, encoded)
+    for run in runs:
+        run.remember(known | missing)
+    made.set_result(None)
+    await write_all(store, missing)
+    return len(missing)
+
+
+@task("encode start image")
+async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
+    """Encode the start images of runs (at least one, with one store) that it does not have; returns how many.
+
+    `made` is set once the runs know their start latents.
+    """
+    store = runs[0].store
+    wanted = {run.start_key: run for run in runs}
+
+    def encoded(run: Run) -> Tensors:
+        return {"latent": run.model(run.job.model).encode_picture(run.inputs["picture"])}
+
+    known, missing = await _found_or_made(store, wanted, {run.start_key: run.start_specs for run in runs}, encoded)
+    for run in runs:
+        run.remember({run.start_key: (known | missing)[run.start_key]})
+    made.set_result(None)
+    await write_all(store, missing)
+    return len(missing)
+
+
+async def _found_or_made(
+    store: Store, wanted: Mapping[TensorKey, T], specs: Mapping[TensorKey, Specs], make: Callable[[T], Tensors]
+) -> tuple[dict[TensorKey, Tensors], dict[TensorKey, Tensors]]:
+    """Objects by key that the store has, and those that it does not have, made one after the other."""
+    known = await read_all(store, specs)
+    missing = {key: await asyncio.to_thread(make, wanted[key]) for key in wanted if key not in known}
+    return known, missing

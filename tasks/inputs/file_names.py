@@ -1,0 +1,87 @@
+"""Names of files: those that are written, and what a picture calls the files that it was made from."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
+
+HASH_DIGITS = 16
+"""Hex digits of a job's hash in the names of its files: 64 bits, so that no two jobs of a folder share them."""
+
+MOST_BYTES = 150
+"""Of the readable part of a name. File systems allow 255 for all of it; a file that is being written has 60 more."""
+
+_JOINERS = "\u200c\u200d"
+"""Some scripts need them between two letters."""
+
+_TYPED = "/./"
+"""In a path, what follows is what somebody typed, and what precedes is the folder of the job file. Paths mean the same
+with it and without it; rsync has the same sign."""
+
+
+def file_stem(job_hash: str, name: str) -> str:
+    """The start of a file name: `name` as far as all file systems allow it, in any script, and the job's hash."""
+    # A picture whose job is drawn again has the hash in its own name already.
+    name = re.sub(rf"-{job_hash[:HASH_DIGITS]}(-[0-9]+)?\Z", "", name)
+    kept = "".join(letter if _allowed(letter) else "\0" for letter in unicodedata.normalize("NFC", name))
+    readable = re.sub("\0+", "-", kept).encode()[:MOST_BYTES].decode(errors="ignore").strip("-" + _JOINERS)
+    return f"{readable or 'render'}-{job_hash[:HASH_DIGITS]}"
+
+
+def _allowed(letter: str) -> bool:
+    """Letters, marks and numbers. Separators, control characters and what Windows forbids are none of these."""
+    return unicodedata.category(letter)[0] in "LMN" or letter in "_-" or letter in _JOINERS
+
+
+def beside(folder: str, typed: str) -> str:
+    """The path of what is called `typed` by a file in `folder`; `told_name` gives back what was typed."""
+    return f"{folder}{_TYPED}{typed}"
+
+
+def told_name(path: str) -> str:
+    """What a picture calls a file: what was typed if that is known and no absolute path, else the file's own name."""
+    _, found, typed = path.partition(_TYPED)
+    if found and not typed.startswith("/"):
+        return typed
+    return path if is_url(path) or not PurePath(path).is_absolute() else PurePath(path).name
+
+
+def shown_path(path: str) -> str:
+    """A path as people write it."""
+    return path.replace(_TYPED, "/", 1)
+
+
+def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
+    """The job with other names of its images and model folders; the embedded model stays."""
+    data = job.model_dump(exclude_unset=True)
+    regions = data.get("regions", ())
+    shapes = [region["mask"] for region in regions] + list(data.get("protect", ()))
+    places = [(shape, field) for shape in shapes for field in ("image", "color_map")]
+    places += [(data.get("node", {}).get("tile", {}), field) for field in ("image", "color_map")]
+    places += [(data, "start_image"), *((part, "model") for part in (data, *regions))]
+    for part, field in places:
+        path = part.get(field)
+        if path is not None and (field, path) != ("model", "embedded"):
+            part[field] = name(path)
+    return RenderJob.model_validate(data)
+
+
+def told_job(job: RenderJob) -> RenderJob:
+    """The job as pictures and records carry it: without absolute paths, which would tell of somebody's machine."""
+    return renamed(job, told_name)
+
+
+def told_files(job: RenderJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Which content the names in a job stand for: by field, the name and the SHA-256 of the file or the weights.
+
+    `digests` are by the path that the job has.
+    """
+    files = job.image_files() | {"model": job.model}
+    files |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
+    return {field: {"name": told_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

@@ -1,0 +1,108 @@
+"""Images that a person hands in: start images, and those that masks are read from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fsspec.core import url_to_fs
+from PIL import Image
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit, Size, placing
+from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
+from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
+from prefect_regional_diffusion.tasks.inputs.image_decoding import TooLargeError, reason, unpacked
+from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, is_url
+from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.storage.credentials import storage_options
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The decoded images of a job, and the SHA-256 of each file; both by path."""
+
+    photos: Mapping[str, Photo]
+    digests: Mapping[str, str]
+
+
+def read_image_files(job: RenderJob) -> ImageFiles:
+    """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
+    left = settings().max_image_pixels
+    photos: dict[str, Photo] = {}
+    digests: dict[str, str] = {}
+    for field, name in job.image_files().items():
+        if name not in photos:
+            data = _read_limited(field, name)
+            photos[name] = _decode(field, name, data, left)
+            left -= math.prod(photos[name].shape[:2])
+            digests[name] = hashlib.sha256(data).hexdigest()
+    return ImageFiles(photos, digests)
+
+
+def resized(photo: Photo, size: Size, fit: Fit = "crop") -> Photo:
+    """The photo at a size (height, width; pixels); one that has it stays as it is, to the last bit.
+
+    With `contain` the photo's outermost pixels are repeated beyond it.
+    """
+    height, width = photo.shape[:2]
+    source, target = placing((height, width), size, fit)
+    part = photo.numpy()[source.slices]
+    if source.size != target.size:
+        image = Image.fromarray(part).resize((target.width, target.height), Image.Resampling.LANCZOS)
+        part = np.array(image)
+    above, before = target.top, target.left
+    below, behind = size[0] - above - target.height, size[1] - before - target.width
+    return torch.from_numpy(np.pad(part, ((above, below), (before, behind), (0, 0)), mode="edge"))
+
+
+def _read_limited(field: str, name: str) -> bytes:
+    """The file's bytes. Raises BadInput for what is no file, and for a file that is empty or too large."""
+    limit = settings().max_mask_bytes
+    place = image_place(field, name)
+    wrong = ""
+    try:
+        data = _object(place, limit + 1) if is_url(place) else _file(place, limit + 1)
+        wrong = "" if data else "this file is empty"
+    except NoRegularFileError as error:
+        data, wrong = b"", f"this is {error.kind}"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadInput(field, shown_path(name), "a readable image file (there is no such file)") from error
+    except Exception as error:  # an object store has its own ways to fail
+        raise BadInput(field, shown_path(name), f"a readable image file ({reason(error)})") from error
+    if wrong:
+        raise BadInput(field, shown_path(name), f"a readable image file ({wrong})")
+    if len(data) > limit:
+        raise BadInput(field, shown_path(name), f"an image file of at most {limit} bytes (REGIONAL_MAX_MASK_BYTES)")
+    return data
+
+
+def _file(place: str, most: int) -> bytes:
+    with open_regular(place) as file:
+        return file.read(most)
+
+
+def _object(place: str, most: int) -> bytes:
+    system, path = url_to_fs(place, **storage_options(place))
+    if not system.isfile(path):
+        raise NoRegularFileError("a folder") if system.isdir(path) else ValueError("there is no such object")
+    with system.open(path, "rb") as file:
+        return bytes(file.read(most))
+
+
+def _decode(field: str, name: str, data: bytes, left: int) -> Photo:
+    """The image, upright. `left` is how many pixels the job's images may still have."""
+    try:
+        return torch.from_numpy(unpacked(data, left))
+    except TooLargeError as error:
+        raise BadInput(field, shown_path(name), error.allowed) from error
+    except Exception as error:  # decoders fail in many ways on damaged files
+        kind = unreadable_kind(data) or reason(error)
+        raise BadInput(field, shown_path(name), f"a readable image file ({kind})") from error

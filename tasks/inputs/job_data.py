@@ -1,0 +1,147 @@
+"""A file that a person hands in as a job: what it is, and the data in it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from PIL import Image
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path
+from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
+from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
+from prefect_regional_diffusion.tasks.inputs.safe_yaml import read_json, read_yaml
+from prefect_regional_diffusion.tasks.machine.settings import settings
+
+Kind = Literal["job", "grid"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEAD = 2**20
+"""Bytes of a picture in which its text is looked for, beside as many as a job may have: the text comes first."""
+
+
+class NoJobFileError(BadInput):
+    """A file that cannot be taken as the job that was asked for; it says what the file is in its place."""
+
+    def __init__(self, file: Path | str, what: str, allowed: str = "a job in YAML or JSON") -> None:
+        super().__init__("job file", str(file), allowed)
+        self.what = what
+        self._sentence = f"{plain_path(file)} {plain(what)}; allowed: {plain(allowed)}"
+
+    def __str__(self) -> str:
+        return self._sentence
+
+
+class Found(NamedTuple):
+    """The data of a job or of a grid, not yet checked."""
+
+    kind: Kind
+    data: dict[str, Any]
+    of_a_picture: bool = False
+    """Whether it is the job of a finished picture, from the PNG or the record beside it."""
+
+
+def read_data(file: Path) -> Found:
+    """What a file says: a job, a grid, or the job inside a finished picture. Raises BadInput for anything else."""
+    content = _content(file)
+    if content.startswith(_PNG):
+        return Found("job", _mapping(file, _json(file, _text_of_picture(file, content))), of_a_picture=True)
+    most = settings().max_job_bytes
+    if len(content) > most:
+        raise NoJobFileError(file, f"has more than {most} bytes", f"{most} bytes (REGIONAL_MAX_JOB_BYTES)")
+    data = _mapping(file, _parsed(file, _decoded(file, content), most))
+    job = data.get("job")
+    if isinstance(job, Mapping) and "job_hash" in data:
+        return Found("job", cast("dict[str, Any]", job), of_a_picture=True)
+    if {"sheet", "images"} <= data.keys():
+        raise NoJobFileError(file, "is the table of a grid's or a batch's pictures")
+    own = data.keys() & GridJob.model_fields.keys() - RenderJob.model_fields.keys()
+    grid = "job" in own or (own and not data.keys() & RenderJob.model_fields.keys())
+    return Found("grid" if grid else "job", data)
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file: all of a job, or the head of a picture."""
+    if is_url(str(file)):
+        # A path has one slash where the URL had two.
+        raise NoJobFileError(str(file).replace(":/", "://", 1), "is a URL", "a file on this machine")
+    try:
+        with file.open("rb") if _handed_over(file) else open_regular(file) as stream:
+            content = stream.read(settings().max_job_bytes + 1)
+            return content + stream.read(_PNG_HEAD) if content.startswith(_PNG) else content
+    except NoRegularFileError as error:
+        several = "a job file, or a pattern such as 'jobs/*.yaml' with regional batch and plan"
+        if error.kind == "a folder":
+            raise NoJobFileError(file, "is a folder", several) from error
+        raise NoJobFileError(file, "is no regular file, but a pipe, a socket or a device") from error
+    except FileNotFoundError as error:
+        raise NoJobFileError(file, "is not there") from error
+    except (OSError, ValueError) as error:
+        raise NoJobFileError(file, f"cannot be read ({_reason(error)})") from error
+
+
+def _handed_over(file: Path) -> bool:
+    """Whether it is what a shell or the terminal hands over; any other pipe may never be written to."""
+    return str(file) in ("/dev/stdin", "/dev/tty") or file.parts[:3] == ("/", "dev", "fd")
+
+
+def _text_of_picture(file: Path, head: bytes) -> str:
+    """The job in the text of a PNG that was drawn here. Only its head is read, and nothing is unpacked."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(head), formats=["PNG"]) as image:
+                text = image.info.get("regional-job")
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise NoJobFileError(file, f"is a damaged picture ({_reason(error)})") from error
+    if not isinstance(text, str):
+        raise NoJobFileError(file, "is a picture without a job in it")
+    return str(text)
+
+
+def _decoded(file: Path, content: bytes) -> str:
+    if not content.strip():
+        raise NoJobFileError(file, "is empty")
+    try:
+        # Some editors begin a file with a byte order mark.
+        text = content.decode("utf-8-sig")
+    except ValueError as error:
+        raise NoJobFileError(file, "is no text in UTF-8") from error
+    if "\0" in text:
+        raise NoJobFileError(file, "is no text in UTF-8")
+    return text
+
+
+def _parsed(file: Path, text: str, most: int) -> Any:
+    if file.suffix.lower() == ".json":
+        return _json(file, text)
+    try:
+        return read_yaml(text, most)
+    except ValueError as error:
+        raise NoJobFileError(file, f"is not valid YAML ({error})") from error
+
+
+def _json(file: Path, text: str) -> Any:
+    try:
+        return read_json(text)
+    except ValueError as error:
+        raise NoJobFileError(file, f"is not valid JSON ({error})") from error
+
+
+def _mapping(file: Path, data: Any) -> dict[str, Any]:
+    if data is None:
+        raise NoJobFileError(file, "says nothing")
+    if not isinstance(data, dict):
+        found = {list: "a list", str: "plain text"}.get(type(data), "a single value")
+        raise NoJobFileError(file, f"is {found} and no mapping of fields", "a mapping such as `prompt: a blue sea`")
+    return cast("dict[str, Any]", data)
+
+
+def _reason(error: Exception) -> str:
+    return plain(getattr(error, "strerror", None) or error, 160)

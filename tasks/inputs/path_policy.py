@@ -1,0 +1,128 @@
+"""What a job may name: images and models under `roots`, stores and output folders under theirs.
+
+A name is checked and resolved in one go, and what was resolved is what is opened: links and `..` are followed
+before the comparison, not after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder, open_folder
+from prefect_regional_diffusion.tasks.machine.settings import ANYWHERE, settings
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
+_WITH_PASSWORD = re.compile(r"://[^@]*:[^@]*@")
+_OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
+"""Where images may come from beside files: a request there goes to an endpoint that the job does not choose."""
+_LONGEST = 4096
+"""Characters of a path, as Linux has it. To resolve a longer one, part by part, is work."""
+_WEB = ("http", "https", "ftp")
+
+
+def image_place(field: str, name: str) -> str:
+    """Real path, or URL in an object store, of an image that a job names. Raises BadInput."""
+    allowed = f"a readable image file under {_told('REGIONAL_ROOTS', settings().roots)}"
+    scheme = name.partition(":")[0].lower()
+    if is_url(name) and scheme not in _OBJECT_STORES:
+        # An address may have a secret in it.
+        shown = name if _PLAIN_URL.fullmatch(name) and "@" not in name else f"{scheme}:…"
+        why = (
+            "nothing is downloaded from the web: download it first"
+            if scheme in _WEB
+            else f"nothing is read of {scheme}:"
+        )
+        raise BadInput(field, shown, f"{allowed}, or an object in a store ({', '.join(_OBJECT_STORES)}); {why}")
+    return _inside(field, name, settings().roots, allowed)
+
+
+def open_model(name: str, field: str = "model") -> ModelFolder:
+    """A model folder under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
+    if name == "embedded":
+        return open_folder(name)
+    allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ROOTS', settings().roots)}"
+    place = _inside(field, name, settings().roots, allowed)
+    if is_url(place):
+        raise BadInput(field, name, allowed)
+    return open_folder(
+        place, lambda link: _inside(field, link, settings().roots, f"{allowed}, whose links lead there too")
+    )
+
+
+def store_place(url: str | None) -> str:
+    """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
+    own = settings().store
+    allowed = f"a place under {_told('REGIONAL_STORES', (own, *settings().stores))}"
+    return _inside("store", _as_path(url or own), [_as_path(root) for root in (own, *settings().stores)], allowed)
+
+
+def out_place(folder: str | None) -> str:
+    """Folder for pictures that a run asked for; None: the machine's own. Raises BadInput."""
+    own = settings().out
+    allowed = f"a folder under {_told('REGIONAL_OUTS', (own, *settings().outs))}"
+    if folder:
+        return _inside("out", folder, (own, *settings().outs), allowed)
+    return _plain_url("out", own, allowed) if is_url(own) else own
+
+
+def is_url(name: str) -> bool:
+    """Whether a name has a scheme."""
+    return _URL.match(name) is not None
+
+
+def _as_path(url: str) -> str:
+    """`file:///folder` is the folder, and is compared as one."""
+    return url.removeprefix("file://") if url.startswith("file:///") else url
+
+
+def _inside(field: str, name: str, roots: Iterable[str], allowed: str) -> str:
+    """The real path or the URL behind a name, which must lie under one of the roots."""
+    place = _resolved(field, name, allowed)
+    for root in roots:
+        if root == ANYWHERE:
+            return place
+        top = _resolved(field, root, allowed)
+        if is_url(top) != is_url(place):
+            continue
+        if place == top or place.startswith(top.rstrip("/") + "/"):
+            return place
+    raise BadInput(field, name, allowed)
+
+
+def _resolved(field: str, name: str, allowed: str) -> str:
+    if len(name) > _LONGEST:
+        raise BadInput(field, name, f"a name of at most {_LONGEST} characters")
+    if is_url(name):
+        return _plain_url(field, name, allowed)
+    if "::" in name or name.startswith(("~", "//", "\\\\")) or not name.isprintable():
+        raise BadInput(field, name, allowed)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            Path(name).lstat()  # a name that is too long is resolved, and then fails wherever it is used
+        return str(Path(name).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(field, name, allowed) from error
+
+
+def _plain_url(field: str, url: str, allowed: str) -> str:
+    """A URL that means what it looks like: no credentials, no chain, no query, nothing encoded, no `..`."""
+    scheme = url.partition(":")[0]
+    if any(part.count(":") > 1 for part in url.split("@")[:-1]):
+        advice = "a URL without credentials (set REGIONAL_S3_KEY and REGIONAL_S3_SECRET, or REGIONAL_STORE_BLOCK)"
+        raise BadInput(field, f"{scheme}:…", advice)
+    url = url.rstrip("/") if not url.endswith("://") else url
+    if _PLAIN_URL.fullmatch(url) is None or {".", ".."} & set(url.split("/")):
+        # What was found is not repeated: it may have a secret in it.
+        raise BadInput(field, f"{scheme}:…", f"{allowed}, spelled plainly")
+    return url
+
+
+def _told(name: str, roots: Iterable[str]) -> str:
+    places = ", ".join(roots)
+    # The settings are lists: a password with a comma is in two items, and neither looks like an address any more.
+    return name if _WITH_PASSWORD.search(places) else f"{name} ({places})"

@@ -1,0 +1,123 @@
+"""Settings of a machine: environment variables `REGIONAL_*`. They change where and how fast, never what is drawn."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.parsing import allowed_by
+
+ANYWHERE = "*"
+"""As a root: whatever this process can reach."""
+
+
+def _listed(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Places = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+"""Folders and URLs, separated by commas."""
+
+SECRET = ("REGIONAL_S3_KEY", "REGIONAL_S3_SECRET")
+
+Keep = Literal["final", "forks", "all"] | Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="REGIONAL_", frozen=True)
+
+    store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
+    out: str = Field("renders", description="Folder for finished pictures and records")
+    roots: Places = Field((".",), description="Where images and models lie that a job may name")
+    stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
+    outs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
+    s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")
+    s3_region: str | None = Field(None, description="Region of the bucket")
+    s3_key: SecretStr | None = Field(None, description="Access key; empty: what the environment has for AWS")
+    s3_secret: SecretStr | None = Field(None, description="Secret of the access key")
+    store_block: str | None = Field(None, description="Prefect Secret block with fsspec options of the store, as JSON")
+    device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
+    chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    keep: Keep = Field(
+        "forks",
+        description="States that stay when a run is finished: `final`, `forks` (also those where other jobs can go "
+        "on), a number n (every n-th), or `all`",
+    )
+    store_patience: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
+    chunks_ahead: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
+    preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
+    max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
+    max_job_bytes: int = Field(500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288")
+    max_canvas_pixels: int = Field(4096 * 4096, gt=0, description="Largest canvas, width x height")
+    max_steps: int = Field(1000, gt=0, description="Most steps")
+    max_regions: int = Field(64, gt=0, description="Most regions")
+    max_pictures: int = Field(16, gt=0, description="Most pictures of a batch")
+    max_cells: int = Field(256, gt=0, description="Most cells of a grid, rows x columns")
+    max_jobs: int = Field(1000, gt=0, description="Most jobs of a batch")
+    max_models: int = Field(8, gt=0, description="Most models of a job")
+    max_prompt: int = Field(10_000, gt=0, description="Longest prompt, in characters")
+    max_evaluations: int = Field(10**6, gt=0, description="Most network rows of a job, or of all jobs of a run")
+    max_drawn_pixels: int = Field(
+        4 * 10**9, gt=0, description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas"
+    )
+    max_tensor_bytes: int = Field(2**30, gt=0, description="Masks, weights and latents that a process has in memory")
+    max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
+    max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
+    max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")
+    max_image_pixels: int = Field(256 * 10**6, gt=0, description="Of all images of a job together")
+
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype != "auto":
+            return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
+        return torch.float16 if self.torch_device().startswith("cuda") else torch.float32
+
+    def check(self) -> None:
+        """Raise BadInput for a device that is not there."""
+        try:
+            torch.empty(0, device=self.torch_device())
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise BadInput("REGIONAL_DEVICE", self.device, f"auto, cpu, cuda ({reason})") from error
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once. Raises BadInput for one that is not allowed."""
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue] - the environment fills the fields
+    except ValidationError as error:
+        first = error.errors()[0]
+        # A setting of several kinds has an error for each.
+        kinds = [wrong for wrong in error.errors() if wrong["loc"][0] == first["loc"][0]]
+        allowed = [allowed_by(wrong["type"], wrong.get("ctx", {}), wrong["msg"]) for wrong in kinds]
+        name = f"REGIONAL_{first['loc'][0]}".upper()
+        found = "…" if name in SECRET else first["input"]
+        raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
+
+
+_NO_SETTINGS = ("UP", "UP_PART", "CODE", "SCREENSHOTS")
+"""Variables `REGIONAL_*` that others read: `make up` and `make down`, deployments, tests."""
+
+
+def unknown_variables() -> list[str]:
+    """A line for each environment variable that looks like a setting and is none: it changes nothing."""
+    known = [field.upper() for field in Settings.model_fields]
+    names = sorted(name.removeprefix("REGIONAL_") for name in os.environ if name.startswith("REGIONAL_"))
+    meant = {name: get_close_matches(name, known, n=1) for name in names if name not in (*known, *_NO_SETTINGS)}
+    return [
+        f"REGIONAL_{name} is no setting and changes nothing" + (f"; did you mean REGIONAL_{close[0]}?" if close else "")
+        for name, close in meant.items()
+    ]

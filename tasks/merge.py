@@ -1,0 +1,121 @@
+"""Task: the pictures of many jobs put together: single files, a sheet, and a table of what is there and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from PIL import Image
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
+from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
+from prefect_regional_diffusion.tasks.save_images import most_bytes, pictures_of
+from prefect_regional_diffusion.tasks.storage.keys import OutputKey, output
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.png_files import unpacked
+from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.artifacts import show_or_warn
+from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
+from prefect_regional_diffusion.tasks.ui.markdown import cell, code
+from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
+
+
+class Merged(BaseModel):
+    """What was merged: the sheet, the files of each job by its name, and the names of jobs that are not drawn.
+
+    `sheet.json` says the same with names in the place of paths: all of it lies in one folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    sheet: str
+    images: dict[str, list[str]]
+    missing: list[str]
+
+
+@task("merge pictures")
+async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, store_url: str, folder: str) -> Merged:
+    """Write single pictures with their records, the sheet and `sheet.json` into a folder, and create the artifacts.
+
+    `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
+    are grey on the sheet.
+    """
+    # The folder is made below that of all pictures, so that no link is followed that lies in its place.
+    place, _, below = folder.rpartition("/")
+    store, out, first = Store(store_url), _Out(Store(place or ".", "out"), below), dict[str, str]()
+    for named in jobs:
+        first.setdefault(hashes[named.name], named.name)
+    job_of = {named.name: named.job for named in jobs}
+    written = await at_once(lambda item: _single(store, item[0], out, item[1], job_of[item[1]]), first.items())
+    by_hash = dict(zip(first, written, strict=True))
+    files = {named.name: by_hash[hashes[named.name]] for named in jobs}
+    found = {name: written for name, written in files.items() if written is not None}
+    made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
+    missing = [name for name in files if name not in found]
+    told = Merged(sheet="sheet.png", images=found, missing=missing)
+    await asyncio.to_thread(out.store.write_json, out.key("sheet.json"), told.model_dump(mode="json"))
+    paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
+    merged = Merged(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
+    if not in_flow_run():
+        return merged
+    description = f"{len(found)} of {len(files)} drawn"
+    await show_or_warn(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
+    table = _table(jobs, merged)
+    await show_or_warn(acreate_markdown_artifact(table, key="cells", description=description))
+    return merged
+
+
+class _Out(NamedTuple):
+    """A folder for pictures in the one for all pictures."""
+
+    store: Store
+    folder: str
+
+    def key(self, file: str) -> OutputKey:
+        return output(file, self.folder)
+
+
+def _single(store: Store, job_hash: str, out: _Out, name: str, job: RenderJob) -> list[str] | None:
+    """Write a job's pictures and record as files; their names, or None if it is not drawn."""
+    found = pictures_of(store, job_hash, job)
+    if found is None:
+        return None
+    drawn, pictures = found
+    stem, files = file_stem(job_hash, name), list[str]()
+    for i, data in enumerate(pictures):
+        file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
+        out.store.write(out.key(file), data)
+        files.append(file)
+    out.store.write_json(out.key(f"{stem}.json"), drawn.model_dump(mode="json") | {"images": files})
+    return files
+
+
+def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: _Out) -> Image.Image:
+    """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
+    places = [(file, named.job) for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
+    size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
+    pictures = (None if file is None else _picture(out, file, job) for file, job in places)
+    made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
+    made.save(buffer, format="PNG")
+    out.store.write(out.key("sheet.png"), buffer.getvalue())
+    return made
+
+
+def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
+    """A PNG file of a job; None if it is gone meanwhile, or cannot be unpacked."""
+    data = out.store.read(out.key(name), most_bytes(job))
+    return None if data is None else unpacked(data, (job.width, job.height))
+
+
+def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:
+    rows = "\n".join(
+        f"| {cell(named.name)} | {cell(named.job.prompt)} | {named.job.seed} "
+        f"| {'missing' if named.name in merged.missing else 'drawn'} |"
+        for named in jobs
+    )
+    return f"Sheet: {code(merged.sheet)}\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"

@@ -1,0 +1,106 @@
+"""Task: what people and programs see of a finished run: preview, summary, record."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from PIL import Image
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
+from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
+from prefect_regional_diffusion.tasks.machine.devices import Devices, sentence
+from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
+from prefect_regional_diffusion.tasks.storage.keys import output
+from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.artifacts import show_or_warn
+from prefect_regional_diffusion.tasks.ui.markdown import cell, code
+from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
+
+_PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
+
+
+class Record(BaseModel):
+    """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing.
+
+    `job` names its files as `told_job` does, and `files` says what was in them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    job: RenderJob
+    files: dict[str, dict[str, Any]]
+    job_hash: str
+    model_fingerprint: str
+    latents: str
+    store: str
+    images: list[str]
+    steps_computed: int
+    steps_restored: int
+    evaluations: int
+    forwards: int
+    seconds: dict[str, float]
+    devices: Devices
+    versions: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def as_file(self) -> dict[str, Any]:
+        """What lies beside the pictures: it names them as they are named there, and no folder of this machine."""
+        told = self.as_json() | {"images": [image.rpartition("/")[2] for image in self.images]}
+        if not is_url(self.store):
+            del told["store"]
+        return told
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that the picture depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+@task("publish")
+async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
+    """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
+    file = output(f"{file_stem(record.job_hash, name)}.json")
+    written = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
+    if not in_flow_run():
+        await written
+        return
+    summary, title = _summary(record), f"Render {record.job_hash[:8]}"
+    shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
+    listed = acreate_markdown_artifact(summary, key="summary", description=title)
+    await asyncio.gather(written, *map(show_or_warn, [listed, *shown]))
+
+
+def _shown(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as picture:
+        return as_data_uri(picture)
+
+
+def _summary(record: Record) -> str:
+    job = record.job
+    regions = "\n".join(
+        f"| {cell(region.name or f'region {i + 1}')} | {cell(region.prompt)} | {job.settings_of(region)[0]} |"
+        for i, region in enumerate(job.regions)
+    )
+    total = sum(record.seconds.values())
+    pictures = ", ".join(code(image) for image in record.images)
+    return f"""\
+**{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
+{record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
+{record.steps_restored} restored. Drawn by: {cell(sentence(record.devices))}.
+
+| | prompt | sampler |
+| --- | --- | --- |
+| base | {cell(job.prompt)} | {job.sampler} |
+{regions}
+
+Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}
+"""

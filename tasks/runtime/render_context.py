@@ -1,0 +1,155 @@
+"""Run: what tasks hand to each other. It holds keys; tensors are in the store, and this process remembers some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, named, state_name
+from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.errors import StoreError
+from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.models.loading import Model
+from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding
+from prefect_regional_diffusion.tasks.inputs.file_names import told_files
+from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
+from prefect_regional_diffusion.tasks.load_model import loaded
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, Prepared, composed, empty_latent
+from prefect_regional_diffusion.tasks.storage import keys
+from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
+from prefect_regional_diffusion.tasks.storage.store import Store
+
+Tensors = dict[str, Tensor]
+"""What an object of the store holds, by name."""
+
+
+class Run:
+    """One job on its models with one store."""
+
+    def __init__(self, prepared: Prepared, store_url: str) -> None:
+        self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
+        self.fingerprints: dict[str, str] = prepared.fingerprints
+        """Of the weights, by model."""
+        self.files: dict[str, dict[str, Any]] = told_files(prepared.job, prepared.digests)
+        """Name and SHA-256 of each file that the job names, by field."""
+        self.numerics = numerics()
+        """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
+        self.store_url = store_url
+        self.masks: Tensors = prepared.inputs or {"none": torch.zeros(1)}
+        """Masks and pictures as this machine makes them; safetensors wants at least one tensor."""
+        self._remembered: dict[TensorKey, Tensors] = {}
+
+    def remember(self, objects: Mapping[TensorKey, Tensors]) -> None:
+        """Objects by key that are in the store, or will be: they need not be read from there."""
+        for key, tensors in objects.items():
+            # As they would be read from there.
+            self._remembered[key] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+    @property
+    def key(self) -> RecordKey:
+        """Key of what the store knows of the run as a whole."""
+        return keys.run(content_hash([FORMAT, self.job_hash, self.numerics]))
+
+    @cached_property
+    def chapters(self) -> tuple[Named, ...]:
+        """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
+        context = [FORMAT, self.numerics, self.fingerprints[self.job.model]]
+        return named(self.composition.chapters(), context, self.fingerprints)
+
+    def folder_of(self, chapter: Named) -> Folder:
+        """Where a chapter's states are."""
+        return keys.states(chapter.name)
+
+    def state_key(self, step: int) -> TensorKey:
+        """Key of the state after a step, counted from 1."""
+        return keys.state(state_name(self.chapters, step))
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.store_url)
+
+    @cached_property
+    def folders(self) -> dict[str, ModelFolder]:
+        return {name: open_model(name) for name in self.job.models}
+
+    @property
+    def mask_key(self) -> TensorKey:
+        """Key of the masks of all regions, and of the start image if there is one."""
+        return keys.masks(self._mask_hash)
+
+    @property
+    def mask_specs(self) -> Specs:
+        """What is stored there."""
+        return specs_of(self.masks)
+
+    @property
+    def inputs(self) -> Tensors:
+        """Masks and pictures. Raises StoreError if they are nowhere."""
+        return self._stored(self.mask_key, self.mask_specs)
+
+    @cached_property
+    def composition(self) -> Composition[Any]:
+        """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
+        clean = empty_latent(self.job, self.folders[self.job.model])
+        if self.job.start_image is not None:
+            clean = clean + self._stored(self.start_key, self.start_specs)["latent"]
+        return composed(self.job, self.folders, self.inputs, clean)
+
+    @property
+    def start_key(self) -> TensorKey:
+        """Key of the start image's latent."""
+        return keys.start(content_hash([self._mask_hash, self.fingerprints[self.job.model], self.numerics]))
+
+    @property
+    def start_specs(self) -> Specs:
+        """What is stored there: `latent` [1, c, h, w]."""
+        return {
+            "latent": TensorSpec(torch.float32, (1, *empty_latent(self.job, self.folders[self.job.model]).shape[1:]))
+        }
+
+    def model(self, name: str) -> Model:
+        """A model of the job, loaded."""
+        return loaded(self.folders[name], self.fingerprints[name], self.fingerprints.values())
+
+    def prompt_key(self, words: Words) -> TensorKey:
+        """Key of an encoded prompt."""
+        return keys.prompt(content_hash([FORMAT, self.fingerprints[words.model], self.numerics, words.prompt]))
+
+    def prompt_specs(self, words: Words) -> Specs:
+        """What is stored there: `embedding` [1, tokens, features]. The prompt's model is loaded for that."""
+        return {"embedding": TensorSpec(torch.float32, self.model(words.model).embedding_shape)}
+
+    @cached_property
+    def embeddings(self) -> dict[str, dict[str, Embedding]]:
+        """All encoded prompts of the run, by model. Raises StoreError if one is nowhere."""
+        encoded: dict[str, dict[str, Embedding]] = {}
+        for words in self.composition.prompts:
+            key = self.prompt_key(words)
+            found = self._remembered.get(key) or self._read(key, self.prompt_specs(words))
+            encoded.setdefault(words.model, {})[words.prompt] = found["embedding"]
+        return encoded
+
+    def _stored(self, key: TensorKey, specs: Specs) -> Tensors:
+        return self._remembered.get(key) or self._read(key, specs)
+
+    def _read(self, key: TensorKey, specs: Specs) -> Tensors:
+        found = self.store.read_tensors(key, specs)
+        if found is None:
+            raise StoreError("store", self.store_url, f"a store that still has {key}")
+        return found
+
+
+def numerics() -> str:
+    """The numerics of this machine, as part of keys."""
+    device = settings().torch_device().partition(":")[0]
+    libraries = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
+    return f"{device} {settings().torch_dtype()} {libraries}"

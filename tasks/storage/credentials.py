@@ -1,0 +1,90 @@
+"""How to reach a store: endpoint and keys, from settings or a Prefect block. They never travel with a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, cast
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.text.plain_text import hide
+from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
+from prefect_regional_diffusion.tasks.machine.settings import settings
+
+_NO_OPTIONS = ("", "file", "local", "memory")
+_NO_KEYS = ("endpoint_url", "region_name", "signature_version", "addressing_style")
+"""Options of a block that people may read."""
+
+
+def storage_options(url: str) -> dict[str, Any]:
+    """What fsspec needs beside the URL. Raises BadInput for half a pair of keys, or a block that is not there.
+
+    The Prefect block is a `Secret` with a JSON object of options for the store's file system. Without it and
+    without keys in the settings, s3fs looks where all AWS tools look: environment, profile, machine role.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme in _NO_OPTIONS:
+        return {}
+    hide_keys()
+    options = dict(_of_block(settings().store_block)) if settings().store_block else {}
+    if scheme not in ("s3", "s3a"):
+        return options
+    # Else s3fs asks for an object's size before it reads it, to read large ones in parts; those here are small.
+    return {"max_concurrency": 1} | options | _s3_options()
+
+
+def _s3_options() -> dict[str, Any]:
+    chosen = settings()
+    if (chosen.s3_key is None) != (chosen.s3_secret is None):
+        missing = "REGIONAL_S3_SECRET" if chosen.s3_secret is None else "REGIONAL_S3_KEY"
+        raise BadInput(missing, None, "a value (key and secret go together)")
+    options: dict[str, Any] = {}
+    if chosen.s3_key is not None and chosen.s3_secret is not None:
+        options |= {"key": chosen.s3_key.get_secret_value(), "secret": chosen.s3_secret.get_secret_value()}
+    if chosen.s3_endpoint is not None:
+        options["endpoint_url"] = _endpoint("REGIONAL_S3_ENDPOINT", chosen.s3_endpoint)
+    if chosen.s3_region is not None:
+        options["client_kwargs"] = {"region_name": chosen.s3_region}
+    return options
+
+
+def _endpoint(field: str, url: str) -> str:
+    """Raises BadInput for one with a user: libraries repeat it in their errors, and S3 has keys of its own."""
+    if "@" in url:
+        raise BadInput(field, url, "an address without user and password (keys go elsewhere: REGIONAL_S3_KEY)")
+    return url
+
+
+def _texts(options: object) -> Iterator[str]:
+    """The texts in a block's options, however deep, that may be keys."""
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, dict):
+        for name, value in cast("dict[Any, object]", options).items():
+            if name not in _NO_KEYS:
+                yield from _texts(value)
+    elif isinstance(options, list):
+        for value in cast("list[object]", options):
+            yield from _texts(value)
+
+
+@lru_cache(maxsize=1)
+def _of_block(name: str) -> dict[str, Any]:
+    """The options in a Prefect Secret block; read once, so that a run keeps what it began with."""
+    from prefect.blocks.system import Secret
+    from prefect.settings import get_current_settings
+
+    allowed = "the name of a Prefect Secret block that holds a JSON object"
+    if not get_current_settings().api.url:
+        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed}, with its server's address in PREFECT_API_URL")
+    try:
+        # Prefect would return a coroutine inside an async flow; its types do not know the argument.
+        options = Secret.load(name, _sync=True).get()  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed} (there is none of that name)") from error
+    if not isinstance(options, dict):
+        raise BadInput("REGIONAL_STORE_BLOCK", name, allowed)
+    hide(_texts(options))
+    if "endpoint_url" in options:
+        _endpoint("REGIONAL_STORE_BLOCK", str(options["endpoint_url"]))
+    return options

@@ -1,0 +1,1 @@
+"""What people see of a run: artifacts, previews, contact sheets, progress."""

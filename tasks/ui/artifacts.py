@@ -1,0 +1,160 @@
+"""What a person sees of a run that goes on: its plan, how far it is, and a preview of the picture."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Sequence
+from uuid import UUID
+
+from PIL import Image
+from prefect.artifacts import (
+    acreate_image_artifact,
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    aupdate_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from torch.nn.functional import interpolate
+
+from prefect_regional_diffusion.sampling_core.planning.compile import cost
+from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.machine.task import in_flow_run
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import Progress, counted
+from prefect_regional_diffusion.tasks.storage.retry import reason_of
+from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
+from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
+
+logger = plain_logger(__name__)
+
+BAR_SECONDS = 2.0
+PREVIEW_CELLS = 64
+"""Longest edge of a preview, in latent cells: decoding the whole of a large canvas would take as long as a step.
+Of several pictures, as many are shown as have no more cells together than a square of this edge."""
+
+
+async def show_or_warn(work: Awaitable[object]) -> None:
+    """Wait for what only tells people something. If the server does not take it, that is said, and the run goes on."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost a picture
+        logger.warning("the server could not be told: %s", reason_of(error))
+
+
+class Bar:
+    """A progress bar on the server, made when it is first shown."""
+
+    def __init__(self) -> None:
+        self._id: UUID | None = None
+        self._words = ""
+
+    async def show(self, done: int, of: int, words: str) -> None:
+        """Show how much of it is done, unless it says that already."""
+        if words == self._words:
+            return
+        share = 100 * done / of
+        if self._id is None:
+            self._id = await acreate_progress_artifact(share, key="progress", description=words)
+        else:
+            await aupdate_progress_artifact(self._id, share, words)
+        self._words = words
+
+
+class Shown:
+    """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way.
+
+    Of one run, or of several that are drawn together; those have no plan, because what they share is only known
+    while they are drawn. Outside of a flow run there is no server, and nothing is shown.
+    """
+
+    def __init__(self, members: Sequence[Progress]) -> None:
+        self._members = members
+        self._bar = Bar()
+        self._preview: UUID | None = None
+        self._bar_at = self._preview_at = time.monotonic()
+        self._told = in_flow_run()
+        self._renewal = asyncio.create_task(show_or_warn(self._begin()))
+
+    def renew(self) -> None:
+        """Show where the run is, in the background, unless that was done a moment ago or is being done."""
+        if self._told and time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
+            self._bar_at = time.monotonic()
+            # What was no failure of the telling: a signal to end, for instance.
+            self._renewal.result()
+            self._renewal = asyncio.create_task(show_or_warn(self._renew()))
+
+    async def end(self) -> None:
+        """Show where the run ended."""
+        await self._renewal
+        if self._told:
+            await show_or_warn(self._show_progress())
+            # A run that was too fast for a preview shows what it became.
+            if self._preview is None and settings().preview_seconds > 0:
+                await show_or_warn(self._show_preview())
+
+    async def _begin(self) -> None:
+        if not self._told:
+            return
+        await self._show_progress()
+        if len(self._members) == 1:
+            run = self._members[0].run
+            plan = await asyncio.to_thread(_plan, run)
+            await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+
+    async def _show_progress(self) -> None:
+        await self._bar.show(*counted(self._members), self._words)
+
+    @property
+    def _words(self) -> str:
+        done, of = counted(self._members)
+        return f"Step {done} of {of}" + (f" in {len(self._members)} jobs" if len(self._members) > 1 else "")
+
+    async def _renew(self) -> None:
+        await self._show_progress()
+        pause = settings().preview_seconds
+        if pause == 0 or time.monotonic() - self._preview_at < pause:
+            return
+        await self._show_preview()
+
+    async def _show_preview(self) -> None:
+        image = await asyncio.to_thread(lambda: as_data_uri(preview(self._members)))
+        if self._preview is None:
+            self._preview = await acreate_image_artifact(image, key="preview", description=self._words)
+        else:
+            async with get_client() as client:
+                await client.update_artifact(self._preview, ArtifactUpdate(data=image, description=self._words))
+        self._preview_at = time.monotonic()
+
+
+def _plan(run: Run) -> str:
+    """Rows and forwards per step, as a table."""
+    planned = cost(run.composition, settings().max_rows)
+    rows = "\n".join(
+        f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in planned.runs()[:40]
+    )
+    total = f"{planned.evaluations} network rows in {planned.forwards} forwards.\n\n"
+    return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
+
+
+def preview(members: Sequence[Progress]) -> Image.Image:
+    """The first picture of each run as it will be if the last step's direction is kept; of many, the first ones."""
+    pictures, room = list[Image.Image](), PREVIEW_CELLS**2
+    for member in members:
+        latent = member.expected[:1]
+        edge = max(latent.shape[2:])
+        if edge > PREVIEW_CELLS:
+            latent = interpolate(latent, scale_factor=PREVIEW_CELLS / edge, mode="area")
+        room -= latent.shape[2] * latent.shape[3]
+        if pictures and room < 0:
+            break
+        model = member.run.model(member.run.job.model)
+        pictures.append(Image.fromarray(model.decode(latent)[0].numpy()))
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = math.isqrt(len(pictures) - 1) + 1
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    return sheet(pictures, (columns, -(-len(pictures) // columns)), size)
