@@ -1,6 +1,7 @@
 """Automations on a Prefect server: a run whose process is gone without a word is marked as crashed.
 
-`python -m prefect_regional_diffusion.deployments.automations` sets them up on the server of PREFECT_API_URL. The flow `reap` does the rest.
+`python -m prefect_regional_diffusion.deployments.automations` sets them up on the server of PREFECT_API_URL. The flow
+`reap` does the rest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Work pools on a Prefect server: `control` for what starts and watches, `gpu` for what draws.
 
-A template (`deployments/pools`) lists what can be set of a kind of pool. `python -m prefect_regional_diffusion.deployments.pools gpu docker
-gpu.yaml` makes a pool in which the values of a file are fixed: no run, deployment or schedule can then name another
-command, image, environment or place (`job_variables`).
+A template (`deployments/pools`) lists what can be set of a kind of pool.
+`python -m prefect_regional_diffusion.deployments.pools gpu docker gpu.yaml` makes a pool in which the values of a file
+are fixed: no run, deployment or schedule can then name another command, image, environment or place (`job_variables`).
 """
 
 from __future__ import annotations

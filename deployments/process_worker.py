@@ -1,11 +1,14 @@
 """Prefect's process worker, as `deployments.worker` starts it: runs are started as their pool says, and not otherwise.
 
+Where the pool names no working directory, a run has the worker's own.
+
 Prefect's server checks `job_variables` where a run of a deployment is asked for, but not where a run is made without
 (`POST /flow_runs/`), and its workers take whatever has reached them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
@@ -25,7 +28,11 @@ class AsThePoolSays(ProcessJobConfiguration):
         foreign = sorted(values.keys() - base_job_template["variables"].get("properties", {}).keys())
         if foreign:
             raise ValueError(f"job_variables: {', '.join(foreign)[:200]} cannot be set; the pool has fixed them")
-        return await super().from_template_and_values(base_job_template, values, client=client)
+        configuration = await super().from_template_and_values(base_job_template, values, client=client)
+        if configuration.working_dir is None:
+            # Not a temporary folder, as Prefect's: stores and outputs are named relative to it.
+            configuration.working_dir = Path.cwd()
+        return configuration
 
 
 def main() -> None:

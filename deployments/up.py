@@ -1,8 +1,8 @@
 """One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
 
-`python -m prefect_regional_diffusion.deployments.up` starts what does not run yet, `python -m prefect_regional_diffusion.deployments.up --down` stops all of it. Everything
-listens on loopback, reports to nobody, and lives in one folder (`.regional/up`) that only this user may enter:
-database, logs, process files, and the auth string that the server asks everybody for.
+`python -m prefect_regional_diffusion.deployments.up` starts what does not run yet; with `--down` it stops all of it.
+Everything listens on loopback, reports to nobody, and lives in one folder (`.regional/up` in the working directory)
+that only this user may enter: database, logs, process files, and the auth string that the server asks everybody for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefect_regional_diffusion.flows.server.environment import server_environme
 from prefect_regional_diffusion.flows.server.local import SERVER, auth_file, make_auth_string, ports
 from prefect_regional_diffusion.flows.server.private_files import NotPrivateError, private_folder
 
-CODE = Path(__file__).resolve().parent.parent
+_DEPLOYMENTS = Path(__file__).resolve().parent / "prefect.yaml"
 POOLS = ("control", "gpu")
 WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
 PARTS = (SERVER, *WORKERS)
@@ -72,7 +72,6 @@ class Machine:
         own = {
             "PREFECT_API_AUTH_STRING": auth_string,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "REGIONAL_CODE": str(CODE),
         }
         return {**os.environ, **self._shared(), **own}
 
@@ -163,7 +162,7 @@ def check_port(machine: Machine) -> None:
 
 
 def _start(machine: Machine, part: str, command: list[str], environment: dict[str, str]) -> None:
-    started = processes.start(machine.folder, part, command, environment, CODE, machine.port)
+    started = processes.start(machine.folder, part, command, environment, Path.cwd(), machine.port)
     print(f"{part}: {'started' if started else 'runs already'}", flush=True)
 
 
@@ -205,8 +204,8 @@ def _deploy(machine: Machine, environment: dict[str, str]) -> None:
     with processes.private_log(machine.folder, "deploy") as log:
         log.truncate(0)
         done = subprocess.run(  # noqa: S603 - the command is spelled here
-            [*command, "--prefect-file", "deployments/prefect.yaml"],
-            cwd=CODE,
+            [*command, "--prefect-file", str(_DEPLOYMENTS)],
+            cwd=machine.folder,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -224,7 +223,7 @@ def main() -> None:
     )
     parser.add_argument("--down", action="store_true", help="stop everything instead")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
-    parser.add_argument("--folder", type=Path, default=CODE / ".regional" / "up", help="database, logs, process files")
+    parser.add_argument("--folder", type=Path, default=Path(".regional/up"), help="database, logs, process files")
     arguments = parser.parse_args()
     machine = Machine(arguments.folder.resolve(), arguments.port)
     if arguments.down:

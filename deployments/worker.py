@@ -1,8 +1,10 @@
-"""A worker that hands its runs back when its machine is taken away: `python -m prefect_regional_diffusion.deployments.worker gpu --limit 1`.
+"""A worker that hands its runs back when its machine is taken away.
+
+`python -m prefect_regional_diffusion.deployments.worker gpu --limit 1`
 
 Prefect's process worker kills its runs when it is told to stop; the server then hears nothing more of them. This one
 stops them in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
-Runs that ask for a command or an environment of their own are refused (prefect_regional_diffusion.deployments.process_worker).
+Runs that ask for a command or an environment of their own are refused (`process_worker`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 import tests.typechecking
 
 # Before anything imports the core: every annotated call in it is then checked, shapes included.
-install_import_hook("sampling_core", f"{tests.typechecking.__name__}.checked")
+install_import_hook("prefect_regional_diffusion.sampling_core", f"{tests.typechecking.__name__}.checked")
 
 # Set before torch and Prefect are imported; see flows.common.environment for the reasons.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side

@@ -313,7 +313,7 @@ def test_variables_that_are_no_settings_are_told(
     """Those that this repository reads for other ends are known."""
     for field in Settings.model_fields:
         monkeypatch.setenv(f"REGIONAL_{field}".upper(), "x")
-    for other in ("REGIONAL_UP", "REGIONAL_UP_PART", "REGIONAL_CODE", "REGIONAL_SCREENSHOTS"):
+    for other in ("REGIONAL_UP", "REGIONAL_UP_PART", "REGIONAL_SCREENSHOTS"):
         monkeypatch.setenv(other, "x")
     assert unknown_variables() == []
     for field in Settings.model_fields:

@@ -108,8 +108,8 @@ def settings() -> Settings:
         raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
 
 
-_NO_SETTINGS = ("UP", "UP_PART", "CODE", "SCREENSHOTS")
-"""Variables `REGIONAL_*` that others read: `make up` and `make down`, deployments, tests."""
+_NO_SETTINGS = ("UP", "UP_PART", "SCREENSHOTS")
+"""Variables `REGIONAL_*` that others read: `make up` and `make down`, tests."""
 
 
 def unknown_variables() -> list[str]:
