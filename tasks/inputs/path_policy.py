@@ -7,8 +7,9 @@ before the comparison, not after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -23,6 +24,17 @@ _OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 _LONGEST = 4096
 """Characters of a path, as Linux has it. To resolve a longer one, part by part, is work."""
 _WEB = ("http", "https", "ftp")
+_caller_is_trusted: ContextVar[bool] = ContextVar("_caller_is_trusted", default=False)
+
+
+@contextmanager
+def trust_caller() -> Generator[None]:
+    """Meanwhile all places are allowed, as for people at their own command line: who calls wrote the names."""
+    before = _caller_is_trusted.set(True)
+    try:
+        yield
+    finally:
+        _caller_is_trusted.reset(before)
 
 
 def image_place(field: str, name: str) -> str:
@@ -83,6 +95,8 @@ def _as_path(url: str) -> str:
 def _inside(field: str, name: str, roots: Iterable[str], allowed: str) -> str:
     """The real path or the URL behind a name, which must lie under one of the roots."""
     place = _resolved(field, name, allowed)
+    if _caller_is_trusted.get():
+        return place
     for root in roots:
         if root == ANYWHERE:
             return place

@@ -1,0 +1,127 @@
+"""Rendering from Python: a job in, pictures out, in this process, without a server, by the body of flow `render`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from PIL import Image
+from prefect import task
+
+from prefect_regional_diffusion.flows.render import render as render_flow
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.ui.step_listener import listener
+
+StepListener = Callable[[int, int], None]
+"""Is called after each step with the number of finished steps and of all steps."""
+
+
+class RenderResult(NamedTuple):
+    """The pictures of a job, and how they were made.
+
+    `record` is what flow `render` returns: the job, hashes of its files and weights, what was computed and restored.
+    Its `images` are the places of the PNG files, where the caller has named a folder for them.
+    """
+
+    images: tuple[Image.Image, ...]
+    record: dict[str, Any]
+
+
+class JobPlan(NamedTuple):
+    """What drawing a job costs: network rows (`evaluations`), network calls (`forwards`), bytes of memory, roughly.
+
+    `saved` and `warnings` are sentences for people.
+    """
+
+    steps: int
+    evaluations: int
+    forwards: int
+    memory_bytes: int
+    saved: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def plan(job: RenderJob) -> JobPlan:
+    """Check a job and count what it costs, without loading weights. Raises BadInput or ModelError."""
+    with trust_caller():
+        prepared = prepare(job)
+        cost = prepared.cost
+        return JobPlan(
+            prepared.run.steps,
+            cost.evaluations,
+            cost.forwards,
+            prepared.memory_bytes(),
+            tuple(prepared.savings()),
+            tuple(prepared.warnings()),
+        )
+
+
+async def arender(
+    job: RenderJob,
+    *,
+    store: str | Path | None = None,
+    out: str | Path | None = None,
+    on_step: StepListener | None = None,
+    name: str = "render",
+) -> RenderResult:
+    """Draw the pictures of a job in this process.
+
+    Args:
+        job: What to draw. The caller may name images, models and places anywhere: check what others have written.
+        store: Folder or fsspec URL in which latents are kept; the same job with the same store is resumed from there.
+            None: nothing is kept.
+        out: Folder for the PNG files and their records. None: no files.
+        on_step: Is called after each step.
+        name: Beginning of the names of the files.
+
+    Raises BadInput, ModelError or StoreError, each with one line that says which field has which value, and what is
+    allowed.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(trust_caller())
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="regional-")))
+        if on_step is not None:
+            stack.callback(listener.reset, listener.set(on_step))
+        record = await render_flow.fn(job, None, str(store or scratch / "store"), str(out or scratch / "out"), name)
+        images = tuple(map(_read, record["images"]))
+        if out is None:
+            record["images"] = []
+        if store is None:
+            record["store"] = None
+        return RenderResult(images, record)
+
+
+def _read(place: str) -> Image.Image:
+    with Image.open(place) as image:
+        image.load()
+        return image.copy()
+
+
+def render(
+    job: RenderJob,
+    *,
+    store: str | Path | None = None,
+    out: str | Path | None = None,
+    on_step: StepListener | None = None,
+    name: str = "render",
+) -> RenderResult:
+    """As `arender`, for code without an event loop. Raises RuntimeError where there is one: await `arender` there."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(arender(job, store=store, out=out, on_step=on_step, name=name))
+    raise RuntimeError("an event loop is running here (as in a notebook): use `await arender(job)`")
+
+
+@task(name="render a regional job", persist_result=False)
+async def render_task(
+    job: RenderJob, store: str | None = None, out: str | None = None, name: str = "render"
+) -> RenderResult:
+    """`arender` as a task of somebody's own flow; what happens in it is seen as task runs of that flow."""
+    return await arender(job, store=store, out=out, name=name)

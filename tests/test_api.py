@@ -1,0 +1,83 @@
+"""Rendering from Python: pictures and record, progress, resume, errors, and as a task of another flow."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.testing.utilities import prefect_test_harness
+
+import prefect_regional_diffusion as regional
+from prefect_regional_diffusion import BadInput, Rectangle, Region, RenderJob
+from tests.processes import ROOT
+
+JOB = RenderJob(
+    prompt="a blue background",
+    steps=3,
+    regions=(Region(prompt="a red circle", mask=Rectangle(x=0, y=0, width=0.5, height=1)),),
+)
+
+
+def test_without_a_store_nothing_is_left_behind(workdir: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    result = regional.render(JOB, on_step=lambda done, total: steps.append((done, total)))
+    (image,) = result.images
+    assert (image.mode, image.size) == ("RGB", (128, 128))
+    assert steps[-1] == (3, 3)
+    assert sorted(steps) == steps
+    assert (result.record["steps_computed"], result.record["images"], result.record["store"]) == (3, [], None)
+    assert list(workdir.iterdir()) == []
+
+
+def test_with_a_store_the_same_job_is_resumed(tmp_path: Path) -> None:
+    first = regional.render(JOB, store=tmp_path / "store", out=tmp_path / "out", name="left")
+    again = regional.render(JOB, store=tmp_path / "store", out=tmp_path / "out", name="left")
+    assert (again.record["steps_computed"], again.record["steps_restored"]) == (0, 3)
+    assert again.images[0].tobytes() == first.images[0].tobytes()
+    (file,) = first.record["images"]
+    assert Path(file).parent == tmp_path / "out"
+    assert Path(file).name.startswith("left")
+
+
+def test_the_plan_is_what_the_run_costs() -> None:
+    planned, drawn = regional.plan(JOB), regional.render(JOB).record
+    assert (planned.steps, planned.evaluations, planned.forwards) == (3, drawn["evaluations"], drawn["forwards"])
+
+
+def test_a_mistake_is_one_clear_error() -> None:
+    for call in (regional.plan, regional.render):
+        with pytest.raises(BadInput, match=r"^start_image: "):
+            call(JOB.model_copy(update={"start_image": "nowhere.png"}))
+
+
+def test_the_caller_may_name_what_a_server_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roots hold for what comes over a server, and afterwards again."""
+    from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+
+    picture = next((ROOT / "examples" / "pictures").glob("*.png"))
+    monkeypatch.setenv("REGIONAL_ROOTS", str(tmp_path))
+    job = JOB.model_copy(update={"start_image": str(picture), "denoise": 0.5})
+    assert regional.plan(job).steps == 3
+    with pytest.raises(BadInput, match="start_image"):
+        prepare(job)
+
+
+def test_in_an_event_loop_it_says_what_to_await() -> None:
+    async def call() -> None:
+        regional.render(JOB)
+
+    with pytest.raises(RuntimeError, match="await arender"):
+        asyncio.run(call())
+
+
+@pytest.mark.slow
+def test_as_a_task_of_another_flow() -> None:
+    @flow
+    async def album() -> list[bytes]:
+        return [image.tobytes() for image in (await regional.render_task(JOB)).images]
+
+    with prefect_test_harness():
+        inside = asyncio.run(album())
+    assert inside == [image.tobytes() for image in regional.render(JOB).images]
