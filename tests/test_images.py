@@ -20,7 +20,8 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
 from prefect_regional_diffusion.sampling_core.masks.color_maps import near_misses
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit, Size, placing, same_shape
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing, same_shape
+from prefect_regional_diffusion.sampling_core.names import Fit
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.tensors.types import Photo
 from prefect_regional_diffusion.tasks.inputs import regular_files

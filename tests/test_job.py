@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import UNTOUCHED
-from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, SamplerName
+from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.spellings import meant_value
+from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 
 RECTANGLE = {"x": 0, "y": 0, "width": 0.5, "height": 1}

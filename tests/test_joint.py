@@ -13,9 +13,9 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Netw
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import cost, warnings

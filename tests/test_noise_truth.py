@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
-from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels

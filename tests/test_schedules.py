@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.fields import SchedulerName
+from prefect_regional_diffusion.sampling_core.names import SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules import (
     SCHEDULES,
     TABLES,

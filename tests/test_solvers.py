@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from prefect_regional_diffusion.sampling_core.engine.joint_run import advance, iterate, start
 from prefect_regional_diffusion.sampling_core.engine.joint_state import from_tensors, to_tensors
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.fields import SamplerName
+from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast

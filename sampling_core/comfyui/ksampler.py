@@ -6,7 +6,7 @@ Mirrors KSamplerAdvancedWrapper and KSamplerWrapper (Impact Pack 7.10.6) and KSa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import Pass, R
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, noise_mask
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.fields import CHOOSE_THEIR_STEPS
+from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS, RecoveryMode
 from prefect_regional_diffusion.sampling_core.noise.initial import LOWEST_SEED, InitialNoise, check_seed, shape_of
 from prefect_regional_diffusion.sampling_core.noise.step_noise import span
 from prefect_regional_diffusion.sampling_core.schedules import is_whole, original_sigmas
@@ -22,7 +22,6 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.solvers import BROWNIAN
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent
 
-RecoveryMode = Literal["DISABLE", "ratio additional", "ratio between"]
 _WHOLE_PATH = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde_gpu", "dpmpp_2m_sde_gpu", "dpmpp_3m_sde_gpu")
 """SDE samplers whose Brownian path the Impact Pack spans over the whole schedule, not over the call's part of it."""
 SPECIAL = ("uni_pc", "uni_pc_bh2", *_WHOLE_PATH)

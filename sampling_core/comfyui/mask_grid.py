@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Call
@@ -15,7 +13,6 @@ from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
 BASE = "base"
-ForkMode = Literal["Sample then Fork", "Fork then Sample"]
 
 
 def mask_grid(

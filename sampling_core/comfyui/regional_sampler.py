@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, Call, Recovery, lengthened
 from prefect_regional_diffusion.sampling_core.comfyui.masks import (
@@ -14,17 +14,12 @@ from prefect_regional_diffusion.sampling_core.comfyui.masks import (
 )
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.noise.initial import (
-    HIGHEST_SEED,
-    InitialNoise,
-    Variation,
-    VariationMethod,
-)
+from prefect_regional_diffusion.sampling_core.names import SecondSeedMode, VariationMethod
+from prefect_regional_diffusion.sampling_core.noise.initial import HIGHEST_SEED, InitialNoise, Variation
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
 BASE = "base"
-SecondSeedMode = Literal["ignore", "fixed", "seed+seed_2nd", "seed-seed_2nd", "increment", "decrement", "randomize"]
 HALFWAY = Recovery("ratio between", "AUTO", 0.3)
 """The nodes' default recovery."""
 _SEED_WRAP = 2**50

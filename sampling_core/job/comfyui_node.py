@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import RecoveryMode
-from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import ForkMode
-from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import SecondSeedMode
 from prefect_regional_diffusion.sampling_core.job.fields import Frozen, Number, Seed, Whole, at
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle, Shape
+from prefect_regional_diffusion.sampling_core.names import (
+    ForkMode,
+    NodeName,
+    RecoveryMode,
+    RecoverySampler,
+    SecondSeedMode,
+)
 
-NodeName = Literal[
-    "RegionalSampler",
-    "RegionalSamplerAdvanced",
-    "TwoSamplersForMask",
-    "TwoAdvancedSamplersForMask",
-    "MaskGridNKSamplersAdvanced",
-]
-RecoverySampler = Literal["AUTO", "euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpmpp_2m", "ddpm"]
 Step = Annotated[Whole, Field(ge=0, le=10000)]
 
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import ForkMode
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, at, refuse
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
-from prefect_regional_diffusion.sampling_core.job.render_job import MOST_REGIONS, Region, RenderJob
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.shared_fields import MOST_REGIONS, Region
+from prefect_regional_diffusion.sampling_core.names import ForkMode
 
 _WHOLE_CANVAS = Rectangle(x=0, y=0, width=1, height=1)
 

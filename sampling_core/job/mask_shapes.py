@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
 from prefect_regional_diffusion.sampling_core.job.fields import Whole, at, refuse
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit
+from prefect_regional_diffusion.sampling_core.names import Fit
 
 
 def _open_schema(schema: dict[str, Any]) -> None:

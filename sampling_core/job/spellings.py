@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import get_args
 
-from prefect_regional_diffusion.sampling_core.job.fields import SamplerName, SchedulerName
+from prefect_regional_diffusion.sampling_core.names import SamplerName, SchedulerName
 
 _FIELDS = {
     "prompt": ("positive", "positive_prompt", "text", "caption"),

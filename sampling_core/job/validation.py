@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, UNTOUCHED, Node
-from prefect_regional_diffusion.sampling_core.job.fields import CHOOSE_THEIR_STEPS, refuse
-
-if TYPE_CHECKING:
-    from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.job.fields import refuse
+from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
+from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
 
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
@@ -25,17 +22,20 @@ _REGIONS = {
 }
 
 
-def check_composition(job: RenderJob) -> None:
-    """Raises the error of a field that the job's composition has no use for, or cannot do with."""
+def check_composition(job: JobFields, first_steps: int) -> None:
+    """Raises the error of a field that the job's composition has no use for, or cannot do with.
+
+    `first_steps` are those of the base alone.
+    """
     if job.start_image is None and job.start_fit != _default(job, "start_fit"):
         raise refuse("start_fit", job.start_fit, "left out where there is no start_image")
     if job.composition == "joint":
-        _check_joint(job)
+        _check_joint(job, first_steps)
     else:
         _check_sequential(job)
 
 
-def _check_joint(job: RenderJob) -> None:
+def _check_joint(job: JobFields, first_steps: int) -> None:
     if job.node != UNTOUCHED:
         raise refuse("node", job.node.name, "left out with joint composition")
     for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
@@ -48,14 +48,14 @@ def _check_joint(job: RenderJob) -> None:
 
     for i, region in enumerate(job.regions):
         first, last = region.start_at_step, region.end_at_step
-        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({job.first_steps})"
-        if last is not None and last <= (job.first_steps if first is None else first):
+        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({first_steps})"
+        if last is not None and last <= (first_steps if first is None else first):
             raise refuse(f"regions.{i}.end_at_step", last, f"more than {why}")
     if job.protect and job.start_image is None:
         raise refuse("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
 
 
-def _check_sequential(job: RenderJob) -> None:
+def _check_sequential(job: JobFields) -> None:
     node = job.node
     for name, field in Node.model_fields.items():
         value = getattr(node, name)
@@ -95,7 +95,7 @@ def check_schedule(field: str, steps: int, denoise: float) -> None:
         raise refuse(field, denoise, f"{least} (a schedule of at most {LONGEST_SCHEDULE})")
 
 
-def _check_range(job: RenderJob) -> None:
+def _check_range(job: JobFields) -> None:
     node = job.node
     if node.start_at_step >= job.steps:
         raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
@@ -108,9 +108,9 @@ def _check_range(job: RenderJob) -> None:
                 raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
 
 
-def _of_regions(job: RenderJob, name: str) -> dict[str, object]:
+def _of_regions(job: JobFields, name: str) -> dict[str, object]:
     return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
 
 
-def _default(part: Region | RenderJob, name: str) -> object:
+def _default(part: Region | JobFields, name: str) -> object:
     return type(part).model_fields[name].default

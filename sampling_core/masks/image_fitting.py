@@ -6,12 +6,12 @@ Shape is height to width. Images and canvases count as of one shape when the rat
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from prefect_regional_diffusion.sampling_core.names import Fit
 
 Size = tuple[int, int]
 """Height and width in pixels."""
-
-Fit = Literal["crop", "contain", "stretch"]
 
 
 class Box(NamedTuple):

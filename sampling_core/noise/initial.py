@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.masks.resizing import bilinear
+from prefect_regional_diffusion.sampling_core.names import VariationMethod
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask
-
-VariationMethod = Literal["linear", "slerp"]
 
 HIGHEST_SEED = 2**64 - 1
 LOWEST_SEED = -(2**63)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.masks.color_maps import NEAR, Color, near_misses
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit, Size, same_shape
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, same_shape
+from prefect_regional_diffusion.sampling_core.names import Fit
 from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_size
 from prefect_regional_diffusion.sampling_core.tensors.types import Photo
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Fit, Size, placing
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing
+from prefect_regional_diffusion.sampling_core.names import Fit
 from prefect_regional_diffusion.sampling_core.tensors.types import Photo
 from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path

@@ -1,0 +1,91 @@
+"""The names that people choose from: samplers, schedulers, modes. Anything may import this; it imports nothing of ours.
+
+They are here and not beside what they name, so that a job can be read and checked without torch. Tests compare
+them with what there is (`tests/test_solvers.py`, `tests/test_schedules.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SamplerName = Literal[
+    "euler",
+    "euler_cfg_pp",
+    "euler_ancestral",
+    "euler_ancestral_cfg_pp",
+    "heun",
+    "heunpp2",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "lms",
+    "dpm_fast",
+    "dpm_adaptive",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_sde",
+    "dpmpp_sde_gpu",
+    "dpmpp_2m",
+    "dpmpp_2m_cfg_pp",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_gpu",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2m_sde_heun_gpu",
+    "dpmpp_3m_sde",
+    "dpmpp_3m_sde_gpu",
+    "ddpm",
+    "lcm",
+    "ipndm",
+    "ipndm_v",
+    "deis",
+    "res_multistep",
+    "res_multistep_cfg_pp",
+    "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation",
+    "gradient_estimation_cfg_pp",
+    "er_sde",
+    "seeds_2",
+    "seeds_3",
+    "sa_solver",
+    "sa_solver_pece",
+    "ddim",
+    "uni_pc",
+    "uni_pc_bh2",
+]
+CHOOSE_THEIR_STEPS: frozenset[SamplerName] = frozenset({"dpm_fast", "dpm_adaptive"})
+"""Samplers that do not step where they are told."""
+
+SchedulerName = Literal[
+    "normal",
+    "karras",
+    "exponential",
+    "sgm_uniform",
+    "simple",
+    "ddim_uniform",
+    "beta",
+    "linear_quadratic",
+    "kl_optimal",
+    "AYS SD1",
+    "AYS SDXL",
+    "AYS SVD",
+    "GITS",
+]
+
+CompositionName = Literal["joint", "sequential"]
+OverlapRule = Literal["weight", "order"]
+StepNoiseName = Literal["keyed", "comfyui"]
+VariationMethod = Literal["linear", "slerp"]
+Fit = Literal["crop", "contain", "stretch"]
+"""How an image whose shape is not the canvas' is laid on it (`sampling_core.masks.image_fitting`)."""
+ForkMode = Literal["Sample then Fork", "Fork then Sample"]
+
+NodeName = Literal[
+    "RegionalSampler",
+    "RegionalSamplerAdvanced",
+    "TwoSamplersForMask",
+    "TwoAdvancedSamplersForMask",
+    "MaskGridNKSamplersAdvanced",
+]
+RecoveryMode = Literal["DISABLE", "ratio additional", "ratio between"]
+RecoverySampler = Literal["AUTO", "euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpmpp_2m", "ddpm"]
+SecondSeedMode = Literal["ignore", "fixed", "seed+seed_2nd", "seed-seed_2nd", "increment", "decrement", "randomize"]
