@@ -135,7 +135,7 @@ def _job(name: str, **fields: Any) -> RenderJob:
     return parse_job(asked | {"node": {"name": name} | own})
 
 
-def _run(job: RenderJob) -> Sequential:
+def sequential_run_of(job: RenderJob) -> Sequential:
     empty = torch.zeros(job.pictures, 4, job.height // 8, job.width // 8)
     return sequential(job, {"embedded": beta_levels("v_prediction")}, empty, region_masks(job, {}, 8))
 
@@ -158,7 +158,7 @@ JOBS = [
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
     """Also within a pass: what a full run of one sampler has done by then is not lost."""
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
     states = [run.begin(), *(state for state, _ in iterate(run, run.begin(), using))]
     assert [run.done(state) for state in states] == list(range(run.steps + 1))
@@ -173,7 +173,7 @@ def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_stops_where_it_is_told(job: RenderJob) -> None:
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
     half = run.steps // 2
     *_, (reached, _) = iterate(run, run.begin(), using, until=half)
@@ -183,7 +183,7 @@ def test_stops_where_it_is_told(job: RenderJob) -> None:
 
 @pytest.mark.parametrize("job", JOBS[:-1], ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_plan_counts_what_is_executed(job: RenderJob) -> None:
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
     assert list(cost(run).per_step) == [count for _, count in iterate(run, run.begin(), using)]
 
@@ -191,24 +191,24 @@ def test_plan_counts_what_is_executed(job: RenderJob) -> None:
 def test_a_region_that_covers_all_spares_the_base() -> None:
     """20 steps, 2 of the base alone: the base passes under an empty mask cost nothing."""
     everywhere = [{"prompt": "region", "mask": SIDE | {"width": 1}}]
-    run = _run(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
+    run = sequential_run_of(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
     assert cost(run).evaluations == 2 * (2 + 18)
 
 
 def test_fork_modes_give_one_picture_per_cell() -> None:
     for job in JOBS[4:6]:
-        run = _run(job)
+        run = sequential_run_of(job)
         found = _finished(run, _network(run))
         assert found.shape == (job.node.rows * job.node.columns, 4, 16, 16)
         assert len({tuple(picture.flatten().tolist()) for picture in found}) == len(found)
 
 
 def test_faults_of_the_originals_are_warned_of() -> None:
-    soft = _run(_job("RegionalSampler", node={"overlap_factor": 0}))
+    soft = sequential_run_of(_job("RegionalSampler", node={"overlap_factor": 0}))
     assert ["soft edges that no pass denoises" in text for text in soft.warnings()] == [True]
-    assert ["noise of sigma" in text for text in _run(JOBS[1]).warnings()] == [True]
-    assert ["chooses its own steps" in text for text in _run(JOBS[6]).warnings()] == [True]
-    assert not _run(_job("TwoSamplersForMask")).warnings()
+    assert ["noise of sigma" in text for text in sequential_run_of(JOBS[1]).warnings()] == [True]
+    assert ["chooses its own steps" in text for text in sequential_run_of(JOBS[6]).warnings()] == [True]
+    assert not sequential_run_of(_job("TwoSamplersForMask")).warnings()
 
 
 @pytest.mark.parametrize(
