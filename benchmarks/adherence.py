@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.reading import read_scene
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -47,7 +48,7 @@ def draw(job: RenderJob, model: Model, max_rows: int | None = None) -> np.ndarra
     run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
     embeddings = model.encode_prompts(words.prompt for words in run.prompts)
     using = Networks({job.model: model.network}, {job.model: embeddings}, max_rows)
-    *_, (last, _) = run.iterate(run.begin(), using)
+    *_, (last, _) = iterate(run, run.begin(), using)
     return model.decode(run.pictures(last))[0].numpy()
 
 

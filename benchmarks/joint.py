@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.networks import Timed, large_unet
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
@@ -57,19 +58,19 @@ def job(composition: str, count: int) -> RenderJob:
     return parse_job(asked | {"regions": regions})
 
 
-def composed(composition: str, count: int) -> Composition[Any]:
+def composed(composition: str, count: int) -> SamplingRun[Any]:
     asked = job(composition, count)
     return compose(asked, {asked.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(asked, {}, 8))
 
 
-def measured(run: Composition[Any], network: Timed) -> tuple[float, float, Count]:
+def measured(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count]:
     """Seconds of a whole run, seconds inside the network, and what was asked of it."""
     prompts = [words.prompt for words in run.prompts]
     encoded = torch.randn(len(prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
     using = Networks({"embedded": network}, {"embedded": dict(zip(prompts, encoded, strict=True))})
     network.seconds, total = 0.0, Count()
     started = time.perf_counter()
-    for _, count in run.iterate(run.begin(), using):
+    for _, count in iterate(run, run.begin(), using):
         total = total.plus(count)
     return time.perf_counter() - started, network.seconds, total
 

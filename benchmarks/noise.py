@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
@@ -52,7 +53,7 @@ def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
     left = torch.zeros(16, 16)
     # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.
     drawn = _spread(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
-    for state, _ in run.iterate(run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: words})):
+    for state, _ in iterate(run, run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: words})):
         sigma = _level_after(run, state)
         if sigma is None:
             continue

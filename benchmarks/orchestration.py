@@ -30,6 +30,7 @@ from safetensors.torch import load
 
 from benchmarks.standing_in import SleepingNetwork
 from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -65,7 +66,7 @@ def bare_seconds() -> float:
     run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
     encoded = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
     started = time.perf_counter()
-    for _ in run.iterate(run.begin(), Networks({job.model: SleepingNetwork()}, {job.model: encoded})):
+    for _ in iterate(run, run.begin(), Networks({job.model: SleepingNetwork()}, {job.model: encoded})):
         pass
     return time.perf_counter() - started
 

@@ -22,6 +22,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Setting
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import stages
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import Region, regional_sampler
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
@@ -51,7 +52,7 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
         # Planning counts: it is part of every run.
         sequence = Sequential(tuple(stages(turns, settings, {"": LEVELS})), latent)
         total = Count()
-        for _, count in sequence.iterate(sequence.begin(), using):
+        for _, count in iterate(sequence, sequence.begin(), using):
             total = total.plus(count)
         return total
 

@@ -34,6 +34,7 @@ from torch.nn.functional import max_pool2d
 
 from benchmarks.adherence import draw
 from benchmarks.reading import main_color
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -174,7 +175,7 @@ def residual(job: RenderJob, model: Model) -> float:
     empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
     run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
     encoded: dict[str, Embedding] = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
-    *_, (last, _) = run.iterate(run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: encoded}))
+    *_, (last, _) = iterate(run, run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: encoded}))
     return float(run.pictures(last).square().mean().sqrt())
 
 

@@ -40,7 +40,7 @@ _AGAIN = "Started again"
 TAKEN_AWAY = "Its machine was taken away"
 """How the message begins with which a worker puts a run back: no crash, and nobody's wish either."""
 
-STORING = ("base-only steps ", "regional steps ", "rounds ", "pictures ")
+STORING = ("base-only steps ", "regional steps ", "pictures ")
 """How the names of tasks begin that are done when something new is in the store, which the next start finds."""
 
 _UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.CRASHED]

@@ -9,28 +9,22 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from prefect_regional_diffusion.flows.common.chunking import sample
-from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.prefect_logs import make_logs_plain
+from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.common.spent_time import Clock
-from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.decode import decode
-from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.inputs.file_names import told_job
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
-from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
-from prefect_regional_diffusion.tasks.sample import newest
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.retention import begin, finish
+from prefect_regional_diffusion.tasks.storage.retention import finish
 from prefect_regional_diffusion.tasks.storage.store import Store
-from prefect_regional_diffusion.tasks.ui.artifacts import Shown
-from prefect_regional_diffusion.tasks.ui.step_listener import report_step
 
 make_logs_plain()
 
@@ -69,44 +63,31 @@ async def render(
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
     await at_once(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
     clock.lap("open store")
-    async with Ahead() as ahead:
-        run = await ahead.made(partial(build_masks, job, store_url))
+    async with PendingWrites() as writes:
+        run = await writes.first_result(partial(build_masks, job, store_url))
         clock.lap("build masks")
-        for model in job.models:
-            await load_model(model, run.fingerprints)
-        clock.lap("load model")
-        if job.start_image is not None:
-            await ahead.made(partial(encode_start, [run]))
-        _, progress = await asyncio.gather(ahead.made(partial(encode_prompts, [run])), newest(run))
-        clock.lap("encode prompts")
-        inputs = ahead.so_far()
-        beginning = ahead.begin(asyncio.to_thread(begin, run, name))
-        restored, shown = progress.done, Shown([progress])
-        report_step(restored, run.composition.steps)
-        chunks = await sample(progress, chunk_steps, ahead, inputs, shown.renew)
-        shown_to_the_end = asyncio.create_task(shown.end())
-        clock.lap("sample")
-        pictures = await decode(run, progress.latents, out, name)
+        sampled = await sample_batch({name: run}, chunk_steps, writes, clock)
+        (finished,) = sampled.members
+        pictures = await decode(run, finished.latents, out, name)
         clock.lap("decode")
     clock.lap("write")
 
-    count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
     record = Record(
         job=told_job(job),
         files=run.files,
         job_hash=run.job_hash,
         model_fingerprint=run.fingerprints[job.model],
-        latents=run.state_key(run.composition.steps),
+        latents=finished.state_key,
         store=redacted(store_url),
         images=list(pictures),
-        steps_computed=sum(c.steps for c in chunks),
-        steps_restored=restored,
-        evaluations=count.evaluations,
-        forwards=count.forwards,
+        steps_computed=sampled.computed_steps,
+        steps_restored=sampled.restored_steps,
+        evaluations=sampled.cost.evaluations,
+        forwards=sampled.cost.forwards,
         seconds=clock.laps,
-        devices=progress.devices,
+        devices=finished.devices,
         versions=versions(),
     )
-    keeping = finish({run: beginning.result()}, keep or settings().keep)
-    await asyncio.gather(shown_to_the_end, publish(record, list(pictures.values()), out, name), keeping)
+    keeping = finish({run: sampled.begun.result()[0]}, keep or settings().keep)
+    await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
     return record.as_json()

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from prefect_regional_diffusion.flows.common.chunking import chunked
-from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
+from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.flows.render import ChunkSteps, Name
@@ -19,19 +19,13 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
 from prefect_regional_diffusion.tasks.check_jobs import prepare_all
-from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
-from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Sampled, counted, newest
-from prefect_regional_diffusion.tasks.sample_batch import Company, rounds
 from prefect_regional_diffusion.tasks.save_images import is_drawn, keep_pictures
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.retention import Known, begin, finish, known_of
+from prefect_regional_diffusion.tasks.storage.retention import Known, finish, known_of
 from prefect_regional_diffusion.tasks.storage.store import Store
-from prefect_regional_diffusion.tasks.ui.artifacts import Shown
-from prefect_regional_diffusion.tasks.ui.step_listener import report_step
 
 _PICTURES = 8
 """Decoded in one task: many tasks at once are more than a server on SQLite can write down."""
@@ -60,15 +54,15 @@ async def shard(
     """
     total, store_url, clock = Count(), store_place(store), Clock()
     await asyncio.to_thread(Store(store_url).check, patient=True)
-    async with Ahead() as ahead:
-        runs = await ahead.made(partial(prepare_all, jobs, store_url))
+    async with PendingWrites() as writes:
+        runs = await writes.first_result(partial(prepare_all, jobs, store_url))
         clock.lap("build masks")
         drawn = dict(zip(runs, await at_once(is_drawn, runs.values()), strict=True))
         missing = {name: run for name, run in runs.items() if not drawn[name]}
         to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
-            count, begun = await _draw(dict(group), chunk_steps, ahead, clock)
+            count, begun = await _draw(dict(group), chunk_steps, writes, clock)
             total, to_finish = total.plus(count), to_finish | begun
         # Only now: until all are drawn, one may go on from a state of another.
         await finish(to_finish, keep or settings().keep, "forks")
@@ -92,36 +86,16 @@ async def _left_open(drawn: Sequence[Run]) -> dict[Run, Known]:
 
 
 async def _draw(
-    runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead, clock: Clock
+    runs: dict[str, Run], chunk_steps: int | None, writes: PendingWrites, clock: Clock
 ) -> tuple[Count, dict[Run, Known]]:
-    these = list(runs.values())
-    for model in these[0].job.models:
-        await load_model(model, these[0].fingerprints)
-    clock.lap("load model")
-    starts = [run for run in these if run.job.start_image is not None]
-    if starts:
-        await ahead.made(partial(encode_start, starts))
-    await ahead.made(partial(encode_prompts, these))
-    company, inputs = Company(await asyncio.gather(*map(newest, these))), ahead.so_far()
-    beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
-    report_step(*counted(company.members))
-    clock.lap("encode prompts")
-    shown = Shown(company.members)
-
-    def work(first: int, last: int, sampled: Sampled) -> Any:
-        return rounds(company, first, last, sampled, inputs)
-
-    chunks = await chunked(work, 0, company.ends(), chunk_steps, ahead, shown.renew)
-    shown_to_the_end = asyncio.create_task(shown.end())
-    clock.lap("sample")
+    """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
+    sampled = await sample_batch(runs, chunk_steps, writes, clock)
     # A picture's record names its last state.
-    await ahead.at_most(0)
-    for first in range(0, len(these), _PICTURES):
-        some = company.members[first : first + _PICTURES]
-        await ahead.made(partial(keep_pictures, some, first + 1, first + len(some)))
-        await ahead.at_most(settings().chunks_ahead)
-    await ahead.at_most(0)
-    await shown_to_the_end
+    await writes.drain_to(0)
+    for first in range(0, len(runs), _PICTURES):
+        some = sampled.members[first : first + _PICTURES]
+        await writes.first_result(partial(keep_pictures, some, first + 1, first + len(some)))
+        await writes.drain_to(settings().chunks_ahead)
+    await writes.drain_to(0)
     clock.lap("write")
-    count = Count(sum(c.cost.evaluations for c in chunks), sum(c.cost.forwards for c in chunks))
-    return count, dict(zip(these, beginning.result(), strict=True))
+    return sampled.cost, dict(zip(runs.values(), sampled.begun.result(), strict=True))

@@ -1,34 +1,21 @@
-"""Tasks: the steps of a run, a chunk at a time; each is done when the state after it is in the store."""
+"""Tasks: steps of one run, or of several in the same forwards; what they have in common is computed once."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent
-from prefect_regional_diffusion.tasks.machine.devices import (
-    DEVICES_SPEC,
-    Devices,
-    device_name,
-    from_tensor,
-    to_tensor,
-    with_step,
-)
+from prefect_regional_diffusion.sampling_core.tensors.types import Embedding
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.storage.keys import step_of
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
 from prefect_regional_diffusion.tasks.ui.step_listener import report_step
-
-_DEVICES = "devices"
-"""Name of what a stored state has beside the composition's own tensors."""
 
 
 class Chunk(NamedTuple):
@@ -39,131 +26,105 @@ class Chunk(NamedTuple):
     seconds: float
 
 
-class Progress:
-    """Where a run is in this process: its newest state, ahead of the store by what is still being written.
+Inputs = asyncio.Future[Any]
+"""Done when masks, prompts and start images are durable."""
 
-    One thread moves it; others may look at it meanwhile.
+
+class RunBatch:
+    """Runs, at least one, that are sampled together: they use the same models, and each has a state of its own.
+
+    Every run that is not finished takes a step at a time. Steps of the batch are counted from 1 as those of the run
+    that has the most of them left: of one run alone they are its own.
     """
 
-    def __init__(self, run: Run, state: Any, devices: Devices = ()) -> None:
-        """`devices` drew the steps up to the state."""
-        self.run = run
-        # The last two states, in one value, so that who looks never sees two that do not follow each other.
-        self._states = state, state
-        self.devices = devices
+    def __init__(self, members: Sequence[RunProgress]) -> None:
+        """Raises StoreError if prompts of a run are nowhere."""
+        # One thread replaces the members; others, which show them, may look at them meanwhile.
+        self.members = tuple(members)
+        runs = [member.run for member in members]
+        encoded: dict[str, dict[str, Embedding]] = {}
+        for run in runs:
+            for model, words in run.embeddings.items():
+                encoded.setdefault(model, {}).update(words)
+        networks = {name: run.model(name).network for run in runs for name in run.job.models}
+        # With what is found of their memory: a forward that was too large is not tried again.
+        self._networks = Networks(networks, encoded, settings().max_rows)
 
     @property
-    def state(self) -> Any:
-        """The newest state."""
-        return self._states[1]
-
-    @cached_property
-    def _using(self) -> Networks:
-        """The networks, with what was found of their memory: a batch that was too large is not tried again."""
-        networks = {name: self.run.model(name).network for name in self.run.job.models}
-        return Networks(networks, self.run.embeddings, settings().max_rows)
+    def _slowest(self) -> RunProgress:
+        return max(self.members, key=lambda member: member.left)
 
     @property
     def done(self) -> int:
         """Finished steps."""
-        return self.run.composition.done(self.state)
+        return self._slowest.done
 
     @property
-    def latents(self) -> Latent:
-        """The finished latents [b, c, h, w], after the last step."""
-        return self.run.composition.pictures(self.state)
+    def base_only_steps(self) -> int:
+        """Up to this step, all that take part sample their base alone."""
+        going = [member for member in self.members if member.left]
+        alone = min((member.run.composition.base_only_steps - member.done for member in going), default=0)
+        return self.done + max(alone, 0)
 
-    @property
-    def expected(self) -> Latent:
-        """A guess at the finished latents [b, c, h, w]."""
-        return self.run.composition.expected(*self._states)
+    def ends(self) -> list[int]:
+        """Steps, in order, after which a state is kept: where other jobs can go on, and the last one."""
+        done, last = self.done, self._slowest.run.composition.steps
+        parting = {chapter.first - member.done for member in self.members for chapter in member.run.chapters}
+        ends = {self.base_only_steps, *(done + steps for steps in parting)}
+        return [*sorted(end for end in ends if done < end < last), last]
 
-    def move(self, state: Any) -> None:
-        """On to the next state, one step further, that this process' device has drawn."""
-        self._states = self._states[1], state
-        self.devices = with_step(self.devices, self.done, device_name())
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The newest state, and which devices drew it, as the store keeps them."""
-        return self.run.composition.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
-
-    def advance(self, last: int) -> Chunk:
-        """Sample up to step `last`."""
-        started, total, composition = time.monotonic(), Count(), self.run.composition
-        first = self.done
-        for state, count in composition.iterate(self.state, self._using, until=last):
-            self.move(state)
+    def advance(self, steps: int) -> Chunk:
+        """So many steps."""
+        started, total = time.monotonic(), Count()
+        for _ in range(steps):
+            going = [i for i, member in enumerate(self.members) if member.left]
+            asked = [
+                Member(member.run.composition, member.state, member.run.state_key(member.done + 1))
+                for member in (self.members[i] for i in going)
+            ]
+            states, count = advance_together(asked, self._networks)
+            moved = dict(zip(going, states, strict=True))
+            self.members = tuple(
+                member.moved_to(moved[i]) if i in moved else member for i, member in enumerate(self.members)
+            )
             total = total.plus(count)
-            report_step(composition.done(state), composition.steps)
-        return Chunk(last - first, total, time.monotonic() - started)
+            report_step(*self.steps_done())
+        return Chunk(steps, total, time.monotonic() - started)
 
+    def steps_done(self) -> tuple[int, int]:
+        """Steps of all runs together: finished ones, and all."""
+        return (
+            sum(member.done for member in self.members),
+            sum(member.run.composition.steps for member in self.members),
+        )
 
-def counted(members: Sequence[Progress]) -> tuple[int, int]:
-    """Steps of runs: finished ones, and all."""
-    return sum(member.done for member in members), sum(member.run.composition.steps for member in members)
-
-
-Sampled = asyncio.Future[Chunk]
-"""Set once a chunk is sampled."""
-
-Inputs = asyncio.Future[Any]
-"""Done when masks, prompts and start image are durable."""
+    def states(self) -> dict[TensorKey, RunProgress]:
+        """The members that have taken a step, by the keys of their present states; equal states once."""
+        return {member.state_key: member for member in self.members if member.done}
 
 
 @task("base-only steps {first}-{last}")
-async def warm_up(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
+async def base_only_steps(batch: RunBatch, first: int, last: int, inputs: Inputs, ready: asyncio.Future[Chunk]) -> None:
     """Steps in which the base has the whole canvas (counted from 1, both included)."""
-    await _chunk(progress, last, sampled, inputs)
+    await _sample(batch, last - first + 1, inputs, ready)
 
 
 @task("regional steps {first}-{last}")
-async def regional_steps(progress: Progress, first: int, last: int, sampled: Sampled, inputs: Inputs) -> None:
-    """Steps in which the base and all regions move together (counted from 1, both included)."""
-    await _chunk(progress, last, sampled, inputs)
+async def regional_steps(batch: RunBatch, first: int, last: int, inputs: Inputs, ready: asyncio.Future[Chunk]) -> None:
+    """Steps in which regions take part (counted from 1, both included)."""
+    await _sample(batch, last - first + 1, inputs, ready)
 
 
-async def _chunk(progress: Progress, last: int, sampled: Sampled, inputs: Inputs) -> None:
-    """Sample up to step `last`, then store the state. It is stored only after masks, prompts and start image.
+async def _sample(batch: RunBatch, steps: int, inputs: Inputs, ready: asyncio.Future[Chunk]) -> None:
+    """Sample, set `ready`, and store the states once `inputs` (masks, prompts and start images) are durable.
 
     That order holds the store together: a state without what it was made from would be continued with other masks or
-    prompts, and then it is another picture's. The next chunk may begin once `sampled` is set; this one is done when
-    its state is durable.
+    prompts, and then it is another picture's. The next chunk may begin once `ready` is set; this one is done when its
+    states are durable.
     """
-    run = progress.run
-    chunk = await asyncio.to_thread(progress.advance, last)
-    tensors = progress.to_tensors()
-    sampled.set_result(chunk)
+    before = set(batch.states())
+    chunk = await asyncio.to_thread(batch.advance, steps)
+    new = {key: (member.run.store, member.to_tensors()) for key, member in batch.states().items() if key not in before}
+    ready.set_result(chunk)
     await asyncio.shield(inputs)
-    await asyncio.to_thread(run.store.write_tensors, run.state_key(last), tensors)
-
-
-async def newest(run: Run) -> Progress:
-    """A run with the newest state that the store has whole, written by this run or another one."""
-    listed = await at_once(lambda chapter: run.store.names(run.folder_of(chapter)), run.chapters)
-    end = run.composition.steps
-    for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
-        steps = {step for step in map(step_of, names) if step is not None and chapter.first < step <= end}
-        for step in sorted(steps, reverse=True):
-            restored = await asyncio.to_thread(_restored, run, step)
-            if restored is not None:
-                return restored
-        end = chapter.first
-    return Progress(run, run.composition.begin())
-
-
-def _restored(run: Run, step: int) -> Progress | None:
-    """The run in the state after a step; None if the store has none, or something else in its place."""
-    key, composition = run.state_key(step), run.composition
-    tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})
-    if tensors is None:
-        return None
-    devices = from_tensor(tensors.pop(_DEVICES), step)
-    try:
-        state = composition.from_tensors(tensors)
-        if composition.done(state) == step:
-            return Progress(run, state, devices)
-    except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
-        run.store.tell_unfit(key, error)
-        return None
-    run.store.tell_unfit(key, ValueError("it is the state after another step"))
-    return None
+    await at_once(lambda item: item[1][0].write_tensors(item[0], item[1][1]), new.items())

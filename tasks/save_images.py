@@ -20,7 +20,7 @@ from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
 from prefect_regional_diffusion.tasks.storage.png_files import png_size
@@ -68,7 +68,7 @@ def most_bytes(job: RenderJob) -> int:
 
 
 @task("pictures {first}-{last}")
-async def keep_pictures(finished: Sequence[Progress], first: int, last: int, made: asyncio.Future[None]) -> None:
+async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, made: asyncio.Future[None]) -> None:
     """Decode finished runs one after the other, hand on, and write the pictures to the store.
 
     `first` and `last` count the runs of the shard, for people.
@@ -78,7 +78,7 @@ async def keep_pictures(finished: Sequence[Progress], first: int, last: int, mad
     await at_once(lambda one: _keep(*one), files)
 
 
-def _keep(member: Progress, files: Sequence[bytes]) -> None:
+def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
     run = member.run
     pictures = {keys.picture(_digest(data)): data for data in files}
     for key, data in pictures.items():

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress, newest
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
+from prefect_regional_diffusion.tasks.sample import RunBatch
 
 JOB = parse_job(
     {
@@ -97,25 +98,25 @@ def ready(store: Path) -> Run:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
 
     async def flow() -> Run:
-        async with Ahead() as ahead:
-            run = await ahead.made(partial(build_masks.fn, JOB, str(store)))
+        async with PendingWrites() as writes:
+            run = await writes.first_result(partial(build_masks.fn, JOB, str(store)))
             await load_model.fn("embedded", run.fingerprints)
-            await ahead.made(partial(encode_prompts.fn, [run]))
+            await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 
     return asyncio.run(flow())
 
 
-def found(run: Run) -> Progress:
+def found(run: Run) -> RunProgress:
     """The run with what the store has of it."""
     return asyncio.run(newest(run))
 
 
 def whole_state(run: Run) -> dict[str, Tensor]:
     """A state of the run that is as it should be, after two steps."""
-    progress = Progress(run, run.composition.begin())
-    progress.advance(2)
-    return {name: tensor.clone() for name, tensor in progress.to_tensors().items()}
+    batch = RunBatch([RunProgress(run, run.composition.begin())])
+    batch.advance(2)
+    return {name: tensor.clone() for name, tensor in batch.members[0].to_tensors().items()}
 
 
 FLOAT8 = {"x": torch.zeros(1, 4, 8, 8).to(torch.float8_e4m3fn)}

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage, State, iterate, start
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, span
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage, State, start
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
+from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, beta_levels, flow_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
@@ -51,8 +54,13 @@ def single(solver: str, ladder: Sequence[Level], x: Tensor, cfg: float = 1.0) ->
     """One participant over the whole canvas of x."""
     everywhere = torch.ones(x.shape[-2:])
     base = Participant("base", Guidance(cfg, "base", ""), SOLVERS[solver])
-    noise = SequentialNoise(_shape(x), 0, 3, *span(tuple(ladder)))
+    noise = SequentialNoise(shape_of(x), 0, 3, *span(tuple(ladder)))
     return Plan(tuple(ladder), (Stage(0, (everywhere,)),), (base,), levels_of(ladder), noise)
+
+
+def run_of_plan(plan: Plan, x: Tensor) -> Joint:
+    """The run from a noised latent x."""
+    return Joint(plan, x, (InitialNoise(0, shape_of(x)), x))
 
 
 def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> Networks:
@@ -65,14 +73,9 @@ def levels_of(ladder: Sequence[Level]) -> ModelLevels:
     return beta_levels("epsilon") if ladder[0].alpha == 1 else flow_levels()
 
 
-def _shape(x: Tensor) -> Shape:
-    batch, channels, rows, columns = x.shape
-    return batch, channels, rows, columns
-
-
 def finish(plan: Plan, x: Tensor, network: object, embeddings: dict[str, Tensor] | None = None) -> State:
     """The state after all steps."""
     state = start(plan, x)
-    for reached, _ in iterate(plan, state, using(network, embeddings)):
+    for reached, _ in iterate(run_of_plan(plan, x), state, using(network, embeddings)):
         state = reached
     return state

@@ -31,7 +31,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.merge import Merged
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.save_images import _keep, all_drawn
 from tests.processes import ROOT
 
@@ -272,7 +272,7 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
         run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
         picture = io.BytesIO()
         Image.new("RGB", (named.job.width, named.job.height)).save(picture, format="PNG")
-        _keep(Progress(run, None), [picture.getvalue()])
+        _keep(RunProgress(run, None), [picture.getvalue()])
         return run.job_hash
 
     return keep

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
@@ -102,9 +103,9 @@ def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
         {"embedded": GaussianData()},
         {"embedded": {words.prompt: torch.zeros(1, 1, 1) for run in (one, two) for words in run.prompts}},
     )
-    *_, (shared, _) = one.iterate(one.begin(), using, until=2)
-    *_, (resumed, _) = two.iterate(two.from_tensors(one.to_tensors(shared)), using)
-    *_, (whole, _) = two.iterate(two.begin(), using)
+    *_, (shared, _) = iterate(one, one.begin(), using, until=2)
+    *_, (resumed, _) = iterate(two, two.from_tensors(one.to_tensors(shared)), using)
+    *_, (whole, _) = iterate(two, two.begin(), using)
     assert torch.equal(resumed.x, whole.x)
 
 

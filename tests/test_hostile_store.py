@@ -19,14 +19,15 @@ import torch
 
 import prefect_regional_diffusion.flows.common.chunking
 from prefect_regional_diffusion.flows.cli import store as cli_store
-from prefect_regional_diffusion.flows.common.chunking import sample
-from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress, regional_steps, warm_up
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.sample import RunBatch, base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.save_images import all_drawn, pictures_of, record_of
 from prefect_regional_diffusion.tasks.storage.retention import (
     begin,
@@ -308,7 +309,7 @@ def test_somebody_elses_file_counts_as_absent(root: Path, run: Run) -> None:
 
 @pytest.fixture
 def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "warm_up", warm_up.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "base_only_steps", base_only_steps.fn)
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
     return ready(root)
 
@@ -316,9 +317,9 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def drawn_again(run: Run) -> int:
     """Sample what the store does not have, as a flow does; the steps that it has then."""
 
-    async def flow(progress: Progress) -> None:
-        async with Ahead() as ahead:
-            await sample(progress, 1, ahead, ahead.so_far(), lambda: None)
+    async def flow(progress: RunProgress) -> None:
+        async with PendingWrites() as writes:
+            await sample_in_chunks(RunBatch([progress]), 1, writes.all_pending(), writes, lambda: None)
 
     asyncio.run(flow(found(run)))
     return found(run).done

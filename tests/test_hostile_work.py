@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from prefect_regional_diffusion.flows.batch import batch
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.comfyui.masks import grown_in_latent_cells, on_lattice
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
@@ -345,7 +346,7 @@ def counted_in_full(run: Any) -> list[Count]:
     for words in run.prompts:
         encoded.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
     using = Networks(dict.fromkeys(encoded, lambda x, levels, embeddings: x), encoded)
-    return [count for _, count in run.iterate(run.begin(), using)]
+    return [count for _, count in iterate(run, run.begin(), using)]
 
 
 NODES: list[dict[str, Any]] = [

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -51,7 +52,7 @@ def colors(run: Joint) -> dict[str, torch.Tensor]:
 
 def walked(run: Joint, network: Any, since: State | None = None) -> list[tuple[State, Count]]:
     """Every state that follows, with what it cost."""
-    return list(run.iterate(since or run.begin(), using(network, colors(run), "embedded")))
+    return list(iterate(run, since or run.begin(), using(network, colors(run), "embedded")))
 
 
 def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
@@ -274,7 +275,7 @@ def test_a_region_may_have_a_model_of_its_own() -> None:
     words = {"base": torch.zeros(1, 1, 1), "x": torch.ones(1, 1, 1)}
     networks = {"embedded": PromptColors(), "other": PromptColors()}
     encoded = {"embedded": words, "other": {"x": torch.full((1, 1, 1), 5.0)}}
-    *_, (state, count) = run.iterate(run.begin(), Networks(networks, encoded))
+    *_, (state, count) = iterate(run, run.begin(), Networks(networks, encoded))
     assert (count.evaluations, count.forwards) == (2, 2)
     torch.testing.assert_close(state.x[0, 0, :, :8], torch.full((16, 8), 5.0))
     torch.testing.assert_close(state.x[0, 0, :, 8:], torch.ones(16, 8))

@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.save_images import _keep
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.retention import (
@@ -165,7 +165,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     kinds = [kind(keys.parsed(key.object_name)) for key in made]
     assert kinds == ["masks", "starts", "prompts", "latents"]
     begin(run, "a run")
-    _keep(Progress(run, None), [b"a picture"])
+    _keep(RunProgress(run, None), [b"a picture"])
     assert {name: number for name, (number, _) in sizes(run.store).items()} == {"pictures": 2, "runs": 1}
 
 

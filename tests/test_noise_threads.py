@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -49,7 +50,7 @@ def new_run(kind: str) -> Joint:
 def sampled(run: Joint, state: State, network: GaussianData) -> list[Tensor]:
     """The latent after each step."""
     using = Networks({"embedded": network}, {"embedded": EMBEDDINGS})
-    return [reached.x for reached, _ in run.iterate(state, using)]
+    return [reached.x for reached, _ in iterate(run, state, using)]
 
 
 def while_counted(run: Joint, work: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -79,8 +80,8 @@ def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) 
         state = run.begin()
         if resumed:
             # As after a crash: the noise of the steps before was drawn in another process.
-            for before, _ in new_run(kind).iterate(
-                state, Networks({"embedded": GaussianData()}, {"embedded": EMBEDDINGS}), until=first
+            for before, _ in iterate(
+                new_run(kind), state, Networks({"embedded": GaussianData()}, {"embedded": EMBEDDINGS}), until=first
             ):
                 state = before
         found = while_counted(run, lambda run=run, state=state: sampled(run, state, Slow()))

@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.names import SamplerName
@@ -63,7 +64,7 @@ def noises(run: Joint) -> list[tuple[float, torch.Tensor]]:
     ladder = run.plan.ladder
     return [
         (ladder[state.step].sigma, state.x - ladder[state.step].alpha * MEAN)
-        for state, _ in run.iterate(run.begin(), network)
+        for state, _ in iterate(run, run.begin(), network)
     ]
 
 

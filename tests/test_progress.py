@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import prefect_regional_diffusion.tasks.sample
+import prefect_regional_diffusion.tasks.runtime.run_progress
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.tasks.machine.devices import (
@@ -26,7 +26,8 @@ from prefect_regional_diffusion.tasks.machine.devices import (
 )
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress, newest
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
+from prefect_regional_diffusion.tasks.sample import RunBatch
 from tests.problems import GaussianData
 
 
@@ -54,35 +55,42 @@ def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def stored(progress: Progress) -> None:
-    progress.run.store.write_tensors(progress.run.state_key(progress.done), progress.to_tensors())
+def stored(progress: RunProgress) -> None:
+    progress.run.store.write_tensors(progress.state_key, progress.to_tensors())
+
+
+def drawn_up_to(progress: RunProgress, last: int) -> RunProgress:
+    batch = RunBatch([progress])
+    batch.advance(last - progress.done)
+    return batch.members[0]
 
 
 def test_a_batch_that_was_too_large_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the next chunk either: each try costs a second on a GPU that is full."""
     network = Small(room=2)
     run = run_of(tmp_path, network, monkeypatch)
-    progress = Progress(run, run.composition.begin())
-    progress.advance(1)
+    batch = RunBatch([RunProgress(run, run.composition.begin())])
+    batch.advance(1)
     assert network.refused == 3, "16, 8 and 4 rows were too many"
-    for last in range(2, 7):
-        progress.advance(last)
+    for _ in range(2, 7):
+        batch.advance(1)
+    assert batch.done == 6
     assert network.refused == 3
 
 
 def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, GaussianData(), monkeypatch)
-    begun = Progress(run, run.composition.begin())
+    begun = RunProgress(run, run.composition.begin())
     for device, last in (("cpu AVX2", 2), ("cpu AVX512", 5)):
-        monkeypatch.setattr(prefect_regional_diffusion.tasks.sample, "device_name", lambda device=device: device)
-        begun.advance(last)
-        stored(begun)
+        monkeypatch.setattr(
+            prefect_regional_diffusion.tasks.runtime.run_progress, "device_name", lambda device=device: device
+        )
+        stored(drawn_up_to(begun, last))
         begun = asyncio.run(newest(run))
     assert sentence(begun.devices) == "steps 1 to 2 on cpu AVX2; steps 3 to 5 on cpu AVX512"
     monkeypatch.undo()
     monkeypatch.setattr(Run, "model", lambda _self, _name: SimpleNamespace(network=GaussianData()))
-    begun.advance(6)
-    assert begun.devices[-1].device.startswith("cpu ")
+    assert drawn_up_to(begun, 6).devices[-1].device.startswith("cpu ")
 
 
 def test_devices_are_written_as_bytes_and_read_back() -> None:

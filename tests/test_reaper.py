@@ -25,8 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 import prefect_regional_diffusion.deployments.worker
 import prefect_regional_diffusion.flows.reap
 from prefect_regional_diffusion.flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
-from prefect_regional_diffusion.tasks.sample import regional_steps, warm_up
-from prefect_regional_diffusion.tasks.sample_batch import rounds
+from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from tests.processes import post
 
@@ -123,7 +122,7 @@ def test_progress_never_adds_to_the_count(history: list[State], got_on: int) -> 
 
 
 def test_tasks_that_store_go_by_the_names_that_are_looked_for() -> None:
-    storing = [warm_up, regional_steps, rounds, keep_pictures]
+    storing = [base_only_steps, regional_steps, keep_pictures]
     assert [task.run_name.partition("{")[0] for task in storing] == list(STORING)
 
 
@@ -141,14 +140,14 @@ from prefect.flow_engine import run_flow_async
 @task(task_run_name="load model {number}")
 async def load(number): ...
 
-@task(task_run_name="rounds {number}-{number}")
-async def rounds(number): ...
+@task(task_run_name="regional steps {number}-{number}")
+async def regional_steps(number): ...
 
 @flow(name="crashing")
 async def crashing():
     await load(0)
     for number in range(int(sys.argv[2])):
-        await rounds(number)
+        await regional_steps(number)
     await asyncio.sleep(600)
 
 async def main():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, Node
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
@@ -123,7 +123,7 @@ def test_most_recordings_can_be_asked_for() -> None:
 
 def _finished(run: Sequential, using: Networks) -> torch.Tensor:
     walk = run.begin()
-    for reached, _ in run.iterate(walk, using):
+    for reached, _ in iterate(run, walk, using):
         walk = reached
     return run.pictures(walk)
 
@@ -135,7 +135,7 @@ def _job(name: str, **fields: Any) -> RenderJob:
     return parse_job(asked | {"node": {"name": name} | own})
 
 
-def _run(job: RenderJob) -> Sequential:
+def sequential_run_of(job: RenderJob) -> Sequential:
     empty = torch.zeros(job.pictures, 4, job.height // 8, job.width // 8)
     return sequential(job, {"embedded": beta_levels("v_prediction")}, empty, region_masks(job, {}, 8))
 
@@ -158,57 +158,57 @@ JOBS = [
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
     """Also within a pass: what a full run of one sampler has done by then is not lost."""
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
-    states = [run.begin(), *(state for state, _ in run.iterate(run.begin(), using))]
+    states = [run.begin(), *(state for state, _ in iterate(run, run.begin(), using))]
     assert [run.done(state) for state in states] == list(range(run.steps + 1))
     whole = run.pictures(states[-1])
     for state in states:
         resumed = run.from_tensors(load(save(run.to_tensors(state))))
         assert run.done(resumed) == run.done(state)
-        for reached, _ in run.iterate(resumed, using):
+        for reached, _ in iterate(run, resumed, using):
             resumed = reached
         assert torch.equal(run.pictures(resumed), whole)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_stops_where_it_is_told(job: RenderJob) -> None:
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
     half = run.steps // 2
-    *_, (reached, _) = run.iterate(run.begin(), using, until=half)
+    *_, (reached, _) = iterate(run, run.begin(), using, until=half)
     assert run.done(reached) == half
-    assert list(run.iterate(reached, using, until=half)) == []
+    assert list(iterate(run, reached, using, until=half)) == []
 
 
 @pytest.mark.parametrize("job", JOBS[:-1], ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_plan_counts_what_is_executed(job: RenderJob) -> None:
-    run = _run(job)
+    run = sequential_run_of(job)
     using = _network(run)
-    assert list(cost(run).per_step) == [count for _, count in run.iterate(run.begin(), using)]
+    assert list(cost(run).per_step) == [count for _, count in iterate(run, run.begin(), using)]
 
 
 def test_a_region_that_covers_all_spares_the_base() -> None:
     """20 steps, 2 of the base alone: the base passes under an empty mask cost nothing."""
     everywhere = [{"prompt": "region", "mask": SIDE | {"width": 1}}]
-    run = _run(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
+    run = sequential_run_of(_job("RegionalSampler", steps=20, sampler="euler", regions=everywhere))
     assert cost(run).evaluations == 2 * (2 + 18)
 
 
 def test_fork_modes_give_one_picture_per_cell() -> None:
     for job in JOBS[4:6]:
-        run = _run(job)
+        run = sequential_run_of(job)
         found = _finished(run, _network(run))
         assert found.shape == (job.node.rows * job.node.columns, 4, 16, 16)
         assert len({tuple(picture.flatten().tolist()) for picture in found}) == len(found)
 
 
-def test_cautions() -> None:
-    soft = _run(_job("RegionalSampler", node={"overlap_factor": 0}))
-    assert cautions(soft) == [text for text in cautions(soft) if "soft edges that no pass denoises" in text] != []
-    assert ["noise of sigma" in text for text in cautions(_run(JOBS[1]))] == [True]
-    assert ["chooses its own steps" in text for text in cautions(_run(JOBS[6]))] == [True]
-    assert not cautions(_run(_job("TwoSamplersForMask")))
+def test_faults_of_the_originals_are_warned_of() -> None:
+    soft = sequential_run_of(_job("RegionalSampler", node={"overlap_factor": 0}))
+    assert ["soft edges that no pass denoises" in text for text in soft.warnings()] == [True]
+    assert ["noise of sigma" in text for text in sequential_run_of(JOBS[1]).warnings()] == [True]
+    assert ["chooses its own steps" in text for text in sequential_run_of(JOBS[6]).warnings()] == [True]
+    assert not sequential_run_of(_job("TwoSamplersForMask")).warnings()
 
 
 @pytest.mark.parametrize(

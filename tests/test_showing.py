@@ -15,20 +15,20 @@ import prefect_regional_diffusion.tasks.ui.artifacts
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress
-from prefect_regional_diffusion.tasks.sample_batch import Company
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.ui.artifacts import PREVIEW_CELLS, Bar, preview
 
 
-def at_its_start(folder: Path, **fields: Any) -> Progress:
+def at_its_start(folder: Path, **fields: Any) -> RunProgress:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
     prepared = prepare(parse_job(job | fields))
     run = Run(prepared, str(folder))
     run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
-    return Progress(run, run.composition.begin())
+    return RunProgress(run, run.composition.begin())
 
 
-def decoded(progress: Progress) -> Image.Image:
+def decoded(progress: RunProgress) -> Image.Image:
     return Image.fromarray(progress.run.model("embedded").decode(progress.expected[:1])[0].numpy())
 
 
@@ -57,7 +57,7 @@ def test_it_never_has_more_cells_than_that_of_one_large_picture(edge: int, size:
 def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -> None:
     """The guess follows the last step, so the state before it must be known there too."""
 
-    def begun(seed: int) -> Progress:
+    def begun(seed: int) -> RunProgress:
         progress = at_its_start(tmp_path, steps=6, seed=seed)
         run = progress.run
         for words in run.composition.prompts:
@@ -65,10 +65,11 @@ def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -
             run.remember({run.prompt_key(words): {"embedding": embedding}})
         return progress
 
-    alone, (one, other) = begun(1), (begun(1), begun(2))
+    alone, several = RunBatch([begun(1)]), RunBatch([begun(1), begun(2)])
     alone.advance(4)
-    Company([one, other]).advance(4)
-    torch.testing.assert_close(one.expected, alone.expected, atol=1e-4, rtol=1e-4)
+    several.advance(4)
+    one = several.members[0]
+    torch.testing.assert_close(one.expected, alone.members[0].expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(one.expected, one.state.x, atol=1e-2)
 
 

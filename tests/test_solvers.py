@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from prefect_regional_diffusion.sampling_core.engine.joint_run import advance, iterate, start
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
+from prefect_regional_diffusion.sampling_core.engine.joint_run import start
 from prefect_regional_diffusion.sampling_core.engine.joint_state import from_tensors, to_tensors
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
-from tests.problems import EMBEDDINGS, GaussianData, finish, single, using
+from tests.problems import EMBEDDINGS, GaussianData, finish, run_of_plan, single, using
 
 
 def _ladder(kind: str, steps: int) -> list[Level]:
@@ -114,10 +115,10 @@ def test_resumes_bit_equal(name: str, stop: int) -> None:
     x = torch.randn(1, 4, 3, 4, generator=torch.Generator().manual_seed(0)) * 10
     plan, problem = single(name, _ladder("diffusion", 7), x), GaussianData()
     state = start(plan, x)
-    for reached, _ in iterate(plan, state, using(problem), until=stop):
+    for reached, _ in iterate(run_of_plan(plan, x), state, using(problem), until=stop):
         state = reached
     resumed = from_tensors(plan, x.shape, load(save(to_tensors(plan, state))))
-    for reached, _ in iterate(plan, resumed, using(problem)):
+    for reached, _ in iterate(run_of_plan(plan, x), resumed, using(problem)):
         resumed = reached
     assert resumed.step == plan.steps
     assert torch.equal(resumed.x, finish(plan, x, problem).x)
@@ -135,9 +136,11 @@ def test_multistep_memory_is_used() -> None:
     """DPM++ 2M without its history is Euler; with it, the second step differs."""
     x = torch.ones(1, 1, 2, 2)
     plan, problem = single("dpmpp_2m", _ladder("diffusion", 4), x), GaussianData()
-    first, _ = advance(plan, start(plan, x), using(problem))
+    run = run_of_plan(plan, x)
+    first, _ = next(iterate(run, start(plan, x), using(problem)))
     forgetful = start(plan, first.x)._replace(step=1)
-    assert not torch.equal(advance(plan, first, using(problem))[0].x, advance(plan, forgetful, using(problem))[0].x)
+    second, other = (next(iterate(run, state, using(problem)))[0] for state in (first, forgetful))
+    assert not torch.equal(second.x, other.x)
 
 
 def test_unknown_name() -> None:

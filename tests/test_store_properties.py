@@ -27,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.save_images import pictures_of, record_of
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import (
@@ -283,7 +284,7 @@ def test_tensors(part: int, root: Path, run: Run) -> None:
                 progress = found(run) if number % 5 == 0 or read is not None else None
                 if progress is not None and progress.done:
                     assert read is not None
-                    progress.advance(3)
+                    RunBatch([progress]).advance(1)
         with case(part):
             asyncio.run(finish({run: begin(run, "n")}, "final"))
     assert known_of(run) is not None

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together, iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.joint_run import State, advance, advance_all
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.loading import load
 from tests.problems import GaussianData, PromptColors
 from tests.test_joint import LEFT, MIDDLE, job, run_of
+from tests.test_sequential import sequential_run_of
 
 WORDS = {
     "embedded": {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "base", "region 0", "region 1"])}
 }
 
 
-def alone(run: Joint, using: Networks) -> list[State]:
+def alone(run: SamplingRun[Any], using: Networks) -> list[Any]:
     """Every state of a run, drawn by itself."""
-    return [run.begin(), *(state for state, _ in run.iterate(run.begin(), using))]
+    return [run.begin(), *(state for state, _ in iterate(run, run.begin(), using))]
 
 
-def together(runs: list[Joint], using: Networks) -> list[list[State]]:
+def together(runs: Sequence[SamplingRun[Any]], using: Networks) -> list[list[Any]]:
     """Every state of each run, all of them advancing until the last is done."""
     reached = [[run.begin()] for run in runs]
-    while going := [i for i, run in enumerate(runs) if reached[i][-1].step < run.steps]:
-        states, _ = advance_all([(runs[i].plan, reached[i][-1]) for i in going], using)
+    while going := [i for i, run in enumerate(runs) if run.done(reached[i][-1]) < run.steps]:
+        states, _ = advance_together([Member(runs[i], reached[i][-1], f"{i}") for i in going], using)
         for i, state in zip(going, states, strict=True):
             reached[i].append(state)
     return reached
@@ -51,10 +54,34 @@ def test_each_run_ends_where_it_ends_alone(sampler: str) -> None:
                 torch.testing.assert_close(run.to_tensors(two)[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_runs_of_the_original_nodes_share_forwards_too() -> None:
+    """With each other and with a joint run; each ends where it ends alone, pass by pass."""
+    node = {"composition": "sequential", "steps": 4, "width": 128, "height": 128}
+    own = {"prompt": "region 0", "mask": LEFT}
+    asked = [
+        {"prompt": "base", "regions": [own], "sampler": "dpmpp_2m_sde", "node": {"name": "RegionalSampler"}},
+        {"prompt": "base", "regions": [own], "sampler": "heun", "node": {"name": "TwoSamplersForMask"}},
+        {"prompt": "base", "sampler": "uni_pc", "node": {"name": "MaskGridNKSamplersAdvanced", "columns": 2}},
+    ]
+    nodes = [sequential_run_of(parse_job(node | fields)) for fields in asked]
+    runs: list[SamplingRun[Any]] = [*nodes, run_of(job({"mask": LEFT}, steps=4))]
+    using = Networks({"embedded": GaussianData()}, WORDS)
+    for run, states in zip(runs, together(runs, using), strict=True):
+        for one, two in zip(alone(run, using), states, strict=True):
+            for name, tensor in run.to_tensors(one).items():
+                torch.testing.assert_close(run.to_tensors(two)[name], tensor, rtol=1e-4, atol=1e-4)
+    counts = [next(iterate(run, run.begin(), using))[1] for run in runs]
+    members = [Member(run, run.begin(), f"{i}") for i, run in enumerate(runs)]
+    _, count = advance_together(members, using)
+    assert count.evaluations == sum(one.evaluations for one in counts)
+    assert count.forwards == max(one.forwards for one in counts)
+
+
 def test_one_forward_for_each_shape() -> None:
     runs = [run_of(job({"mask": LEFT}, seed=i)) for i in range(3)] + [run_of(job(width=192))]
     network = PromptColors()
-    states, count = advance_all([(run.plan, run.begin()) for run in runs], Networks({"embedded": network}, WORDS))
+    members = [Member(run, run.begin(), f"{i}") for i, run in enumerate(runs)]
+    states, count = advance_together(members, Networks({"embedded": network}, WORDS))
     assert [rows for rows, _ in network.forwards] == [6, 2]
     assert count == Count(8, 2)
     assert [state.step for state in states] == [1, 1, 1, 1]
@@ -65,7 +92,8 @@ def test_runs_in_the_same_state_share_their_rows() -> None:
     one, two = run_of(job(steps=3)), run_of(job(steps=3, prompt="region 1"))
     state = one.begin()
     network = PromptColors()
-    _, count = advance_all([(one.plan, state), (two.plan, state)], Networks({"embedded": network}, WORDS))
+    members = [Member(one, state, "one"), Member(two, state, "two")]
+    _, count = advance_together(members, Networks({"embedded": network}, WORDS))
     assert count == Count(3, 1, shared=1)
 
 
@@ -78,8 +106,6 @@ def test_a_real_network_answers_alike_in_any_company() -> None:
     words = model.encode_prompts(sorted({words.prompt for run in runs for words in run.prompts}))
     using = Networks({"embedded": model.network}, {"embedded": words})
     for run, states in zip(runs, together(runs, using), strict=True):
-        state = run.begin()
-        while state.step < run.steps:
-            state, _ = advance(run.plan, state, using)
-        difference = (state.x - states[-1].x).abs().max() / state.x.abs().max()
+        last = alone(run, using)[-1]
+        difference = (last.x - states[-1].x).abs().max() / last.x.abs().max()
         assert float(difference) < 1e-5

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import prefect_regional_diffusion.flows.common.chunking
-from prefect_regional_diffusion.flows.common.chunking import sample
-from prefect_regional_diffusion.flows.common.pending_writes import Ahead
+from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
@@ -21,7 +21,8 @@ from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Settings
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Chunk, Progress, newest, regional_steps, warm_up
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
+from prefect_regional_diffusion.tasks.sample import Chunk, RunBatch, base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.storage.retry import patiently
 from prefect_regional_diffusion.tasks.storage.store import Store
 
@@ -40,30 +41,31 @@ JOB = parse_job(
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
-    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "warm_up", warm_up.fn)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "base_only_steps", base_only_steps.fn)
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
 
     async def flow() -> Run:
-        async with Ahead() as ahead:
-            run = await ahead.made(partial(build_masks.fn, JOB, str(tmp_path)))
+        async with PendingWrites() as writes:
+            run = await writes.first_result(partial(build_masks.fn, JOB, str(tmp_path)))
             await load_model.fn("embedded", run.fingerprints)
-            await ahead.made(partial(encode_prompts.fn, [run]))
+            await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 
     return asyncio.run(flow())
 
 
-def found(run: Run) -> Progress:
+def found(run: Run) -> RunProgress:
     """The run with what the store has of it."""
     return asyncio.run(newest(run))
 
 
-def sampled(progress: Progress, chunk_steps: int) -> list[Chunk]:
+def sampled(progress: RunProgress, chunk_steps: int) -> list[Chunk]:
     """Sample all and wait until all is written, as the flow does."""
 
     async def flow() -> list[Chunk]:
-        async with Ahead() as ahead:
-            return await sample(progress, chunk_steps, ahead, ahead.so_far(), lambda: None)
+        async with PendingWrites() as writes:
+            batch = RunBatch([progress])
+            return await sample_in_chunks(batch, chunk_steps, writes.all_pending(), writes, lambda: None)
 
     return asyncio.run(flow())
 
@@ -78,7 +80,7 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypat
     settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, chunks_ahead=2)
     written: list[int] = []
     third, progress = threading.Event(), found(run)
-    writes, advances = Store.write_tensors, Progress.advance
+    writes, advances = Store.write_tensors, RunBatch.advance
 
     def slow_write(store: Store, key: str, tensors: Any) -> int:
         if int(key[-5:]) <= 2:
@@ -87,15 +89,15 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypat
         written.append(int(key[-5:]))
         return size
 
-    def advance(self: Progress, last: int) -> Any:
-        assert last - 1 - len(written) <= 2, "more states wait to be written than allowed"
-        chunk = advances(self, last)
-        if last == 3:
+    def advance(self: RunBatch, steps: int) -> Any:
+        assert self.done - len(written) <= 2, "more states wait to be written than allowed"
+        chunk = advances(self, steps)
+        if self.done == 3:
             third.set()
         return chunk
 
     monkeypatch.setattr(Store, "write_tensors", slow_write)
-    monkeypatch.setattr(Progress, "advance", advance)
+    monkeypatch.setattr(RunBatch, "advance", advance)
     chunks = sampled(progress, 1)
     assert len(chunks) == 6
     assert sorted(written) == [1, 2, 3, 4, 5, 6], "not all durable at the end"
@@ -122,9 +124,9 @@ def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: Run) -> N
     told = JOB.model_copy(update={"regions": (windows,)})
 
     async def flow() -> Run:
-        async with Ahead() as ahead:
-            made = await ahead.made(partial(build_masks.fn, told, str(tmp_path)))
-            await ahead.made(partial(encode_prompts.fn, [made]))
+        async with PendingWrites() as writes:
+            made = await writes.first_result(partial(build_masks.fn, told, str(tmp_path)))
+            await writes.first_result(partial(encode_prompts.fn, [made]))
             return made
 
     own = asyncio.run(flow())
@@ -134,10 +136,10 @@ def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: Run) -> N
 
 
 def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Progress, last: int) -> Any:
-        raise ArithmeticError(f"no step {last}")
+    def broken(self: RunBatch, steps: int) -> Any:
+        raise ArithmeticError(f"no step {self.done + 1}")
 
-    monkeypatch.setattr(Progress, "advance", broken)
+    monkeypatch.setattr(RunBatch, "advance", broken)
     with pytest.raises(ArithmeticError, match="no step 1"):
         sampled(found(run), 2)
 

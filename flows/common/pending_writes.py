@@ -1,4 +1,4 @@
-"""Tasks that hand on what they made while they still write it: the next may begin, and nothing is done too early."""
+"""Pipelined writes: a task gives its result before it is written, and leaving the block waits for all writes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 
-class Ahead:
-    """What goes on beside the flow. When the block is left, all of it has ended; its errors end the block."""
+class PendingWrites:
+    """Work that goes on beside the flow until it is durable. Its errors end the block.
+
+    No `asyncio.TaskGroup`: that cancels the writes of what is already made when something else fails.
+    """
 
     def __init__(self) -> None:
-        self._going = set[asyncio.Task[Any]]()
+        self._pending = set[asyncio.Task[Any]]()
 
     async def __aenter__(self) -> Self:
         return self
@@ -21,40 +24,40 @@ class Ahead:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                await self.at_most(0)
+                await self.drain_to(0)
         finally:
-            # What was made is not lost, also when the flow is told to stop.
-            await asyncio.gather(*self._going, return_exceptions=True)
+            # Results are kept, also when the flow is told to stop.
+            await asyncio.gather(*self._pending, return_exceptions=True)
 
-    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Let something go on beside the flow."""
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin work beside the flow."""
         task = asyncio.create_task(work)
-        self._going.add(task)
+        self._pending.add(task)
         return task
 
-    async def made(self, work: Callable[[asyncio.Future[T]], Coroutine[Any, Any, object]]) -> T:
-        """What `work` hands on by setting the future; it goes on after that until it is durable."""
-        made: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        task = self.begin(work(made))
-        # Work that fails before it has made anything would never set it.
-        await asyncio.wait({task, made}, return_when=asyncio.FIRST_COMPLETED)
-        if not made.done():
+    async def first_result(self, work: Callable[[asyncio.Future[T]], Coroutine[Any, Any, object]]) -> T:
+        """Start work, and wait for the result that it sets the future to; it goes on after that until it is durable."""
+        ready: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = self.start(work(ready))
+        # Work that fails before it has a result would never set it.
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
             await task
-        return made.result()
+        return ready.result()
 
-    def so_far(self) -> asyncio.Future[Any]:
-        """All that goes on now, as one thing to wait for."""
-        together = asyncio.gather(*self._going)
-        # Whoever waits for it is told; where nobody does, `at_most` tells what went wrong.
+    def all_pending(self) -> asyncio.Future[Any]:
+        """All that is pending now, as one thing to wait for."""
+        together = asyncio.gather(*self._pending)
+        # Whoever waits for it is told of errors; where nobody does, `drain_to` raises them.
         together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return together
 
-    async def at_most(self, number: int) -> None:
-        """Wait until at most so many still go on. Raises what went wrong in one that has ended."""
+    async def drain_to(self, number: int) -> None:
+        """Wait until at most so many are pending. Raises what went wrong in one that has ended."""
         while True:
-            for task in [task for task in self._going if task.done()]:
-                self._going.remove(task)
+            for task in [task for task in self._pending if task.done()]:
+                self._pending.remove(task)
                 task.result()
-            if len(self._going) <= number:
+            if len(self._pending) <= number:
                 return
-            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)

@@ -15,8 +15,8 @@ from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, no
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS, RecoveryMode
-from prefect_regional_diffusion.sampling_core.noise.initial import LOWEST_SEED, InitialNoise, check_seed, shape_of
-from prefect_regional_diffusion.sampling_core.noise.step_noise import span
+from prefect_regional_diffusion.sampling_core.noise.initial import LOWEST_SEED, InitialNoise, check_seed
+from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape, span
 from prefect_regional_diffusion.sampling_core.schedules import is_whole, original_sigmas
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import BROWNIAN
@@ -124,15 +124,15 @@ class PlannedPass(NamedTuple):
         """The levels as the sampler walks them."""
         return as_walked(self.setting.sampler, tuple(self.levels.level(sigma) for sigma in self.sigmas))
 
-    def opened(self, latent: Latent) -> Pass:
-        """The pass on a boundary latent [b, c, h, w], with the call's noise and mask.
+    def opened(self, shape: Shape) -> Pass:
+        """The pass on a boundary latent of a shape [b, c, h, w], with the call's noise and mask.
 
         A latent without channels is only counted, and gets no noise.
         """
-        call, shape = self.call, shape_of(latent)
+        call = self.call
         own = InitialNoise(call.seed, shape, call.batch_index) if call.add_noise else None
         added = call.noise or own
-        noise = torch.zeros_like(latent) if added is None or not latent.numel() else added.draw()
+        noise = torch.zeros(shape) if added is None or shape[1] == 0 else added.draw()
         ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
         return Pass(
             sampler=self.setting.sampler,

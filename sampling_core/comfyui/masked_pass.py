@@ -6,19 +6,18 @@ flow models is x / (1 - sigma) and for all others x itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.engine.joint_run import lockstep
+from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise, shape_of
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise, SequentialNoise
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import Interval, Prediction, Query, Solver, solver_named
+from prefect_regional_diffusion.sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.base import same_kind
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import Seen
 from prefect_regional_diffusion.sampling_core.solvers.sa_solver import SASolver
@@ -72,6 +71,24 @@ class Pass:
     levels: ModelLevels
     path: tuple[float, float]
 
+    @cached_property
+    def solver(self) -> Solver[Any]:
+        return original_solver(self.sampler)
+
+    @cached_property
+    def step_noise(self) -> Noise:
+        """What stochastic steps draw; nothing for a latent without channels, which is only counted."""
+        shape = shape_of(self.noise)
+        return (
+            SequentialNoise(shape, self.seed, self.solver.draws, *self.path) if self.noise.numel() else NoNoise(shape)
+        )
+
+    @cached_property
+    def outside_noise(self) -> Latent:
+        """The noise that the latent outside of the mask has at every level."""
+        # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
+        return initial_noise(self.seed + 1, shape_of(self.noise)) if self.sampler == "ddim" else self.noise
+
 
 class PassState(NamedTuple):
     """A pass after `step` steps: x in model space, and the first prediction of the last step."""
@@ -92,57 +109,33 @@ class Result(NamedTuple):
 def begin(work: Pass, latent: Latent) -> PassState:
     """The state before the first step, from the boundary latent [b, c, h, w]."""
     x = add_noise(latent, work.noise, work.ladder[0], work.levels)
-    return PassState(0, x, original_solver(work.sampler).init(x), x)
+    return PassState(0, x, work.solver.init(x), x)
 
 
-def iterate(work: Pass, state: PassState, latent: Latent, using: Networks) -> Iterator[tuple[PassState, Count]]:
-    """Every state after `state`, with what each step cost; `latent` is the boundary latent that the pass began with.
-
-    Methods that choose their own steps take all of them at once.
-    """
-    solver = original_solver(work.sampler)
-    shape = shape_of(latent)
-    # A latent without channels is only counted.
-    noise = SequentialNoise(shape, work.seed, solver.draws, *work.path) if latent.numel() else NoNoise(shape)
-    answers = _Answers(_inpaint(work, latent), work.guidance, using)
-    while state.step < len(work.ladder) - 1:
-        answers.seen.clear()
-        interval = Interval(work.ladder, state.step, work.levels, noise)
-        x, memory = lockstep({0: solver.step(state.x, state.solver, interval)}, answers)[0]
-        if isinstance(memory, Seen):
-            state = PassState(len(work.ladder) - 1, x, memory, memory.denoised if answers.seen else x)
-        else:
-            state = PassState(state.step + 1, x, memory, answers.seen[0])
-        yield state, answers.spent()
-
-
-class _Answers:
-    """Answers a solver's queries from the network, under the mask; knows what that cost."""
-
-    def __init__(self, inpaint: Inpaint | None, guidance: Guidance, using: Networks) -> None:
-        self._inpaint, self._guidance, self._using = inpaint, guidance, using
-        # Under an empty mask nothing of what the network would say is kept.
-        self._known = inpaint is not None and not bool(inpaint.mask.any())
-        self._count = Count()
-        self.seen: list[Latent] = []
-        """The step's predictions so far."""
-
-    def __call__(self, asked: dict[int, Query]) -> list[Prediction]:
-        (query,) = asked.values()
-        if self._inpaint is not None and self._known and not query.unconditional:
-            prediction = Prediction(self._inpaint.clean)
-        else:
-            shown = query if self._inpaint is None else self._inpaint.hide(query)
-            (prediction,), cost = evaluate([(shown, self._guidance)], self._using)
-            prediction = prediction if self._inpaint is None else self._inpaint.show(prediction)
-            self._count = self._count.plus(cost)
-        self.seen.append(prediction.denoised)
-        return [prediction]
-
-    def spent(self) -> Count:
-        """What was asked of the network since the last time."""
-        spent, self._count = self._count, Count()
-        return spent
+def advance(work: Pass, state: PassState, latent: Latent) -> RunStep[PassState]:
+    """The next step of a pass that began with the boundary latent `latent`; adaptive solvers take all steps at once."""
+    inpaint = None if work.mask is None else Inpaint(work.mask, latent, work.outside_noise)
+    # Under an empty mask nothing of what the network would say is kept.
+    unchanged = inpaint is not None and not bool(inpaint.mask.any())
+    predictions: list[Latent] = []
+    interval = Interval(work.ladder, state.step, work.levels, work.step_noise)
+    solving = work.solver.step(state.x, state.solver, interval)
+    try:
+        query = next(solving)
+        while True:
+            if inpaint is not None and unchanged and not query.unconditional:
+                prediction = Prediction(inpaint.clean)
+            else:
+                asked = query if inpaint is None else inpaint.hide(query)
+                prediction = (yield {0: (asked, work.guidance)})[0]
+                prediction = prediction if inpaint is None else inpaint.show(prediction)
+            predictions.append(prediction.denoised)
+            query = solving.send(prediction)
+    except StopIteration as stop:
+        x, memory = stop.value
+    if isinstance(memory, Seen):
+        return PassState(len(work.ladder) - 1, x, memory, memory.denoised if predictions else x)
+    return PassState(state.step + 1, x, memory, predictions[0])
 
 
 def result(work: Pass, state: PassState) -> Result:
@@ -151,14 +144,6 @@ def result(work: Pass, state: PassState) -> Result:
     # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
     x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
     return Result(x, state.denoised)
-
-
-def _inpaint(work: Pass, latent: Latent) -> Inpaint | None:
-    if work.mask is None:
-        return None
-    # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
-    renoise = initial_noise(work.seed + 1, shape_of(latent)) if work.sampler == "ddim" else work.noise
-    return Inpaint(work.mask, latent, renoise)
 
 
 def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:

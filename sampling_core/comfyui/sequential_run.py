@@ -1,29 +1,32 @@
-"""Sequential composition: a node's passes, taken one step at a time; the driver of the five originals."""
+"""Sequential composition: a node's passes one after the other, taken one step at a time, for the five originals."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
 from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
+    Pass,
     PassState,
+    advance,
     begin,
-    iterate,
     original_solver,
     result,
 )
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
 from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
+from prefect_regional_diffusion.sampling_core.noise.initial import shape_of
 from prefect_regional_diffusion.sampling_core.solvers.base import Solver, check_memory, memory_specs
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec, check_specs
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -88,22 +91,20 @@ class Sequential:
         """Steps that are finished."""
         return self._before(state.number) + (state.inside.step if state.inside else 0)
 
-    def iterate(self, state: Walk, using: Networks, until: int | None = None) -> Iterator[tuple[Walk, Count]]:
-        """Every state after `state` up to step `until` (default: the end), with what each step cost."""
-        last = self.steps if until is None else until
-        while state.number < len(self.stages) and self.done(state) < last:
-            stage = self.stages[state.number]
-            planned, latent = stage.planned, state.latent
-            work = planned.opened(latent)
-            inside = begin(work, latent) if state.inside is None else state.inside
-            for reached, count in iterate(work, inside, latent, using):
-                if reached.step < len(work.ladder) - 1:
-                    state = state._replace(inside=reached)
-                else:
-                    state = self._closed(state, stage, planned.closed(result(work, reached), latent))
-                yield state, count
-                if self.done(state) >= last:
-                    return
+    def step(self, state: Walk) -> RunStep[Walk]:
+        """The next step of the open pass; after its last one the next pass is open."""
+        stage = self.stages[state.number]
+        work = self._pass(state.number)
+        inside = begin(work, state.latent) if state.inside is None else state.inside
+        reached = yield from advance(work, inside, state.latent)
+        if reached.step < len(work.ladder) - 1:
+            return state._replace(inside=reached)
+        return self._closed(state, stage, stage.planned.closed(result(work, reached), state.latent))
+
+    @cached_property
+    def _pass(self) -> Callable[[int], Pass]:
+        """A pass by its number, with its noise and mask: made once for all of its steps, and not kept for longer."""
+        return lru_cache(maxsize=1)(lambda number: self.stages[number].planned.opened(shape_of(self.clean)))
 
     def _closed(self, state: Walk, stage: Stage, reached: Latent) -> Walk:
         """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
@@ -123,7 +124,7 @@ class Sequential:
         if stage.planned.steps > 0:
             return state
         # A range before the schedule's first step: it adds its noise and takes no step.
-        work = stage.planned.opened(state.latent)
+        work = self._pass(state.number)
         reached = result(work, begin(work, state.latent))
         return self._closed(state, stage, stage.planned.closed(reached, state.latent))
 
@@ -149,10 +150,18 @@ class Sequential:
         return state.latent if state.inside is None else state.inside.denoised
 
     def noiseless(self) -> Sequential:
-        """This run itself if a sampler's steps depend on what it draws: each pass has a source of noise of its own."""
+        """This run as it is if a sampler's steps depend on what it draws."""
         if any(stage.planned.setting.sampler == "dpm_adaptive" for stage in self.stages):
-            return self
+            return replace(self)
         return replace(self, clean=self.clean[:, :0])
+
+    def warnings(self) -> list[str]:
+        return cautions(self.stages, shape_of(self.clean), cut=self.cells is not None)
+
+    def savings(self) -> list[str]:
+        masks = [stage.planned.call.mask for stage in self.stages]
+        empty = sum(mask is not None and not bool(mask.any()) for mask in masks)
+        return [f"{empty} of {len(masks)} passes have an empty mask: they are not evaluated"] if empty else []
 
     def chapters(self) -> list[Chapter]:
         """The base-only pass, if there is one, and all others."""

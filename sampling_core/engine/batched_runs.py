@@ -1,13 +1,16 @@
-"""Several runs that step together: what one process draws at once shares its forwards."""
+"""The driver: takes steps of one run or of several, and answers what they ask in the same forwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.joint_run import advance_all
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition, Joint
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, lockstep
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
+
+K = TypeVar("K")
+S = TypeVar("S")
 
 
 class Member(NamedTuple):
@@ -16,7 +19,7 @@ class Member(NamedTuple):
     States with one name are equal, whichever run computes them; in other company, up to the rounding of a forward.
     """
 
-    run: Composition[Any]
+    run: SamplingRun[Any]
     state: Any
     next_name: str
 
@@ -24,19 +27,34 @@ class Member(NamedTuple):
 def advance_together(members: Sequence[Member], using: Networks) -> tuple[list[Any], Count]:
     """One step of every member, and what they cost together. Members whose next states have one name are one run.
 
-    Runs of joint composition share their forwards; a sequential one steps alone.
+    Runs have nothing in common but the networks: they may be at different steps, of different shapes and models.
     """
     first: dict[str, Member] = {}
     for member in members:
         first.setdefault(member.next_name, member)
-    joint = {name: (m.run.plan, m.state) for name, m in first.items() if isinstance(m.run, Joint)}
-    states, total = advance_all(list(joint.values()), using)
-    reached: dict[str, Any] = dict(zip(joint, states, strict=True))
-    for name, (run, state, _) in first.items():
-        if name not in reached:
-            for after, count in run.iterate(state, using, until=run.done(state) + 1):
-                reached[name], total = after, total.plus(count)
-    return _given(members, first, reached), total
+    reached, cost = taken({name: run.step(state) for name, (run, state, _) in first.items()}, using)
+    return _given(members, first, reached), cost
+
+
+def iterate(run: SamplingRun[S], state: S, using: Networks, until: int | None = None) -> Iterator[tuple[S, Count]]:
+    """Every state of one run after `state` up to step `until` (default: the end), with what each step cost."""
+    for _ in range(run.done(state), run.steps if until is None else until):
+        reached, cost = taken({0: run.step(state)}, using)
+        state = reached[0]
+        yield state, cost
+
+
+def taken(steps: Mapping[K, RunStep[S]], using: Networks) -> tuple[dict[K, S], Count]:
+    """The states after steps of several runs, by their keys, and what they cost together."""
+    rounds, total = lockstep(steps), Count()
+    try:
+        asked = next(rounds)
+        while True:
+            answers, cost = evaluate([request for own in asked.values() for request in own.values()], using)
+            total, remaining = total.plus(cost), iter(answers)
+            asked = rounds.send({key: {i: next(remaining) for i in own} for key, own in asked.items()})
+    except StopIteration as stop:
+        return stop.value, total
 
 
 def _given(members: Sequence[Member], first: dict[str, Member], reached: dict[str, Any]) -> list[Any]:

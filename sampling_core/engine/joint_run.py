@@ -1,21 +1,19 @@
-"""The only loop: all participants take one sigma step together, then their latents are merged."""
+"""A step of a joint run: all participants take one sigma step together, then their latents are merged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, Words
+from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, Step
+from prefect_regional_diffusion.sampling_core.solvers import Interval, Noise, Solver
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
-
-K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -110,37 +108,13 @@ def start(plan: Plan, x: Latent, step: int = 0) -> State:
     return State(step, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
-def advance(plan: Plan, state: State, using: Networks) -> tuple[State, Count]:
-    """One step of everyone who takes part, and what it cost."""
-    (state,), count = advance_all([(plan, state)], using)
-    return state, count
-
-
-def advance_all(runs: Sequence[tuple[Plan, State]], using: Networks) -> tuple[list[State], Count]:
-    """One step of each of several runs that are not finished, all in the same forwards, and what they cost together.
-
-    Runs have nothing in common but the network: they may be at different steps, of different shapes and models.
-    """
-    steps: dict[tuple[int, int], Step[Any]] = {}
-    for number, (plan, state) in enumerate(runs):
-        at, remembered = plan.interval(state.step), _remembered(plan, state)
-        steps |= {
-            (number, i): p.solver.step(state.x, remembered[i], at) for i, (p, _) in plan.active(state.step).items()
-        }
-    count = Count()
-
-    def answer(asked: dict[tuple[int, int], Query]) -> list[Prediction]:
-        nonlocal count
-        queries = [(query, runs[number][0].participants[i].guidance) for (number, i), query in asked.items()]
-        answers, cost = evaluate(queries, using)
-        count = count.plus(cost)
-        return answers
-
-    moved = lockstep(steps, answer)
-    return [
-        _merged(plan, state, {i: moved[number, i] for i in plan.active(state.step)})
-        for number, (plan, state) in enumerate(runs)
-    ], count
+def advance(plan: Plan, state: State) -> RunStep[State]:
+    """One step of everyone who takes part."""
+    interval, remembered, active = plan.interval(state.step), _remembered(plan, state), plan.active(state.step)
+    moved = yield from lockstep(
+        {i: guided(p.solver.step(state.x, remembered[i], interval), p.guidance) for i, (p, _) in active.items()}
+    )
+    return _merged(plan, state, {i: moved[i] for i in active})
 
 
 def _remembered(plan: Plan, state: State) -> Sequence[Any]:
@@ -160,28 +134,3 @@ def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -
     reached = start(plan, x, state.step + 1)
     # Who is away forgets: multistep methods correct their last step, and the latent is no longer theirs.
     return reached._replace(solvers=tuple(moved[i][1] if i in moved else new for i, new in enumerate(reached.solvers)))
-
-
-def lockstep(
-    steps: Mapping[K, Step[Any]], answer: Callable[[dict[K, Query]], Sequence[Prediction]]
-) -> dict[K, tuple[Latent, Any]]:
-    """Drive all steps at once: in each round, the open queries are answered together."""
-    done: dict[K, tuple[Latent, Any]] = {}
-    reply: dict[K, Prediction | None] = dict.fromkeys(steps)
-    while reply:
-        asked: dict[K, Query] = {}
-        for i, prediction in reply.items():
-            try:
-                # A generator's first `send` must be None: it starts it.
-                asked[i] = steps[i].send(prediction)  # pyright: ignore[reportArgumentType]
-            except StopIteration as stop:
-                done[i] = stop.value
-        reply = dict(zip(asked, answer(asked), strict=True)) if asked else {}
-    return done
-
-
-def iterate(plan: Plan, state: State, using: Networks, until: int | None = None) -> Iterator[tuple[State, Count]]:
-    """Every state after `state` up to step `until` (default: the end), with what each step cost."""
-    for _ in range(state.step, plan.steps if until is None else until):
-        state, count = advance(plan, state, using)
-        yield state, count

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition, Joint
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
@@ -33,7 +32,7 @@ def compose(
     clean: Latent,
     masks: Sequence[AnyMask],
     protected: Mask | None = None,
-) -> Composition[Any]:
+) -> SamplingRun[Any]:
     """The run that a job means, from the latent [b, c, h, w] that it starts with (zeros: noise alone).
 
     `levels` are by model; `masks` are the job's `region_masks`; `protected` is on the latent lattice.
@@ -83,7 +82,7 @@ class _NoNetwork:
         return x
 
 
-def cost(run: Composition[Any], max_rows: int | None = None, most: float = math.inf) -> Cost:
+def cost(run: SamplingRun[Any], max_rows: int | None = None, most: float = math.inf) -> Cost:
     """Counted, not calculated: the run's own loop is driven without a network and without noise.
 
     It ends with the step in which the evaluations become more than `most`.
@@ -95,7 +94,7 @@ def cost(run: Composition[Any], max_rows: int | None = None, most: float = math.
     using = Networks(dict.fromkeys(embeddings, _NoNetwork()), embeddings, max_rows)
     per_step: list[Count] = []
     evaluations = 0
-    for _, count in run.iterate(run.begin(), using):
+    for _, count in iterate(run, run.begin(), using):
         per_step.append(count)
         evaluations += count.evaluations
         if evaluations > most:
@@ -103,34 +102,18 @@ def cost(run: Composition[Any], max_rows: int | None = None, most: float = math.
     return Cost(tuple(per_step))
 
 
-def warnings(job: RenderJob, run: Composition[Any], trained_pixels: int) -> list[str]:
+def warnings(job: RenderJob, run: SamplingRun[Any], trained_pixels: int) -> list[str]:
     """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
     found: list[str] = []
     if not is_whole(job.denoise) and job.start_image is None:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
     if is_whole(job.denoise) and job.start_image is not None and not job.protect:
         found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
-    if isinstance(run, Sequential):
-        found += cautions(run)
-    elif isinstance(run, Joint) and all(0 not in run.plan.active(step) for step in range(run.steps)):
-        found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
-    found += [*_never_drawn(run), *_weighted_words(job)]
+    found += [*run.warnings(), *_weighted_words(job)]
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:
             found.append(f"{name} {pixels} is far from the {trained_pixels} pixels that the model was trained on")
     return found
-
-
-def _never_drawn(run: Composition[Any]) -> list[str]:
-    if not isinstance(run, Joint):
-        return []
-    taking_part = {i for step in range(run.steps) for i in run.plan.active(step)}
-    # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
-    return [
-        f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
-        for i in range(1, len(run.plan.participants))
-        if i not in taking_part
-    ]
 
 
 def _weighted_words(job: RenderJob) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Known, Participant, Plan, Stage
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
 from prefect_regional_diffusion.sampling_core.masks.region_weights import beneath, by_order, by_weight, parted

@@ -11,7 +11,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Network, Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, state_name
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, RowEmbeddings, Rows
 
@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Ro
 class Story(NamedTuple):
     """A run, and the names of its chapters: states with one name are one state."""
 
-    run: Composition[Any]
+    run: SamplingRun[Any]
     chapters: tuple[Named, ...]
 
     def state_name(self, step: int) -> str:

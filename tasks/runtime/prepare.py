@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
@@ -48,7 +48,7 @@ class Prepared:
     folders: dict[str, ModelFolder]
     inputs: dict[str, Tensor]
     of_images: list[str]
-    run: Composition[Any]
+    run: SamplingRun[Any]
 
     @property
     def folder(self) -> ModelFolder:
@@ -147,7 +147,7 @@ def empty_latent(job: RenderJob, folder: ModelFolder) -> Latent:
 
 def composed(
     job: RenderJob, folders: Mapping[str, ModelFolder], inputs: Mapping[str, Tensor], clean: Latent
-) -> Composition[Any]:
+) -> SamplingRun[Any]:
     """The run of a job, from what was made of its images and the latent that it starts with."""
     masks = [inputs[f"{i}"] for i in range(len(job.drawn_masks()))]
     protected = inputs.get("protected")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, named, state_name
 from prefect_regional_diffusion.sampling_core.engine.guidance import Words
-from prefect_regional_diffusion.sampling_core.engine.sampling_run import Composition
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
@@ -97,7 +97,7 @@ class Run:
         return self._stored(self.mask_key, self.mask_specs)
 
     @cached_property
-    def composition(self) -> Composition[Any]:
+    def composition(self) -> SamplingRun[Any]:
         """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
         clean = empty_latent(self.job, self.folders[self.job.model])
         if self.job.start_image is not None:

@@ -24,7 +24,8 @@ from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import Progress, counted
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.storage.retry import reason_of
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
@@ -71,8 +72,8 @@ class Shown:
     while they are drawn. Outside of a flow run there is no server, and nothing is shown.
     """
 
-    def __init__(self, members: Sequence[Progress]) -> None:
-        self._members = members
+    def __init__(self, batch: RunBatch) -> None:
+        self._batch = batch
         self._bar = Bar()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
@@ -100,18 +101,18 @@ class Shown:
         if not self._told:
             return
         await self._show_progress()
-        if len(self._members) == 1:
-            run = self._members[0].run
+        if len(self._batch.members) == 1:
+            run = self._batch.members[0].run
             plan = await asyncio.to_thread(_plan, run)
             await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
-        await self._bar.show(*counted(self._members), self._words)
+        await self._bar.show(*self._batch.steps_done(), self._words)
 
     @property
     def _words(self) -> str:
-        done, of = counted(self._members)
-        return f"Step {done} of {of}" + (f" in {len(self._members)} jobs" if len(self._members) > 1 else "")
+        (done, of), jobs = self._batch.steps_done(), len(self._batch.members)
+        return f"Step {done} of {of}" + (f" in {jobs} jobs" if jobs > 1 else "")
 
     async def _renew(self) -> None:
         await self._show_progress()
@@ -121,7 +122,7 @@ class Shown:
         await self._show_preview()
 
     async def _show_preview(self) -> None:
-        image = await asyncio.to_thread(lambda: as_data_uri(preview(self._members)))
+        image = await asyncio.to_thread(lambda: as_data_uri(preview(self._batch.members)))
         if self._preview is None:
             self._preview = await acreate_image_artifact(image, key="preview", description=self._words)
         else:
@@ -140,7 +141,7 @@ def _plan(run: Run) -> str:
     return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
 
 
-def preview(members: Sequence[Progress]) -> Image.Image:
+def preview(members: Sequence[RunProgress]) -> Image.Image:
     """The first picture of each run as it will be if the last step's direction is kept; of many, the first ones."""
     pictures, room = list[Image.Image](), PREVIEW_CELLS**2
     for member in members:

@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVER
 from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage, Turn, stages
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells, Sequential
+from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
@@ -62,7 +63,7 @@ def walked(
         latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if stages else latent
     run = Sequential(tuple(stages), latent, cells=cells)
     walk, total = run.begin(), Count()
-    for reached, count in run.iterate(walk, using(recordings)):
+    for reached, count in iterate(run, walk, using(recordings)):
         walk, total = reached, total.plus(count)
     return run.pictures(walk), total
 

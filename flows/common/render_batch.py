@@ -1,0 +1,64 @@
+"""What the flows `render` and `shard` have in common: prepared runs, one or many, to finished latents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
+from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
+from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
+from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
+from prefect_regional_diffusion.tasks.sample import RunBatch
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.retention import Known, begin
+from prefect_regional_diffusion.tasks.ui.artifacts import Shown
+from prefect_regional_diffusion.tasks.ui.step_listener import report_step
+
+
+class SampledBatch(NamedTuple):
+    """Finished runs, in the order that they were given in, with what sampling them cost here."""
+
+    members: tuple[RunProgress, ...]
+    begun: asyncio.Task[list[Known]]
+    """What the store is told of the runs, once it is."""
+    restored_steps: int
+    computed_steps: int
+    cost: Count
+
+
+async def sample_batch(
+    runs: Mapping[str, Run], chunk_steps: int | None, writes: PendingWrites, clock: Clock
+) -> SampledBatch:
+    """Runs (at least one) by name, all of the same models and with one store, sampled to their last step.
+
+    Their masks are known, and may still be being written. Each goes on from its newest state in the store.
+    """
+    these = list(runs.values())
+    for model in these[0].job.models:
+        await load_model(model, these[0].fingerprints)
+    clock.lap("load model")
+    starts = [run for run in these if run.job.start_image is not None]
+    if starts:
+        await writes.first_result(partial(encode_start, starts))
+    _, restored = await asyncio.gather(
+        writes.first_result(partial(encode_prompts, these)), asyncio.gather(*map(newest, these))
+    )
+    clock.lap("encode prompts")
+    inputs = writes.all_pending()
+    begun = writes.start(at_once(lambda item: begin(item[1], item[0]), runs.items()))
+    batch = RunBatch(restored)
+    restored_steps, _ = batch.steps_done()
+    report_step(*batch.steps_done())
+    shown = Shown(batch)
+    chunks = await sample_in_chunks(batch, chunk_steps, inputs, writes, shown.renew)
+    writes.start(shown.end())
+    clock.lap("sample")
+    cost = Count(sum(chunk.cost.evaluations for chunk in chunks), sum(chunk.cost.forwards for chunk in chunks))
+    return SampledBatch(batch.members, begun, restored_steps, sum(chunk.steps for chunk in chunks), cost)

@@ -1,0 +1,118 @@
+"""Joint composition: the base and all regions take each step together, and share the canvas by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
+from prefect_regional_diffusion.sampling_core.engine import joint_state as written
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
+from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
+from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
+from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise
+from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise
+from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A run with joint composition. `noised` [b, c, h, w] is where the plan's ladder begins.
+
+    `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
+    """
+
+    plan: Plan
+    noised: Latent
+    origin: tuple[InitialNoise, Latent]
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    @property
+    def base_only_steps(self) -> int:
+        return self.plan.base_only_steps
+
+    @property
+    def prompts(self) -> tuple[Words, ...]:
+        return self.plan.prompts
+
+    def begin(self) -> State:
+        return sampler.start(self.plan, self.noised)
+
+    def done(self, state: State) -> int:
+        return state.step
+
+    def step(self, state: State) -> RunStep[State]:
+        return sampler.advance(self.plan, state)
+
+    def pictures(self, state: State) -> Latent:
+        return state.x
+
+    def expected(self, before: State, state: State) -> Latent:
+        """The line through both states, followed to where no noise is left: x is linear in sigma if denoised stays."""
+        t, s = (self.plan.ladder[one.step].sigma for one in (before, state))
+        return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
+
+    def to_tensors(self, state: State) -> dict[str, Tensor]:
+        return written.to_tensors(self.plan, state)
+
+    def specs(self, step: int) -> dict[str, TensorSpec]:
+        return written.specs(self.plan, self.noised.shape, step)
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
+        return written.from_tensors(self.plan, self.noised.shape, tensors)
+
+    def warnings(self) -> list[str]:
+        found: list[str] = []
+        if self._steps_without_base() == self.steps:
+            found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
+        taking_part = {i for step in range(self.steps) for i in self.plan.active(step)}
+        # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
+        found += [
+            f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
+            for i in range(1, len(self.plan.participants))
+            if i not in taking_part
+        ]
+        return found
+
+    def savings(self) -> list[str]:
+        found: list[str] = []
+        hidden = self._steps_without_base()
+        if hidden:
+            found.append(f"in {hidden} of {self.steps} steps the regions cover the canvas: the base is not evaluated")
+        unguided = [p.name for p in self.plan.participants if len(p.guidance.prompts) == 1]
+        if unguided:
+            found.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
+        return found
+
+    def _steps_without_base(self) -> int:
+        return sum(0 not in self.plan.active(step) for step in range(self.steps))
+
+    def chapters(self) -> list[Chapter]:
+        """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
+        plan = self.plan
+        protected = None if plan.known is None else plan.known.weight
+        beginning = (self.origin, plan.ladder, plan.levels, protected)
+        told: list[Chapter] = []
+        for stage in plan.stages:
+            active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
+            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(stage.first).values())
+            noise = plan.noise if draws_noise else None
+            told.append(Chapter(stage.first, [active, noise, sorted(stage.forget) if told else beginning]))
+        return told
+
+    def noiseless(self) -> Joint:
+        empty, known = self.noised[:, :0], self.plan.known
+        origin = (self.origin[0], self.origin[1][:, :0])
+        if known is not None:
+            known = known._replace(clean=known.clean[:, :0], noise=known.noise[:, :0])
+        return replace(
+            self, plan=replace(self.plan, noise=NoNoise(empty.shape), known=known), noised=empty, origin=origin
+        )

@@ -1,0 +1,100 @@
+"""How far a run is in this process, and where it goes on: from the newest state that the store has whole."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+from prefect_regional_diffusion.tasks.machine.devices import (
+    DEVICES_SPEC,
+    Devices,
+    device_name,
+    from_tensor,
+    to_tensor,
+    with_step,
+)
+from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.storage.keys import TensorKey, step_of
+from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+
+_DEVICES = "devices"
+"""Name of what a stored state has beside the run's own tensors."""
+
+
+class RunProgress(NamedTuple):
+    """A run in a state, which may be newer than what the store has of it. `devices` drew the steps up to there."""
+
+    run: Run
+    state: Any
+    devices: Devices = ()
+    before: Any = None
+    """The state before; None where that is not known."""
+
+    @property
+    def done(self) -> int:
+        """Finished steps."""
+        return self.run.composition.done(self.state)
+
+    @property
+    def left(self) -> int:
+        """Steps that are still to be taken."""
+        return self.run.composition.steps - self.done
+
+    @property
+    def state_key(self) -> TensorKey:
+        """Key of the state; of a beginning there is none."""
+        return self.run.state_key(self.done)
+
+    @property
+    def latents(self) -> Latent:
+        """The finished latents [b, c, h, w], after the last step."""
+        return self.run.composition.pictures(self.state)
+
+    @property
+    def expected(self) -> Latent:
+        """A guess at the finished latents [b, c, h, w]."""
+        return self.run.composition.expected(self.state if self.before is None else self.before, self.state)
+
+    def moved_to(self, state: Any) -> RunProgress:
+        """One step further, on this process' device."""
+        devices = with_step(self.devices, self.run.composition.done(state), device_name())
+        return RunProgress(self.run, state, devices, self.state)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The state, and which devices drew it, as the store keeps them."""
+        return self.run.composition.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
+
+
+async def newest(run: Run) -> RunProgress:
+    """A run with the newest state that the store has whole, written by this run or another one."""
+    listed = await at_once(lambda chapter: run.store.names(run.folder_of(chapter)), run.chapters)
+    end = run.composition.steps
+    for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
+        steps = {step for step in map(step_of, names) if step is not None and chapter.first < step <= end}
+        for step in sorted(steps, reverse=True):
+            restored = await asyncio.to_thread(_restored, run, step)
+            if restored is not None:
+                return restored
+        end = chapter.first
+    return RunProgress(run, run.composition.begin())
+
+
+def _restored(run: Run, step: int) -> RunProgress | None:
+    """The run in the state after a step; None if the store has none, or something else in its place."""
+    key, composition = run.state_key(step), run.composition
+    tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})
+    if tensors is None:
+        return None
+    devices = from_tensor(tensors.pop(_DEVICES), step)
+    try:
+        state = composition.from_tensors(tensors)
+        if composition.done(state) == step:
+            return RunProgress(run, state, devices)
+    except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
+        run.store.tell_unfit(key, error)
+        return None
+    run.store.tell_unfit(key, ValueError("it is the state after another step"))
+    return None
