@@ -72,13 +72,15 @@ async def render(
     async with Ahead() as ahead:
         run = await ahead.made(partial(build_masks, job, store_url))
         clock.lap("build masks")
-        for model in job.models:
-            await load_model(model, run.fingerprints)
-        clock.lap("load model")
         if job.start_image is not None:
             await ahead.made(partial(encode_start, [run]))
         _, progress = await asyncio.gather(ahead.made(partial(encode_prompts, [run])), newest(run))
         clock.lap("encode prompts")
+        # Only now: text encoders may be let go before, and a run that only has to be decoded needs no denoiser.
+        if progress.done < run.composition.steps:
+            for model in job.models:
+                await load_model(model, run.model_keys)
+        clock.lap("load model")
         inputs = ahead.so_far()
         beginning = ahead.begin(asyncio.to_thread(begin, run, name))
         restored, shown = progress.done, Shown([progress])
@@ -95,7 +97,7 @@ async def render(
         job=told_job(job),
         files=run.files,
         job_hash=run.job_hash,
-        model_fingerprint=run.fingerprints[job.model],
+        model_fingerprint=run.model_keys[job.model].digest,
         latents=run.state_key(run.composition.steps),
         store=redacted(store_url),
         images=list(pictures),

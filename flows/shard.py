@@ -95,9 +95,6 @@ async def _draw(
     runs: dict[str, Run], chunk_steps: int | None, ahead: Ahead, clock: Clock
 ) -> tuple[Count, dict[Run, Known]]:
     these = list(runs.values())
-    for model in these[0].job.models:
-        await load_model(model, these[0].fingerprints)
-    clock.lap("load model")
     starts = [run for run in these if run.job.start_image is not None]
     if starts:
         await ahead.made(partial(encode_start, starts))
@@ -106,6 +103,10 @@ async def _draw(
     beginning = ahead.begin(at_once(lambda item: begin(item[1], item[0]), runs.items()))
     report_step(*counted(company.members))
     clock.lap("encode prompts")
+    if company.rounds:
+        for model in these[0].job.models:
+            await load_model(model, these[0].model_keys)
+    clock.lap("load model")
     shown = Shown(company.members)
 
     def work(first: int, last: int, sampled: Sampled) -> Any:

@@ -60,8 +60,8 @@ class Progress:
     @cached_property
     def _using(self) -> Networks:
         """The networks, with what was found of their memory: a batch that was too large is not tried again."""
-        networks = {name: self.run.model(name).network for name in self.run.job.models}
-        return Networks(networks, self.run.embeddings, settings().max_rows)
+        networks = {name: self.run.denoiser(name) for name in self.run.job.models}
+        return Networks(networks, self.run.conditionings, settings().max_rows)
 
     @property
     def done(self) -> int:

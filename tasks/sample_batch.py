@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.sample import Chunk, Inputs, Progress, Sampled, counted
@@ -24,15 +24,15 @@ class Company:
     """
 
     def __init__(self, members: Sequence[Progress]) -> None:
-        """Raises StoreError if prompts of a run are nowhere."""
-        self.members, runs = members, [member.run for member in members]
+        self.members = members
         self.rounds = max(self._left(member) for member in self.members)
-        encoded: dict[str, dict[str, Embedding]] = {}
-        for run in runs:
-            for model, words in run.embeddings.items():
-                encoded.setdefault(model, {}).update(words)
-        networks = {name: run.model(name).network for run in runs for name in run.job.models}
-        self._using = Networks(networks, encoded, settings().max_rows)
+
+    @cached_property
+    def _using(self) -> Networks:
+        runs = [member.run for member in self.members]
+        encoded = {key: told for run in runs for key, told in run.conditionings.items()}
+        networks = {name: run.denoiser(name) for run in runs for name in run.job.models}
+        return Networks(networks, encoded, settings().max_rows)
 
     @staticmethod
     def _left(member: Progress) -> int:
@@ -44,7 +44,7 @@ class Company:
         return [*sorted(end for end in parting if 0 < end < self.rounds), self.rounds]
 
     def advance(self, rounds: int) -> Chunk:
-        """So many rounds."""
+        """So many rounds. Raises StoreError if prompts of a run are nowhere."""
         started, total = time.monotonic(), Count()
         for _ in range(rounds):
             going = [member for member in self.members if self._left(member) > 0]

@@ -99,7 +99,7 @@ def ready(store: Path) -> Run:
     async def flow() -> Run:
         async with Ahead() as ahead:
             run = await ahead.made(partial(build_masks.fn, JOB, str(store)))
-            await load_model.fn("embedded", run.fingerprints)
+            await load_model.fn("embedded", run.model_keys)
             await ahead.made(partial(encode_prompts.fn, [run]))
             return run
 

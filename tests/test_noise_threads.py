@@ -15,11 +15,12 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import Noise
-from tests.problems import EMBEDDINGS, GaussianData
+from tests.problems import EMBEDDINGS, GaussianData, conditionings
 from tests.test_joint import job, run_of
 
 SHAPE = (2, 4, 8, 8)
@@ -37,9 +38,9 @@ RUNS = {
 class Slow(GaussianData):
     """A network that lets other threads run while it computes, as one on a GPU does."""
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         time.sleep(0.03)
-        return super().__call__(x, levels, embeddings)
+        return super().__call__(x, levels, conditioning)
 
 
 def new_run(kind: str) -> Joint:
@@ -48,7 +49,7 @@ def new_run(kind: str) -> Joint:
 
 def sampled(run: Joint, state: State, network: GaussianData) -> list[Tensor]:
     """The latent after each step."""
-    using = Networks({"embedded": network}, {"embedded": EMBEDDINGS})
+    using = Networks({"embedded": network}, conditionings(EMBEDDINGS, "embedded"))
     return [reached.x for reached, _ in run.iterate(state, using)]
 
 
@@ -80,7 +81,7 @@ def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) 
         if resumed:
             # As after a crash: the noise of the steps before was drawn in another process.
             for before, _ in new_run(kind).iterate(
-                state, Networks({"embedded": GaussianData()}, {"embedded": EMBEDDINGS}), until=first
+                state, Networks({"embedded": GaussianData()}, conditionings(EMBEDDINGS, "embedded")), until=first
             ):
                 state = before
         found = while_counted(run, lambda run=run, state=state: sampled(run, state, Slow()))

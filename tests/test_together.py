@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State, advance, advance_all
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import Joint
-from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import load
-from tests.problems import GaussianData, PromptColors
+from tests.problems import GaussianData, PromptColors, conditionings
 from tests.test_joint import LEFT, MIDDLE, job, run_of
 
-WORDS = {
-    "embedded": {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "base", "region 0", "region 1"])}
-}
+WORDS = conditionings(
+    {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "base", "region 0", "region 1"])}, "embedded"
+)
 
 
 def alone(run: Joint, using: Networks) -> list[State]:
@@ -70,13 +69,13 @@ def test_runs_in_the_same_state_share_their_rows() -> None:
 
 
 def test_a_real_network_answers_alike_in_any_company() -> None:
-    model = load(open_folder("embedded"), "cpu", torch.float32)
+    model = embedded_model()
     asked: list[dict[str, Any]] = [
         {"seed": i, "prompt": f"a {color} background"} for i, color in enumerate(("red", "blue"))
     ]
     runs = [run_of(job({"mask": LEFT, "prompt": "a green plain circle on a red background"}, **own)) for own in asked]
-    words = model.encode_prompts(sorted({words.prompt for run in runs for words in run.prompts}))
-    using = Networks({"embedded": model.network}, {"embedded": words})
+    told = {key: model.text_encoder.encode(key.prompt) for run in runs for key in run.prompts}
+    using = Networks({"embedded": model.denoiser}, told)
     for run, states in zip(runs, together(runs, using), strict=True):
         state = run.begin()
         while state.step < run.steps:

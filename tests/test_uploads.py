@@ -46,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     async def flow() -> Run:
         async with Ahead() as ahead:
             run = await ahead.made(partial(build_masks.fn, JOB, str(tmp_path)))
-            await load_model.fn("embedded", run.fingerprints)
+            await load_model.fn("embedded", run.model_keys)
             await ahead.made(partial(encode_prompts.fn, [run]))
             return run
 

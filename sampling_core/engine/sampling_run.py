@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state as written
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise
@@ -38,7 +38,7 @@ class Composition(Protocol[S]):
         ...
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that are evaluated, in order of first use."""
         ...
 
@@ -107,7 +107,7 @@ class Joint:
         return self.plan.base_only_steps
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         return self.plan.prompts
 
     def begin(self) -> State:
