@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.reading import read_scene
+from benchmarks.whole_model import WholeModel, load_whole, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import Model, load
-from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from training.scenes import Scene, all_scenes, held_out
 
@@ -41,15 +39,13 @@ BARS = {
 }
 
 
-def draw(job: RenderJob, model: Model, max_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def draw(job: RenderJob, model: WholeModel, max_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
-    folder = model.folder
-    empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
-    run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
-    embeddings = model.encode_prompts(words.prompt for words in run.prompts)
-    using = Networks({job.model: model.network}, {job.model: embeddings}, max_rows)
+    run = run_on(model.checkpoint, job)
+    conditionings = {key: model.text_encoder.encode(key.prompt) for key in run.prompts}
+    using = Networks({job.model: model.denoiser}, conditionings, max_rows)
     *_, (last, _) = iterate(run, run.begin(), using)
-    return model.decode(run.pictures(last))[0].numpy()
+    return model.autoencoder.decode(run.pictures(last))[0].numpy()
 
 
 def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:
@@ -111,7 +107,7 @@ def _tile(row: int, column: int, rows: int, columns: int) -> dict[str, float]:
     }
 
 
-def measure(model: Model, worst: Path | None = None) -> dict[str, float]:
+def measure(model: WholeModel, worst: Path | None = None) -> dict[str, float]:
     """The four shares. With `worst`, pictures that were not read as asked are saved there."""
     rng = random.Random(20261121)
     right: Counter[str] = Counter()
@@ -131,9 +127,10 @@ def measure(model: Model, worst: Path | None = None) -> dict[str, float]:
     judged = good = objects = 0
     for i, (scenes, job) in enumerate(region_jobs(rng)):
         picture = draw(job, model)
-        masks = region_masks(job, {}, model.folder.cell)
+        cell = model.checkpoint.facts.vae_scale_factor
+        masks = region_masks(job, {}, cell)
         for scene, mask in zip(scenes, masks, strict=True):
-            where = np.kron(mask.numpy() > 0.99, np.ones((model.folder.cell,) * 2)) > 0
+            where = np.kron(mask.numpy() > 0.99, np.ones((cell,) * 2)) > 0
             ys, xs = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
             seen = read_scene(picture[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1])
             judged += 1
@@ -162,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--worst", type=Path, metavar="DIR", help="keep pictures that were read as something else")
     parser.add_argument("--model", default="embedded", help="a model folder (default: the embedded one)")
     given = parser.parse_args(arguments)
-    shares = measure(load(open_folder(given.model), "cpu", torch.float32), given.worst)
+    shares = measure(load_whole(open_folder(given.model)), given.worst)
     for name, share in shares.items():
         bar = f"  (bar: {BARS[name]:.0%})" if name in BARS else ""
         print(f"{name + ' right':28} {share:6.1%}{bar}")

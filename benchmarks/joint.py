@@ -25,6 +25,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Netw
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
@@ -65,9 +66,9 @@ def composed(composition: str, count: int) -> SamplingRun[Any]:
 
 def measured(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count]:
     """Seconds of a whole run, seconds inside the network, and what was asked of it."""
-    prompts = [words.prompt for words in run.prompts]
-    encoded = torch.randn(len(prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
-    using = Networks({"embedded": network}, {"embedded": dict(zip(prompts, encoded, strict=True))})
+    encoded = torch.randn(len(run.prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
+    told = {key: Conditioning({PROMPT_EMBEDS: one}) for key, one in zip(run.prompts, encoded, strict=True)}
+    using = Networks({"embedded": network}, told)
     network.seconds, total = 0.0, Count()
     started = time.perf_counter()
     for _, count in iterate(run, run.begin(), using):

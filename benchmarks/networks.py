@@ -8,21 +8,22 @@ from collections.abc import Sequence
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Network
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.tensors.types import RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
 class Timed:
     """A network that adds up the time spent inside it."""
 
-    def __init__(self, inner: Network) -> None:
+    def __init__(self, inner: Denoiser) -> None:
         self.inner = inner
         self.seconds = 0.0
 
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         started = time.perf_counter()
-        answer = self.inner(x, levels, embeddings)
+        answer = self.inner(x, levels, conditioning)
         self.seconds += time.perf_counter() - started
         return answer
 

@@ -21,12 +21,13 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, beta_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent, RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
 
 CHANNELS = 1024
 LEVELS = beta_levels("epsilon")
@@ -39,7 +40,7 @@ SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde")
 
 
 class _KnowsTheAnswer:
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         return torch.zeros_like(x)
 
 
@@ -48,12 +49,12 @@ def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
     asked = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
     job = parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]})
     run = compose(job, {job.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
-    words = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
+    using = Networks({job.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
     ratios: list[torch.Tensor] = []
     left = torch.zeros(16, 16)
     # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.
     drawn = _spread(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
-    for state, _ in iterate(run, run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: words})):
+    for state, _ in iterate(run, run.begin(), using):
         sigma = _level_after(run, state)
         if sigma is None:
             continue

@@ -25,17 +25,16 @@ from statistics import median
 from typing import Any
 
 import psutil
-import torch
 from safetensors.torch import load
 
 from benchmarks.standing_in import SleepingNetwork
+from benchmarks.whole_model import run_on
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.planning.compile import compose
-from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -61,12 +60,11 @@ ROWS_PER_FORWARD = 8
 
 def bare_seconds() -> float:
     """The core's loop on the same job, in this process."""
-    job, folder = parse_job(JOB), open_folder("embedded")
-    empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
-    run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
-    encoded = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
+    job = parse_job(JOB)
+    run = run_on(open_folder("embedded"), job)
+    using = Networks({job.model: SleepingNetwork()}, dict.fromkeys(run.prompts, Conditioning({})))
     started = time.perf_counter()
-    for _ in iterate(run, run.begin(), Networks({job.model: SleepingNetwork()}, {job.model: encoded})):
+    for _ in iterate(run, run.begin(), using):
         pass
     return time.perf_counter() - started
 

@@ -24,7 +24,8 @@ from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import Re
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 
@@ -35,8 +36,8 @@ GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"
 def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any]:
     """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
-    embeddings = {name: torch.randn(1, 8, 32) for name in ("base", "a", "b", "negative")}
-    using = Networks({"": network}, {"": embeddings})
+    prompts = [PromptKey("", name) for name in ("base", "a", "b", "negative")]
+    using = Networks({"": network}, {key: Conditioning({PROMPT_EMBEDS: torch.randn(1, 8, 32)}) for key in prompts})
     settings = {
         name: Setting("euler", "normal", Guidance(4.0, prompt, "negative"))
         for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))

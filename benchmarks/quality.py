@@ -34,16 +34,15 @@ from torch.nn.functional import max_pool2d
 
 from benchmarks.adherence import draw
 from benchmarks.reading import main_color
+from benchmarks.whole_model import WholeModel, embedded_model, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import Model, load
-from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, PixelMask, RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import PixelMask, Rows
 from training.scenes import PALETTE, Scene, all_scenes
 
 JOBS = 100
@@ -123,7 +122,7 @@ def hard_masks(data: dict[str, Any]) -> list[PixelMask]:
     return list(region_masks(composed_as("sequential", data | {"regions": bare}), {}, 8))
 
 
-def measure(model: Model, data: dict[str, Any], composition: str) -> Measured:
+def measure(model: WholeModel, data: dict[str, Any], composition: str) -> Measured:
     """One job in one composition."""
     job = composed_as(composition, data)
     picture = draw(job, model)
@@ -166,16 +165,14 @@ def _seam(
 class _KnowsTheAnswer:
     """Every clean latent is zero, so all of x is noise."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         return torch.zeros_like(x)
 
 
-def residual(job: RenderJob, model: Model) -> float:
-    folder = model.folder
-    empty = torch.zeros(1, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
-    run = compose(job, {job.model: folder.levels}, empty, region_masks(job, {}, folder.cell))
-    encoded: dict[str, Embedding] = {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}
-    *_, (last, _) = iterate(run, run.begin(), Networks({job.model: _KnowsTheAnswer()}, {job.model: encoded}))
+def residual(job: RenderJob, model: WholeModel) -> float:
+    run = run_on(model.checkpoint, job)
+    using = Networks({job.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
+    *_, (last, _) = iterate(run, run.begin(), using)
     return float(run.pictures(last).square().mean().sqrt())
 
 
@@ -193,12 +190,12 @@ def figures(measured: Sequence[Measured]) -> dict[str, float]:
     return dict(zip(TOLD, map(float, (*told, error, inner.mean(), outer.sum() / inner.sum())), strict=True))
 
 
-_model: list[Model] = []
+_model: list[WholeModel] = []
 
 
 def _load() -> None:
     torch.set_num_threads(1)
-    _model.append(load(open_folder("embedded"), "cpu", torch.float32))
+    _model.append(embedded_model())
 
 
 def _measured(data: dict[str, Any]) -> dict[str, Measured]:

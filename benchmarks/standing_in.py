@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
-from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Latent, Pixels, RowEmbeddings, Rows
-from prefect_regional_diffusion.tasks import load_model as loading
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, Rows
 
 __all__ = ["FORWARD_SECONDS", "SleepingNetwork", "render", "shard"]
 
@@ -26,26 +25,38 @@ FORWARD_SECONDS = 0.2
 class SleepingNetwork:
     """A forward takes FORWARD_SECONDS, whatever it is asked."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         time.sleep(FORWARD_SECONDS)
         return 0.5 * x
 
 
-class StandIn:
-    """What the flows need of a model: prompts and pictures cost nothing."""
+class StandInTextEncoder:
+    """Prompts cost nothing."""
 
-    def __init__(self, folder: ModelFolder, *_: Any) -> None:
-        self.folder, self.network = folder, SleepingNetwork()
+    def __init__(self, checkpoint: StableDiffusion) -> None:
+        self._specs = checkpoint.conditioning_specs
 
-    embedding_shape = (1, 1, 1)
+    def encode(self, prompt: str) -> Conditioning:
+        shapes = {name: [size for size in spec.shape if isinstance(size, int)] for name, spec in self._specs.items()}
+        return Conditioning({name: torch.full(shape, float(len(prompt))) for name, shape in shapes.items()})
 
-    def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Embedding]:
-        return {prompt: torch.full((1, 1, 1), float(len(prompt))) for prompt in prompts}
+
+class StandInAutoencoder:
+    """Pictures cost nothing: they are grey."""
+
+    def __init__(self, checkpoint: StableDiffusion) -> None:
+        self._cell = checkpoint.facts.vae_scale_factor
 
     def decode(self, latent: Latent) -> Pixels:
-        grey = latent.mean(dim=1).clamp(-1, 1) * 127 + 128
-        cell = self.folder.cell
-        return grey.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[..., None].expand(-1, -1, -1, 3).byte()
+        grey = (latent.mean(dim=1).clamp(-1, 1) * 127 + 128).repeat_interleave(self._cell, 1)
+        return grey.repeat_interleave(self._cell, 2)[..., None].expand(-1, -1, -1, 3).byte()
 
 
-loading.load = StandIn  # pyright: ignore[reportAttributeAccessIssue] - it is a model to those who use it
+def _stand_in(name: str, part: Callable[[StableDiffusion], object]) -> None:
+    setattr(StableDiffusion, name, lambda checkpoint, device, dtype: part(checkpoint))
+
+
+_stand_in("load_text_encoder", StandInTextEncoder)
+_stand_in("load_denoiser", lambda _: SleepingNetwork())
+_stand_in("load_autoencoder", StandInAutoencoder)
+StableDiffusion.check_weights = lambda self, part: None  # it would import the libraries

@@ -76,7 +76,7 @@ async def render(
         job=told_job(job),
         files=run.files,
         job_hash=run.job_hash,
-        model_fingerprint=run.fingerprints[job.model],
+        model_fingerprint=run.model_keys[job.model].digest,
         latents=finished.state_key,
         store=redacted(store_url),
         images=list(pictures),

@@ -35,7 +35,7 @@ async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, by
 
 def encoded(run: Run, latents: Latent) -> list[bytes]:
     """The pictures of finished latents [b, c, h, w] as PNG files, with the job in each."""
-    model = run.model(run.job.model)
+    autoencoder = run.autoencoder
     text = PngInfo()
     text.add_itxt("regional-job", told_job(run.job).model_dump_json())
     text.add_itxt("regional-files", json.dumps(run.files))
@@ -43,7 +43,7 @@ def encoded(run: Run, latents: Latent) -> list[bytes]:
     # One after the other: a decoder needs more memory for a picture than a forward does.
     for latent in latents:
         buffer = io.BytesIO()
-        picture = _kept(run, model.decode(latent[None])[0])
+        picture = _kept(run, autoencoder.decode(latent[None])[0])
         Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
         files.append(buffer.getvalue())
     return files

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
+from prefect_regional_diffusion.tasks.load_model import let_go
+from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.render_context import Run, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
@@ -21,17 +23,21 @@ T = TypeVar("T")
 async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
 
+    Text encoders are loaded only for that, and let go again if the settings say so.
+
     `made` is set once the runs know all their prompts.
     """
     store = runs[0].store
-    wanted = {run.prompt_key(words): (run, words) for run in runs for words in run.composition.prompts}
-    specs = {key: run.prompt_specs(words) for key, (run, words) in wanted.items()}
+    wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.composition.prompts}
+    specs = {key: run.prompt_specs(prompt) for key, (run, prompt) in wanted.items()}
 
-    def encoded(item: tuple[Run, Words]) -> Tensors:
-        run, words = item
-        return {"embedding": run.model(words.model).encode_prompts([words.prompt])[words.prompt]}
+    def encoded(item: tuple[Run, PromptKey]) -> Tensors:
+        run, prompt = item
+        return dict(run.text_encoder(prompt.model).encode(prompt.prompt).tensors)
 
     known, missing = await _found_or_made(store, wanted, specs, encoded)
+    if not settings().keep_text_encoders:
+        let_go("text_encoder")
     for run in runs:
         run.remember(known | missing)
     made.set_result(None)
@@ -49,7 +55,7 @@ async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     wanted = {run.start_key: run for run in runs}
 
     def encoded(run: Run) -> Tensors:
-        return {"latent": run.model(run.job.model).encode_picture(run.inputs["picture"])}
+        return {"latent": run.autoencoder.encode(run.inputs["picture"])}
 
     known, missing = await _found_or_made(store, wanted, {run.start_key: run.start_specs for run in runs}, encoded)
     for run in runs:

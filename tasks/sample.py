@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
@@ -38,17 +38,16 @@ class RunBatch:
     """
 
     def __init__(self, members: Sequence[RunProgress]) -> None:
-        """Raises StoreError if prompts of a run are nowhere."""
         # One thread replaces the members; others, which show them, may look at them meanwhile.
         self.members = tuple(members)
-        runs = [member.run for member in members]
-        encoded: dict[str, dict[str, Embedding]] = {}
-        for run in runs:
-            for model, words in run.embeddings.items():
-                encoded.setdefault(model, {}).update(words)
-        networks = {name: run.model(name).network for run in runs for name in run.job.models}
-        # With what is found of their memory: a forward that was too large is not tried again.
-        self._networks = Networks(networks, encoded, settings().max_rows)
+
+    @cached_property
+    def _networks(self) -> Networks:
+        """The networks, with what was found of their memory: a forward that was too large is not tried again."""
+        runs = [member.run for member in self.members]
+        conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
+        networks = {name: run.denoiser(name) for run in runs for name in run.job.models}
+        return Networks(networks, conditionings, settings().max_rows)
 
     @property
     def _slowest(self) -> RunProgress:
@@ -74,7 +73,7 @@ class RunBatch:
         return [*sorted(end for end in ends if done < end < last), last]
 
     def advance(self, steps: int) -> Chunk:
-        """So many steps."""
+        """So many steps. Raises StoreError if prompts of a run are nowhere."""
         started, total = time.monotonic(), Count()
         for _ in range(steps):
             going = [i for i, member in enumerate(self.members) if member.left]

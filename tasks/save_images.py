@@ -88,7 +88,7 @@ def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
         job=told_job(run.job),
         files={field: NamedFile.model_validate(file) for field, file in run.files.items()},
         job_hash=run.job_hash,
-        model_fingerprint=run.fingerprints[run.job.model],
+        model_fingerprint=run.model_keys[run.job.model].digest,
         latents=run.state_key(run.composition.steps),
         run=run.key,
         pictures=tuple(pictures),

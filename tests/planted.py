@@ -100,7 +100,7 @@ def ready(store: Path) -> Run:
     async def flow() -> Run:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(store)))
-            await load_model.fn("embedded", run.fingerprints)
+            await load_model.fn("embedded", run.model_keys)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage, State, start
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, beta_levels, flow_levels
@@ -21,13 +22,18 @@ from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 EMBEDDINGS = {name: torch.zeros(1, 1, 1) for name in ("", "base", "region")}
 
 
+def conditionings(embeddings: Mapping[str, Tensor], model: str = "") -> dict[PromptKey, Conditioning]:
+    """What a model is told of prompts, from an embedding [1, t, d] of each."""
+    return {PromptKey(model, prompt): Conditioning({PROMPT_EMBEDS: one}) for prompt, one in embeddings.items()}
+
+
 class GaussianData:
     """The exact denoiser when clean latents are normal with mean `mean` and deviation `spread`, cell by cell."""
 
     def __init__(self, spread: float = 0.5, mean: float = 0.3) -> None:
         self.spread, self.mean = spread, mean
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         alpha = torch.tensor([level.alpha for level in levels], dtype=x.dtype)[:, None, None, None]
         sigma = torch.tensor([level.sigma for level in levels], dtype=x.dtype)[:, None, None, None]
         variance = (alpha * self.spread) ** 2 + sigma**2
@@ -45,9 +51,9 @@ class PromptColors:
     def __init__(self) -> None:
         self.forwards: list[tuple[int, tuple[Level, ...]]] = []
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         self.forwards.append((len(x), tuple(levels)))
-        return embeddings[:, :1, :1, None].expand_as(x).clone()
+        return conditioning[PROMPT_EMBEDS][:, :1, :1, None].expand_as(x).clone()
 
 
 def single(solver: str, ladder: Sequence[Level], x: Tensor, cfg: float = 1.0) -> Plan:
@@ -65,7 +71,7 @@ def run_of_plan(plan: Plan, x: Tensor) -> Joint:
 
 def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> Networks:
     """A network under one model's name, with an embedding for every prompt that tests use."""
-    return Networks({model: network}, {model: embeddings or EMBEDDINGS})
+    return Networks({model: network}, conditionings(embeddings or EMBEDDINGS, model))
 
 
 def levels_of(ladder: Sequence[Level]) -> ModelLevels:

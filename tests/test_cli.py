@@ -33,8 +33,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("prefect_regional_diffusion.sampling_core.models.loading.load", refuse)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model.load", refuse)
+    monkeypatch.setattr(
+        "prefect_regional_diffusion.sampling_core.models.families.stable_diffusion.load_network", refuse
+    )
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

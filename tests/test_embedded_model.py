@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.adherence import draw
 from benchmarks.reading import read_scene
+from benchmarks.whole_model import WholeModel, embedded_model, load_whole
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import Model, load
 from training.canvases import place
 from training.scenes import PALETTE, Scene, all_scenes, held_out
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return load(open_folder("embedded"), "cpu", torch.float32)
+def model() -> WholeModel:
+    return embedded_model()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_diffusers_loads_and_draws_without_our_code() -> None:
     assert read_scene((picture * 255).round().astype(np.uint8)).background == "blue"
 
 
-def test_backgrounds_are_drawn_as_asked(model: Model) -> None:
+def test_backgrounds_are_drawn_as_asked(model: WholeModel) -> None:
     """Of the eight colours all are right; now and then (2 of 32 when measured) something lies on them."""
     seen = {
         color: read_scene(draw(parse_job({"prompt": f"a {color} background", "width": 160, "seed": 6}), model))
@@ -69,7 +69,7 @@ def test_backgrounds_are_drawn_as_asked(model: Model) -> None:
     assert sum(scene == Scene(color) for color, scene in seen.items()) >= 7
 
 
-def test_regions_get_their_own_colors(model: Model) -> None:
+def test_regions_get_their_own_colors(model: WholeModel) -> None:
     masks = [{"x": x, "y": 0, "width": 0.5, "height": 1} for x in (0, 0.5)]
     prompts = ["a yellow background", "a purple background"]
     regions = [{"prompt": prompt, "mask": mask} for prompt, mask in zip(prompts, masks, strict=True)]
@@ -79,9 +79,9 @@ def test_regions_get_their_own_colors(model: Model) -> None:
     assert read_scene(picture[:, 104:]).background == "purple"
 
 
-def test_prompts_longer_than_the_model_reads_are_cut(model: Model) -> None:
-    encoded = model.encode_prompts(["red " * 50, ""])
-    assert {tuple(embedding.shape) for embedding in encoded.values()} == {(1, 20, 96)}
+def test_prompts_longer_than_the_model_reads_are_cut(model: WholeModel) -> None:
+    encoded = [model.text_encoder.encode(prompt) for prompt in ("red " * 50, "")]
+    assert {tuple(one["prompt_embeds"].shape) for one in encoded} == {(1, 20, 96)}
 
 
 def test_reader_reads_what_the_script_draws() -> None:
@@ -151,7 +151,7 @@ def test_all_that_the_libraries_open_counts(copy: Path) -> None:
     # A hook cannot be taken off again.
     sys.addaudithook(listen)
     try:
-        load(open_folder(str(copy)), "cpu", torch.float32)
+        load_whole(open_folder(str(copy)))
     finally:
         listening = False
     names = {file.as_posix() for file in opened if file.suffix != ".safetensors"} - {"model_index.json"}
@@ -222,10 +222,10 @@ def test_incomplete_weights_are_refused(copy: Path, part: str) -> None:
     tensors.pop(sorted(tensors)[-1])
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"weights"):
-        load(open_folder(str(copy)), "cpu", torch.float32)
+        load_whole(open_folder(str(copy)))
 
 
-def test_any_split_of_forwards_gives_the_same_picture(model: Model) -> None:
+def test_any_split_of_forwards_gives_the_same_picture(model: WholeModel) -> None:
     masks = [{"x": x, "y": 0, "width": 0.5, "height": 1} for x in (0, 0.5)]
     regions = [
         {"prompt": f"a {name} background", "mask": mask} for name, mask in zip(("red", "blue"), masks, strict=True)

@@ -149,7 +149,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     assert told["protect"][0]["color_map"] == "mask.png", "it was typed as an absolute path"
     content = sha256((home / "pictures" / "start.png").read_bytes()).hexdigest()
     assert files["start_image"] == {"name": "pictures/start.png", "sha256": content}
-    assert files["model"] == {"name": "embedded", "sha256": run.fingerprints["embedded"]}
+    assert files["model"] == {"name": "embedded", "sha256": run.model_keys["embedded"].digest}
     assert set(files) == {"start_image", "protect.0.color_map", "regions.0.mask.image", "model"}
 
     # Beside the pictures again, it is the same job.

@@ -16,10 +16,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from benchmarks.whole_model import load_whole
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models import stable_diffusion as tables
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import load
 
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 PROMPTS = ["a red circle on a blue background", "<|endoftext|> red! <cat> it's", "ü 漢字  <CAT>x", "red " * 50, ""]
@@ -91,26 +91,29 @@ def of_2022(folder: Path) -> None:
 def test_bits_are_those_of_the_pipeline(year: int, dtype: torch.dtype, folder: Path) -> None:
     if year == 2022:
         of_2022(folder)
-    ours = load(open_folder(str(folder)), "cpu", dtype)
+    ours: Any = load_whole(open_folder(str(folder)), dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    for prompt, embedding in ours.encode_prompts(PROMPTS).items():
+    for prompt in PROMPTS:
+        embedding = ours.text_encoder.encode(prompt)["prompt_embeds"]
         expected = tokenizer(prompt, padding="max_length", max_length=20, truncation=True)["input_ids"]
-        assert ours.folder.tokenizer.ids(prompt) == expected, prompt
+        assert ours.checkpoint.tokenizer.ids(prompt) == expected, prompt
         with torch.inference_mode():
             assert torch.equal(embedding, pipeline.text_encoder(torch.tensor([expected]))[0].float()), prompt
-    for part, mine in (("unet", ours.network._unet), ("vae", ours._vae), ("text_encoder", ours._text_encoder)):
+    parts = {"unet": ours.denoiser._unet, "vae": ours.autoencoder._vae, "text_encoder": ours.text_encoder._encoder}
+    for part, mine in parts.items():
         theirs = getattr(pipeline, part).state_dict()
         assert mine.state_dict().keys() == theirs.keys()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.state_dict().items())
         assert not mine.training
     latent = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        picture = pipeline.vae.decode((latent / ours.folder.scaling_factor).to(dtype), return_dict=False)[0].float()
+        clean = (latent / pipeline.vae.config.scaling_factor).to(dtype)
+        picture = pipeline.vae.decode(clean, return_dict=False)[0].float()
     shown = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    assert torch.equal(ours.decode(latent), shown)
+    assert torch.equal(ours.autoencoder.decode(latent), shown)
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' own

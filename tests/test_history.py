@@ -12,6 +12,8 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
@@ -32,7 +34,8 @@ BASE: dict[str, Any] = {
 def run_of(changes: dict[str, Any]) -> Any:
     job: RenderJob = parse_job(BASE | changes)
     clean = torch.zeros(job.pictures, 4, 8, 8)
-    return compose(job, {"embedded": open_folder("embedded").levels}, clean, region_masks(job, {}, 8))
+    levels = open_folder("embedded").noise_schedule(Canvas(64, 64))
+    return compose(job, {"embedded": levels}, clean, region_masks(job, {}, 8))
 
 
 def state_names(run: Any) -> list[str]:
@@ -99,10 +102,8 @@ def test_the_kind_of_noise_counts_from_where_somebody_draws_it(own: dict[str, An
 def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
     """From the last state that two jobs share, written by the one and read by the other, to the same bits."""
     one, two = (run_of({"sampler": sampler, "regions": [region]}) for region in (LEFT, RIGHT | {"sampler": "dpm_2"}))
-    using = Networks(
-        {"embedded": GaussianData()},
-        {"embedded": {words.prompt: torch.zeros(1, 1, 1) for run in (one, two) for words in run.prompts}},
-    )
+    prompts = [key for run in (one, two) for key in run.prompts]
+    using = Networks({"embedded": GaussianData()}, dict.fromkeys(prompts, Conditioning({})))
     *_, (shared, _) = iterate(one, one.begin(), using, until=2)
     *_, (resumed, _) = iterate(two, two.from_tensors(one.to_tensors(shared)), using)
     *_, (whole, _) = iterate(two, two.begin(), using)

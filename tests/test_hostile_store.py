@@ -427,8 +427,8 @@ def test_a_state_that_is_as_it_should_be_is_found(root: Path, run: Run) -> None:
     "tensors",
     [
         {"0": torch.zeros(8, 9)},
-        {"embedding": torch.zeros(1, 1, 1)},
-        {"embedding": torch.zeros(10**6)},
+        {"prompt_embeds": torch.zeros(1, 1, 1)},
+        {"prompt_embeds": torch.zeros(10**6)},
         {"0": torch.full((8, 8), torch.nan)},
         FLOAT8,
     ],
@@ -443,7 +443,7 @@ def test_masks_and_prompts_of_another_shape_are_made_again(
     assert len(counted_absent(caplog)) == len(files)
     assert {key: again.inputs[key].tolist() for key in again.inputs} == {k: run.inputs[k].tolist() for k in run.inputs}
     caplog.clear()
-    assert ready(root).embeddings.keys() == run.embeddings.keys()
+    assert ready(root).conditionings.keys() == run.conditionings.keys()
     assert counted_absent(caplog) == []
 
 

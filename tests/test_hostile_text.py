@@ -30,7 +30,7 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.sampling_core.models.quiet import quiet
 from prefect_regional_diffusion.sampling_core.text.plain_text import (
     one_line,
     plain,
@@ -440,9 +440,7 @@ except Exception: pass
 # Prompts.
 def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: pytest.LogCaptureFixture) -> None:
     """Their verbosity is the process': it used to come back when the first of two threads was done."""
-    from prefect_regional_diffusion.sampling_core.models import loading
-
-    model = load(open_folder("embedded"), "cpu", torch.float32)
+    text_encoder = open_folder("embedded").load_text_encoder("cpu", torch.float32)
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     for library in libraries:
         library.setLevel(logging.WARNING)
@@ -450,7 +448,7 @@ def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: py
     entered, leave = threading.Event(), threading.Event()
 
     def load_another() -> None:
-        with loading._quiet():
+        with quiet():
             entered.set()
             leave.wait(60)
 
@@ -458,13 +456,10 @@ def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: py
     other.start()
     entered.wait(60)
 
-    def prompts() -> Any:
+    try:
         leave.set()
         other.join()
-        yield "SECRET " * 60
-
-    try:
-        assert len(model.encode_prompts(prompts())) == 1
+        assert len(text_encoder.encode("SECRET " * 60)["prompt_embeds"]) == 1
         assert [library.level for library in libraries] == [logging.WARNING] * 2
     finally:
         for library in libraries:

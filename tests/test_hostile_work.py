@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, Named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning import compile as plan
 from prefect_regional_diffusion.sampling_core.planning import region_masks
 from prefect_regional_diffusion.sampling_core.planning.compile import compose, cost
@@ -342,10 +343,9 @@ def test_a_grid_has_a_limit_of_its_cells() -> None:
 
 def counted_in_full(run: Any) -> list[Count]:
     """The run itself, with its latents as they are, driven without a network."""
-    encoded: dict[str, dict[str, Any]] = {}
-    for words in run.prompts:
-        encoded.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
-    using = Networks(dict.fromkeys(encoded, lambda x, levels, embeddings: x), encoded)
+    models = {key.model for key in run.prompts}
+    encoded = dict.fromkeys(run.prompts, Conditioning({}))
+    using = Networks(dict.fromkeys(models, lambda x, levels, conditioning: x), encoded)
     return [count for _, count in iterate(run, run.begin(), using)]
 
 

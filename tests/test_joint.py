@@ -25,7 +25,7 @@ from prefect_regional_diffusion.sampling_core.planning.region_masks import regio
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
-from tests.problems import GaussianData, PromptColors, using
+from tests.problems import GaussianData, PromptColors, conditionings, using
 
 LEVELS = beta_levels("v_prediction")
 SAMPLERS = [name for name in get_args(SamplerName) if name not in {"dpm_fast", "dpm_adaptive"}]
@@ -274,7 +274,7 @@ def test_a_region_may_have_a_model_of_its_own() -> None:
     assert [tuple(words) for words in run.prompts] == [("embedded", "base"), ("other", "x"), ("embedded", "x")]
     words = {"base": torch.zeros(1, 1, 1), "x": torch.ones(1, 1, 1)}
     networks = {"embedded": PromptColors(), "other": PromptColors()}
-    encoded = {"embedded": words, "other": {"x": torch.full((1, 1, 1), 5.0)}}
+    encoded = conditionings(words, "embedded") | conditionings({"x": torch.full((1, 1, 1), 5.0)}, "other")
     *_, (state, count) = iterate(run, run.begin(), Networks(networks, encoded))
     assert (count.evaluations, count.forwards) == (2, 2)
     torch.testing.assert_close(state.x[0, 0, :, :8], torch.full((16, 8), 5.0))

@@ -243,10 +243,10 @@ def _keys(text: str) -> Keys:
         if "picture" in prepared.inputs:
             # In the place of what the model's encoder makes of it.
             pixels = prepared.inputs["picture"].float().movedim(-1, 0)[None]
-            small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.cell)
+            small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.facts.vae_scale_factor)
             run = composed(job, prepared.folders, prepared.inputs, torch.cat([small, small[:, :1]], dim=1))
-        context = prepared.fingerprints[job.model]
-        found.latents[name] = named(run.chapters(), context, prepared.fingerprints)[-1].name
+        context = prepared.model_keys[job.model].digest
+        found.latents[name] = named(run.chapters(), context, prepared.model_keys)[-1].name
     return found
 
 

@@ -16,11 +16,12 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import Noise
-from tests.problems import EMBEDDINGS, GaussianData
+from tests.problems import EMBEDDINGS, GaussianData, conditionings
 from tests.test_joint import job, run_of
 
 SHAPE = (2, 4, 8, 8)
@@ -38,9 +39,9 @@ RUNS = {
 class Slow(GaussianData):
     """A network that lets other threads run while it computes, as one on a GPU does."""
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         time.sleep(0.03)
-        return super().__call__(x, levels, embeddings)
+        return super().__call__(x, levels, conditioning)
 
 
 def new_run(kind: str) -> Joint:
@@ -49,7 +50,7 @@ def new_run(kind: str) -> Joint:
 
 def sampled(run: Joint, state: State, network: GaussianData) -> list[Tensor]:
     """The latent after each step."""
-    using = Networks({"embedded": network}, {"embedded": EMBEDDINGS})
+    using = Networks({"embedded": network}, conditionings(EMBEDDINGS, "embedded"))
     return [reached.x for reached, _ in iterate(run, state, using)]
 
 
@@ -80,9 +81,8 @@ def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) 
         state = run.begin()
         if resumed:
             # As after a crash: the noise of the steps before was drawn in another process.
-            for before, _ in iterate(
-                new_run(kind), state, Networks({"embedded": GaussianData()}, {"embedded": EMBEDDINGS}), until=first
-            ):
+            using = Networks({"embedded": GaussianData()}, conditionings(EMBEDDINGS, "embedded"))
+            for before, _ in iterate(new_run(kind), state, using, until=first):
                 state = before
         found = while_counted(run, lambda run=run, state=state: sampled(run, state, Slow()))
         print(f"{kind}: try {number + 1} of {TRIES}, {'resumed' if resumed else 'fresh'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import prefect_regional_diffusion.tasks.runtime.run_progress
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.tasks.machine.devices import (
     UNKNOWN,
@@ -38,11 +38,11 @@ class Small(GaussianData):
         super().__init__()
         self.room, self.refused = room, 0
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], embeddings: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         if len(x) > self.room:
             self.refused += 1
             raise torch.OutOfMemoryError("no room")
-        return super().__call__(x, levels, embeddings)
+        return super().__call__(x, levels, conditioning)
 
 
 def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
@@ -50,8 +50,8 @@ def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     prepared = prepare(parse_job(job))
     run = Run(prepared, str(folder))
     run.remember({run.mask_key: {"none": torch.zeros(1)}})
-    run.remember({run.prompt_key(words): {"embedding": torch.zeros(1, 1, 1)} for words in run.composition.prompts})
-    monkeypatch.setattr(Run, "model", lambda _self, _name: SimpleNamespace(network=network))
+    run.remember({run.prompt_key(words): {"prompt_embeds": torch.zeros(1, 1, 1)} for words in run.composition.prompts})
+    monkeypatch.setattr(Run, "denoiser", lambda _self, _name: network)
     return run
 
 
@@ -89,7 +89,7 @@ def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch:
         begun = asyncio.run(newest(run))
     assert sentence(begun.devices) == "steps 1 to 2 on cpu AVX2; steps 3 to 5 on cpu AVX512"
     monkeypatch.undo()
-    monkeypatch.setattr(Run, "model", lambda _self, _name: SimpleNamespace(network=GaussianData()))
+    monkeypatch.setattr(Run, "denoiser", lambda _self, _name: GaussianData())
     assert drawn_up_to(begun, 6).devices[-1].device.startswith("cpu ")
 
 

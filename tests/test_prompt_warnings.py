@@ -18,7 +18,6 @@ from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import load
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from training.scenes import all_scenes
 
@@ -102,12 +101,12 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(damage: str, workdir: Path) 
 
 def test_encoding_a_long_prompt_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     """The libraries' warnings name no field, and come when a card is already paid for."""
-    model = load(open_folder("embedded"), "cpu", torch.float32)
+    text_encoder = open_folder("embedded").load_text_encoder("cpu", torch.float32)
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     for library in libraries:
         library.addHandler(caplog.handler)
     try:
-        assert len(model.encode_prompts(["red " * 40])) == 1
+        assert len(text_encoder.encode("red " * 40)["prompt_embeds"]) == 1
     finally:
         for library in libraries:
             library.removeHandler(caplog.handler)

@@ -29,7 +29,7 @@ def at_its_start(folder: Path, **fields: Any) -> RunProgress:
 
 
 def decoded(progress: RunProgress) -> Image.Image:
-    return Image.fromarray(progress.run.model("embedded").decode(progress.expected[:1])[0].numpy())
+    return Image.fromarray(progress.run.autoencoder.decode(progress.expected[:1])[0].numpy())
 
 
 def test_of_one_run_it_is_its_first_picture(tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -
         progress = at_its_start(tmp_path, steps=6, seed=seed)
         run = progress.run
         for words in run.composition.prompts:
-            embedding = run.model(words.model).encode_prompts([words.prompt])[words.prompt]
-            run.remember({run.prompt_key(words): {"embedding": embedding}})
+            told = run.text_encoder(words.model).encode(words.prompt)
+            run.remember({run.prompt_key(words): dict(told.tensors)})
         return progress
 
     alone, several = RunBatch([begun(1)]), RunBatch([begun(1), begun(2)])

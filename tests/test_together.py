@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together, iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.loading import load
-from tests.problems import GaussianData, PromptColors
+from tests.problems import GaussianData, PromptColors, conditionings
 from tests.test_joint import LEFT, MIDDLE, job, run_of
 from tests.test_sequential import sequential_run_of
 
-WORDS = {
-    "embedded": {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "base", "region 0", "region 1"])}
-}
+WORDS = conditionings(
+    {name: torch.full((1, 1, 1), float(i)) for i, name in enumerate(["", "base", "region 0", "region 1"])}, "embedded"
+)
 
 
 def alone(run: SamplingRun[Any], using: Networks) -> list[Any]:
@@ -98,13 +97,13 @@ def test_runs_in_the_same_state_share_their_rows() -> None:
 
 
 def test_a_real_network_answers_alike_in_any_company() -> None:
-    model = load(open_folder("embedded"), "cpu", torch.float32)
+    model = embedded_model()
     asked: list[dict[str, Any]] = [
         {"seed": i, "prompt": f"a {color} background"} for i, color in enumerate(("red", "blue"))
     ]
     runs = [run_of(job({"mask": LEFT, "prompt": "a green plain circle on a red background"}, **own)) for own in asked]
-    words = model.encode_prompts(sorted({words.prompt for run in runs for words in run.prompts}))
-    using = Networks({"embedded": model.network}, {"embedded": words})
+    told = {key: model.text_encoder.encode(key.prompt) for run in runs for key in run.prompts}
+    using = Networks({"embedded": model.denoiser}, told)
     for run, states in zip(runs, together(runs, using), strict=True):
         last = alone(run, using)[-1]
         difference = (last.x - states[-1].x).abs().max() / last.x.abs().max()

@@ -14,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.whole_model import load_whole
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
-from prefect_regional_diffusion.sampling_core.models.loading import load
+from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
+from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
-from prefect_regional_diffusion.tasks.load_model import loaded
+from prefect_regional_diffusion.tasks.load_model import denoiser
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.planting import module, pickled
 from tests.watching import Memory
@@ -35,6 +38,12 @@ def folder(workdir: Path) -> Path:
 
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def tokenizer(model: str) -> PromptTokenizer:
+    opened = open_model(model)
+    assert isinstance(opened, StableDiffusion)
+    return opened.tokenizer
 
 
 def test_a_trap_works(workdir: Path) -> None:
@@ -86,7 +95,7 @@ def test_parts_of_other_classes_are_refused(part: str, names: list[str], folder:
 def test_a_scheduler_is_never_loaded(folder: Path) -> None:
     """Whatever its class: the check knows it by its name alone."""
     edit(folder / "model_index.json", scheduler=["diffusers", "NoSuchScheduler"])
-    load(open_model("model"), "cpu", torch.float32)
+    load_whole(open_model("model"))
 
 
 def test_a_model_in_the_place_of_the_scheduler_is_not_loaded(folder: Path) -> None:
@@ -98,7 +107,7 @@ def test_a_model_in_the_place_of_the_scheduler_is_not_loaded(folder: Path) -> No
     weights.unlink()
     edit(folder / "model_index.json", scheduler=["diffusers", "StableDiffusionPipeline"])
     with patch("torch.load", side_effect=AssertionError("pickled weights are read")) as unpickling:
-        load(opened, "cpu", torch.float32)
+        load_whole(opened)
     assert not unpickling.called
 
 
@@ -190,14 +199,14 @@ def test_pickles_beside_good_weights_are_not_read(folder: Path) -> None:
     (folder / "image_encoder" / "config.json").write_text("{}")
     (folder / "image_encoder" / "evil.py").write_text(module(mark))
     edit(folder / "model_index.json", image_encoder=["evil", "Evil"])
-    load(open_model("model"), "cpu", torch.float32)
+    load_whole(open_model("model"))
     assert not mark.exists()
 
 
 def test_a_module_named_like_a_library_is_not_imported(folder: Path) -> None:
     for part, library in (("unet", "diffusers"), ("text_encoder", "transformers")):
         (folder / part / f"{library}.py").write_text(module(folder / "owned"))
-    load(open_model("model"), "cpu", torch.float32)
+    load_whole(open_model("model"))
     assert not (folder / "owned").exists()
 
 
@@ -258,7 +267,7 @@ def test_a_file_that_changed_since_it_was_checked_is_not_loaded(folder: Path) ->
     weights.unlink()
     weights.write_bytes(content)
     with pytest.raises(ModelError, match=r"changed while it was read"):
-        load(opened, "cpu", torch.float32)
+        load_whole(opened)
     with pytest.raises(ModelError, match=r"changed while it was read"):
         opened.fingerprint()
 
@@ -323,16 +332,16 @@ def test_patterns_of_a_tokenizer_are_not_used(folder: Path) -> None:
     """A regular expression that takes exponential time: how CLIP takes a text apart is known."""
     bomb = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     edit(folder / "tokenizer" / "tokenizer.json", pre_tokenizer=bomb, normalizer=None)
-    (words,) = {tuple(open_model(name).tokenizer.ids("a" * 40 + "b")) for name in ("model", "embedded")}
-    assert len(words) == open_model("model").tokenizer.length
+    (words,) = {tuple(tokenizer(name).ids("a" * 40 + "b")) for name in ("model", "embedded")}
+    assert len(words) == tokenizer("model").length
 
 
 def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = open_model("model").fingerprint()
+    planned = ModelKey(open_model("model").fingerprint())
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
     monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model._loaded", {})
     with pytest.raises(ModelError, match=r"the model that the job was planned with"):
-        loaded(open_model("model"), planned, [planned])
+        denoiser(open_model("model"), planned, [planned])
 
 
 def test_a_tokenizer_that_cannot_spell_the_unknown_is_refused(folder: Path) -> None:

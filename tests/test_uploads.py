@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     async def flow() -> Run:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(tmp_path)))
-            await load_model.fn("embedded", run.fingerprints)
+            await load_model.fn("embedded", run.model_keys)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

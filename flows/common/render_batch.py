@@ -41,9 +41,6 @@ async def sample_batch(
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
     """
     these = list(runs.values())
-    for model in these[0].job.models:
-        await load_model(model, these[0].fingerprints)
-    clock.lap("load model")
     starts = [run for run in these if run.job.start_image is not None]
     if starts:
         await writes.first_result(partial(encode_start, starts))
@@ -54,6 +51,11 @@ async def sample_batch(
     inputs = writes.all_pending()
     begun = writes.start(at_once(lambda item: begin(item[1], item[0]), runs.items()))
     batch = RunBatch(restored)
+    # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
+    if any(member.left for member in restored):
+        for model in these[0].job.models:
+            await load_model(model, these[0].model_keys)
+    clock.lap("load model")
     restored_steps, _ = batch.steps_done()
     report_step(*batch.steps_done())
     shown = Shown(batch)

@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import shape_of
 from prefect_regional_diffusion.sampling_core.solvers.base import Solver, check_memory, memory_specs
@@ -78,9 +78,9 @@ class Sequential:
         return self._ends[-1] if self._ends else 0
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (words for stage in self.stages for words in stage.planned.setting.guidance.words)
+        used = (key for stage in self.stages for key in stage.planned.setting.guidance.prompt_keys)
         return tuple(dict.fromkeys(used))
 
     def begin(self) -> Walk:

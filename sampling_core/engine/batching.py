@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, Row
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey, Row
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, Layout, stack
+from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import Prediction, Query
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, Latent, RowEmbeddings, Rows
-
-
-@runtime_checkable
-class Network(Protocol):
-    """A denoiser: answers a batch of rows, each at its own level, with denoised predictions."""
-
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows: ...
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run is evaluated with: networks by model, encoded prompts by model and prompt."""
+    """What a run is evaluated with: denoisers by model, and encoded prompts, each of one row."""
 
-    networks: Mapping[str, Network]
-    embeddings: Mapping[str, Mapping[str, Embedding]]
+    networks: Mapping[str, Denoiser]
+    conditionings: Mapping[PromptKey, Conditioning]
     max_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
     room: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
@@ -46,7 +41,7 @@ class Count(NamedTuple):
 
 
 def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
-    """One guided prediction per query, from the distinct rows in one forward per model and shape of latent.
+    """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
     Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
     prompt share that row. Forwards that exceed `max_rows`, or for which memory does not suffice, are split.
@@ -57,9 +52,10 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
         distinct.setdefault(_identity(row), row)
     answers: dict[_Identity, Latent] = {}
     total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
-    groups: dict[tuple[str, torch.Size], dict[_Identity, Row]] = {}
+    groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        groups.setdefault((row.model, row.x.shape[1:]), {})[identity] = row
+        kind = (row.prompt.model, row.x.shape[1:], using.conditionings[row.prompt].layout)
+        groups.setdefault(kind, {})[identity] = row
     for group in groups.values():
         found, count = _answered(list(group.values()), using)
         answers |= dict(zip(group, found, strict=True))
@@ -71,12 +67,12 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
     return guided, total
 
 
-_Identity = tuple[int, Level, str, str]
+_Identity = tuple[int, Level, PromptKey]
 
 
 def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.level, row.model, row.prompt
+    return id(row.x), row.level, row.prompt
 
 
 def _pictures(rows: Iterable[Row]) -> int:
@@ -84,19 +80,19 @@ def _pictures(rows: Iterable[Row]) -> int:
 
 
 def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count]:
-    """The denoised latents of rows of one model and shape. A row of n pictures is n rows to the network."""
+    """The denoised latents of rows of one model and of inputs of one shape. A row of n pictures is n network rows."""
     pictures = [row.x.shape[0] for row in rows]
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
-    encoded = using.embeddings[rows[0].model]
-    words = torch.cat([encoded[row.prompt].expand(n, -1, -1) for row, n in zip(rows, pictures, strict=True)])
-    network, kind = using.networks[rows[0].model], (rows[0].model, x.shape[1:])
+    told = stack([using.conditionings[row.prompt].repeated(n) for row, n in zip(rows, pictures, strict=True)])
+    model = rows[0].prompt.model
+    network, kind = using.networks[model], (model, x.shape[1:])
     most = min(using.max_rows or len(x), using.room.get(kind, len(x)))
     parts, at = list[Rows](), 0
     while at < len(x):
         part = slice(at, at + most)
         try:
-            parts.append(network(x[part], levels[part], words[part]))
+            parts.append(network(x[part], levels[part], told.rows(part)))
             at += most
         except torch.OutOfMemoryError:
             if most == 1:

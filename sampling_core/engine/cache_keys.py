@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
@@ -41,22 +42,22 @@ def state_name(chapters: Sequence[Named], step: int) -> str:
     return f"{chapter.name}/{step:05d}"
 
 
-def named(chapters: Sequence[Chapter], context: object, fingerprints: Mapping[str, str]) -> tuple[Named, ...]:
-    """Names (SHA-256, hex) of a run's chapters. `fingerprints` are of the weights, by model.
+def named(chapters: Sequence[Chapter], context: object, models: Mapping[str, ModelKey]) -> tuple[Named, ...]:
+    """Names (SHA-256, hex) of a run's chapters. `models` are by the names that the run has for them.
 
     `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
     """
     name, found = content_hash(context), list[Named]()
     digests: dict[int, str] = {}
     for first, values in chapters:
-        name = content_hash([name, first, _told(values, fingerprints, digests)])
+        name = content_hash([name, first, _told(values, models, digests)])
         found.append(Named(first, name))
     return tuple(found)
 
 
-def _told(value: object, fingerprints: Mapping[str, str], digests: dict[int, str]) -> Any:
+def _told(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]) -> Any:
     """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
-    told = partial(_told, fingerprints=fingerprints, digests=digests)
+    told = partial(_told, models=models, digests=digests)
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -66,7 +67,7 @@ def _told(value: object, fingerprints: Mapping[str, str], digests: dict[int, str
                 digests[id(value)] = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
             return [str(value.dtype), list(value.shape), digests[id(value)]]
         case Guidance():
-            model = fingerprints.get(value.model, value.model)
+            model = models[value.model].digest if value.model in models else value.model
             return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
         case ModelLevels():
             return _levels(value)

@@ -11,8 +11,8 @@ from prefect_regional_diffusion.sampling_core.solvers.base import Prediction, Qu
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-class Words(NamedTuple):
-    """A prompt, as the model understands it that it is for."""
+class PromptKey(NamedTuple):
+    """A prompt and the model whose text encoders read it."""
 
     model: str
     prompt: str
@@ -23,8 +23,7 @@ class Row(NamedTuple):
 
     x: Latent
     level: Level
-    prompt: str
-    model: str
+    prompt: PromptKey
 
 
 class Guidance(NamedTuple):
@@ -45,14 +44,14 @@ class Guidance(NamedTuple):
         return (self.negative, self.positive)
 
     @property
-    def words(self) -> tuple[Words, ...]:
-        """The same with the model whose encoder reads them."""
-        return tuple(Words(self.model, prompt) for prompt in self.prompts)
+    def prompt_keys(self) -> tuple[PromptKey, ...]:
+        """The same with the model whose text encoders read them."""
+        return tuple(PromptKey(self.model, prompt) for prompt in self.prompts)
 
     def expand(self, query: Query) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, prompt, self.model) for prompt in prompts]
+        return [Row(query.x, query.level, PromptKey(self.model, prompt)) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> Prediction:
         """The guided prediction from the answers to `expand`, in its order."""

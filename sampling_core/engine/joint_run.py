@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -70,9 +70,9 @@ class Plan:
         return next((step for step in range(self.steps) if set(self.active(step)) != {0}), self.steps)
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (p.guidance.words for step in range(self.steps) for p, _ in self.active(step).values())
+        used = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
         return tuple(dict.fromkeys(words for several in used for words in several))
 
     def stage(self, step: int) -> Stage:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state as written
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise
@@ -40,7 +40,7 @@ class Joint:
         return self.plan.base_only_steps
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         return self.plan.prompts
 
     def begin(self) -> State:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -31,7 +31,7 @@ class SamplingRun(Protocol[S]):
         ...
 
     @property
-    def prompts(self) -> tuple[Words, ...]:
+    def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that are evaluated, in order of first use."""
         ...
 

@@ -3,12 +3,12 @@ transformers, whose import takes seconds and whose tokenizers read more files th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from prefect_regional_diffusion.sampling_core.models.family import Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import Token, TokenizerFiles, read_tokenizer
 
@@ -16,15 +16,6 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 """How CLIP's tokenizer takes a text apart before it spells the parts (Radford et al. 2021, as in transformers)."""
 _BEGIN_AND_END = 2
 """Tokens that are put around each prompt."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A prompt's tokens, begin and end not counted; the model reads `most` of them, which is the text up to `end`."""
-
-    tokens: int
-    most: int
-    end: int
 
 
 class PromptTokenizer:
@@ -35,17 +26,21 @@ class PromptTokenizer:
         self.length = length
         self._begin, self._end, self._padding = begin, end, padding
 
+    @property
+    def most(self) -> int:
+        """Tokens of a prompt that are read, begin and end not counted."""
+        return self.length - _BEGIN_AND_END
+
     def ids(self, prompt: str) -> list[int]:
         """What the text encoder is given: begin, as much of the prompt as there is room for, end, padding."""
-        inner = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.length - _BEGIN_AND_END]
+        inner = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.most]
         used = [self._begin, *inner, self._end]
         return used + [self._padding] * (self.length - len(used))
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""
         spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
-        most = self.length - _BEGIN_AND_END
-        return Reading(len(spans), most, spans[most - 1][1] if len(spans) > most else len(prompt))
+        return Reading(len(spans), self.most, spans[self.most - 1][1] if len(spans) > self.most else len(prompt))
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that are no token of their own."""

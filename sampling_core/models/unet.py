@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, Prediction
-from prefect_regional_diffusion.sampling_core.tensors.types import RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
 class UNetDenoiser:
@@ -20,14 +21,14 @@ class UNetDenoiser:
         self._levels = levels
 
     @torch.inference_mode()
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         network_dtype, device = self._unet.dtype, self._unet.device
         sigma = torch.tensor([level.sigma for level in levels], dtype=torch.float32)[:, None, None, None].to(x.device)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         output: Tensor = self._unet(
             scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
             timesteps,
-            encoder_hidden_states=embeddings.to(device, network_dtype),
+            encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, network_dtype),
             return_dict=False,
         )[0]
         return denoised(x, output.to(x.device, torch.float32), sigma, self._levels.prediction).clone()

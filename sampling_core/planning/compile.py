@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
-
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
 from prefect_regional_diffusion.sampling_core.schedules import is_whole
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Embedding, Latent, Mask, RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask, Rows
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 
 _WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
@@ -78,7 +77,7 @@ class Cost:
 class _NoNetwork:
     """Answers every query with its own input: the loop runs, and nothing is computed."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         return x
 
 
@@ -88,10 +87,8 @@ def cost(run: SamplingRun[Any], max_rows: int | None = None, most: float = math.
     It ends with the step in which the evaluations become more than `most`.
     """
     run = run.noiseless()
-    embeddings: dict[str, dict[str, Embedding]] = {}
-    for words in run.prompts:
-        embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
-    using = Networks(dict.fromkeys(embeddings, _NoNetwork()), embeddings, max_rows)
+    models = {key.model for key in run.prompts}
+    using = Networks(dict.fromkeys(models, _NoNetwork()), dict.fromkeys(run.prompts, Conditioning({})), max_rows)
     per_step: list[Count] = []
     evaluations = 0
     for _, count in iterate(run, run.begin(), using):

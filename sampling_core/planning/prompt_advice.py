@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
-from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
+from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 
 _LAST_WORDS = 6
@@ -18,27 +18,27 @@ _LONGEST = 60
 
 class _Prompt(NamedTuple):
     field: str
-    words: Words
+    key: PromptKey
 
 
-def prompt_warnings(job: RenderJob, used: Collection[Words], folders: Mapping[str, ModelFolder]) -> list[str]:
+def prompt_warnings(job: RenderJob, used: Collection[PromptKey], models: Mapping[str, Checkpoint]) -> list[str]:
     """One line for each prompt that is too long for its model, and for each with words that the embedded one lacks.
 
     `used` are the prompts of the job's run; what it leaves out, such as negative prompts without guidance, is
-    nobody's loss. `folders` are by model.
+    nobody's loss. `models` are by name.
     """
     found: list[str] = []
-    for field, words in _prompts(job):
-        if words in used:
-            tokenizer = folders[words.model].tokenizer
-            read = tokenizer.reading(words.prompt)
+    for field, key in _prompts(job):
+        if key in used:
+            model = models[key.model]
+            read = model.reading(key.prompt)
             if read.tokens > read.most:
-                last = one_line(" ".join(words.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
+                last = one_line(" ".join(key.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
                 found.append(
                     f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
                     f'"... {last}", and ignores the rest'
                 )
-            unknown = tokenizer.unknown_words(words.prompt) if folders[words.model].path == EMBEDDED else []
+            unknown = model.unknown_words(key.prompt) if model.path == EMBEDDED else []
             if unknown:
                 number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
                 shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
@@ -56,4 +56,4 @@ def _prompts(job: RenderJob) -> list[_Prompt]:
             prompts.append(("negative_prompt", model, job.negative_prompt))
         else:
             prompts.append((f"regions.{i}.negative_prompt", model, negative))
-    return list(dict.fromkeys(_Prompt(field, Words(model, prompt)) for field, model, prompt in prompts))
+    return list(dict.fromkeys(_Prompt(field, PromptKey(model, prompt)) for field, model, prompt in prompts))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Network, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, state_name
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding, RowEmbeddings, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
 class Story(NamedTuple):
@@ -48,7 +49,7 @@ class _Counting:
     def __init__(self) -> None:
         self.most_rows = 0
 
-    def __call__(self, x: Rows, levels: Sequence[Level], embeddings: RowEmbeddings) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         self.most_rows = max(self.most_rows, len(x))
         return x
 
@@ -95,8 +96,7 @@ def _newest(story: Story, kept: dict[str, dict[str, Tensor]]) -> Any:
     return story.run.begin()
 
 
-def _using(stories: Sequence[Story], network: Network, max_rows: int | None) -> Networks:
-    embeddings: dict[str, dict[str, Embedding]] = {}
-    for words in (words for story in stories for words in story.run.prompts):
-        embeddings.setdefault(words.model, {})[words.prompt] = torch.zeros(1, 1, 1)
-    return Networks(dict.fromkeys(embeddings, network), embeddings, max_rows)
+def _using(stories: Sequence[Story], network: Denoiser, max_rows: int | None) -> Networks:
+    prompts = {key for story in stories for key in story.run.prompts}
+    models = {key.model for key in prompts}
+    return Networks(dict.fromkeys(models, network), dict.fromkeys(prompts, Conditioning({})), max_rows)

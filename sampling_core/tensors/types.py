@@ -1,7 +1,7 @@
 """Tensor types. Axis names are spelled here only.
 
-Axes: `b` pictures, `c` latent channels, `h w` latent cells, `r` network rows, `t d` text tokens and
-features, `H W` pixels of the canvas, `photo_H photo_W` pixels of a file.
+Axes: `b` pictures, `c` latent channels, `h w` latent cells, `r` network rows, `H W` pixels of the canvas,
+`photo_H photo_W` pixels of a file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 Latent = Float[Tensor, "b c h w"]
-"""A latent in model space (already multiplied by the autoencoder's scaling factor)."""
+"""A latent in model space (the autoencoder's, shifted and scaled)."""
 
 LatentMask = Float[Tensor, "b 1 h w"]
 """A mask for each picture, the same for all channels of its latent."""
@@ -33,14 +33,8 @@ MaskStack = Float[Tensor, "masks 1 stack_H stack_W"]
 ResizedMasks = Float[Tensor, "masks 1 resized_H resized_W"]
 """The same masks at another size."""
 
-Embedding = Float[Tensor, "1 t d"]
-"""One encoded prompt."""
-
 Rows = Float[Tensor, "r c h w"]
 """A batch of network inputs or outputs."""
-
-RowEmbeddings = Float[Tensor, "r t d"]
-"""The encoded prompts that belong to a batch of rows."""
 
 Pixels = UInt8[Tensor, "b H W 3"]
 """Finished pictures, 8-bit RGB."""

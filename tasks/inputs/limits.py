@@ -46,6 +46,13 @@ def check_limits(job: RenderJob) -> None:
     )
 
 
+def check_canvas(job: RenderJob, multiple: int) -> None:
+    """Raise BadInput for a canvas of a size that the model has no latents for."""
+    for name, pixels in (("width", job.width), ("height", job.height)):
+        if pixels % multiple:
+            raise BadInput(name, pixels, f"a multiple of {multiple}, for the model {job.model}")
+
+
 def check_latents(job: RenderJob, cell: int, channels: int) -> None:
     """Raise BadInput for a model with latents too large for the job: `cell` pixels a latent cell, so many channels.
 

@@ -13,7 +13,8 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder, open_folder
+from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.tasks.machine.settings import ANYWHERE, settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -53,7 +54,7 @@ def image_place(field: str, name: str) -> str:
     return _inside(field, name, settings().roots, allowed)
 
 
-def open_model(name: str, field: str = "model") -> ModelFolder:
+def open_model(name: str, field: str = "model") -> Checkpoint:
     """A model folder under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
     if name == "embedded":
         return open_folder(name)

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     store_block: str | None = Field(None, description="Prefect Secret block with fsspec options of the store, as JSON")
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
+    keep_text_encoders: bool = Field(True, description="Whether they stay in memory once prompts are encoded")
     chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
     keep: Keep = Field(
         "forks",

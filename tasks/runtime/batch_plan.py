@@ -44,5 +44,5 @@ def _models(one: NamedJob) -> tuple[str, ...]:
 def _story(prepared: Prepared) -> Story:
     # The latent of a start image is not known yet: jobs that start from others share nothing.
     start = None if prepared.job.start_image is None else prepared.mask_hash
-    context = [prepared.fingerprints[prepared.job.model], start]
-    return Story(prepared.run.noiseless(), named(prepared.run.chapters(), context, prepared.fingerprints))
+    context = [prepared.model_keys[prepared.job.model].digest, start]
+    return Story(prepared.run.noiseless(), named(prepared.run.chapters(), context, prepared.model_keys))

@@ -15,7 +15,9 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
-from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder, check_alike
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
+from prefect_regional_diffusion.sampling_core.models.folder import check_alike
+from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning, meaning
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
 from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
@@ -24,11 +26,17 @@ from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
-from prefect_regional_diffusion.tasks.inputs.limits import check_drawn, check_evaluations, check_latents, check_limits
+from prefect_regional_diffusion.tasks.inputs.limits import (
+    check_canvas,
+    check_drawn,
+    check_evaluations,
+    check_latents,
+    check_limits,
+)
 from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
-FORMAT = 8
+FORMAT = 9
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 
@@ -36,22 +44,22 @@ FORMAT = 8
 class Prepared:
     """A job that is known to be drawable. `job_hash` names its meaning, `mask_hash` that of its masks and pictures.
 
-    `folders` and `fingerprints` are by model; `digests` are of all files that it names, weights among them, by path;
+    `folders` and `model_keys` are by model; `digests` are of all files that it names, weights among them, by path;
     `inputs` is what is kept of its images, by name; `of_images` are warnings of these.
     """
 
     job: RenderJob
     job_hash: str
     mask_hash: str
-    fingerprints: dict[str, str]
+    model_keys: dict[str, ModelKey]
     digests: dict[str, str]
-    folders: dict[str, ModelFolder]
+    folders: dict[str, Checkpoint]
     inputs: dict[str, Tensor]
     of_images: list[str]
     run: SamplingRun[Any]
 
     @property
-    def folder(self) -> ModelFolder:
+    def folder(self) -> Checkpoint:
         """The job's own model."""
         return self.folders[self.job.model]
 
@@ -64,24 +72,16 @@ class Prepared:
         return savings(self.run, self.cost.shared_rows)
 
     def warnings(self) -> list[str]:
-        found = warnings(self.job, self.run, self.folder.trained_pixels)
+        found = warnings(self.job, self.run, self.folder.facts.trained_pixels)
         return [*found, *self.of_images, *prompt_warnings(self.job, self.run.prompts, self.folders)]
 
     def memory_bytes(self) -> int:
-        """A rough estimate of the peak: weights, and the larger of one forward and the decoding.
-
-        The embedded model keeps 14 first-level maps alive in a forward and 5.5 in the decoder (tensors
-        counted while it ran). Larger models have attention and more layers on that level, so the
-        factors here are higher; expect the right order of magnitude and no more.
-        """
+        """A rough estimate of the peak: weights, and the larger of one forward and the decoding."""
         bytes_per_value = torch.finfo(settings().torch_dtype()).bits // 8
-        cells = (self.job.height // self.folder.cell) * (self.job.width // self.folder.cell)
-        # Feature maps alive at once in one forward (per row) and in the decoder, in units of the first level's map.
-        forward = self.cost.most_rows * cells * self.folder.unet_channels * 24
-        decoding = self.job.height * self.job.width * self.folder.vae_channels * 8
+        working = self.folder.working_numbers(canvas_of(self.job), self.cost.most_rows)
         # Files may be stored narrower or wider than they are used: count values, not bytes.
         weights = sum(folder.numbers for folder in self.folders.values())
-        return (weights + max(forward, decoding)) * bytes_per_value
+        return (weights + working) * bytes_per_value
 
 
 @lru_cache(maxsize=1)
@@ -96,32 +96,33 @@ def prepare(job: RenderJob) -> Prepared:
     check_limits(job)
     named = {"model": job.model}
     named |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
-    folders: dict[str, ModelFolder] = {}
+    folders: dict[str, Checkpoint] = {}
     for field, name in named.items():
         if name not in folders:
             folders[name] = open_model(name, field)
-    check_alike(named, folders)
-    folder = folders[job.model]
-    check_latents(job, folder.cell, folder.latent_channels)
-    fingerprints = {name: other.fingerprint() for name, other in folders.items()}
+    check_alike(named, folders, canvas_of(job))
+    facts = folders[job.model].facts
+    check_canvas(job, facts.pixel_multiple)
+    check_latents(job, facts.vae_scale_factor, facts.latent_channels)
+    model_keys = {name: ModelKey(other.fingerprint()) for name, other in folders.items()}
     files = read_image_files(job)
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
-    digests = {**files.digests, **fingerprints}
+    digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}}
     means = meaning(job, digests)
     drawn = [(mask_meaning(mask, digests), mask_size(job, mask.field)) for mask in job.drawn_masks()]
     pictures = [means.get("start"), means.get("protect")]
-    mask_means = [FORMAT, job.composition, drawn, pictures, job.width, job.height, folder.cell]
-    inputs = _inputs(job, files, folder.cell)
+    mask_means = [FORMAT, job.composition, drawn, pictures, job.width, job.height, facts.vae_scale_factor]
+    inputs = _inputs(job, files, facts.vae_scale_factor)
     prepared = Prepared(
         job=job,
         job_hash=content_hash(means),
         mask_hash=content_hash(mask_means),
-        fingerprints=fingerprints,
+        model_keys=model_keys,
         digests=digests,
         folders=folders,
         inputs=inputs,
         of_images=image_warnings(job, files.photos),
-        run=composed(job, folders, inputs, empty_latent(job, folder)),
+        run=composed(job, folders, inputs, empty_latent(job, folders[job.model])),
     )
     check_evaluations("job", prepared.cost.evaluations)
     return prepared
@@ -140,17 +141,23 @@ def _inputs(job: RenderJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:
     return inputs
 
 
-def empty_latent(job: RenderJob, folder: ModelFolder) -> Latent:
+def canvas_of(job: RenderJob) -> Canvas:
+    return Canvas(job.width, job.height)
+
+
+def empty_latent(job: RenderJob, folder: Checkpoint) -> Latent:
     """The latent [b, c, h, w] of a job that starts from noise alone."""
-    return torch.zeros(job.pictures, folder.latent_channels, job.height // folder.cell, job.width // folder.cell)
+    facts = folder.facts
+    rows, columns = job.height // facts.vae_scale_factor, job.width // facts.vae_scale_factor
+    return torch.zeros(job.pictures, facts.latent_channels, rows, columns)
 
 
 def composed(
-    job: RenderJob, folders: Mapping[str, ModelFolder], inputs: Mapping[str, Tensor], clean: Latent
+    job: RenderJob, folders: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor], clean: Latent
 ) -> SamplingRun[Any]:
     """The run of a job, from what was made of its images and the latent that it starts with."""
     masks = [inputs[f"{i}"] for i in range(len(job.drawn_masks()))]
     protected = inputs.get("protected")
-    lattice = None if protected is None else to_lattice(protected, folders[job.model].cell)
-    levels = {name: folder.levels for name, folder in folders.items()}
+    lattice = None if protected is None else to_lattice(protected, folders[job.model].facts.vae_scale_factor)
+    levels = {name: folder.noise_schedule(canvas_of(job)) for name, folder in folders.items()}
     return compose(job, levels, clean, masks, lattice)

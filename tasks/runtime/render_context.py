@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, named, state_name
-from prefect_regional_diffusion.sampling_core.engine.guidance import Words
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.models.folder import ModelFolder
-from prefect_regional_diffusion.sampling_core.models.loading import Model
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
+from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
-from prefect_regional_diffusion.sampling_core.tensors.types import Embedding
+from prefect_regional_diffusion.tasks import load_model as loading
 from prefect_regional_diffusion.tasks.inputs.file_names import told_files
 from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
-from prefect_regional_diffusion.tasks.load_model import loaded
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
@@ -37,8 +37,8 @@ class Run:
 
     def __init__(self, prepared: Prepared, store_url: str) -> None:
         self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
-        self.fingerprints: dict[str, str] = prepared.fingerprints
-        """Of the weights, by model."""
+        self.model_keys: dict[str, ModelKey] = prepared.model_keys
+        """By model."""
         self.files: dict[str, dict[str, Any]] = told_files(prepared.job, prepared.digests)
         """Name and SHA-256 of each file that the job names, by field."""
         self.numerics = numerics()
@@ -62,8 +62,8 @@ class Run:
     @cached_property
     def chapters(self) -> tuple[Named, ...]:
         """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
-        context = [FORMAT, self.numerics, self.fingerprints[self.job.model]]
-        return named(self.composition.chapters(), context, self.fingerprints)
+        context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
+        return named(self.composition.chapters(), context, self.model_keys)
 
     def folder_of(self, chapter: Named) -> Folder:
         """Where a chapter's states are."""
@@ -78,7 +78,7 @@ class Run:
         return Store(self.store_url)
 
     @cached_property
-    def folders(self) -> dict[str, ModelFolder]:
+    def folders(self) -> dict[str, Checkpoint]:
         return {name: open_model(name) for name in self.job.models}
 
     @property
@@ -107,7 +107,7 @@ class Run:
     @property
     def start_key(self) -> TensorKey:
         """Key of the start image's latent."""
-        return keys.start(content_hash([self._mask_hash, self.fingerprints[self.job.model], self.numerics]))
+        return keys.start(content_hash([self._mask_hash, self.model_keys[self.job.model].digest, self.numerics]))
 
     @property
     def start_specs(self) -> Specs:
@@ -116,27 +116,35 @@ class Run:
             "latent": TensorSpec(torch.float32, (1, *empty_latent(self.job, self.folders[self.job.model]).shape[1:]))
         }
 
-    def model(self, name: str) -> Model:
-        """A model of the job, loaded."""
-        return loaded(self.folders[name], self.fingerprints[name], self.fingerprints.values())
+    def text_encoder(self, name: str) -> TextEncoder:
+        """The text encoders of one of the job's models, loaded."""
+        return loading.text_encoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
-    def prompt_key(self, words: Words) -> TensorKey:
+    def denoiser(self, name: str) -> Denoiser:
+        """The denoiser of one of the job's models, loaded."""
+        return loading.denoiser(self.folders[name], self.model_keys[name], self.model_keys.values())
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder of the job's own model, loaded."""
+        name = self.job.model
+        return loading.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
+
+    def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt."""
-        return keys.prompt(content_hash([FORMAT, self.fingerprints[words.model], self.numerics, words.prompt]))
+        return keys.prompt(content_hash([FORMAT, self.model_keys[prompt.model].digest, self.numerics, prompt.prompt]))
 
-    def prompt_specs(self, words: Words) -> Specs:
-        """What is stored there: `embedding` [1, tokens, features]. The prompt's model is loaded for that."""
-        return {"embedding": TensorSpec(torch.float32, self.model(words.model).embedding_shape)}
+    def prompt_specs(self, prompt: PromptKey) -> Specs:
+        """What is stored there: the tensors of a conditioning."""
+        return self.folders[prompt.model].conditioning_specs
 
     @cached_property
-    def embeddings(self) -> dict[str, dict[str, Embedding]]:
-        """All encoded prompts of the run, by model. Raises StoreError if one is nowhere."""
-        encoded: dict[str, dict[str, Embedding]] = {}
-        for words in self.composition.prompts:
-            key = self.prompt_key(words)
-            found = self._remembered.get(key) or self._read(key, self.prompt_specs(words))
-            encoded.setdefault(words.model, {})[words.prompt] = found["embedding"]
-        return encoded
+    def conditionings(self) -> dict[PromptKey, Conditioning]:
+        """All encoded prompts of the run. Raises StoreError if one is nowhere."""
+        return {
+            prompt: Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
+            for prompt in self.composition.prompts
+        }
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:
         return self._remembered.get(key) or self._read(key, specs)

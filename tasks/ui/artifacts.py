@@ -152,8 +152,7 @@ def preview(members: Sequence[RunProgress]) -> Image.Image:
         room -= latent.shape[2] * latent.shape[3]
         if pictures and room < 0:
             break
-        model = member.run.model(member.run.job.model)
-        pictures.append(Image.fromarray(model.decode(latent)[0].numpy()))
+        pictures.append(Image.fromarray(member.run.autoencoder.decode(latent)[0].numpy()))
     if len(pictures) == 1:
         return pictures[0]
     columns = math.isqrt(len(pictures) - 1) + 1

@@ -17,11 +17,13 @@ from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage,
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells, Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
 from prefect_regional_diffusion.sampling_core.solvers import Query
+from tests.problems import conditionings
 from tests.recordings import SCALING, Case, Recordings
 
 CHANNELS = 4
@@ -51,7 +53,10 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
 
 
 def using(recordings: Recordings) -> Networks:
-    return Networks(networks(recordings.folder), dict.fromkeys(LEVELS, recordings.conditionings))
+    told: dict[PromptKey, Conditioning] = {}
+    for model in LEVELS:
+        told |= conditionings(recordings.conditionings, model)
+    return Networks(networks(recordings.folder), told)
 
 
 def walked(

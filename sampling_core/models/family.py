@@ -1,0 +1,195 @@
+"""The boundary between this project and models: what a family of models has to bring, and nothing else is known of it.
+
+A family (Stable Diffusion, say) opens files as a `Checkpoint`. That knows its `Facts` without weights, and loads its
+three parts separately: text encoders, denoiser, autoencoder. Latents are spatial [b, c, h, w] everywhere outside a
+family; packing, position ids, time conventions and signs stay inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, Prediction
+from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Photo, Pixels, Rows
+
+Part = Literal["text_encoder", "denoiser", "autoencoder"]
+"""What is loaded and let go by itself. Several text encoders of one model are one part."""
+
+
+class Canvas(NamedTuple):
+    """The size of a picture in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class LatentAffine:
+    """How model space lies in the autoencoder's: `model = (autoencoder - shift) * scale`.
+
+    One number for all channels, or one for each.
+    """
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...] = (0.0,)
+
+    def __str__(self) -> str:
+        scale, shift = (" ".join(f"{value:g}" for value in values) for values in (self.scale, self.shift))
+        return f"scale {scale}, shift {shift}"
+
+    def to_model(self, latent: Latent) -> Latent:
+        """A latent [b, c, h, w] of the autoencoder, as the denoiser knows it."""
+        moved = latent - _by_channel(self.shift, latent) if any(self.shift) else latent
+        return moved * _by_channel(self.scale, latent)
+
+    def to_autoencoder(self, latent: Latent) -> Latent:
+        """A latent [b, c, h, w] of the denoiser, as the autoencoder knows it."""
+        scaled = latent / _by_channel(self.scale, latent)
+        return scaled + _by_channel(self.shift, latent) if any(self.shift) else scaled
+
+
+def _by_channel(values: tuple[float, ...], latent: Latent) -> float | torch.Tensor:
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=latent.dtype, device=latent.device)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before its weights are read."""
+
+    family: str
+    """The name that people know it by."""
+    latent_channels: int
+    vae_scale_factor: int
+    """Pixels per latent cell, in each direction."""
+    pixel_multiple: int
+    """Width and height of a picture are multiples of this."""
+    latent_affine: LatentAffine
+    prediction_type: Prediction
+    prompt_tokens: int
+    """Tokens of a prompt that are read, begin and end not counted."""
+    trained_pixels: int
+    """Edge of the canvases that the model was trained on."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt's tokens, begin and end not counted; the model reads `most` of them, which is the text up to `end`."""
+
+    tokens: int
+    most: int
+    end: int
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """All text encoders of a model, loaded."""
+
+    def encode(self, prompt: str) -> Conditioning:
+        """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network that answers a batch of rows, each at its own level, with denoised predictions."""
+
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows: ...
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Between pictures and latents in model space, in both directions."""
+
+    def encode(self, picture: Photo) -> Latent:
+        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
+        ...
+
+    def decode(self, latent: Latent) -> Pixels:
+        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError for values without end."""
+        ...
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """A model whose files were checked and whose weights are not in memory."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def files(self) -> ModelFiles:
+        """All that is read of it."""
+        ...
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in all weights."""
+        ...
+
+    @property
+    def conditioning_specs(self) -> Specs:
+        """Names, types and shapes [1, ...] of an encoded prompt."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is read: two models with the same one draw the same pictures."""
+        ...
+
+    def noise_schedule(self, canvas: Canvas) -> ModelLevels:
+        """The noise levels that the model knows for pictures of this size; families of flow models shift them by it."""
+        ...
+
+    def working_numbers(self, canvas: Canvas, rows: int) -> int:
+        """Roughly how many numbers are in memory beside the weights: in a forward of so many rows, or in decoding."""
+        ...
+
+    def reading(self, prompt: str) -> Reading:
+        """How much of a prompt the model reads."""
+        ...
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt, each once, that its tokenizer has to spell."""
+        ...
+
+    def check_weights(self, part: Part) -> None:
+        """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""
+        ...
+
+    def load_text_encoder(self, device: str, dtype: torch.dtype) -> TextEncoder:
+        """Read the text encoders' weights, and no others. Raises ModelError."""
+        ...
+
+    def load_denoiser(self, device: str, dtype: torch.dtype) -> Denoiser:
+        """Read the denoiser's weights, and no others. Raises ModelError."""
+        ...
+
+    def load_autoencoder(self, device: str, dtype: torch.dtype) -> Autoencoder:
+        """Read the autoencoder's weights, and no others. Raises ModelError."""
+        ...
+
+
+@runtime_checkable
+class Family(Protocol):
+    """Models that are opened and loaded in one way."""
+
+    def __call__(self, path: Path, files: ModelFiles) -> Checkpoint:
+        """Check a diffusers folder of this family: its configurations, and what its weight files hold.
+
+        Raises ModelError for a folder that is not supported.
+        """
+        ...

@@ -1,0 +1,38 @@
+"""diffusers' AutoencoderKL between pictures and latents in model space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Photo, Pixels
+
+
+class KLAutoencoder:
+    """A loaded autoencoder; latents outside it are in model space."""
+
+    def __init__(self, vae: Any, affine: LatentAffine) -> None:
+        self._vae = vae
+        self._affine = affine
+
+    @torch.inference_mode()
+    def encode(self, picture: Photo) -> Latent:
+        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
+        vae = self._vae
+        pixels = (picture.float() / 127.5 - 1).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
+        return self._affine.to_model(vae.encode(pixels).latent_dist.mean.float().cpu())
+
+    @torch.inference_mode()
+    def decode(self, latent: Latent) -> Pixels:
+        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError for values without end."""
+        vae = self._vae
+        clean = self._affine.to_autoencoder(latent).to(vae.device, vae.dtype)
+        pictures = vae.decode(clean, return_dict=False)[0].float().cpu()
+        if not bool(pictures.isfinite().all()):
+            raise ModelError(
+                "REGIONAL_DTYPE", str(vae.dtype), "a wider type (the picture has values that are not finite)"
+            )
+        return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
