@@ -15,8 +15,8 @@ from prefect import task
 from prefect_regional_diffusion.flows.render import render as render_flow
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
+from prefect_regional_diffusion.tasks.machine.step_listener import listener
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.ui.step_listener import listener
 
 StepListener = Callable[[int, int], None]
 """Is called after each step with the number of finished steps and of all steps."""

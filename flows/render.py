@@ -22,8 +22,8 @@ from prefect_regional_diffusion.tasks.inputs.file_names import told_job
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
+from prefect_regional_diffusion.tasks.runtime.retention import finish
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.retention import finish
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 make_logs_plain()

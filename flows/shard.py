@@ -22,9 +22,10 @@ from prefect_regional_diffusion.tasks.check_jobs import prepare_all
 from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.save_images import is_drawn, keep_pictures
+from prefect_regional_diffusion.tasks.runtime.rendered_images import is_drawn
+from prefect_regional_diffusion.tasks.runtime.retention import Known, finish, known_of
+from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.retention import Known, finish, known_of
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 _PICTURES = 8

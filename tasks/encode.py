@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
-from prefect_regional_diffusion.tasks.load_model import let_go
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
+from prefect_regional_diffusion.tasks.runtime.model_cache import let_go
 from prefect_regional_diffusion.tasks.runtime.render_context import Run, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write_all

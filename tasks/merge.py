@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
-from prefect_regional_diffusion.tasks.save_images import most_bytes, pictures_of
+from prefect_regional_diffusion.tasks.runtime.rendered_images import most_bytes, pictures_of
 from prefect_regional_diffusion.tasks.storage.keys import OutputKey, output
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
 from prefect_regional_diffusion.tasks.storage.png_files import unpacked

@@ -3,103 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.storage.keys import TensorKey
+from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.ui.step_listener import report_step
-
-
-class Chunk(NamedTuple):
-    """Sampled steps and what they cost."""
-
-    steps: int
-    cost: Count
-    seconds: float
-
 
 Inputs = asyncio.Future[Any]
 """Done when masks, prompts and start images are durable."""
-
-
-class RunBatch:
-    """Runs, at least one, that are sampled together: they use the same models, and each has a state of its own.
-
-    Every run that is not finished takes a step at a time. Steps of the batch are counted from 1 as those of the run
-    that has the most of them left: of one run alone they are its own.
-    """
-
-    def __init__(self, members: Sequence[RunProgress]) -> None:
-        # One thread replaces the members; others, which show them, may look at them meanwhile.
-        self.members = tuple(members)
-
-    @cached_property
-    def _networks(self) -> Networks:
-        """The networks, with what was found of their memory: a forward that was too large is not tried again."""
-        runs = [member.run for member in self.members]
-        conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
-        networks = {name: run.denoiser(name) for run in runs for name in run.job.models}
-        return Networks(networks, conditionings, settings().max_rows)
-
-    @property
-    def _slowest(self) -> RunProgress:
-        return max(self.members, key=lambda member: member.left)
-
-    @property
-    def done(self) -> int:
-        """Finished steps."""
-        return self._slowest.done
-
-    @property
-    def base_only_steps(self) -> int:
-        """Up to this step, all that take part sample their base alone."""
-        going = [member for member in self.members if member.left]
-        alone = min((member.run.composition.base_only_steps - member.done for member in going), default=0)
-        return self.done + max(alone, 0)
-
-    def ends(self) -> list[int]:
-        """Steps, in order, after which a state is kept: where other jobs can go on, and the last one."""
-        done, last = self.done, self._slowest.run.composition.steps
-        parting = {chapter.first - member.done for member in self.members for chapter in member.run.chapters}
-        ends = {self.base_only_steps, *(done + steps for steps in parting)}
-        return [*sorted(end for end in ends if done < end < last), last]
-
-    def advance(self, steps: int) -> Chunk:
-        """So many steps. Raises StoreError if prompts of a run are nowhere."""
-        started, total = time.monotonic(), Count()
-        for _ in range(steps):
-            going = [i for i, member in enumerate(self.members) if member.left]
-            asked = [
-                Member(member.run.composition, member.state, member.run.state_key(member.done + 1))
-                for member in (self.members[i] for i in going)
-            ]
-            states, count = advance_together(asked, self._networks)
-            moved = dict(zip(going, states, strict=True))
-            self.members = tuple(
-                member.moved_to(moved[i]) if i in moved else member for i, member in enumerate(self.members)
-            )
-            total = total.plus(count)
-            report_step(*self.steps_done())
-        return Chunk(steps, total, time.monotonic() - started)
-
-    def steps_done(self) -> tuple[int, int]:
-        """Steps of all runs together: finished ones, and all."""
-        return (
-            sum(member.done for member in self.members),
-            sum(member.run.composition.steps for member in self.members),
-        )
-
-    def states(self) -> dict[TensorKey, RunProgress]:
-        """The members that have taken a step, by the keys of their present states; equal states once."""
-        return {member.state_key: member for member in self.members if member.done}
 
 
 @task("base-only steps {first}-{last}")

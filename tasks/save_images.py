@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Self
+from collections.abc import Sequence
 
-from pydantic import AfterValidator, model_validator
-
-from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.planning.job_size import finished_bytes, most_pictures
 from prefect_regional_diffusion.tasks.decode import encoded
 from prefect_regional_diffusion.tasks.inputs.file_names import told_job
-from prefect_regional_diffusion.tasks.machine.devices import Devices
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
-from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.rendered_images import Drawn, NamedFile, digest
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.png_files import png_size
-from prefect_regional_diffusion.tasks.storage.records import Digest, Record, read_record
-from prefect_regional_diffusion.tasks.storage.store import Store, most_record_bytes
 
 logger = plain_logger(__name__)
-
-
-class NamedFile(Record):
-    """What a job calls a file, and the SHA-256 of what was in it."""
-
-    name: str
-    sha256: Digest
-
-
-class Drawn(Record):
-    """A finished job.
-
-    `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
-    hold their files' SHA-256. What has another `format` than this code's was drawn by other arithmetic.
-    """
-
-    format: int
-    job: RenderJob
-    files: dict[str, NamedFile]
-    job_hash: Digest
-    model_fingerprint: Digest
-    latents: Annotated[str, AfterValidator(keys.state_of)]
-    run: Annotated[str, AfterValidator(keys.run_of)]
-    pictures: tuple[Annotated[str, AfterValidator(keys.PictureKey)], ...]
-    devices: Devices
-    versions: dict[str, str]
-
-    @model_validator(mode="after")
-    def _as_many_as_drawn(self) -> Self:
-        if len(set(self.pictures)) != len(self.pictures) or len(self.pictures) > most_pictures(self.job):
-            raise ValueError("more pictures than the job has")
-        return self
-
-
-def most_bytes(job: RenderJob) -> int:
-    """Bytes of a job's largest PNG file: pixels that cannot be compressed, and the job in a text chunk."""
-    return 4 * (job.width + 1) * job.height + most_record_bytes()
 
 
 @task("pictures {first}-{last}")
@@ -80,7 +32,7 @@ async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, 
 
 def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
     run = member.run
-    pictures = {keys.picture(_digest(data)): data for data in files}
+    pictures = {keys.picture(digest(data)): data for data in files}
     for key, data in pictures.items():
         run.store.write(key, data)
     drawn = Drawn(
@@ -97,84 +49,3 @@ def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
     )
     # Last, so that what the record names is there.
     run.store.write_json(keys.drawn(run.job_hash), drawn.model_dump(mode="json", exclude_unset=True))
-
-
-def is_drawn(run: Run) -> bool:
-    """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
-    if run.job.start_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
-        return False
-    drawn = _whole(run.store, run.job_hash, run.job)
-    return drawn is not None and drawn.latents == run.state_key(run.composition.steps)
-
-
-def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[Drawn, list[bytes]] | None:
-    """A job's record and its PNG files; None if it is not drawn, or something of it is damaged.
-
-    Whoever knows the job gives it: pictures of another size are then damaged as well.
-    """
-    drawn = _record_for(store, job_hash, job)
-    if drawn is None:
-        return None
-    pictures = list[bytes]()
-    for data in _files(store, drawn):
-        if data is None:
-            return None
-        pictures.append(data)
-    return drawn, pictures
-
-
-def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> Drawn | None:
-    """The same without the files: one of them at a time is in memory."""
-    drawn = _record_for(store, job_hash, job)
-    return drawn if drawn is not None and all(data is not None for data in _files(store, drawn)) else None
-
-
-def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> Drawn | None:
-    drawn = record_of(store, job_hash)
-    if drawn is None or job is None:
-        return drawn
-    size = (drawn.job.width, drawn.job.height)
-    if size != (job.width, job.height) or len(drawn.pictures) > most_pictures(job):
-        found = f"{len(drawn.pictures)} pictures of {size[0]} x {size[1]} pixels"
-        store.tell_unfit(keys.drawn(job_hash), ValueError(found))
-        return None
-    return drawn
-
-
-def _files(store: Store, drawn: Drawn) -> Iterator[bytes | None]:
-    """The PNG files that a record names; None for one that is damaged."""
-    for key in map(keys.PictureKey, drawn.pictures):
-        data = store.read(key, most_bytes(drawn.job))
-        size = (drawn.job.width, drawn.job.height)
-        if data is None or keys.picture(_digest(data)) != key or png_size(data) != size:
-            logger.warning("a picture of job %s is damaged; it counts as absent", drawn.job_hash)
-            data = None
-        yield data
-
-
-def record_of(store: Store, job_hash: str) -> Drawn | None:
-    """What the store says of a finished job; None if nothing, or if other arithmetic than today's has drawn it."""
-    key = keys.drawn(job_hash)
-    drawn = read_record(store, key, Drawn)
-    if drawn is None or drawn.format != FORMAT:
-        return None
-    chosen = settings()
-    if drawn.job_hash != job_hash:
-        store.tell_unfit(key, ValueError("it tells of another job"))
-        return None
-    canvas = drawn.job.width * drawn.job.height
-    many = drawn.job.pictures > chosen.max_pictures or finished_bytes(drawn.job) > chosen.max_tensor_bytes
-    if many or canvas > chosen.max_canvas_pixels:
-        store.tell_unfit(key, ValueError("it tells of a job that is not allowed here"))
-        return None
-    return drawn
-
-
-async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
-    """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
-    store = Store(store_url)
-    return all(await at_once(lambda job_hash: _whole(store, job_hash) is not None, job_hashes))
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

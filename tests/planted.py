@@ -22,8 +22,8 @@ from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
-from prefect_regional_diffusion.tasks.sample import RunBatch
 
 JOB = parse_job(
     {

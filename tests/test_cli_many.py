@@ -21,8 +21,8 @@ from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.machine.settings import Settings, settings, unknown_variables
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.retention import Known
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
-from prefect_regional_diffusion.tasks.storage.retention import Known
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import EXAMPLES, ROOT
 
@@ -272,7 +272,7 @@ def test_a_run_is_one_line_of_80_columns(
             name=name, job_hash=f"{i}" * 64, steps=1000, chapters=chapters, begun=1.7e9 + i, finished=i or None
         )
         Store("store").write_json(RecordKey(f"runs/{i:064d}"), known.model_dump(mode="json"))
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.retention.Known.states", lambda *_: set())
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.retention.Known.states", lambda *_: set())
     monkeypatch.setenv("COLUMNS", "80")
     assert run(monkeypatch, "store", "ls", "--store", "store") == 0
     heading, rule, *lines = capsys.readouterr().out.rstrip().splitlines()

@@ -36,8 +36,8 @@ BY_NAME = {deployment["name"]: deployment for deployment in DEPLOYMENTS}
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
 def test_every_entrypoint_is_a_flow_of_that_name(deployment: dict[str, Any]) -> None:
-    file, _, name = deployment["entrypoint"].partition(":")
-    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    flow = getattr(import_module(module), name)
     assert isinstance(flow, Flow)
     assert flow.name == deployment["name"]
     assert flow.persist_result is False, "results would be read back with a serializer that they name themselves"

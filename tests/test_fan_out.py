@@ -31,8 +31,9 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.merge import Merged
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.save_images import _keep, all_drawn
+from prefect_regional_diffusion.tasks.save_images import _keep
 from tests.processes import ROOT
 
 

@@ -29,7 +29,8 @@ from prefect_regional_diffusion.tasks.merge import Merged, merge
 from prefect_regional_diffusion.tasks.publish import Record
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.save_images import all_drawn, is_drawn, keep_pictures
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn, is_drawn
+from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.keys import drawn
 from prefect_regional_diffusion.tasks.storage.store import Store
 

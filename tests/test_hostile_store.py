@@ -26,10 +26,8 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.sample import RunBatch, base_only_steps, regional_steps
-from prefect_regional_diffusion.tasks.save_images import all_drawn, pictures_of, record_of
-from prefect_regional_diffusion.tasks.storage.retention import (
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn, pictures_of, record_of
+from prefect_regional_diffusion.tasks.runtime.retention import (
     begin,
     finish,
     forget_forks,
@@ -38,6 +36,9 @@ from prefect_regional_diffusion.tasks.storage.retention import (
     sizes,
     to_prune,
 )
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.planted import (
     FLOAT8,

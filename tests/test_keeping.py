@@ -21,10 +21,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.save_images import _keep
-from prefect_regional_diffusion.tasks.storage import keys
-from prefect_regional_diffusion.tasks.storage.retention import (
+from prefect_regional_diffusion.tasks.runtime.retention import (
     DAY,
     Known,
     begin,
@@ -34,6 +31,9 @@ from prefect_regional_diffusion.tasks.storage.retention import (
     sizes,
     to_prune,
 )
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
+from prefect_regional_diffusion.tasks.save_images import _keep
+from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import ROOT
 

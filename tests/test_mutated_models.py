@@ -12,7 +12,7 @@ import pytest
 
 from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
-from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from tests.watching import Memory, paths_touched
 
 TEXTS = [

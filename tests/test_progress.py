@@ -26,8 +26,8 @@ from prefect_regional_diffusion.tasks.machine.devices import (
 )
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
-from prefect_regional_diffusion.tasks.sample import RunBatch
 from tests.problems import GaussianData
 
 

@@ -15,8 +15,8 @@ import prefect_regional_diffusion.tasks.ui.artifacts
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.ui.artifacts import PREVIEW_CELLS, Bar, preview
 
 

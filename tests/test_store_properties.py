@@ -27,8 +27,9 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.sample import RunBatch
-from prefect_regional_diffusion.tasks.save_images import pictures_of, record_of
+from prefect_regional_diffusion.tasks.runtime.rendered_images import pictures_of, record_of
+from prefect_regional_diffusion.tasks.runtime.retention import begin, finish, forget_forks, known_of, runs, to_prune
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import (
     BadKeyError,
@@ -40,7 +41,6 @@ from prefect_regional_diffusion.tasks.storage.keys import (
     RecordKey,
     TensorKey,
 )
-from prefect_regional_diffusion.tasks.storage.retention import begin, finish, forget_forks, known_of, runs, to_prune
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.planted import (
     found,

@@ -11,8 +11,9 @@ from PIL import Image
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
-from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, open_model, out_place, store_place
+from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, out_place, store_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 from prefect_regional_diffusion.tasks.storage.store import Store

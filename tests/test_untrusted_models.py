@@ -21,8 +21,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
-from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
-from prefect_regional_diffusion.tasks.load_model import denoiser
+from prefect_regional_diffusion.tasks.runtime.model_cache import denoiser, open_model
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.planting import module, pickled
 from tests.watching import Memory
@@ -339,7 +338,7 @@ def test_patterns_of_a_tokenizer_are_not_used(folder: Path) -> None:
 def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = ModelKey(open_model("model").fingerprint())
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model._loaded", {})
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
     with pytest.raises(ModelError, match=r"the model that the job was planned with"):
         denoiser(open_model("model"), planned, [planned])
 

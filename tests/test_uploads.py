@@ -21,8 +21,9 @@ from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Settings
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
-from prefect_regional_diffusion.tasks.sample import Chunk, RunBatch, base_only_steps, regional_steps
+from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.storage.retry import patiently
 from prefect_regional_diffusion.tasks.storage.store import Store
 

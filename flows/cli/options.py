@@ -72,7 +72,7 @@ def warn(warnings: Iterable[str]) -> None:
 
 def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
     """The result of a flow, with a listener of its steps."""
-    from prefect_regional_diffusion.tasks.ui.step_listener import began, listener
+    from prefect_regional_diffusion.tasks.machine.step_listener import began, listener
 
     heard, known = listener.set(on_step), began.set(stopping.BEGAN)
     try:

@@ -30,7 +30,7 @@ _POLICIES = "final, forks, all, none, or a number"
 @app.command()
 def ls(store: Url = None, as_json: AsJson = False) -> None:
     """List the runs that a store knows of. States that runs have in common count for each of them."""
-    from prefect_regional_diffusion.tasks.storage.retention import runs
+    from prefect_regional_diffusion.tasks.runtime.retention import runs
 
     listed = runs(_open(store))
     if as_json:
@@ -51,7 +51,7 @@ def ls(store: Url = None, as_json: AsJson = False) -> None:
 @app.command()
 def du(store: Url = None, as_json: AsJson = False) -> None:
     """Say how much a store holds of what."""
-    from prefect_regional_diffusion.tasks.storage.retention import sizes
+    from prefect_regional_diffusion.tasks.runtime.retention import sizes
 
     found = sizes(_open(store))
     if as_json:
@@ -83,7 +83,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Throw away states that need not stay: of finished runs by policy, of abandoned ones all."""
-    from prefect_regional_diffusion.tasks.storage.retention import DAY, to_prune
+    from prefect_regional_diffusion.tasks.runtime.retention import DAY, to_prune
 
     opened = _open(store)
     found = to_prune(opened, _policy(keep), older_than * DAY)

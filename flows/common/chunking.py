@@ -7,7 +7,8 @@ from functools import partial
 
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.sample import Chunk, Inputs, RunBatch, base_only_steps, regional_steps
+from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
+from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, regional_steps
 
 
 async def sample_in_chunks(

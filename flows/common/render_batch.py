@@ -13,13 +13,13 @@ from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.retention import Known, begin
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
-from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.storage.retention import Known, begin
 from prefect_regional_diffusion.tasks.ui.artifacts import Shown
-from prefect_regional_diffusion.tasks.ui.step_listener import report_step
 
 
 class SampledBatch(NamedTuple):

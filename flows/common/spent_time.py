@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from prefect_regional_diffusion.tasks.ui.step_listener import began
+from prefect_regional_diffusion.tasks.machine.step_listener import began
 
 PARTS = {
     "start": ("start", "open store", "build masks"),

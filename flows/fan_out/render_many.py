@@ -21,12 +21,12 @@ from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.inputs.limits import check_count, check_shard
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
+from prefect_regional_diffusion.tasks.machine.step_listener import began
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.merge import merge
-from prefect_regional_diffusion.tasks.save_images import all_drawn
-from prefect_regional_diffusion.tasks.storage.retention import forget_forks
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn
+from prefect_regional_diffusion.tasks.runtime.retention import forget_forks
 from prefect_regional_diffusion.tasks.storage.store import Store
-from prefect_regional_diffusion.tasks.ui.step_listener import began
 
 _MOST_NAMES = 20
 """In the line that says what is missing."""

@@ -13,8 +13,6 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
-from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.tasks.machine.settings import ANYWHERE, settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -54,17 +52,13 @@ def image_place(field: str, name: str) -> str:
     return _inside(field, name, settings().roots, allowed)
 
 
-def open_model(name: str, field: str = "model") -> Checkpoint:
-    """A model folder under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
-    if name == "embedded":
-        return open_folder(name)
+def model_place(field: str, name: str, rule: str = "") -> str:
+    """Real path of a model folder, or of a file that a link in it leads to. Raises BadInput."""
     allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ROOTS', settings().roots)}"
-    place = _inside(field, name, settings().roots, allowed)
+    place = _inside(field, name, settings().roots, f"{allowed}, {rule}" if rule else allowed)
     if is_url(place):
         raise BadInput(field, name, allowed)
-    return open_folder(
-        place, lambda link: _inside(field, link, settings().roots, f"{allowed}, whose links lead there too")
-    )
+    return place
 
 
 def store_place(url: str | None) -> str:

@@ -33,8 +33,8 @@ from prefect_regional_diffusion.tasks.inputs.limits import (
     check_latents,
     check_limits,
 )
-from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
 FORMAT = 9
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""

@@ -19,10 +19,10 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
-from prefect_regional_diffusion.tasks import load_model as loading
 from prefect_regional_diffusion.tasks.inputs.file_names import told_files
-from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
@@ -118,17 +118,17 @@ class Run:
 
     def text_encoder(self, name: str) -> TextEncoder:
         """The text encoders of one of the job's models, loaded."""
-        return loading.text_encoder(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.text_encoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
     def denoiser(self, name: str) -> Denoiser:
         """The denoiser of one of the job's models, loaded."""
-        return loading.denoiser(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.denoiser(self.folders[name], self.model_keys[name], self.model_keys.values())
 
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder of the job's own model, loaded."""
         name = self.job.model
-        return loading.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt."""

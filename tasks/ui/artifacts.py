@@ -24,8 +24,8 @@ from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.sample import RunBatch
 from prefect_regional_diffusion.tasks.storage.retry import reason_of
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, state_name
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.save_images import record_of
+from prefect_regional_diffusion.tasks.runtime.rendered_images import record_of
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Key, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
