@@ -10,7 +10,8 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalEr
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob
 from prefect_regional_diffusion.tasks.build_masks import with_masks
-from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations, check_jobs, check_shard
+from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations
+from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import Run

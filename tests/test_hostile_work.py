@@ -39,16 +39,18 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from prefect_regional_diffusion.tasks.check_jobs import check_all
 from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
-from prefect_regional_diffusion.tasks.inputs.limits import (
-    check_cells,
-    check_count,
-    check_jobs,
-    check_limits,
-    check_shard,
-)
+from prefect_regional_diffusion.tasks.inputs.limits import check_cells, check_count, check_limits
 from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, store_place
+from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard, check_size
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.prepare import drawn_masks, prepare
+
+
+def check_job(job: Any) -> None:
+    """All limits that are checked before anything is read."""
+    check_limits(job)
+    check_size(job)
+
 
 WHOLE = {"x": 0, "y": 0, "width": 1, "height": 1}
 MIDDLE = {"x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5}
@@ -260,7 +262,7 @@ TOO_MUCH = {
 def test_what_a_small_job_asks_for_is_refused(what: str) -> None:
     """Before anything is read or drawn: these models are nowhere."""
     asked, setting = TOO_MUCH[what]
-    error = refused(check_limits, asked)
+    error = refused(check_job, asked)
     assert setting in error.allowed
     assert refused(prepare, asked).allowed == error.allowed
 
@@ -276,7 +278,7 @@ USUAL = {
 
 @pytest.mark.parametrize("what", USUAL)
 def test_what_people_draw_is_not_refused(what: str) -> None:
-    check_limits(USUAL[what])
+    check_job(USUAL[what])
 
 
 def test_distinct_masks_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +286,8 @@ def test_distinct_masks_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     different = [{"mask": MIDDLE | {"x": i / 100}} for i in range(4)]
     monkeypatch.setenv("REGIONAL_MAX_DRAWN_PIXELS", str(3 * 128 * 128))
     settings.cache_clear()
-    check_limits(job(*different[:3], *different[:3]))
-    assert "REGIONAL_MAX_DRAWN_PIXELS" in str(refused(check_limits, job(*different)))
+    check_job(job(*different[:3], *different[:3]))
+    assert "REGIONAL_MAX_DRAWN_PIXELS" in str(refused(check_job, job(*different)))
     jobs = [NamedJob(name=f"{i}", job=job(different[i])) for i in range(4)]
     check_jobs(jobs[:3])
     error = refused(check_jobs, jobs)

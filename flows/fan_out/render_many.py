@@ -18,8 +18,9 @@ from prefect_regional_diffusion.sampling_core.job.sharding import shards
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path
 from prefect_regional_diffusion.tasks.check_jobs import check_all
 from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
-from prefect_regional_diffusion.tasks.inputs.limits import check_count, check_shard
+from prefect_regional_diffusion.tasks.inputs.limits import check_count
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
+from prefect_regional_diffusion.tasks.inputs.size_limits import check_shard
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.machine.step_listener import began
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run

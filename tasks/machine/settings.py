@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import allowed_by
+
+if TYPE_CHECKING:
+    import torch
 
 ANYWHERE = "*"
 """As a root: whatever this process can reach."""
@@ -78,15 +80,22 @@ class Settings(BaseSettings):
     def torch_device(self) -> str:
         if self.device != "auto":
             return self.device
+        # Here, because commands that refuse a job need no torch, and importing it takes longer than all they do.
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def torch_dtype(self) -> torch.dtype:
+        import torch
+
         if self.dtype != "auto":
             return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
         return torch.float16 if self.torch_device().startswith("cuda") else torch.float32
 
     def check(self) -> None:
         """Raise BadInput for a device that is not there."""
+        import torch
+
         try:
             torch.empty(0, device=self.torch_device())
         except (RuntimeError, AssertionError) as error:

@@ -26,13 +26,8 @@ from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
-from prefect_regional_diffusion.tasks.inputs.limits import (
-    check_canvas,
-    check_drawn,
-    check_evaluations,
-    check_latents,
-    check_limits,
-)
+from prefect_regional_diffusion.tasks.inputs.limits import check_canvas, check_evaluations, check_limits
+from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents, check_size
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
@@ -94,6 +89,7 @@ def prepare(job: RenderJob) -> Prepared:
     """Check a job against its files and its model folders. Raises BadInput or ModelError."""
     settings().check()
     check_limits(job)
+    check_size(job)
     named = {"model": job.model}
     named |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
     folders: dict[str, Checkpoint] = {}
