@@ -54,8 +54,10 @@ def shown(prompt: str, channels: int) -> list[int]:
     return [color[min(channel, channels - 1)] for channel in range(3)]
 
 
-@pytest.mark.parametrize("composition", ["joint", "sequential"])
-@pytest.mark.parametrize(("channels", "cell"), KINDS)
+@pytest.mark.parametrize(
+    ("channels", "cell", "composition"),
+    [*((*kind, "joint") for kind in KINDS), *((*kind, "sequential") for kind in KINDS[:3])],
+)
 def test_a_picture_of_it_has_each_prompt_where_it_belongs(channels: int, cell: int, composition: str) -> None:
     """Through the whole flow: prompts, sampling, store and decoding."""
     toy_folder(Path("toy"), channels, cell)
@@ -68,7 +70,7 @@ def test_a_picture_of_it_has_each_prompt_where_it_belongs(channels: int, cell: i
     assert latents == {(1, channels, 128 // cell, 192 // cell)}
 
 
-@pytest.mark.parametrize(("channels", "cell"), KINDS)
+@pytest.mark.parametrize(("channels", "cell"), KINDS[:3])
 def test_what_is_protected_stays(channels: int, cell: int) -> None:
     """Its latent goes through the affine there and back, and the mask onto its lattice."""
     toy_folder(Path("toy"), channels, cell)
