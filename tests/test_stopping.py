@@ -261,7 +261,8 @@ def test_a_secret_block_needs_a_server(tmp_path: Path) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["start", "open store", "load model", "sample", "decode", "write"]), st.floats(0, 1e5)
+        st.sampled_from(["start", "open store", "encode prompts", "load model", "sample", "decode", "write"]),
+        st.floats(0, 1e5),
     ),
     st.floats(0, 1e3),
 )

@@ -68,7 +68,7 @@ def test_submit_follows_a_run_task_by_task(machine: Machine) -> None:
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("Completed")
     tasks = [line.strip() for line in lines if line.startswith("  ")]
-    first, last = ["build masks", "load model embedded", "encode prompts"], ["decode", "publish"]
+    first, last = ["build masks", "encode prompts", "load model embedded"], ["decode", "publish"]
     assert (tasks[:3], tasks[-2:]) == (first, last)
     steps = [int(task.rpartition(" ")[2].partition("-")[0]) for task in tasks[3:-2]]
     assert steps == sorted(steps)

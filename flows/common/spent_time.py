@@ -9,10 +9,10 @@ from prefect_regional_diffusion.tasks.machine.step_listener import began
 
 PARTS = {
     "start": ("start", "open store", "build masks"),
-    "load": ("load model",),
+    "load": ("encode prompts", "load model"),
     "sample": ("sample",),
 }
-"""Stages of a record by what people are told; all else, which is prompts, decoding and writing, is `write`."""
+"""Stages of a record by what people are told; all else, which is decoding and writing, is `write`."""
 
 
 class Clock:

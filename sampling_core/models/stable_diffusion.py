@@ -143,7 +143,7 @@ class AutoencoderKL(NetworkConfiguration):
         return self
 
     @property
-    def cell(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels per latent cell, in each direction."""
         return 2 ** (len(self.block_out_channels) - 1)
 

@@ -138,6 +138,7 @@ def _inputs(job: RenderJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:
 
 
 def canvas_of(job: RenderJob) -> Canvas:
+    """What a model's noise levels may depend on."""
     return Canvas(job.width, job.height)
 
 

@@ -71,12 +71,12 @@ class StableDiffusion:
         return Facts(
             family="Stable Diffusion",
             latent_channels=self.unet.in_channels,
-            vae_scale_factor=self.vae.cell,
-            pixel_multiple=self.vae.cell,
+            vae_scale_factor=self.vae.vae_scale_factor,
+            pixel_multiple=self.vae.vae_scale_factor,
             latent_affine=LatentAffine((self.vae.scaling_factor,)),
             prediction_type=self.levels.prediction,
             prompt_tokens=self.tokenizer.most,
-            trained_pixels=self.unet.sample_size * self.vae.cell,
+            trained_pixels=self.unet.sample_size * self.vae.vae_scale_factor,
         )
 
     @property
@@ -116,7 +116,7 @@ class StableDiffusion:
         counted while it ran). Larger models have attention and more layers on that level, so the
         factors here are higher; expect the right order of magnitude and no more.
         """
-        cells = (canvas.width // self.vae.cell) * (canvas.height // self.vae.cell)
+        cells = (canvas.width // self.vae.vae_scale_factor) * (canvas.height // self.vae.vae_scale_factor)
         forward = rows * cells * self.unet.block_out_channels[0] * 24
         decoding = canvas.width * canvas.height * self.vae.block_out_channels[0] * 8
         return max(forward, decoding)
