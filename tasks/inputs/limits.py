@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import TwoSamplersForMask, tiles_of
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.job_size import (
@@ -31,11 +32,11 @@ def check_limits(job: RenderJob) -> None:
     canvas = job.width * job.height
     _at_most("width x height", canvas, limits.max_canvas_pixels, "pixels, REGIONAL_MAX_CANVAS_PIXELS")
     _at_most("steps", job.steps, limits.max_steps, "REGIONAL_MAX_STEPS")
-    if job.node.mask_steps is not None:
+    if isinstance(job.node, TwoSamplersForMask) and job.node.mask_steps is not None:
         _at_most("node.mask_steps", job.node.mask_steps, limits.max_steps, "REGIONAL_MAX_STEPS")
     _at_most("regions", len(job.regions), limits.max_regions, "regions, REGIONAL_MAX_REGIONS")
     _at_most("batch_size", job.pictures, limits.max_pictures, "pictures, REGIONAL_MAX_PICTURES")
-    check_cells("node.rows x columns", job.node.rows, job.node.columns)
+    check_cells("node.rows x columns", *tiles_of(job.node))
     _at_most("regions", len(job.models), limits.max_models, "models, the job's included, REGIONAL_MAX_MODELS")
     for field, prompt in _prompts(job).items():
         _at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")
