@@ -45,7 +45,7 @@ def test_every_entrypoint_is_a_flow_of_that_name(deployment: dict[str, Any]) -> 
 
 def test_parents_never_hold_a_slot_of_the_pool_of_their_children() -> None:
     pools = {name: deployment["work_pool"]["name"] for name, deployment in BY_NAME.items()}
-    assert {name for name, pool in pools.items() if pool == "gpu"} == {"render", "shard", "recurring"}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"render", "original-node", "shard", "recurring"}
     assert {name for name, pool in pools.items() if pool == "control"} == {"grid", "batch", "reap"}
 
 

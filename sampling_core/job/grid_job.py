@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, refuse
+from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.shared_fields import MOST_REGIONS, Region
@@ -36,7 +37,7 @@ class GridJob(Frozen):
     """Rows and columns of pictures of one job, each a whole canvas."""
 
     model_config = ConfigDict(title="Grid job")
-    job: RenderJob = Field(title="Job", description="What all cells have in common")
+    job: JointJob = Field(title="Job", description="What all cells have in common")
     rows: Extent = Field(2, title="Rows", description="1 to 16")
     columns: Extent = Field(2, title="Columns", description="1 to 16")
     mode: ForkMode = Field(
@@ -96,7 +97,7 @@ class NamedJob(Frozen):
     """A job and what its picture is called."""
 
     name: Text = Field(min_length=1, max_length=80)
-    job: RenderJob
+    job: JointJob
 
 
 def cells(grid: GridJob) -> list[NamedJob]:
