@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.render import ChunkSteps, render
 from prefect_regional_diffusion.sampling_core.job.fields import Text, refuse
+from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 
@@ -39,7 +40,7 @@ def _run_name() -> str:
 
 @flow(name="recurring", flow_run_name=_run_name, persist_result=False)
 async def recurring(
-    job: RenderJob,
+    job: JointJob,
     seed: Change = "by date",
     prompts: Prompts = (),
     prompt: Change = "by date",

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.flows.common.prefect_logs import make_logs_plain
 from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.common.spent_time import Clock
-from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.decode import decode
@@ -34,7 +34,7 @@ Name = Annotated[str, Field(max_length=80)]
 
 @flow(name="render", flow_run_name=named_after("render"), persist_result=False)
 async def render(
-    job: RenderJob,
+    job: JointJob,
     chunk_steps: ChunkSteps = None,
     store: str | None = None,
     out: str | None = None,
@@ -43,10 +43,11 @@ async def render(
 ) -> dict[str, Any]:
     """Draw one picture from a base prompt and regions with prompts of their own.
 
-    Prefect's form shows what follows beside the fields.
+    Prefect's form shows what follows beside the fields. It has no fields for ComfyUI's nodes: those are in the form of
+    `original-node`. A job file with `composition: sequential` may be sent to either.
 
     Args:
-        job: What to draw.
+        job: What to draw: a prompt for the whole canvas, and regions with prompts of their own.
         chunk_steps: The state is saved after so many steps. Empty: about every second.
         store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the finished picture. Empty: where the worker puts them.

@@ -58,9 +58,9 @@ def shown_pictures(browser: webdriver.Chrome) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in data]
 
 
-def submitted(page: Page, machine: Machine) -> str:
+def submitted(page: Page, machine: Machine, name: str = "render") -> str:
     """The id of the run that the form makes; it may want to be told twice."""
-    runs = {"deployments": {"name": {"any_": ["render"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    runs = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
     for _ in range(4):
         page.click("button", "Submit")
         with suppress(AssertionError):
@@ -106,6 +106,27 @@ def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrom
     # Blue in the middle, red at the corner, as the form said.
     assert max(range(3), key=picture.getpixel((64, 64)).__getitem__) == 2
     assert max(range(3), key=picture.getpixel((6, 6)).__getitem__) == 0
+
+
+def test_the_form_of_the_original_nodes_draws_an_example(machine: Machine, browser: webdriver.Chrome) -> None:
+    page = Page(browser)
+    page.open(f"{machine.ui}/deployments/deployment/{deployment(machine, 'original-node')['id']}/run", "Original node")
+    # Each node has a tab with its own inputs; nothing else is filled in.
+    page.says("Second seed mode")
+    page.click("button", "TwoSamplersForMask")
+    page.says("Seed inside the mask")
+    assert "Second seed mode" not in page.text
+    time.sleep(1)
+    page.keep("original-node")
+    run_id = submitted(page, machine, "original-node")
+    job = machine.completed(run_id, seconds=400)["parameters"]["job"]
+    assert job["node"] == {"name": "TwoSamplersForMask", "mask_seed": None, "mask_steps": None, "mask_denoise": None}
+    artifacts = post(machine.api, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    (picture_id,) = [artifact["id"] for artifact in artifacts if artifact["key"] == "picture"]
+    page.open(f"{machine.ui}/artifacts/artifact/{picture_id}", "a yellow background")
+    (picture,) = eventually("the picture", lambda: shown_pictures(browser))
+    # Yellow on the right, and on the left the region's black.
+    assert min(picture.getpixel((120, 8))[:2]) > 128 > max(picture.getpixel((8, 8)))
 
 
 def test_a_schedule_fires_and_renders(machine: Machine, browser: webdriver.Chrome) -> None:

@@ -43,9 +43,17 @@ def test_every_entrypoint_is_a_flow_of_that_name(deployment: dict[str, Any]) -> 
     assert flow.persist_result is False, "results would be read back with a serializer that they name themselves"
 
 
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_every_deployment_and_flow_says_what_it_is_for(deployment: dict[str, Any]) -> None:
+    file, _, name = deployment["entrypoint"].partition(":")
+    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    assert len(deployment["description"].split()) >= 8
+    assert len((flow.description or "").split()) >= 8
+
+
 def test_parents_never_hold_a_slot_of_the_pool_of_their_children() -> None:
     pools = {name: deployment["work_pool"]["name"] for name, deployment in BY_NAME.items()}
-    assert {name for name, pool in pools.items() if pool == "gpu"} == {"render", "shard", "recurring"}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"render", "original-node", "shard", "recurring"}
     assert {name for name, pool in pools.items() if pool == "control"} == {"grid", "batch", "reap"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import UNTOUCHED
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -141,7 +141,7 @@ def test_a_node_that_nobody_has_touched_may_be_there() -> None:
         parse_job(JOB | {"node": touched})
     with pytest.raises(BadJob, match=r"^job\.node: "):
         parse_grid({"job": JOB | {"node": touched}})
-    assert parse_job(JOB | {"node": form, "composition": "sequential"}).node == UNTOUCHED
+    assert parse_job(JOB | {"node": form, "composition": "sequential"}).node == DEFAULT_NODE
 
 
 def test_a_number_too_long_to_print() -> None:

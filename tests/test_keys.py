@@ -17,7 +17,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import Node
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    NODES,
+    MaskGridNKSamplersAdvanced,
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoAdvancedSamplersForMask,
+    TwoSamplersForMask,
+)
 from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
@@ -56,9 +63,12 @@ REGIONAL = node("RegionalSampler")
 SECOND_SEED = node("RegionalSampler", seed_2nd_mode="fixed")
 RECOVERED = REGIONAL | {"sampler": "uni_pc"}
 ADVANCED = node("RegionalSamplerAdvanced")
+RECOVERED_ADVANCED = ADVANCED | {"sampler": "uni_pc"}
 LEFTOVER = node("RegionalSamplerAdvanced", restore_latent=False, end_at_step=4)
 TWO_SAMPLERS = node("TwoSamplersForMask")
+TWO_ADVANCED = node("TwoAdvancedSamplersForMask")
 GRID_OF_MASKS = node("MaskGridNKSamplersAdvanced", columns=2, tile=QUARTER)
+LEFTOVER_GRID = node("MaskGridNKSamplersAdvanced", columns=2, end_at_step=4)
 RECTANGLE = masked(**QUARTER)
 ELLIPSE = masked(center_x=0.5, center_y=0.5, radius_x=0.25, radius_y=0.25)
 POLYGON = masked(points=[[0, 0], [1, 0], [0, 1]])
@@ -124,8 +134,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "start_at_step": Other(4, same=2),
         "end_at_step": Other(4),
     },
-    Node: {
-        "name": Other("RegionalSamplerAdvanced", TWO_SAMPLERS),
+    RegionalSampler: {
         "overlap_factor": Other(40, REGIONAL),
         "restore_latent": Other(value=False, base=REGIONAL),
         "seed_2nd": Other(1, SECOND_SEED),
@@ -134,18 +143,38 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "additional_sampler": Other("euler", RECOVERED),
         "additional_sigma_ratio": Other(0.5, RECOVERED),
         "vary_noise": Other(value=True, base=SECOND_SEED),
+        "sigma_factor": Other(0.9, REGIONAL),
+    },
+    RegionalSamplerAdvanced: {
+        "overlap_factor": Other(40, ADVANCED),
+        "restore_latent": Other(value=False, base=ADVANCED),
+        "additional_mode": Other("DISABLE", RECOVERED_ADVANCED),
+        "additional_sampler": Other("euler", RECOVERED_ADVANCED),
+        "additional_sigma_ratio": Other(0.5, RECOVERED_ADVANCED),
         "add_noise": Other(value=False, base=ADVANCED),
         "start_at_step": Other(1, ADVANCED),
         "end_at_step": Other(4, ADVANCED, same=6),
         "return_with_leftover_noise": Other(value=True, base=LEFTOVER),
+        "sigma_factor": Other(0.9, ADVANCED),
+    },
+    TwoSamplersForMask: {
         "mask_seed": Other(1, TWO_SAMPLERS | {"seed": 3}, same=3),
         "mask_steps": Other(7, TWO_SAMPLERS, same=6),
         "mask_denoise": Other(0.5, TWO_SAMPLERS | {"denoise": 0.6}, same=0.6),
+    },
+    TwoAdvancedSamplersForMask: {
+        "overlap_factor": Other(4, TWO_ADVANCED),
+        "sigma_factor": Other(0.9, TWO_ADVANCED),
+    },
+    MaskGridNKSamplersAdvanced: {
+        "add_noise": Other(value=False, base=GRID_OF_MASKS),
+        "start_at_step": Other(1, GRID_OF_MASKS),
+        "end_at_step": Other(4, GRID_OF_MASKS),
+        "return_with_leftover_noise": Other(value=True, base=LEFTOVER_GRID),
         "rows": Other(2, GRID_OF_MASKS),
         "columns": Other(4, GRID_OF_MASKS),
         "mode": Other("Fork then Sample", GRID_OF_MASKS),
         "tile": Other(LEFT, GRID_OF_MASKS),
-        "sigma_factor": Other(0.9, REGIONAL),
     },
     Rectangle: {
         "x": Other(0.25, RECTANGLE),
@@ -186,7 +215,8 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
 """For each field of each model, another value, which draws another picture. Of fields in INERT: the same one."""
 
 PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
-    **{RenderJob: (), Region: ("regions", 0), Node: ("node",), GridJob: (), Cell: ("cells", 0)},
+    **{RenderJob: (), Region: ("regions", 0), GridJob: (), Cell: ("cells", 0)},
+    **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys((Rectangle, Ellipse, Polygon, Image, ColorMap), ("regions", 0, "mask")),
 }
 """Where a model is in the data of its base."""

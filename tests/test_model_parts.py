@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import prefect_regional_diffusion.tasks.load_model
+import prefect_regional_diffusion.tasks.runtime.model_cache
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.errors import ModelError
@@ -23,9 +23,8 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
-from prefect_regional_diffusion.tasks.inputs.path_policy import open_model
-from prefect_regional_diffusion.tasks.load_model import autoencoder, denoiser, let_go, text_encoder
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.model_cache import autoencoder, denoiser, let_go, open_model, text_encoder
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.watching import paths_touched
 
@@ -36,7 +35,7 @@ TEXT, UNET, VAE = "text_encoder", "unet", "vae"
 @pytest.fixture(autouse=True)
 def folder(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the embedded model, `model`; nothing is loaded."""
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.load_model._loaded", {})
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
     return Path(shutil.copytree(EMBEDDED, workdir / "model"))
 
 
@@ -53,7 +52,7 @@ def weights_read() -> Iterator[list[str]]:
 
 def drawn(**fields: Any) -> list[str]:
     """The parts that are read to draw a job in a process that has loaded nothing."""
-    prefect_regional_diffusion.tasks.load_model._loaded.clear()
+    prefect_regional_diffusion.tasks.runtime.model_cache._loaded.clear()
     with weights_read() as read:
         asyncio.run(render.fn(parse_job(JOB | fields)))
     return read
@@ -91,7 +90,7 @@ def test_text_encoders_may_leave_memory(keep: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("REGIONAL_KEEP_TEXT_ENCODERS", keep)
     settings.cache_clear()
     drawn()
-    parts = {part for _, part in prefect_regional_diffusion.tasks.load_model._loaded}
+    parts = {part for _, part in prefect_regional_diffusion.tasks.runtime.model_cache._loaded}
     assert parts == {"denoiser", "autoencoder"} | ({"text_encoder"} if keep == "true" else set())
 
 
@@ -119,7 +118,7 @@ def test_models_that_a_run_does_not_need_are_let_go(folder: Path) -> None:
     text_encoder(open_model("other"), other, [one, other])
     assert text_encoder(open_model("model"), one, [one, other]) is first
     denoiser(open_model("other"), other, [other])
-    assert set(prefect_regional_diffusion.tasks.load_model._loaded) == {
+    assert set(prefect_regional_diffusion.tasks.runtime.model_cache._loaded) == {
         (other.weights, "text_encoder"),
         (other.weights, "denoiser"),
     }

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, Node
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import NODES, MaskGridNKSamplersAdvanced
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
@@ -27,6 +27,7 @@ from tests.recordings import SCALING, Case, Recordings, tolerance
 
 RECORDINGS = Recordings(GOLDENS)
 SIDE = {"x": 0, "y": 0, "width": 0.5, "height": 1}
+_FIELDS = {node.__name__: set(node.model_fields) for node in NODES}
 _OF_THE_JOB = {"seed", "noise_seed", "steps", "base_only_steps", "denoise", "cfg"}
 
 
@@ -52,8 +53,8 @@ def job_of(case: Case) -> RenderJob | None:
         params |= {name: base[name] for name in ("seed", "steps", "denoise")}
     fields = {"seed": params.get("seed", params.get("noise_seed"))}
     fields |= {name: params[name] for name in ("steps", "base_only_steps", "denoise") if name in params}
-    own = {name: value for name, value in params.items() if name in Node.model_fields}
-    if "sigma_factor" in base and "sigma_factor" in PARAMETERS[node]:
+    own = {name: value for name, value in params.items() if name in set.union(*_FIELDS.values())}
+    if "sigma_factor" in base and "sigma_factor" in _FIELDS[node]:
         own["sigma_factor"] = base["sigma_factor"]
     height, width = (8 * side for side in RECORDINGS.latent(case["latent"]).shape[2:])
     asked = fields | {
@@ -117,7 +118,7 @@ def _id(value: object) -> str:
 
 def test_most_recordings_can_be_asked_for() -> None:
     found = Counter(case["node"] for case, _ in EXPRESSIBLE)
-    assert set(found) == set(PARAMETERS)
+    assert set(found) == set(_FIELDS)
     assert sum(found.values()) > 150
 
 
@@ -197,6 +198,7 @@ def test_a_region_that_covers_all_spares_the_base() -> None:
 
 def test_fork_modes_give_one_picture_per_cell() -> None:
     for job in JOBS[4:6]:
+        assert isinstance(job.node, MaskGridNKSamplersAdvanced)
         run = sequential_run_of(job)
         found = _finished(run, _network(run))
         assert found.shape == (job.node.rows * job.node.columns, 4, 16, 16)
@@ -214,10 +216,24 @@ def test_faults_of_the_originals_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"node": {"name": "RegionalSampler", "rows": 2}}, "node.rows: 2 is not allowed; allowed: left out"),
+        (
+            {"node": {"name": "TwoSamplersForMask", "rows": 2}},
+            "node.rows: 2 is not allowed; allowed: with TwoSamplersForMask: name, mask_seed, mask_steps, mask_denoise",
+        ),
+        ({"node": 3}, "node: 3 is not allowed; allowed: a mapping"),
+        (
+            {"node": {"name": "regionalsampler"}},
+            "node.name: 'regionalsampler' is not allowed; allowed: RegionalSampler",
+        ),
         ({"node": {"name": "Other"}}, "node.name: 'Other' is not allowed; allowed: RegionalSampler, "),
-        ({"node": {"overlap": 2}}, "node.overlap: 2 is not allowed; allowed: overlap_factor (did you mean"),
-        ({"node": {"tile": {"x": 2}}}, "node.tile.x: 2 is not allowed; allowed: at most 1"),
+        (
+            {"node": {"overlap": 2}},
+            "node.overlap: 2 is not allowed; allowed: with RegionalSampler: overlap_factor (did you mean",
+        ),
+        (
+            {"node": {"name": "MaskGridNKSamplersAdvanced", "tile": {"x": 2}}},
+            "node.tile.x: 2 is not allowed; allowed: at most 1",
+        ),
         ({"regions": []}, "regions: '0 regions' is not allowed; allowed: 1 or more regions with RegionalSampler"),
         ({"regions.weight": 2}, "regions.0.weight: 2.0 is not allowed; allowed: left out with sequential"),
         ({"regions.variation_strength": 0.5}, "regions.0.variation_strength: 0.5 is not allowed; allowed: 0, or"),

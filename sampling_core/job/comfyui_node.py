@@ -1,12 +1,16 @@
-"""The original node that a job with sequential composition is for, with the node's own parameters."""
+"""The original node that a job with sequential composition is for: one of five, told apart by `name`.
+
+Names and defaults are those of the node's own inputs. What a node shares with others is described once, as a type.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from prefect_regional_diffusion.sampling_core.job.fields import Frozen, Number, Seed, Whole, at
+from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, Frozen, Number, Seed, Whole
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle, Shape
 from prefect_regional_diffusion.sampling_core.names import (
     ForkMode,
@@ -16,153 +20,155 @@ from prefect_regional_diffusion.sampling_core.names import (
     SecondSeedMode,
 )
 
-Step = Annotated[Whole, Field(ge=0, le=10000)]
+
+def _only(name: NodeName) -> Any:
+    # Forms draw a field with a single choice, and send it; a constant alone they show as text to be edited.
+    return Field(name, title="Node", description="Its inputs are below", json_schema_extra={"enum": [name]})
 
 
-class Node(Frozen):
-    """Names and defaults are those of the node's own inputs. What a node does not have must stay as it is."""
+def _step(title: str, description: str) -> Any:
+    return Field(ge=0, le=10000, title=title, description=description)
 
-    model_config = ConfigDict(title="Original node")
-    name: NodeName = Field(
-        "RegionalSampler",
-        title="Node",
-        description="Which node's picture to draw; the fields below say whose they are",
-        json_schema_extra=at(1),
-    )
-    overlap_factor: Step = Field(
-        10,
-        title="Overlap factor",
-        description="Pixels by which regions grow (TwoAdvancedSamplersForMask: latent cells). "
-        "RegionalSampler, RegionalSamplerAdvanced, TwoAdvancedSamplersForMask",
-        json_schema_extra=at(2),
-    )
-    restore_latent: bool = Field(
-        True,
-        title="Restore latent",
-        description="A region's pass changes nothing outside its mask. RegionalSampler, RegionalSamplerAdvanced",
-        json_schema_extra=at(3),
-    )
-    seed_2nd: Seed = Field(
-        0, title="Second seed", description="Of the regional steps. RegionalSampler", json_schema_extra=at(4)
-    )
+
+_OverlapFactor = Annotated[Whole, _step("Overlap factor", "Pixels by which regions grow")]
+_RestoreLatent = Annotated[
+    bool, Field(title="Restore latent", description="A region's pass changes nothing outside its mask")
+]
+_SigmaFactor = Annotated[
+    Number, Field(gt=0, le=10, title="Sigma factor of the base", description="Multiplies the base's sigmas")
+]
+_RecoveryMode = Annotated[
+    RecoveryMode, Field(title="Recovery mode", description="Second pass after SDE and UniPC samplers")
+]
+_RecoverySampler = Annotated[RecoverySampler, Field(title="Recovery sampler", description="Sampler of the second pass")]
+_RecoveryRatio = Annotated[
+    Number, Field(ge=0, le=1, title="Recovery ratio", description="Share of the sigmas that the second pass takes")
+]
+_AddNoise = Annotated[bool, Field(title="Add noise")]
+_StartAtStep = Annotated[Whole, _step("Start at step", "First step of the schedule")]
+_EndAtStep = Annotated[Whole, _step("End at step", "Step to stop before")]
+_LeftoverNoise = Annotated[bool, Field(title="Return with leftover noise")]
+_Tiles = Annotated[Whole, Field(ge=1, le=16)]
+
+
+class _Node(Frozen):
+    def model_post_init(self, context: Any, /) -> None:
+        """Without its name, what was set of a node would be read as RegionalSampler's."""
+        self.model_fields_set.add("name")
+
+
+class RegionalSampler(_Node):
+    """The base alone for the job's base-only steps, then base and regions in turn, step by step."""
+
+    model_config = ConfigDict(title="RegionalSampler")
+    name: Literal["RegionalSampler"] = _only("RegionalSampler")
+    overlap_factor: _OverlapFactor = 10
+    restore_latent: _RestoreLatent = True
+    seed_2nd: Seed = Field(0, title="Second seed", description="Of the regional steps")
     seed_2nd_mode: SecondSeedMode = Field(
         "ignore",
         title="Second seed mode",
-        description="ignore: one seed for all steps; increment, decrement and randomize do what fixed does. "
-        "RegionalSampler",
-        json_schema_extra=at(5),
+        description="ignore: one seed for all steps; increment, decrement and randomize do what fixed does",
     )
-    additional_mode: RecoveryMode = Field(
-        "ratio between",
-        title="Recovery mode",
-        description="Second pass after SDE and UniPC samplers. RegionalSampler, RegionalSamplerAdvanced",
-        json_schema_extra=at(6),
-    )
-    additional_sampler: RecoverySampler = Field(
-        "AUTO",
-        title="Recovery sampler",
-        description="Sampler of the second pass. RegionalSampler, RegionalSamplerAdvanced",
-        json_schema_extra=at(7),
-    )
-    additional_sigma_ratio: Number = Field(
-        0.3,
-        ge=0,
-        le=1,
-        title="Recovery ratio",
-        description="Share of the sigmas that the second pass takes. RegionalSampler, RegionalSamplerAdvanced",
-        json_schema_extra=at(8),
-    )
+    additional_mode: _RecoveryMode = "ratio between"
+    additional_sampler: _RecoverySampler = "AUTO"
+    additional_sigma_ratio: _RecoveryRatio = 0.3
     vary_noise: bool = Field(
-        False,
-        title="Vary noise",
-        description="Regions' variation seeds count, as in later versions of the node. RegionalSampler",
-        json_schema_extra=at(9),
+        False, title="Vary noise", description="Regions' variation seeds count, as in later versions of the node"
     )
-    add_noise: bool = Field(
-        True,
-        title="Add noise",
-        description="RegionalSamplerAdvanced, MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(10),
-    )
-    start_at_step: Step = Field(
-        0,
-        title="Start at step",
-        description="First step of the schedule. RegionalSamplerAdvanced, MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(11),
-    )
-    end_at_step: Step = Field(
-        10000,
-        title="End at step",
-        description="Step to stop before. RegionalSamplerAdvanced, MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(12),
-    )
-    return_with_leftover_noise: bool = Field(
-        False,
-        title="Return with leftover noise",
-        description="RegionalSamplerAdvanced, MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(13),
-    )
-    mask_seed: Seed | None = Field(
-        None,
-        title="Seed inside the mask",
-        description="Empty: the job's. TwoSamplersForMask",
-        json_schema_extra=at(14),
-    )
+    sigma_factor: _SigmaFactor = 1.0
+
+
+class RegionalSamplerAdvanced(_Node):
+    """Base and regions in turn over a range of steps, with variation noise in the regions."""
+
+    model_config = ConfigDict(title="RegionalSamplerAdvanced")
+    name: Literal["RegionalSamplerAdvanced"] = _only("RegionalSamplerAdvanced")
+    overlap_factor: _OverlapFactor = 10
+    restore_latent: _RestoreLatent = True
+    additional_mode: _RecoveryMode = "ratio between"
+    additional_sampler: _RecoverySampler = "AUTO"
+    additional_sigma_ratio: _RecoveryRatio = 0.3
+    add_noise: _AddNoise = True
+    start_at_step: _StartAtStep = 0
+    end_at_step: _EndAtStep = 10000
+    return_with_leftover_noise: _LeftoverNoise = False
+    sigma_factor: _SigmaFactor = 1.0
+
+
+class TwoSamplersForMask(_Node):
+    """A full run of the base's sampler outside the mask, then a full run of the region's inside."""
+
+    model_config = ConfigDict(title="TwoSamplersForMask")
+    name: Literal["TwoSamplersForMask"] = _only("TwoSamplersForMask")
+    mask_seed: Seed | None = Field(None, title="Seed inside the mask", description="Empty: the job's")
     mask_steps: Annotated[Whole, Field(ge=1, le=1000)] | None = Field(
-        None,
-        title="Steps inside the mask",
-        description="Empty: the job's. TwoSamplersForMask",
-        json_schema_extra=at(15),
+        None, title="Steps inside the mask", description="Empty: the job's"
     )
     mask_denoise: Annotated[Number, Field(gt=0, le=1)] | None = Field(
-        None,
-        title="Denoise inside the mask",
-        description="Empty: the job's. TwoSamplersForMask",
-        json_schema_extra=at(16),
+        None, title="Denoise inside the mask", description="Empty: the job's"
     )
-    rows: Whole = Field(
-        1, ge=1, le=16, title="Grid rows", description="MaskGridNKSamplersAdvanced", json_schema_extra=at(17)
-    )
-    columns: Whole = Field(
-        3, ge=1, le=16, title="Grid columns", description="MaskGridNKSamplersAdvanced", json_schema_extra=at(18)
-    )
+
+
+class TwoAdvancedSamplersForMask(_Node):
+    """For every step the base's sampler outside the mask, then the region's inside the grown mask."""
+
+    model_config = ConfigDict(title="TwoAdvancedSamplersForMask")
+    name: Literal["TwoAdvancedSamplersForMask"] = _only("TwoAdvancedSamplersForMask")
+    overlap_factor: Annotated[Whole, _step("Overlap factor", "Latent cells by which the mask grows")] = 10
+    sigma_factor: _SigmaFactor = 1.0
+
+
+class MaskGridNKSamplersAdvanced(_Node):
+    """A tile repeated over rows and columns, and one picture for each cell. The job has no regions."""
+
+    model_config = ConfigDict(title="MaskGridNKSamplersAdvanced")
+    name: Literal["MaskGridNKSamplersAdvanced"] = _only("MaskGridNKSamplersAdvanced")
+    add_noise: _AddNoise = True
+    start_at_step: _StartAtStep = 0
+    end_at_step: _EndAtStep = 10000
+    return_with_leftover_noise: _LeftoverNoise = False
+    rows: _Tiles = Field(1, title="Grid rows")
+    columns: _Tiles = Field(3, title="Grid columns")
     mode: ForkMode = Field(
         "Sample then Fork",
         title="Fork mode",
-        description="Sample all cells at once and cut them out, or each alone. MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(19),
+        description="Sample all cells at once and cut them out, or each alone",
     )
     tile: Shape = Field(
         Rectangle(x=0, y=0, width=1, height=1),
         title="Grid tile",
-        description="What of each cell is drawn, in fractions of the cell. MaskGridNKSamplersAdvanced",
-        json_schema_extra=at(20),
-    )
-    sigma_factor: Number = Field(
-        1.0,
-        gt=0,
-        le=10,
-        title="Sigma factor of the base",
-        description="Multiplies the base's sigmas. "
-        "RegionalSampler, RegionalSamplerAdvanced, TwoAdvancedSamplersForMask",
-        json_schema_extra=at(21),
+        description="What of each cell is drawn, in fractions of the cell",
     )
 
 
-_RECOVERY = ("additional_mode", "additional_sampler", "additional_sigma_ratio")
-_RANGE = ("add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise")
+def _name_of(value: Any) -> Any:
+    if isinstance(value, _Node):
+        return getattr(value, "name", None)
+    return value.get("name", "RegionalSampler") if isinstance(value, Mapping) else None
 
-PARAMETERS: dict[NodeName, tuple[str, ...]] = {
-    "RegionalSampler": (
-        *("overlap_factor", "restore_latent", "seed_2nd", "seed_2nd_mode", "vary_noise", "sigma_factor"),
-        *_RECOVERY,
-    ),
-    "RegionalSamplerAdvanced": ("overlap_factor", "restore_latent", "sigma_factor", *_RECOVERY, *_RANGE),
-    "TwoSamplersForMask": ("mask_seed", "mask_steps", "mask_denoise"),
-    "TwoAdvancedSamplersForMask": ("overlap_factor", "sigma_factor"),
-    "MaskGridNKSamplersAdvanced": ("rows", "columns", "mode", "tile", *_RANGE),
-}
-"""The parameters that each node has."""
 
-UNTOUCHED = Node.model_validate({})
-"""A node as a job has it that does not speak of one."""
+Node = Annotated[
+    Annotated[RegionalSampler, Tag("RegionalSampler")]
+    | Annotated[RegionalSamplerAdvanced, Tag("RegionalSamplerAdvanced")]
+    | Annotated[TwoSamplersForMask, Tag("TwoSamplersForMask")]
+    | Annotated[TwoAdvancedSamplersForMask, Tag("TwoAdvancedSamplersForMask")]
+    | Annotated[MaskGridNKSamplersAdvanced, Tag("MaskGridNKSamplersAdvanced")],
+    Discriminator(_name_of),
+    AnyOf,
+]
+
+NODES = (
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoSamplersForMask,
+    TwoAdvancedSamplersForMask,
+    MaskGridNKSamplersAdvanced,
+)
+DEFAULT_NODE = RegionalSampler.model_validate({})
+"""The node of a job that does not speak of one."""
+
+
+def tiles_of(node: Node) -> tuple[int, int]:
+    """Rows and columns of the pictures that a node makes of one."""
+    return (node.rows, node.columns) if isinstance(node, MaskGridNKSamplersAdvanced) else (1, 1)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
+
+
+class _Member(NamedTuple):
+    """A type, without what annotates it, and the tag that it has in a union."""
+
+    type: Any
+    tag: str | None = None
 
 
 def types_at(model: type[BaseModel], path: Sequence[int | str]) -> list[Any]:
@@ -14,16 +21,34 @@ def types_at(model: type[BaseModel], path: Sequence[int | str]) -> list[Any]:
 
     An item of a list is a number in the path, or its digits.
     """
-    found: list[Any] = [model]
+    found = [_Member(model)]
     for part in path:
-        found = [one for outer in found for one in _inside(outer, part)]
-    return found
+        found = [one for outer in found for one in _inside(outer.type, part)]
+    return [one.type for one in found]
 
 
-def fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Names of the fields of what is at a path."""
-    models = [one for one in types_at(model, path) if _is_model(one)]
-    return list(dict.fromkeys(name for one in models for name in one.model_fields if name != "kind"))
+def located(
+    model: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[tuple[int | str, ...], tuple[type[BaseModel], ...]]:
+    """Where one of Pydantic's errors is: the path that a person wrote, and the models that its last part is sought in.
+
+    Pydantic puts a member's tag behind a field that holds a union; a person never wrote it.
+    """
+    path: list[int | str] = []
+    found = around = [_Member(model)]
+    for part in loc:
+        tagged = [one for one in found if one.tag is not None and one.tag == part]
+        if tagged:
+            found = tagged
+        else:
+            path.append(part)
+            around, found = found, [one for outer in found for one in _inside(outer.type, part)]
+    return tuple(path), tuple(one.type for one in around if _is_model(one.type))
+
+
+def field_names(models: Sequence[type[BaseModel]]) -> list[str]:
+    """The fields of models, without the one that masks have and people leave out."""
+    return list(dict.fromkeys(name for model in models for name in model.model_fields if name != "kind"))
 
 
 def is_text(types: Sequence[Any]) -> bool:
@@ -45,22 +70,23 @@ def _is_model(one: Any) -> bool:
     return isinstance(one, type) and issubclass(one, BaseModel)
 
 
-def _inside(outer: Any, part: int | str) -> list[Any]:
+def _inside(outer: Any, part: int | str) -> list[_Member]:
     if _is_model(outer):
         field = outer.model_fields.get(part)
-        return [] if field is None else _plain(field.annotation)
+        return [] if field is None else _members(field.annotation)
     if get_origin(outer) is tuple and str(part).isdecimal():
         items = get_args(outer)
         at = 0 if items[-1] is Ellipsis else int(part)
-        return _plain(items[at]) if at < len(items) else []
+        return _members(items[at]) if at < len(items) else []
     return []
 
 
-def _plain(annotation: Any) -> list[Any]:
-    """The members of a union, without what annotates them."""
+def _members(annotation: Any, tag: str | None = None) -> list[_Member]:
+    """The members of a union, or the type itself."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _plain(get_args(annotation)[0])
+        inner, *notes = get_args(annotation)
+        return _members(inner, next((note.tag for note in notes if isinstance(note, Tag)), tag))
     if origin in (Union, UnionType):
-        return [one for member in get_args(annotation) for one in _plain(member)]
-    return [annotation]
+        return [one for member in get_args(annotation) for one in _members(member)]
+    return [_Member(annotation, tag)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 MAX_SEED = 2**64 - 1
 
@@ -40,12 +41,40 @@ Guidance = Annotated[Number, Field(ge=0, le=100)]
 Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
 
 
-def at(position: int) -> dict[str, Any]:
-    """Forms list fields by position."""
-    return {"position": position}
+def _number_fields(schema: dict[str, Any]) -> None:
+    """Prefect's forms sort fields by `position`, else by name: so they stand in the order of their declaration."""
+    for position, field in enumerate(schema.get("properties", {}).values(), start=1):
+        field["position"] = position
+
+
+def _open_and_numbered(schema: dict[str, Any]) -> None:
+    _number_fields(schema)
+    schema.pop("additionalProperties", None)
 
 
 class Frozen(BaseModel):
     """Base of a job's parts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_number_fields)
+
+
+class OpenFrozen(Frozen):
+    """Base of parts with fields that forms do not show, and callers may write: a closed schema would refuse those.
+
+    The schema alone is open. The model itself refuses what it does not know.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_open_and_numbered)
+
+
+class AnyOf:
+    """Annotates a union told apart by a tag. Its schema is `anyOf`: forms switch between its members, which they cannot
+    with `oneOf`.
+    """
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        shown = handler(schema)
+        shown["anyOf"] = shown.pop("oneOf")
+        shown.pop("discriminator", None)
+        return shown

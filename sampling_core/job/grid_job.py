@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, at, refuse
+from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, refuse
+from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.shared_fields import MOST_REGIONS, Region
@@ -23,17 +24,12 @@ class Cell(Frozen):
     """What one cell draws in another way than the job. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Cell")
-    row: Index = Field(title="Row", description="From the top, the first is 0", json_schema_extra=at(1))
-    column: Index = Field(title="Column", description="From the left, the first is 0", json_schema_extra=at(2))
-    prompt: Text | None = Field(None, title="Prompt", description="Empty: the job's", json_schema_extra=at(3))
-    negative_prompt: Text | None = Field(
-        None, title="Negative prompt", description="Empty: the job's", json_schema_extra=at(4)
-    )
+    row: Index = Field(title="Row", description="From the top, the first is 0")
+    column: Index = Field(title="Column", description="From the left, the first is 0")
+    prompt: Text | None = Field(None, title="Prompt", description="Empty: the job's")
+    negative_prompt: Text | None = Field(None, title="Negative prompt", description="Empty: the job's")
     seed: Seed | None = Field(
-        None,
-        title="Seed",
-        description="Empty: the job's, plus the cell's number. Fork then Sample only",
-        json_schema_extra=at(5),
+        None, title="Seed", description="Empty: the job's, plus the cell's number. Fork then Sample only"
     )
 
 
@@ -41,28 +37,20 @@ class GridJob(Frozen):
     """Rows and columns of pictures of one job, each a whole canvas."""
 
     model_config = ConfigDict(title="Grid job")
-    job: RenderJob = Field(title="Job", description="What all cells have in common", json_schema_extra=at(1))
-    rows: Extent = Field(2, title="Rows", description="1 to 16", json_schema_extra=at(2))
-    columns: Extent = Field(2, title="Columns", description="1 to 16", json_schema_extra=at(3))
+    job: JointJob = Field(title="Job", description="What all cells have in common")
+    rows: Extent = Field(2, title="Rows", description="1 to 16")
+    columns: Extent = Field(2, title="Columns", description="1 to 16")
     mode: ForkMode = Field(
         "Fork then Sample",
         title="Fork mode",
         description="Fork then Sample: each cell from a seed of its own. "
         "Sample then Fork: the first steps are one run, then each cell goes on with its own prompt",
-        json_schema_extra=at(4),
     )
     fork_at_step: Annotated[Whole, Field(ge=1, le=999)] | None = Field(
-        None,
-        title="Fork at step",
-        description="Steps that all cells share. Empty: half of them. Sample then Fork only",
-        json_schema_extra=at(5),
+        None, title="Fork at step", description="Steps that all cells share. Empty: half of them. Sample then Fork only"
     )
     cells: tuple[Cell, ...] = Field(
-        (),
-        max_length=256,
-        title="Cells",
-        description="The cells that differ in more than the seed",
-        json_schema_extra=at(6),
+        (), max_length=256, title="Cells", description="The cells that differ in more than the seed"
     )
 
     @model_validator(mode="after")
@@ -109,7 +97,7 @@ class NamedJob(Frozen):
     """A job and what its picture is called."""
 
     name: Text = Field(min_length=1, max_length=80)
-    job: RenderJob
+    job: JointJob
 
 
 def cells(grid: GridJob) -> list[NamedJob]:

@@ -6,27 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    Tag,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from prefect_regional_diffusion.sampling_core.job.fields import Whole, at, refuse
+from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, OpenFrozen, Whole, refuse
 from prefect_regional_diffusion.sampling_core.names import Fit
-
-
-def _open_schema(schema: dict[str, Any]) -> None:
-    # `kind` is hidden from forms, so a closed schema would refuse a caller who writes it.
-    schema.pop("additionalProperties", None)
-
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(gt=0, le=1)]
@@ -50,19 +34,15 @@ def _channels(value: Any) -> Any:
 Color = Annotated[tuple[Channel, Channel, Channel], BeforeValidator(_channels)]
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_open_schema)
-
-
-class Rectangle(_Shape):
+class Rectangle(OpenFrozen):
     """An upright rectangle, in fractions of the canvas (0 is left or top, 1 is right or bottom)."""
 
     model_config = ConfigDict(title="Rectangle")
     kind: SkipJsonSchema[Literal["rectangle"]] = "rectangle"
-    x: Fraction = Field(title="Left edge", description="0 to 1 of the width", json_schema_extra=at(1))
-    y: Fraction = Field(title="Top edge", description="0 to 1 of the height", json_schema_extra=at(2))
-    width: Extent = Field(title="Width", description="0 to 1 of the width", json_schema_extra=at(3))
-    height: Extent = Field(title="Height", description="0 to 1 of the height", json_schema_extra=at(4))
+    x: Fraction = Field(title="Left edge", description="0 to 1 of the width")
+    y: Fraction = Field(title="Top edge", description="0 to 1 of the height")
+    width: Extent = Field(title="Width", description="0 to 1 of the width")
+    height: Extent = Field(title="Height", description="0 to 1 of the height")
 
     @model_validator(mode="after")
     def _inside(self) -> Rectangle:
@@ -74,15 +54,15 @@ class Rectangle(_Shape):
         return self
 
 
-class Ellipse(_Shape):
+class Ellipse(OpenFrozen):
     """An upright ellipse, in fractions of the canvas."""
 
     model_config = ConfigDict(title="Ellipse")
     kind: SkipJsonSchema[Literal["ellipse"]] = "ellipse"
-    center_x: Fraction = Field(title="Centre, from left", description="0 to 1", json_schema_extra=at(1))
-    center_y: Fraction = Field(title="Centre, from top", description="0 to 1", json_schema_extra=at(2))
-    radius_x: Extent = Field(title="Radius across", description="0 to 1 of the width", json_schema_extra=at(3))
-    radius_y: Extent = Field(title="Radius down", description="0 to 1 of the height", json_schema_extra=at(4))
+    center_x: Fraction = Field(title="Centre, from left", description="0 to 1")
+    center_y: Fraction = Field(title="Centre, from top", description="0 to 1")
+    radius_x: Extent = Field(title="Radius across", description="0 to 1 of the width")
+    radius_y: Extent = Field(title="Radius down", description="0 to 1 of the height")
 
     @model_validator(mode="after")
     def _inside(self) -> Ellipse:
@@ -94,17 +74,13 @@ class Ellipse(_Shape):
         return self
 
 
-class Polygon(_Shape):
+class Polygon(OpenFrozen):
     """A closed polygon; each point is [x, y] in fractions of the canvas."""
 
     model_config = ConfigDict(title="Polygon")
     kind: SkipJsonSchema[Literal["polygon"]] = "polygon"
     points: tuple[tuple[Fraction, Fraction], ...] = Field(
-        min_length=3,
-        max_length=1000,
-        title="Points",
-        description="[[x, y], ...] with x and y from 0 to 1",
-        json_schema_extra=at(1),
+        min_length=3, max_length=1000, title="Points", description="[[x, y], ...] with x and y from 0 to 1"
     )
 
 
@@ -114,31 +90,30 @@ _FIT_HELP = (
 )
 
 
-class Image(_Shape):
+class Image(OpenFrozen):
     """The brightness of an image file: white is inside. Resized to the canvas."""
 
     model_config = ConfigDict(title="Image")
     kind: SkipJsonSchema[Literal["image"]] = "image"
-    image: str = Field(min_length=1, title="Image file", description="White is inside", json_schema_extra=at(1))
-    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP, json_schema_extra=at(2))
+    image: str = Field(min_length=1, title="Image file", description="White is inside")
+    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
 
 
-class ColorMap(_Shape):
+class ColorMap(OpenFrozen):
     """One colour of a colour map: an image file in which each region has its own colour. Resized to the canvas."""
 
     model_config = ConfigDict(title="Colour of a colour map")
     kind: SkipJsonSchema[Literal["color_map"]] = "color_map"
-    color_map: str = Field(min_length=1, title="Image file", json_schema_extra=at(1))
-    color: Color = Field(title="Colour", description="[red, green, blue], 0 to 255 each", json_schema_extra=at(2))
+    color_map: str = Field(min_length=1, title="Image file")
+    color: Color = Field(title="Colour", description="[red, green, blue], 0 to 255 each")
     tolerance: Whole = Field(
         0,
         ge=0,
         le=255,
         title="Tolerance",
         description="By how much each of red, green and blue may differ, as in a JPEG. 0: exactly this colour",
-        json_schema_extra=at(3),
     )
-    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP, json_schema_extra=at(4))
+    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
 
 
 _TELLING_FIELDS = {
@@ -151,7 +126,7 @@ _TELLING_FIELDS = {
 
 
 def _kind_of(value: Any) -> str | None:
-    if isinstance(value, _Shape):
+    if isinstance(value, OpenFrozen):
         return str(getattr(value, "kind", ""))
     if not isinstance(value, Mapping):
         return None
@@ -163,17 +138,6 @@ def _kind_of(value: Any) -> str | None:
     return None
 
 
-class _AnyOf:
-    """Shows the union as `anyOf`: forms switch between its members, which they cannot with `oneOf`."""
-
-    @staticmethod
-    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        shown = handler(schema)
-        shown["anyOf"] = shown.pop("oneOf")
-        shown.pop("discriminator", None)
-        return shown
-
-
 Shape = Annotated[
     Annotated[Rectangle, Tag("rectangle")]
     | Annotated[Ellipse, Tag("ellipse")]
@@ -181,7 +145,7 @@ Shape = Annotated[
     | Annotated[Image, Tag("image")]
     | Annotated[ColorMap, Tag("color_map")],
     Discriminator(_kind_of),
-    _AnyOf,
+    AnyOf,
 ]
 
 SHAPE_HELP = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in _TELLING_FIELDS.items())

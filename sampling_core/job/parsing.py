@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import UNTOUCHED
-from prefect_regional_diffusion.sampling_core.job.field_types import fields_at
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE, NODES
+from prefect_regional_diffusion.sampling_core.job.field_types import field_names, located
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
-    SHAPE_HELP,
-    ColorMap,
-    Ellipse,
-    Image,
-    Polygon,
-    Rectangle,
-)
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import SHAPE_HELP
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.spellings import meant_field, meant_value
+from prefect_regional_diffusion.sampling_core.names import NodeName
 
 M = TypeVar("M", bound=BaseModel)
 
-_SHAPES: dict[str, type[BaseModel]] = {
-    "rectangle": Rectangle,
-    "ellipse": Ellipse,
-    "polygon": Polygon,
-    "image": Image,
-    "color_map": ColorMap,
-}
 _MOST_MISTAKES = 200
 """That are told of one job: nobody reads more, and each is compared with all fields."""
-_SHAPE_FIELDS = ("mask", "tile")
 _BOUNDS = {
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -81,7 +67,8 @@ def _check_node(data: object, prefix: str) -> None:
     if not isinstance(data, Mapping):
         return
     job = cast("Mapping[str, object]", data)
-    if job.get("node") not in (None, UNTOUCHED.model_dump(mode="json")) and job.get("composition", "joint") == "joint":
+    touched = job.get("node") not in (None, DEFAULT_NODE.model_dump(mode="json"))
+    if touched and job.get("composition", "joint") == "joint":
         raise BadJob([BadInput(f"{prefix}node", job["node"], "left out, unless there is composition: sequential")])
 
 
@@ -99,7 +86,7 @@ def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterab
     """One of Pydantic's errors for each mistake that a person made."""
     # A misspelt field that is required is also a missing one.
     misspelt = {
-        (*detail["loc"][:-1], meant_field(str(detail["loc"][-1]), _fields_at(detail["loc"], model)))
+        (*detail["loc"][:-1], meant_field(str(detail["loc"][-1]), field_names(located(model, detail["loc"])[1])))
         for detail in details
         if detail["type"] == "extra_forbidden"
     }
@@ -127,22 +114,29 @@ def _malformed_point(detail: ErrorDetails) -> tuple[int | str, ...]:
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel]) -> BadInput:
-    kind, context = detail["type"], detail.get("ctx", {})
-    path = _as_written(detail["loc"])
-    value = detail["input"]
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    path, around = located(model, detail["loc"])
     if kind == "not_allowed":
         return BadInput(_dotted([*path, *filter(None, [context["field"]])]), context["value"], context["allowed"])
     if kind == "extra_forbidden":
-        known = _fields_at(detail["loc"], model)
-        return BadInput(_dotted(path), value, _instead_of(meant_field(str(path[-1]), known), known))
+        return BadInput(_dotted(path), value, _whose(around) + _known_field(path, around))
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        return BadInput(_dotted(path), value, SHAPE_HELP)
+        return _of_no_kind(path, value)
     if kind == "literal_error" and isinstance(value, str):
-        known = re.findall(r"'([^']*)'", context["expected"])
-        return BadInput(_dotted(path), value, _instead_of(meant_value(str(path[-1]), value, known), known))
+        return BadInput(_dotted(path), value, _known_value(str(path[-1]), value, _quoted(context["expected"])))
     if point := _malformed_point(detail):
-        return BadInput(_dotted(_as_written(point)), value, "[x, y], two numbers from 0 to 1")
+        return BadInput(_dotted(located(model, point)[0]), value, "[x, y], two numbers from 0 to 1")
     return BadInput(_dotted(path), None if kind == "missing" else value, allowed_by(kind, context, detail["msg"]))
+
+
+def _of_no_kind(path: Sequence[int | str], value: object) -> BadInput:
+    """A mask or a node of which nobody knows what kind it is."""
+    if path[-1] != "node":
+        return BadInput(_dotted(path), value, SHAPE_HELP)
+    if not isinstance(value, Mapping):
+        return BadInput(_dotted(path), value, "a mapping")
+    name, known = cast("Mapping[str, object]", value).get("name"), get_args(NodeName)
+    return BadInput(_dotted([*path, "name"]), name, _known_value("name", str(name), known))
 
 
 def allowed_by(kind: str, context: Mapping[str, Any], message: str) -> str:
@@ -152,28 +146,26 @@ def allowed_by(kind: str, context: Mapping[str, Any], message: str) -> str:
     return next((text for name, text in _KINDS.items() if kind.startswith(name)), message)
 
 
-def _as_written(loc: tuple[int | str, ...]) -> list[int | str]:
-    return [part for i, part in enumerate(loc) if not _is_tag(loc, i)]
-
-
-def _is_tag(loc: tuple[int | str, ...], i: int) -> bool:
-    """Pydantic puts the union member's tag behind a field with a shape; a person never wrote it."""
-    return i > 0 and _holds_a_shape(loc, i - 1) and loc[i] in _SHAPES
-
-
-def _holds_a_shape(loc: tuple[int | str, ...], i: int) -> bool:
-    return loc[i] in _SHAPE_FIELDS or (i > 0 and loc[i - 1] == "protect")
-
-
-def _dotted(path: list[int | str]) -> str:
+def _dotted(path: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _fields_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    for i in range(len(loc) - 1):
-        if _holds_a_shape(loc, i) and loc[i + 1] in _SHAPES:
-            return [name for name in _SHAPES[str(loc[i + 1])].model_fields if name != "kind"]
-    return fields_at(model, loc[:-1])
+def _quoted(expected: str) -> list[str]:
+    return re.findall(r"'([^']*)'", expected)
+
+
+def _whose(around: Sequence[type[BaseModel]]) -> str:
+    """Which node it is that has other fields."""
+    return "".join(f"with {node.__name__}: " for node in around if node in NODES)
+
+
+def _known_field(path: Sequence[int | str], around: Sequence[type[BaseModel]]) -> str:
+    known = field_names(around)
+    return _instead_of(meant_field(str(path[-1]), known), known)
+
+
+def _known_value(field: str, value: str, known: Sequence[str]) -> str:
+    return _instead_of(meant_value(field, value, known), known)
 
 
 def _instead_of(meant: str | None, known: Sequence[str]) -> str:

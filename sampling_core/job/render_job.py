@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, model_validator
 
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import MaskGridNKSamplersAdvanced, RegionalSampler
 from prefect_regional_diffusion.sampling_core.job.fields import refuse
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, Shape
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
@@ -43,7 +44,7 @@ class RenderJob(JobFields):
         """Steps of the base alone. Left empty, they are what suits the composition."""
         if self.base_only_steps is not None:
             return self.base_only_steps
-        usual = 1 if self.composition == "joint" else 2 if self.node.name == "RegionalSampler" else 0
+        usual = 1 if self.composition == "joint" else 2 if isinstance(self.node, RegionalSampler) else 0
         return min(usual, self.steps - 1)
 
     @property
@@ -58,7 +59,7 @@ class RenderJob(JobFields):
 
     def drawn_masks(self) -> list[DrawnMask]:
         """What masks are made of: one per region, or the grid's tile."""
-        if self.composition == "sequential" and self.node.name == "MaskGridNKSamplersAdvanced":
+        if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
             return [DrawnMask("node.tile", self.node.tile)]
         return [
             DrawnMask(f"regions.{i}.mask", region.mask, region.grow, region.feather)

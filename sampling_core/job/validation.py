@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS, UNTOUCHED, Node
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    DEFAULT_NODE,
+    MaskGridNKSamplersAdvanced,
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoSamplersForMask,
+    tiles_of,
+)
 from prefect_regional_diffusion.sampling_core.job.fields import refuse
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
@@ -10,9 +17,11 @@ from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
 
-_SEQUENTIAL_ONLY = ("scheduler", "sigma_factor")
-_JOINT_ONLY = ("overlap", "noise", "protect")
-_JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
+SEQUENTIAL_ONLY = ("node",)
+SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
+JOINT_ONLY = ("overlap", "noise", "protect")
+JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
+"""Fields of a job and of its regions that have no use in the other composition."""
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),
     "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
@@ -36,12 +45,12 @@ def check_composition(job: JobFields, first_steps: int) -> None:
 
 
 def _check_joint(job: JobFields, first_steps: int) -> None:
-    if job.node != UNTOUCHED:
+    if job.node != DEFAULT_NODE:
         raise refuse("node", job.node.name, "left out with joint composition")
     for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
         if sampler in CHOOSE_THEIR_STEPS:
             raise refuse(field, sampler, "a sampler that takes the given steps, with joint composition")
-    for name in _SEQUENTIAL_ONLY:
+    for name in SEQUENTIAL_ONLY_OF_REGIONS:
         for field, value in _of_regions(job, name).items():
             if value != _default(job.regions[0], name):
                 raise refuse(field, value, "left out with joint composition")
@@ -57,33 +66,29 @@ def _check_joint(job: JobFields, first_steps: int) -> None:
 
 def _check_sequential(job: JobFields) -> None:
     node = job.node
-    for name, field in Node.model_fields.items():
-        value = getattr(node, name)
-        if name != "name" and name not in PARAMETERS[node.name] and value != field.default:
-            raise refuse(f"node.{name}", value, f"left out: {node.name} has no such parameter")
     least, most, wanted = _REGIONS[node.name]
     if not least <= len(job.regions) <= most:
         raise refuse("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
-    for name in _JOINT_ONLY:
+    for name in JOINT_ONLY:
         if getattr(job, name) != type(job).model_fields[name].default:
             raise refuse(name, getattr(job, name), "left out with sequential composition")
-    for name in _JOINT_ONLY_OF_REGIONS:
+    for name in JOINT_ONLY_OF_REGIONS:
         for field, value in _of_regions(job, name).items():
             if value != _default(job.regions[0], name):
                 raise refuse(field, value, "left out with sequential composition: regions go one after the other")
-    if job.base_only_steps and node.name != "RegionalSampler":
+    if job.base_only_steps and not isinstance(node, RegionalSampler):
         raise refuse("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
-    if job.denoise < 1 and node.name == "RegionalSamplerAdvanced":
+    if job.denoise < 1 and isinstance(node, RegionalSamplerAdvanced):
         raise refuse("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
-    varies = node.name == "RegionalSamplerAdvanced" or node.vary_noise
+    varies = isinstance(node, RegionalSamplerAdvanced) or (isinstance(node, RegionalSampler) and node.vary_noise)
     for field, strength in _of_regions(job, "variation_strength").items():
         if strength and not varies:
             raise refuse(field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise")
-    if "sigma_factor" not in PARAMETERS[node.name]:
+    if "sigma_factor" not in type(node).model_fields:
         for field, factor in _of_regions(job, "sigma_factor").items():
             if factor != 1:
                 raise refuse(field, factor, f"left out: {node.name} has no such parameter")
-    if node.mask_steps is not None or node.mask_denoise is not None:
+    if isinstance(node, TwoSamplersForMask):
         check_schedule("node.mask_denoise", node.mask_steps or job.steps, node.mask_denoise or job.denoise)
     _check_range(job)
 
@@ -97,15 +102,15 @@ def check_schedule(field: str, steps: int, denoise: float) -> None:
 
 def _check_range(job: JobFields) -> None:
     node = job.node
-    if node.start_at_step >= job.steps:
-        raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
-    if node.end_at_step <= node.start_at_step:
-        raise refuse("node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})")
-    if node.name == "MaskGridNKSamplersAdvanced":
-        for name, parts, pixels in (("rows", node.rows, job.height), ("columns", node.columns, job.width)):
-            if pixels % parts:
-                side = "height" if name == "rows" else "width"
-                raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
+    if isinstance(node, RegionalSamplerAdvanced | MaskGridNKSamplersAdvanced):
+        if node.start_at_step >= job.steps:
+            raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
+        if node.end_at_step <= node.start_at_step:
+            raise refuse("node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})")
+    rows, columns = tiles_of(node)
+    for name, parts, side, pixels in (("rows", rows, "height", job.height), ("columns", columns, "width", job.width)):
+        if pixels % parts:
+            raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
 
 
 def _of_regions(job: JobFields, name: str) -> dict[str, object]:

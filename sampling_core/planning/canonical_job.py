@@ -9,7 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import PARAMETERS
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    MaskGridNKSamplersAdvanced,
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoSamplersForMask,
+)
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Shape
 from prefect_regional_diffusion.sampling_core.job.render_job import DrawnMask, Region, RenderJob
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
@@ -71,17 +76,20 @@ def _region(job: RenderJob, region: Region, digests: Mapping[str, str]) -> dict[
 
 def _node(job: RenderJob, digests: Mapping[str, str]) -> dict[str, Any]:
     node = job.node
-    means = node.model_dump(mode="json", include={"name", *PARAMETERS[node.name]})
-    if "tile" in means:
-        means["tile"] = shape_meaning(node.tile, digests)
-    if node.name == "TwoSamplersForMask":
-        means["mask_seed"] = job.seed if node.mask_seed is None else node.mask_seed
-        means["mask_steps"] = node.mask_steps or job.steps
-        means["mask_denoise"] = _rounded(node.mask_denoise or job.denoise)
-    if node.seed_2nd_mode == "ignore":
-        means.pop("seed_2nd", None)
-    if node.name == "RegionalSamplerAdvanced":
-        means["end_at_step"] = min(node.end_at_step, job.steps)
+    means = node.model_dump(mode="json")
+    match node:
+        case MaskGridNKSamplersAdvanced(tile=tile):
+            means["tile"] = shape_meaning(tile, digests)
+        case TwoSamplersForMask():
+            means["mask_seed"] = job.seed if node.mask_seed is None else node.mask_seed
+            means["mask_steps"] = node.mask_steps or job.steps
+            means["mask_denoise"] = _rounded(node.mask_denoise or job.denoise)
+        case RegionalSampler(seed_2nd_mode="ignore"):
+            del means["seed_2nd"]
+        case RegionalSamplerAdvanced(end_at_step=end):
+            means["end_at_step"] = min(end, job.steps)
+        case _:
+            pass
     return means
 
 

@@ -5,10 +5,16 @@ Estimates: what counts is that nothing large is left out, and that equal masks c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    MaskGridNKSamplersAdvanced,
+    TwoSamplersForMask,
+    tiles_of,
+)
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, Shape
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning, shape_meaning
@@ -60,8 +66,7 @@ def tensor_bytes(jobs: Iterable[RenderJob]) -> int:
 
 def most_pictures(job: RenderJob) -> int:
     """How many pictures a job becomes; fewer files where some are equal."""
-    grid = job.composition == "sequential" and job.node.name == "MaskGridNKSamplersAdvanced"
-    return job.pictures * (job.node.rows * job.node.columns if grid else 1)
+    return job.pictures * math.prod(tiles_of(job.node))
 
 
 def finished_bytes(job: RenderJob) -> int:
@@ -101,17 +106,18 @@ def _latent_bytes(job: RenderJob) -> int:
     kept = _REMEMBERED * (len(participants) if job.composition == "joint" else 1)
     if job.composition == "sequential":
         kept += len(participants)  # each pass' mask
-        kept += job.node.rows * job.node.columns if job.node.name == "MaskGridNKSamplersAdvanced" else 0
+        kept += math.prod(tiles_of(job.node)) if isinstance(job.node, MaskGridNKSamplersAdvanced) else 0
     if job.composition == "sequential" or job.noise == "comfyui":
         solvers = [SOLVERS[job.settings_of(region)[0]] for region in participants]
-        steps = max(job.steps, job.node.mask_steps or 0) if _whole_passes(job) else 1
+        inside = job.node.mask_steps or 0 if isinstance(job.node, TwoSamplersForMask) else 0
+        steps = max(job.steps, inside) if _whole_passes(job) else 1
         kept += steps * max(solver.draws for solver in solvers) if any(one.order == 0 for one in solvers) else 0
     return kept * job.pictures * CHANNELS * _cells(job) * _NUMBER
 
 
 def _whole_passes(job: RenderJob) -> bool:
     """Whether one source of noise serves all steps; the regional nodes begin a pass for every step."""
-    return job.composition == "joint" or job.node.name in {"TwoSamplersForMask", "MaskGridNKSamplersAdvanced"}
+    return job.composition == "joint" or isinstance(job.node, TwoSamplersForMask | MaskGridNKSamplersAdvanced)
 
 
 def _cells(job: RenderJob) -> int:

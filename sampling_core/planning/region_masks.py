@@ -9,6 +9,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import tiles_of
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, Shape
 from prefect_regional_diffusion.sampling_core.job.render_job import DrawnMask, RenderJob
 from prefect_regional_diffusion.sampling_core.masks import rasterize as draw
@@ -75,7 +76,7 @@ def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask |
 
 def mask_size(job: RenderJob, field: str) -> Size:
     """Height and width in pixels of what the mask of a field is drawn on: the canvas, or a cell of the node's grid."""
-    tiles = (job.node.rows, job.node.columns) if field == "node.tile" else (1, 1)
+    tiles = tiles_of(job.node) if field == "node.tile" else (1, 1)
     return job.height // tiles[0], job.width // tiles[1]
 
 

@@ -18,7 +18,14 @@ from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import (
 )
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.comfyui_node import Node
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    MaskGridNKSamplersAdvanced,
+    Node,
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoAdvancedSamplersForMask,
+    TwoSamplersForMask,
+)
 from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
@@ -39,7 +46,7 @@ def sequential(
         turns, cells = _turns(job, shape, masks, job.height // rows)
         found = stages(turns, _settings(job), levels)
     except BadInput as error:
-        field = f"node.{error.field}" if error.field in Node.model_fields else error.field
+        field = f"node.{error.field}" if error.field in type(job.node).model_fields else error.field
         raise BadInput(field, error.value, error.allowed) from None
     warm_up = found[0].planned.steps if found and turns[0].who == regional.BASE and job.first_steps else 0
     return Sequential(tuple(found), clean, warm_up, cells)
@@ -47,9 +54,8 @@ def sequential(
 
 def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) -> tuple[list[Turn], Cells | None]:
     node, index = job.node, job.batch_index or None
-    recovery = Recovery(node.additional_mode, node.additional_sampler, node.additional_sigma_ratio)
-    match node.name:
-        case "RegionalSampler":
+    match node:
+        case RegionalSampler():
             return regional.regional_sampler(
                 _regions(job, masks),
                 shape,
@@ -61,11 +67,11 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
                 denoise=job.denoise,
                 overlap_factor=node.overlap_factor,
                 restore_latent=node.restore_latent,
-                recovery=recovery,
+                recovery=_recovery(node),
                 batch_index=index,
                 vary_noise=node.vary_noise,
             ), None
-        case "RegionalSamplerAdvanced":
+        case RegionalSamplerAdvanced():
             return regional.regional_sampler_advanced(
                 _regions(job, masks),
                 shape,
@@ -77,10 +83,10 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
                 overlap_factor=node.overlap_factor,
                 restore_latent=node.restore_latent,
                 return_with_leftover_noise=node.return_with_leftover_noise,
-                recovery=recovery,
+                recovery=_recovery(node),
                 batch_index=index,
             ), None
-        case "TwoSamplersForMask":
+        case TwoSamplersForMask():
             base = FullRun(job.seed, job.steps, job.denoise)
             inside = FullRun(
                 job.seed if node.mask_seed is None else node.mask_seed,
@@ -88,7 +94,7 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
                 node.mask_denoise or job.denoise,
             )
             return two_samplers(base, inside, masks[0], index), None
-        case "TwoAdvancedSamplersForMask":
+        case TwoAdvancedSamplersForMask():
             return two_advanced_samplers(
                 masks[0],
                 shape,
@@ -98,7 +104,7 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
                 overlap_factor=node.overlap_factor,
                 batch_index=index,
             ), None
-        case "MaskGridNKSamplersAdvanced":
+        case MaskGridNKSamplersAdvanced():
             if cell != PIXELS_PER_CELL:
                 raise BadInput("model", job.model, f"a model with {PIXELS_PER_CELL} pixels per latent cell")
             call = Call(
@@ -115,6 +121,10 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
             )
 
 
+def _recovery(node: RegionalSampler | RegionalSamplerAdvanced) -> Recovery:
+    return Recovery(node.additional_mode, node.additional_sampler, node.additional_sigma_ratio)
+
+
 def _regions(job: RenderJob, masks: Sequence[AnyMask]) -> list[regional.Region]:
     return [
         regional.Region(_name(job, i), mask, region.variation_seed, region.variation_strength, region.variation_method)
@@ -124,7 +134,7 @@ def _regions(job: RenderJob, masks: Sequence[AnyMask]) -> list[regional.Region]:
 
 def _name(job: RenderJob, index: int) -> str:
     """The name of a region's setting; people's names need not differ."""
-    return MASK if job.node.name.startswith("Two") else f"region {index + 1}"
+    return MASK if isinstance(job.node, TwoSamplersForMask | TwoAdvancedSamplersForMask) else f"region {index + 1}"
 
 
 def _settings(job: RenderJob) -> dict[str, Setting]:
@@ -138,5 +148,13 @@ def _setting(job: RenderJob, region: Region | None) -> Setting:
     model = job.model if region is None else region.model or job.model
     guidance = Guidance(cfg, prompt, negative, sampler in CFG_PP, model)
     scheduler = job.scheduler if region is None else region.scheduler or job.scheduler
-    factor = job.node.sigma_factor if region is None else region.sigma_factor
+    factor = _base_factor(job.node) if region is None else region.sigma_factor
     return Setting(sampler, scheduler, guidance, factor)
+
+
+def _base_factor(node: Node) -> float:
+    match node:
+        case RegionalSampler() | RegionalSamplerAdvanced() | TwoAdvancedSamplersForMask():
+            return node.sigma_factor
+        case _:
+            return 1.0

@@ -6,6 +6,7 @@ Everything that can be is counted from the job's fields alone, before anything i
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import TwoSamplersForMask, tiles_of
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
@@ -19,11 +20,11 @@ def check_limits(job: RenderJob) -> None:
     canvas = job.width * job.height
     at_most("width x height", canvas, limits.max_canvas_pixels, "pixels, REGIONAL_MAX_CANVAS_PIXELS")
     at_most("steps", job.steps, limits.max_steps, "REGIONAL_MAX_STEPS")
-    if job.node.mask_steps is not None:
+    if isinstance(job.node, TwoSamplersForMask) and job.node.mask_steps is not None:
         at_most("node.mask_steps", job.node.mask_steps, limits.max_steps, "REGIONAL_MAX_STEPS")
     at_most("regions", len(job.regions), limits.max_regions, "regions, REGIONAL_MAX_REGIONS")
     at_most("batch_size", job.pictures, limits.max_pictures, "pictures, REGIONAL_MAX_PICTURES")
-    check_cells("node.rows x columns", job.node.rows, job.node.columns)
+    check_cells("node.rows x columns", *tiles_of(job.node))
     at_most("regions", len(job.models), limits.max_models, "models, the job's included, REGIONAL_MAX_MODELS")
     for field, prompt in _prompts(job).items():
         at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")

@@ -1,0 +1,90 @@
+"""RenderJob as forms show it: the same model, without the fields that one of the two compositions has no use for.
+
+Hidden fields may still be written by callers and job files, so what is hidden makes the schema open; the model itself
+goes on to refuse what it does not know. So a job of either composition can be sent to either deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from prefect_regional_diffusion.sampling_core.job.fields import refuse
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.validation import (
+    JOINT_ONLY,
+    JOINT_ONLY_OF_REGIONS,
+    SEQUENTIAL_ONLY,
+    SEQUENTIAL_ONLY_OF_REGIONS,
+)
+
+_EXAMPLE: dict[str, Any] = {
+    "composition": "sequential",
+    "prompt": "a yellow background",
+    "sampler": "euler",
+    "scheduler": "normal",
+    "regions": [
+        {
+            "name": "left half",
+            "prompt": "a green plain circle on a black background",
+            "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1},
+        }
+    ],
+    "node": {"name": "RegionalSampler"},
+}
+EXAMPLE = RenderJob.model_validate(_EXAMPLE)
+"""What an original node draws where nothing is filled in. It suits all nodes but the grid, which has no regions."""
+
+
+class _Form(NamedTuple):
+    """Annotates RenderJob: what is hidden of it and of its regions, and the job that its defaults are those of."""
+
+    hidden: tuple[str, ...]
+    hidden_of_regions: tuple[str, ...]
+    defaults: RenderJob | None = None
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        shown = handler(schema)
+        job = handler.resolve_ref_schema(shown)
+        region = handler.resolve_ref_schema(job["properties"]["regions"]["items"])
+        for part, hidden in ((job, self.hidden), (region, self.hidden_of_regions)):
+            part.pop("additionalProperties", None)
+            for name in hidden:
+                part["properties"].pop(name, None)
+        if self.defaults is not None:
+            job.pop("required", None)
+            defaults = self.defaults.model_dump(mode="json")
+            for name, field in job["properties"].items():
+                field["default"] = defaults[name]
+        return shown
+
+
+def _completed(data: Any) -> Any:
+    """A job for an original node with what was left out from the example; the grid's node has no regions."""
+    if not isinstance(data, Mapping):
+        return data
+    node = data.get("node")
+    grid = isinstance(node, Mapping) and node.get("name") == "MaskGridNKSamplersAdvanced"
+    return {name: value for name, value in _EXAMPLE.items() if not (grid and name == "regions")} | dict(data)
+
+
+def _sequential(job: RenderJob) -> RenderJob:
+    if job.composition != "sequential":
+        raise refuse("composition", job.composition, "sequential, or the flow render in the place of original-node")
+    return job
+
+
+JointJob = Annotated[RenderJob, _Form(("composition", *SEQUENTIAL_ONLY), SEQUENTIAL_ONLY_OF_REGIONS)]
+"""A job as forms for joint composition show it."""
+
+NodeJob = Annotated[
+    RenderJob,
+    BeforeValidator(_completed),
+    AfterValidator(_sequential),
+    _Form(("composition", *JOINT_ONLY), JOINT_ONLY_OF_REGIONS, EXAMPLE),
+]
+"""A job as the form for the original nodes shows it; what is left out is EXAMPLE's."""
