@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, regional
 
 Stream = IO[Any] | int
 
@@ -109,6 +109,13 @@ def run(
             stream.seek(0)
             said.append(stream.read())
         return subprocess.CompletedProcess(process.args, code, *said)
+
+
+def render_json(arguments: Sequence[object], cwd: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """Run `regional render ... --json` and return the object it printed; fails the test on any other output."""
+    done = run(regional("render", *arguments, "--json"), cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @lru_cache(maxsize=1)

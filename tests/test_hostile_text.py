@@ -45,7 +45,8 @@ from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
 from prefect_regional_diffusion.tasks.storage.store import Store
-from tests.processes import ROOT, environment, post, regional
+from tests import forked
+from tests.processes import environment, post, regional
 from tests.terminal import Terminal
 
 MOST = 1600
@@ -420,14 +421,9 @@ try:
     asyncio.run(render(job={{"prompt": "x", "model": {EVIL!r}}}, name={EVIL!r}))
 except Exception: pass
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=tmp_path,
-        env=env | {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_COLORS": "false", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    talkative = env | {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_COLORS": "false"}
+    done = forked.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=talkative)
+    assert done.returncode == 0, done.stderr
     assert "BadInput" in done.stderr
     assert unseen(done.stderr.replace("\n", "")) == []
     assert not [line for line in done.stderr.splitlines() if line.startswith("12:00:00 | INFO")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,8 @@ from prefect_regional_diffusion.flows.reap import STORING, TAKEN_AWAY, Patience,
 from prefect_regional_diffusion.tasks.sample import regional_steps, warm_up
 from prefect_regional_diffusion.tasks.sample_batch import rounds
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
-from tests.processes import post
+from tests.forked import Forked
+from tests.processes import ROOT, post
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PATIENCE = Patience(
@@ -174,7 +174,7 @@ def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]
 
     def started(number: int, chunks: int, tasks: int) -> None:
         """One more start, killed when the server knows of all that it did."""
-        process = subprocess.Popen([sys.executable, "-c", STARTED, run_id, str(chunks)], env=env)
+        process = Forked([sys.executable, "-c", STARTED, run_id, str(chunks)], cwd=ROOT, env=env)
         try:
             deadline = time.monotonic() + 120
             ended: list[dict[str, Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import (
 )
 from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
 from prefect_regional_diffusion.tasks.storage.retry import reason_of, remember
+from tests.forked import run
 from tests.processes import environment, prefect_server, regional
 from tests.s3 import KEY, SECRET, client, objects, s3_server
 
@@ -69,8 +69,8 @@ def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> No
             env |= {"REGIONAL_STORE_BLOCK": "s3-keys"}
             options = {"key": KEY, "secret": SECRET, "endpoint_url": s3}
             code = f"from prefect.blocks.system import Secret; Secret(value={options!r}).save('s3-keys')"
-            subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, check=True, capture_output=True)
-        done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
+            run([sys.executable, "-W", "ignore", "-c", code], cwd=work, env=env).check_returncode()
+        done = run(command, cwd=work, env=env)
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)
         assert record["steps_computed"] == 2
@@ -96,7 +96,7 @@ def test_wrong_keys_are_not_repeated(s3: str, tmp_path: Path) -> None:
     env = environment(tmp_path) | {"REGIONAL_S3_ENDPOINT": s3, "REGIONAL_S3_SECRET": SECRET}
     for keys, field in (({"REGIONAL_S3_KEY": KEY}, "store: "), ({}, "REGIONAL_S3_KEY: ")):
         command = regional("render", "job.yaml", "--store", "s3://no-such-bucket/x")
-        done = subprocess.run(command, cwd=tmp_path, env=env | keys, capture_output=True, text=True, check=False)
+        done = run(command, cwd=tmp_path, env=env | keys)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith(field)
         assert done.stderr.count("\n") == 1
@@ -268,7 +268,7 @@ def test_a_password_in_the_servers_address_is_told_nowhere(tmp_path: Path) -> No
             env = environment(tmp_path / "home", url) | {"PREFECT_LOGGING_LEVEL": "DEBUG"}
             env |= {"PREFECT_CLIENT_MAX_RETRIES": "0"}
             command = regional(*arguments)
-            done = subprocess.run(command, cwd=tmp_path / "work", env=env, capture_output=True, text=True, check=False)
+            done = run(command, cwd=tmp_path / "work", env=env)
             assert done.returncode == code, done.stderr
             said += done.stdout + done.stderr
         time.sleep(3)  # logs reach the server in batches

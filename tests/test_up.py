@@ -18,6 +18,7 @@ import yaml
 
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
+from tests.forked import run
 from tests.machine import Machine
 from tests.processes import EXAMPLES, ROOT, post, regional
 
@@ -62,7 +63,7 @@ def test_everything_listens_on_loopback_only(machine: Machine) -> None:
 def test_submit_follows_a_run_task_by_task(machine: Machine) -> None:
     (example,) = (path for path in EXAMPLES if path.stem == "two_halves")
     env = machine.env | {"PREFECT_API_URL": machine.api}
-    done = subprocess.run(regional("submit", example, "--watch"), env=env, capture_output=True, text=True, check=False)
+    done = run(regional("submit", example, "--watch"), cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"http://127.0.0.1:{machine.port}/runs/flow-run/")
     lines = done.stderr.splitlines()
