@@ -24,7 +24,7 @@ from tests.forked import render_json, run
 from tests.planting import pickled
 from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 
 
@@ -119,8 +119,8 @@ def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[s
     to = f"deployments/{deployment(server)}/create_flow_run"
     runs = [post(server, to, {"parameters": parameters})["id"] for parameters, *_ in attacks]
     named = post(server, to, {"parameters": plain | {"name": "../../../escaped"}})["id"]
-    for run, (parameters, field, reason) in zip(runs, attacks, strict=True):
-        ended = finished(server, run)
+    for run_id, (parameters, field, reason) in zip(runs, attacks, strict=True):
+        ended = finished(server, run_id)
         assert ended["state_type"] == "FAILED", parameters
         message = ended["state"]["message"]
         assert f"BadInput: {field}" in message

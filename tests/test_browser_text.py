@@ -14,7 +14,7 @@ from tests.browsing import Page, eventually, needs_browser, opened_browser
 from tests.forked import run
 from tests.processes import environment, post, prefect_server, regional
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("machine"), needs_browser]
+pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.xdist_group("server"), needs_browser]
 
 
 @pytest.fixture(scope="module")

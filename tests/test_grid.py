@@ -23,7 +23,7 @@ from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests import forked
 from tests.processes import ROOT, environment, post, regional, stop
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
 
 

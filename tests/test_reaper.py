@@ -160,7 +160,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]) -> None:
     """A run that is killed four times: by its own tasks, those starts are known that stored something."""

@@ -20,7 +20,7 @@ from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.forked import Forked, render_json
 from tests.processes import EXAMPLES, environment, post, regional
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 # The tests of an example share one undisturbed run, so they go to the same worker.
 GROUPED = [pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in EXAMPLES]

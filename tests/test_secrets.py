@@ -53,7 +53,7 @@ def _objects(endpoint: str, prefix: str) -> dict[str, bytes]:
     return {key: client(endpoint).get_object(Bucket="latents", Key=key)["Body"].read() for key in keys}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("way", ["settings", "block"])
 def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> None:
     server_home, home, work = (tmp_path / name for name in ("server", "home", "work"))
@@ -89,7 +89,7 @@ def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> No
     assert [path for path, data in places.items() if SECRET.encode() in data or KEY.encode() in data] == []
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_wrong_keys_are_not_repeated(s3: str, tmp_path: Path) -> None:
     """A bucket that is not there, and half a pair of keys: one line each, without what was given."""
     (tmp_path / "job.yaml").write_text("prompt: a blue background\nsteps: 2\n")
@@ -250,7 +250,7 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
     assert not [piece for piece in pieces(ADDRESS_SECRET) if piece in caplog.text]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_password_in_the_servers_address_is_told_nowhere(tmp_path: Path) -> None:
     """A run and its record, on a server whose address has a password; then the same address with a wrong port."""
     password = "hunter2SECRETinAURL"

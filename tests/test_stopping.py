@@ -22,7 +22,7 @@ from tests.forked import run
 from tests.processes import EXAMPLES, ROOT, environment, post, regional
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 GRID = ROOT / "examples" / "grids" / "seeds.yaml"
 SECONDS = 15
