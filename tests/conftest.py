@@ -87,7 +87,7 @@ def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine
 
 @pytest.fixture
 def machine(shared_machine: Machine) -> Machine:
-    """The shared machine, up and without a run that an earlier test has left; such tests have the group `machine`."""
+    """The shared machine, up, whatever an earlier test has stopped; tests that ask for it have the group `machine`."""
     shared_machine.ensure_up()
     return shared_machine
 

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -50,7 +51,9 @@ def main() -> None:
     gc.freeze()  # or the first collection in each child would copy all memory
     control.send(b"ready")
     command = _serve(control)
-    if command is not None:
+    if command is None:
+        shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+    else:
         command()
 
 
@@ -138,10 +141,9 @@ def _become(request: dict[str, Any], streams: list[int]) -> Command:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    sys.stdin = open(0, encoding=encoding)  # noqa: SIM115 - open until the process ends
-    sys.stdout = open(1, "w", encoding=encoding, buffering=1 if os.isatty(1) else -1)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1)  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - open until the process ends
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1 if os.isatty(1) else -1)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
     _forget()
     return _command(request["command"])
 

@@ -122,17 +122,16 @@ def render_json(arguments: Sequence[object], cwd: Path, env: Mapping[str, str]) 
 def _server() -> socket.socket:
     """The connection to this process' fork server, which ends when this process does."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    home = tempfile.TemporaryDirectory(prefix="fork-server-")
+    home = Path(tempfile.mkdtemp(prefix="fork-server-"))  # it removes that itself at its end
     command = [sys.executable, "-W", "ignore", "-m", "tests.fork_server", str(its.fileno())]
     server = subprocess.Popen(
-        command, cwd=ROOT, env=environment(Path(home.name)), stdin=subprocess.DEVNULL, pass_fds=[its.fileno()]
+        command, cwd=ROOT, env=environment(home), stdin=subprocess.DEVNULL, pass_fds=[its.fileno()]
     )
     its.close()
 
     def end() -> None:
         ours.close()
         server.wait(30)
-        home.cleanup()
 
     atexit.register(end)
     assert ours.recv(100) == b"ready", "the fork server did not start"

@@ -177,9 +177,9 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
         assert machine.run(run)["run_count"] == 1
     finally:
         # The other tests need its place.
-        machine.delete(f"flow_runs/{run}")
         for process in [process for process in psutil.process_iter() if _runs(process, run)]:
             process.kill()
+        machine.delete(f"flow_runs/{run}")
     failed = machine.run(mistaken)
     assert failed["state_type"] == "FAILED"
     assert failed["state"]["message"].startswith("parameters: 'stepz' is not allowed; allowed: job, ")
