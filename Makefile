@@ -6,10 +6,10 @@ BIN := .venv/bin
 PIN := $(BIN)/uv pip compile pyproject.toml --group install --no-annotate --quiet --custom-compile-command 'make lock' $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lock format up down clean
+.PHONY: help install demo test test-e2e check lock format up down clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 .venv/installed: pyproject.toml requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,8 +25,11 @@ install: .venv/installed ## install into .venv
 demo: .venv/installed ## draw an example twice, from two noises, into renders/
 	$(BIN)/regional render examples/two_halves.yaml --set batch_size=2 --flow
 
-test: .venv/installed ## all tests
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+test: .venv/installed ## tests without servers, in minutes
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m 'not e2e'
+
+test-e2e: .venv/installed ## end to end: real servers and workers, kills, faults, a browser
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m e2e
 
 check: .venv/installed ## format, lint, types, layer contracts, consistent packages
 	$(BIN)/ruff format --check .

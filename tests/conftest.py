@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.typechecking
+
+if TYPE_CHECKING:
+    from tests.machine import Machine
 
 # Before anything imports the core: every annotated call in it is then checked, shapes included.
 install_import_hook("prefect_regional_diffusion.sampling_core", f"{tests.typechecking.__name__}.checked")
@@ -60,6 +64,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with prefect_server(tmp_path_factory.mktemp("server")) as api:
         yield api
+
+
+@pytest.fixture(scope="session")
+def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """`make up`, once for all tests on a whole machine; ask for `machine`."""
+    from tests.machine import KEYS, Machine
+
+    folder = tmp_path_factory.mktemp("machine")
+    # As far as pytest is concerned, others may enter: what keeps them out must be the folder of `make up`.
+    for above in (folder, *folder.parents[:2]):
+        above.chmod(0o755)
+    (folder / "up").mkdir()
+    (folder / "up").chmod(0o777)  # from before
+    machine = Machine(folder, REGIONAL_STORE=str(folder / "store"), REGIONAL_OUT=str(folder / "out"), **KEYS)
+    try:
+        machine.up()
+        yield machine
+    finally:
+        machine.up("--down")
+
+
+@pytest.fixture
+def machine(shared_machine: Machine) -> Machine:
+    """The shared machine, up, whatever an earlier test has stopped; tests that ask for it have the group `machine`."""
+    shared_machine.ensure_up()
+    return shared_machine
 
 
 @pytest.fixture

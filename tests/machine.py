@@ -13,12 +13,24 @@ from uuid import uuid4
 import psutil
 
 from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments.up import PARTS
 from tests.processes import ROOT, ask, auth_files, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
 """In the addresses of the tests' own questions, so that a server's log tells them from others'."""
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+KEYS = {
+    "AWS_SECRET_ACCESS_KEY": "aws-secret",
+    "REGIONAL_S3_SECRET": "s3-secret",
+    "REGIONAL_S3_KEY": "s3-key",
+    "HF_TOKEN": "hf-secret",
+    "MY_PASSWORD": "other-secret",
+    "PREFECT_API_KEY": "cloud-secret",
+}
+"""Secrets that the user of the shared machine has in the environment."""
 
 
 class Machine:
@@ -49,6 +61,11 @@ class Machine:
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout
+
+    def ensure_up(self) -> None:
+        """Start what a test has stopped."""
+        if not all(processes.running(self.folder, part) for part in PARTS):
+            self.up()
 
     @property
     def auth_string(self) -> str:
@@ -102,9 +119,14 @@ class Machine:
         assert run["state_type"] == "COMPLETED", run["state"]["message"]
         return run
 
-    def states(self) -> int:
-        """Latents in the store."""
-        return len(list(self.store.glob("latents/*/*.safetensors")))
+    def deployment(self, name: str) -> dict[str, Any]:
+        (found,) = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        return found
+
+    def runs_of(self, name: str) -> list[dict[str, Any]]:
+        """Runs of a deployment, the oldest one first."""
+        asked = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return post(self.api, "flow_runs/filter", asked)
 
     def worker(self) -> psutil.Process:
         """Prefect's worker of the pool `gpu`; its children are runs."""

@@ -34,15 +34,6 @@ def regional(*arguments: object) -> list[str]:
     return [str(Path(sys.executable).parent / "regional"), *map(str, arguments)]
 
 
-def render_json(arguments: list[object], cwd: Path, env: dict[str, str]) -> dict[str, Any]:
-    """Run `regional render ... --json` and return the object it printed; fails the test on any other output."""
-    done = subprocess.run(
-        regional("render", *arguments, "--json"), cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -15,26 +15,38 @@ from pathlib import Path
 
 import psutil
 
+from tests.forked import Forked
+
 MARK = "PYTHON_TEST_OF_STOPPING"  # servers of ours are given none but such
 """An environment variable by which everything that a command starts is found."""
 
 
 class Terminal:
-    """A process in the foreground of a pseudo-terminal, which reads all that it shows."""
+    """A process in the foreground of a pseudo-terminal, which reads all that it shows.
 
-    def __init__(self, command: list[str], cwd: Path, env: dict[str, str], mark: str) -> None:
+    It is forked from one that has imported the libraries; with `whole_start`, it begins as a person's command does.
+    """
+
+    def __init__(
+        self, command: list[str], cwd: Path, env: dict[str, str], mark: str, *, whole_start: bool = False
+    ) -> None:
         self.mark, self.shown = mark, b""
         self._keys, inner = pty.openpty()
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=env | {MARK: mark, "TERM": "xterm", "COLUMNS": "500"},
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
+        self.process: Forked | subprocess.Popen[bytes]
+        env = env | {MARK: mark, "TERM": "xterm", "COLUMNS": "500"}
+        if whole_start:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=inner,
+                stdout=inner,
+                stderr=inner,
+                start_new_session=True,
+                preexec_fn=_take_terminal,
+            )
+        else:
+            self.process = Forked(command, cwd=cwd, env=env, stdin=inner, stdout=inner, stderr=inner, terminal=True)
         os.close(inner)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -66,11 +78,16 @@ class Terminal:
 
     def close(self) -> None:
         """End everything that the command has started."""
-        for process in marked(self.mark):
+        for process in self.processes():
             process.kill()
         self.process.wait()
         self._reader.join(5)
         os.close(self._keys)
+
+    def processes(self) -> list[psutil.Process]:
+        """The command, while it runs, and everything that it has started."""
+        own = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        return own + [process for process in _marked(self.mark) if process not in own]
 
     @property
     def text(self) -> str:
@@ -101,8 +118,8 @@ def _take_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Processes that a command with this mark has started, itself included."""
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes whose environment has this mark."""
     found = list[psutil.Process]()
     for process in psutil.process_iter():
         try:

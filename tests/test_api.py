@@ -72,7 +72,7 @@ def test_in_an_event_loop_it_says_what_to_await() -> None:
         asyncio.run(call())
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_as_a_task_of_another_flow() -> None:
     @flow
     async def album() -> list[bytes]:

@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
+from tests.forked import render_json, run
 from tests.planting import pickled
-from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional, render_json
+from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 
 
@@ -118,8 +119,8 @@ def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[s
     to = f"deployments/{deployment(server)}/create_flow_run"
     runs = [post(server, to, {"parameters": parameters})["id"] for parameters, *_ in attacks]
     named = post(server, to, {"parameters": plain | {"name": "../../../escaped"}})["id"]
-    for run, (parameters, field, reason) in zip(runs, attacks, strict=True):
-        ended = finished(server, run)
+    for run_id, (parameters, field, reason) in zip(runs, attacks, strict=True):
+        ended = finished(server, run_id)
         assert ended["state_type"] == "FAILED", parameters
         message = ended["state"]["message"]
         assert f"BadInput: {field}" in message
@@ -191,14 +192,8 @@ def test_a_wrong_or_missing_auth_string_is_one_line(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     with prefect_server(tmp_path / "server", PREFECT_SERVER_API_AUTH_STRING="admin:right") as api:
         for given in ({"PREFECT_API_AUTH_STRING": "admin:wrong"}, {}):
-            done = subprocess.run(
-                regional("render", JOB, "--json", "--set", "steps=2"),
-                cwd=tmp_path,
-                env=environment(tmp_path / "home", api) | given,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            env = environment(tmp_path / "home", api) | given
+            done = run(regional("render", JOB, "--json", "--set", "steps=2"), cwd=tmp_path, env=env)
             assert done.returncode == 2, done.stderr
             assert done.stderr.startswith("PREFECT_API_AUTH_STRING: ")
             assert done.stderr.count("\n") == 1
@@ -208,14 +203,8 @@ def test_a_wrong_or_missing_auth_string_is_one_line(tmp_path: Path) -> None:
 
 
 def test_no_server_at_all_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        regional("render", JOB, "--json"),
-        cwd=tmp_path,
-        env=environment(tmp_path, "http://127.0.0.1:9/api"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = environment(tmp_path, "http://127.0.0.1:9/api")
+    done = run(regional("render", JOB, "--json"), cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert done.stderr.startswith("PREFECT_API_URL: 'http://127.0.0.1:9/api'")
     assert done.stderr.count("\n") == 1

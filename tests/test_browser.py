@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,7 +19,7 @@ from tests.processes import post
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.slow,
+    pytest.mark.e2e,
     pytest.mark.xdist_group("machine"),
     pytest.mark.timeout(900),
     needs_browser,
@@ -28,27 +27,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("machine")
-    machine = Machine(folder, REGIONAL_STORE=str(folder / "store"), REGIONAL_OUT=str(folder / "out"))
-    try:
-        machine.up()
-        yield machine
-    finally:
-        machine.up("--down")
-
-
-@pytest.fixture(scope="module")
-def browser(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def browser(shared_machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A browser whose user has logged in."""
     with opened_browser(tmp_path_factory.mktemp("chromium")) as opened:
-        Page(opened).log_in(machine.ui, machine.auth_string)
+        shared_machine.ensure_up()
+        Page(opened).log_in(shared_machine.ui, shared_machine.auth_string)
         yield opened
-
-
-def deployment(machine: Machine, name: str) -> dict[str, Any]:
-    (found,) = post(machine.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
-    return found
 
 
 def shown_pictures(browser: webdriver.Chrome) -> list[Image.Image]:
@@ -60,11 +44,11 @@ def shown_pictures(browser: webdriver.Chrome) -> list[Image.Image]:
 
 def submitted(page: Page, machine: Machine, name: str = "render") -> str:
     """The id of the run that the form makes; it may want to be told twice."""
-    runs = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    before = {run["id"] for run in machine.runs_of(name)}
     for _ in range(4):
         page.click("button", "Submit")
         with suppress(AssertionError):
-            return eventually("the run", lambda: post(machine.api, "flow_runs/filter", runs), 30)[0]["id"]
+            return eventually("the run", lambda: {run["id"] for run in machine.runs_of(name)} - before, 30).pop()
     page.keep("not-submitted")
     raise AssertionError(f"the form makes no run:\n{page.text[:6000]}")
 
@@ -72,7 +56,7 @@ def submitted(page: Page, machine: Machine, name: str = "render") -> str:
 def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrome) -> None:
     page, ui = Page(browser), machine.ui
     # The form explains itself: titles, and what the fields mean.
-    form = f"{ui}/deployments/deployment/{deployment(machine, 'render')['id']}/run"
+    form = f"{ui}/deployments/deployment/{machine.deployment('render')['id']}/run"
     page.open(form, "What the canvas shows outside the regions")
     page.click("button", "Add item")
     # Only when the new region is drawn is the first "Ellipse" on the page its mask's.
@@ -110,7 +94,7 @@ def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrom
 
 def test_the_form_of_the_original_nodes_draws_an_example(machine: Machine, browser: webdriver.Chrome) -> None:
     page = Page(browser)
-    page.open(f"{machine.ui}/deployments/deployment/{deployment(machine, 'original-node')['id']}/run", "Original node")
+    page.open(f"{machine.ui}/deployments/deployment/{machine.deployment('original-node')['id']}/run", "Original node")
     # Each node has a tab with its own inputs; nothing else is filled in.
     page.says("Second seed mode")
     page.click("button", "TwoSamplersForMask")
@@ -131,7 +115,7 @@ def test_the_form_of_the_original_nodes_draws_an_example(machine: Machine, brows
 
 def test_a_schedule_fires_and_renders(machine: Machine, browser: webdriver.Chrome) -> None:
     """An interval of a few seconds on the deployment `recurring`; its run is seen to be complete."""
-    found = deployment(machine, "recurring")
+    found = machine.deployment("recurring")
     job = {"prompt": "a green background", "steps": 4, "width": 64, "height": 64}
     schedule = {"interval": 20, "anchor_date": "2026-01-01T00:00:00Z"}
     parameters = {"job": job, "seed": "by run", "prompts": ["a green background", "a red background"]}

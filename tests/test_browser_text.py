@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 from selenium import webdriver
 
 from tests.browsing import Page, eventually, needs_browser, opened_browser
+from tests.forked import run
 from tests.processes import environment, post, prefect_server, regional
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("machine"), needs_browser]
+pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.xdist_group("server"), needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_page_of_a_hostile_run_fetches_nothing(server: str, tmp_path: Path, br
     out = tmp_path / f"x`{PIXEL}"
     env = environment(tmp_path / "home", server)
     command = regional("render", "job.json", "--json", "--out", out)
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = run(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     by_key = {artifact["key"]: artifact for artifact in post(server, "artifacts/filter", {})}
     for key in ("summary", "picture"):

@@ -54,7 +54,7 @@ def test_every_fault_meets_every_job() -> None:
     assert sorted(order.fault for order in chaos.orders(len(faults), faults, 1)) == sorted(faults)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_proxy_fails_as_told(tmp_path: Path) -> None:
     with s3.s3_server(tmp_path, "bucket") as port:
         proxy = FaultProxy(port)
@@ -101,7 +101,7 @@ def test_a_clock_steps_for_those_that_carry_it(tmp_path: Path) -> None:
         process.stdin.write("\n")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.xdist_group("machine")
 @pytest.mark.timeout(1500)
 def test_a_few_faults(tmp_path: Path) -> None:

@@ -20,14 +20,15 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import cells
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests import forked
 from tests.processes import ROOT, environment, post, regional, stop
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
 
 
 def run(*arguments: object, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(regional(*arguments), cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return forked.run(regional(*arguments), cwd=cwd, env=env)
 
 
 def drawn(*arguments: object, cwd: Path, env: dict[str, str]) -> dict[str, Any]:
@@ -211,17 +212,13 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
     places = {"REGIONAL_STORE": str(store), "REGIONAL_OUT": str(out)}
     with worker(tmp_path, env | places | {"REGIONAL_PREVIEW_SECONDS": "0.1"}):
         until(lambda: post(server, "work_pools/filter", {}), "the pool")
-        subprocess.run([sys.executable, "-c", DEPLOY, ROOT], cwd=tmp_path, env=env, check=True)
-        asked = subprocess.Popen(
-            regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40"),
-            cwd=tmp_path,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forked.run([sys.executable, "-c", DEPLOY, str(ROOT)], cwd=tmp_path, env=env).check_returncode()
+        command = regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40")
+        with (tmp_path / "stdout").open("w") as out, (tmp_path / "stderr").open("w") as err:
+            asked = forked.Forked(command, cwd=tmp_path, env=env, stdout=out, stderr=err)
         os.kill(until(under_way, "two shards at work"), signal.SIGKILL)
-        stdout, stderr = asked.communicate()
+        asked.wait(400)
+        stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
         assert asked.returncode == 1
         assert stdout.startswith("http://"), "the run's address"
         assert "not drawn: r0c0, r0c1, r0c2" in stderr or "not drawn: r1c0, r1c1, r1c2" in stderr

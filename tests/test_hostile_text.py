@@ -45,7 +45,8 @@ from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
 from prefect_regional_diffusion.tasks.storage.store import Store
-from tests.processes import ROOT, environment, post, regional
+from tests import forked
+from tests.processes import environment, post, regional
 from tests.terminal import Terminal
 
 MOST = 1600
@@ -366,7 +367,7 @@ def test_a_fault_of_the_program_is_told_plainly(
     assert [line for line in err.splitlines() if not line.startswith("  ")] == ["Traceback (most recent call last):"]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_in_a_terminal_nothing_is_steered(tmp_path: Path) -> None:
     """Real commands on a real pseudo-terminal: beside rich's own colours, no control character comes out of it."""
     planted(tmp_path / "store", name=EVIL, job_hash="[/x]\x1b[2J\x1b]")
@@ -407,7 +408,7 @@ def test_the_name_of_a_store_fakes_no_log_line(tmp_path: Path, caplog: pytest.Lo
     assert_one_line(line, most=600)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_prefect_s_own_lines_are_plain(env: dict[str, str], server: str, tmp_path: Path) -> None:
     """Prefect says itself what is wrong with parameters, and logs every failure with its traceback."""
     code = f"""
@@ -420,14 +421,9 @@ try:
     asyncio.run(render(job={{"prompt": "x", "model": {EVIL!r}}}, name={EVIL!r}))
 except Exception: pass
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=tmp_path,
-        env=env | {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_COLORS": "false", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    talkative = env | {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_COLORS": "false"}
+    done = forked.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=talkative)
+    assert done.returncode == 0, done.stderr
     assert "BadInput" in done.stderr
     assert unseen(done.stderr.replace("\n", "")) == []
     assert not [line for line in done.stderr.splitlines() if line.startswith("12:00:00 | INFO")]
@@ -467,7 +463,7 @@ def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: py
     assert caplog.records == []
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("way", [[], ["--flow"]], ids=["plain", "flow"])
 def test_a_long_prompt_does_not_reach_the_output(way: list[str], tmp_path: Path) -> None:
     """But the warning that it is long does, with a few words of it."""

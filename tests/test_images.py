@@ -372,7 +372,7 @@ def test_other_schemes_are_not_read(workdir: Path) -> None:
     assert refused("data:image/png;base64,AAAA").allowed.endswith("nothing is read of data:")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_an_object_store_has_folders_and_gaps_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(tmp_path, "images") as port:
         endpoint = f"http://127.0.0.1:{port}"

@@ -71,7 +71,7 @@ def test_who_only_runs_it_has_the_versions_that_are_tested() -> None:
         assert (requirement.specifier, hashes) == (tested[name][0].specifier, tested[name][1])
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("honest", [True, False], ids=["the right file", "another file of that version"])
 def test_make_install_compares_hashes(tmp_path: Path, *, honest: bool) -> None:
     """`make install` of a small project, from an index that serves one wheel."""

@@ -139,7 +139,6 @@ def test_all_processors_have_the_same(kind: dict[str, str]) -> None:
         assert own == there[what], what
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["ATEN_CPU_CAPABILITY"])
 def test_the_recordings_hold_on_other_processors(kind: dict[str, str]) -> None:
     """The groups without a network; `python -m tests.conformance` has all of them."""

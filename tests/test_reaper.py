@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,8 @@ import prefect_regional_diffusion.flows.reap
 from prefect_regional_diffusion.flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
 from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
-from tests.processes import post
+from tests.forked import Forked
+from tests.processes import ROOT, post
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PATIENCE = Patience(
@@ -159,7 +159,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]) -> None:
     """A run that is killed four times: by its own tasks, those starts are known that stored something."""
@@ -173,7 +173,7 @@ def test_a_real_server_tells_which_start_got_on(server: str, env: dict[str, str]
 
     def started(number: int, chunks: int, tasks: int) -> None:
         """One more start, killed when the server knows of all that it did."""
-        process = subprocess.Popen([sys.executable, "-c", STARTED, run_id, str(chunks)], env=env)
+        process = Forked([sys.executable, "-c", STARTED, run_id, str(chunks)], cwd=ROOT, env=env)
         try:
             deadline = time.monotonic() + 120
             ended: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,9 +17,10 @@ from PIL import Image
 
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from tests.processes import EXAMPLES, environment, post, regional, render_json
+from tests.forked import Forked, render_json
+from tests.processes import EXAMPLES, environment, post, regional
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 # The tests of an example share one undisturbed run, so they go to the same worker.
 GROUPED = [pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in EXAMPLES]
@@ -107,9 +107,7 @@ def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd
     """Kill a run when `states` states are in its store, start it again, and compare with the undisturbed record."""
     store = cwd / "store"
     arguments = [example, "--chunk", 2, "--out", "again", "--store", store]
-    victim = subprocess.Popen(
-        regional("render", *arguments), cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    victim = Forked(regional("render", *arguments), cwd=cwd, env=env)
     deadline = time.monotonic() + 120
     while len(list(store.glob("latents/*/*.safetensors"))) < states and time.monotonic() < deadline:
         if victim.poll() is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import (
 )
 from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
 from prefect_regional_diffusion.tasks.storage.retry import reason_of, remember
+from tests.forked import run
 from tests.processes import environment, prefect_server, regional
 from tests.s3 import KEY, SECRET, client, objects, s3_server
 
@@ -53,7 +53,7 @@ def _objects(endpoint: str, prefix: str) -> dict[str, bytes]:
     return {key: client(endpoint).get_object(Bucket="latents", Key=key)["Body"].read() for key in keys}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("way", ["settings", "block"])
 def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> None:
     server_home, home, work = (tmp_path / name for name in ("server", "home", "work"))
@@ -69,8 +69,8 @@ def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> No
             env |= {"REGIONAL_STORE_BLOCK": "s3-keys"}
             options = {"key": KEY, "secret": SECRET, "endpoint_url": s3}
             code = f"from prefect.blocks.system import Secret; Secret(value={options!r}).save('s3-keys')"
-            subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, check=True, capture_output=True)
-        done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
+            run([sys.executable, "-W", "ignore", "-c", code], cwd=work, env=env).check_returncode()
+        done = run(command, cwd=work, env=env)
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)
         assert record["steps_computed"] == 2
@@ -89,14 +89,14 @@ def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> No
     assert [path for path, data in places.items() if SECRET.encode() in data or KEY.encode() in data] == []
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_wrong_keys_are_not_repeated(s3: str, tmp_path: Path) -> None:
     """A bucket that is not there, and half a pair of keys: one line each, without what was given."""
     (tmp_path / "job.yaml").write_text("prompt: a blue background\nsteps: 2\n")
     env = environment(tmp_path) | {"REGIONAL_S3_ENDPOINT": s3, "REGIONAL_S3_SECRET": SECRET}
     for keys, field in (({"REGIONAL_S3_KEY": KEY}, "store: "), ({}, "REGIONAL_S3_KEY: ")):
         command = regional("render", "job.yaml", "--store", "s3://no-such-bucket/x")
-        done = subprocess.run(command, cwd=tmp_path, env=env | keys, capture_output=True, text=True, check=False)
+        done = run(command, cwd=tmp_path, env=env | keys)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith(field)
         assert done.stderr.count("\n") == 1
@@ -250,7 +250,7 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
     assert not [piece for piece in pieces(ADDRESS_SECRET) if piece in caplog.text]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_password_in_the_servers_address_is_told_nowhere(tmp_path: Path) -> None:
     """A run and its record, on a server whose address has a password; then the same address with a wrong port."""
     password = "hunter2SECRETinAURL"
@@ -268,7 +268,7 @@ def test_a_password_in_the_servers_address_is_told_nowhere(tmp_path: Path) -> No
             env = environment(tmp_path / "home", url) | {"PREFECT_LOGGING_LEVEL": "DEBUG"}
             env |= {"PREFECT_CLIENT_MAX_RETRIES": "0"}
             command = regional(*arguments)
-            done = subprocess.run(command, cwd=tmp_path / "work", env=env, capture_output=True, text=True, check=False)
+            done = run(command, cwd=tmp_path / "work", env=env)
             assert done.returncode == code, done.stderr
             said += done.stdout + done.stderr
         time.sleep(3)  # logs reach the server in batches

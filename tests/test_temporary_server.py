@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 KEYS = {"AWS_SECRET_ACCESS_KEY": "aws-secret", "REGIONAL_S3_SECRET": "s3-secret", "HF_TOKEN": "hf-secret"}
 

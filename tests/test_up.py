@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -18,22 +18,13 @@ import yaml
 
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
+from tests.forked import run
 from tests.machine import Machine
 from tests.processes import EXAMPLES, ROOT, post, regional
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
 GRID = ROOT / "examples" / "grids" / "seeds.yaml"
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    machine = Machine(tmp_path_factory.mktemp("machine"))
-    try:
-        machine.up()
-        yield machine
-    finally:
-        machine.up("--down")
 
 
 def test_up_again_starts_nothing_twice(machine: Machine) -> None:
@@ -62,7 +53,8 @@ def test_everything_listens_on_loopback_only(machine: Machine) -> None:
 def test_submit_follows_a_run_task_by_task(machine: Machine) -> None:
     (example,) = (path for path in EXAMPLES if path.stem == "two_halves")
     env = machine.env | {"PREFECT_API_URL": machine.api}
-    done = subprocess.run(regional("submit", example, "--watch"), env=env, capture_output=True, text=True, check=False)
+    command = regional("submit", example, "--watch", "--set", f"seed={uuid4().int % 2**32}")
+    done = run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"http://127.0.0.1:{machine.port}/runs/flow-run/")
     lines = done.stderr.splitlines()
@@ -78,11 +70,15 @@ def test_submit_follows_a_run_task_by_task(machine: Machine) -> None:
 def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine) -> None:
     """One run, killed three times, each time after it has got on."""
     job = JOB | {"steps": 60}
-    run = machine.submit("render/render", job=job, chunk_steps=1, store=str(machine.store), out=str(machine.out))
+    store, out = machine.store / "killed", machine.out / "killed"
+    run = machine.submit("render/render", job=job, chunk_steps=1, store=str(store), out=str(out))
+
+    def states() -> int:
+        return len(list(store.glob("latents/*/*.safetensors")))
 
     def wait_for_progress() -> None:
-        before = machine.states()
-        machine.wait_for("progress", lambda: machine.states() >= before + 3)
+        before = states()
+        machine.wait_for("progress", lambda: states() >= before + 3)
 
     # Its process, with -9. The worker sees that and reports a crash; the reaper comes by and starts it again.
     wait_for_progress()
@@ -108,6 +104,7 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
     (process,) = worker.children()
     worker.kill()
     process.kill()
+    time.sleep(40)  # its last heartbeat must be 45 s old, and the reaper's own process takes its time to start
     machine.reap(running_seconds=45, second_look_seconds=31)
     if machine.run(run)["state_type"] == "RUNNING":  # looked too early
         time.sleep(45)
@@ -115,7 +112,7 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
 
     ended = machine.completed(run)
     assert ended["run_count"] == 4
-    (record,) = [json.loads(file.read_text()) for file in machine.out.glob("*.json")]
+    (record,) = [json.loads(file.read_text()) for file in out.glob("*.json")]
     assert record["steps_restored"] + record["steps_computed"] == 60
     assert record["steps_restored"] >= 9, "three chunks were finished before each kill"
 
@@ -140,6 +137,8 @@ def test_a_grid_whose_own_process_is_killed_ends_with_all_its_cells(machine: Mac
     machine.wait_for("the crash", lambda: machine.run(grid)["state_type"] == "CRASHED")
     begun = shards()
     assert len(begun) == 2
+    time.sleep(32)  # sooner than after half a minute the worker may report it again
+    machine.reap(crashed_seconds=30)
     machine.wait_for("the second start", lambda: machine.run(grid)["run_count"] == 2, seconds=300)
     assert machine.completed(grid)["run_count"] == 2
     assert shards() == dict.fromkeys(begun, ("COMPLETED", 1)), "a shard was disturbed, or started twice"
@@ -168,12 +167,19 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
     store = machine.store / "healthy"
     job = JOB | {"steps": 900, "width": 256, "height": 256}
     run = machine.submit("render/render", job=job, store=str(store), out=str(machine.out))
-    machine.wait_for("the run", lambda: machine.run(run)["state_type"] == "RUNNING")
-    post(machine.api, f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
-    time.sleep(50)  # a heartbeat comes every 30 s
-    machine.reap(crashed_seconds=45)
-    assert machine.run(run)["state_type"] in ("CRASHED", "COMPLETED")
-    assert machine.run(run)["run_count"] == 1
+    try:
+        machine.wait_for("the run", lambda: machine.run(run)["state_type"] == "RUNNING")
+        crashed = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+        post(machine.api, f"flow_runs/{run}/set_state", crashed)
+        time.sleep(50)  # a heartbeat comes every 30 s
+        machine.reap(crashed_seconds=45)
+        assert machine.run(run)["state_type"] in ("CRASHED", "COMPLETED")
+        assert machine.run(run)["run_count"] == 1
+    finally:
+        # The other tests need its place.
+        for process in [process for process in psutil.process_iter() if _runs(process, run)]:
+            process.kill()
+        machine.delete(f"flow_runs/{run}")
     failed = machine.run(mistaken)
     assert failed["state_type"] == "FAILED"
     assert failed["state"]["message"].startswith("parameters: 'stepz' is not allowed; allowed: job, ")

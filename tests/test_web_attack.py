@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,19 +31,10 @@ from prefect_regional_diffusion.deployments import up
 from prefect_regional_diffusion.deployments.up import StartError, wait_for_server
 from prefect_regional_diffusion.flows.server.local import auth_string_of, use_auth_string
 from tests.browsing import Page, needs_browser, opened_browser
-from tests.machine import Machine
+from tests.machine import KEYS, Machine
 from tests.processes import post
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
-
-KEYS = {
-    "AWS_SECRET_ACCESS_KEY": "aws-secret",
-    "REGIONAL_S3_SECRET": "s3-secret",
-    "REGIONAL_S3_KEY": "s3-key",
-    "HF_TOKEN": "hf-secret",
-    "MY_PASSWORD": "other-secret",
-    "PREFECT_API_KEY": "cloud-secret",
-}
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 
 ATTACK = """
 const [api, command, id, done] = arguments, socket = api.replace('http', 'ws'), read = {};
@@ -132,28 +123,13 @@ print(json.dumps(got))
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("machine")
-    # As far as pytest is concerned, others may enter: what keeps them out must be the folder of `make up`.
-    for above in (folder, *folder.parents[:2]):
-        above.chmod(0o755)
-    (folder / "up").mkdir()
-    (folder / "up").chmod(0o777)  # from before
-    machine = Machine(folder, **KEYS)
-    try:
-        machine.up()
-        yield machine
-    finally:
-        machine.up("--down")
-
-
-@pytest.fixture(scope="module")
-def browser(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def browser(shared_machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A browser whose user has logged in; a name of the attacker's leads to this machine."""
     with opened_browser(
         tmp_path_factory.mktemp("chromium"), "--host-resolver-rules=MAP evil.example 127.0.0.1"
     ) as opened:
-        Page(opened).log_in(machine.ui, machine.auth_string)
+        shared_machine.ensure_up()
+        Page(opened).log_in(shared_machine.ui, shared_machine.auth_string)
         yield opened
 
 
@@ -177,19 +153,32 @@ def attackers_site() -> Iterator[int]:
         site.shutdown()
 
 
-def planted(machine: Machine) -> list[Any]:
-    """What attackers have left on the server: runs that are not the reaper's, variables, events."""
-    (reaper,) = post(machine.api, "deployments/filter", {"deployments": {"name": {"any_": ["reap"]}}})
-    runs = post(machine.api, "flow_runs/filter", {})
-    variables = post(machine.api, "variables/filter", {})
-    events = post(machine.api, "events/filter", {"filter": {"event": {"name": ["planted"]}}})["events"]
-    return [*(run for run in runs if run["deployment_id"] != reaper["id"]), *variables, *events]
+def runs_of_others(machine: Machine) -> set[str]:
+    """The ids of runs that are not the reaper's."""
+    reaper, asked = machine.deployment("reap"), {"sort": "EXPECTED_START_TIME_DESC"}
+    runs = post(machine.api, "flow_runs/filter", asked)
+    return {run["id"] for run in runs if run["deployment_id"] != reaper["id"]}
+
+
+@pytest.fixture
+def planted(machine: Machine) -> Callable[[], list[Any]]:
+    """What attackers have left on the server since the test began: runs (not the reaper's), variables, events."""
+    before = runs_of_others(machine)
+
+    def found() -> list[Any]:
+        variables = post(machine.api, "variables/filter", {})
+        events = post(machine.api, "events/filter", {"filter": {"event": {"name": ["planted"]}}})["events"]
+        return [*(runs_of_others(machine) - before), *variables, *events]
+
+    return found
 
 
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("host", ["evil.localhost", "127.0.0.1", "evil.example", "evil.example, rebound"])
-def test_a_page_can_neither_run_nor_read_nor_write(host: str, machine: Machine, browser: webdriver.Chrome) -> None:
+def test_a_page_can_neither_run_nor_read_nor_write(
+    host: str, machine: Machine, browser: webdriver.Chrome, planted: Callable[[], list[Any]]
+) -> None:
     """From another name, another port of ours, and a name that points to this machine's own port (DNS rebinding)."""
     pwned = machine.folder.parent / "PWNED"
     with attackers_site() as port:
@@ -204,7 +193,7 @@ def test_a_page_can_neither_run_nor_read_nor_write(host: str, machine: Machine, 
     assert len(read) >= 14
     time.sleep(5)  # a worker asks every second
     assert not pwned.exists()
-    assert planted(machine) == []
+    assert planted() == []
 
 
 @pytest.mark.browser
@@ -252,7 +241,7 @@ def test_the_ui_itself_works_after_the_auth_string_was_typed_once(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
-def test_another_user_gets_in_nowhere(machine: Machine) -> None:
+def test_another_user_gets_in_nowhere(machine: Machine, planted: Callable[[], list[Any]]) -> None:
     server = processes.running(machine.folder, "server")
     assert server is not None
     arguments = [machine.api, str(machine.folder), str(server.pid)]
@@ -264,7 +253,7 @@ def test_another_user_gets_in_nowhere(machine: Machine) -> None:
     assert len(answers) == 24
     assert set(answers.values()) <= {401, 403}, answers
     assert {name: content for name, content in got.items() if name not in answers and content is not None} == {}
-    assert planted(machine) == []
+    assert planted() == []
 
 
 def test_a_program_needs_the_auth_string_and_a_token(machine: Machine) -> None:
