@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import Pass, Result, as_walked, original_solver
+from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
+    Pass,
+    PassState,
+    as_walked,
+    left_by,
+    original_solver,
+)
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, noise_mask
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -78,15 +84,11 @@ class Call(NamedTuple):
     batch_index: tuple[int, ...] | None = None
 
 
-class Stretch(NamedTuple):
-    """The part of a schedule that a call walks (sigmas), and the span of its Brownian path."""
+def sigma_range(sigmas: Sequence[float], call: Call) -> tuple[tuple[float, ...], tuple[float, float]] | None:
+    """The call's part of the whole schedule, and the span of the whole's Brownian path.
 
-    sigmas: tuple[float, ...]
-    path: tuple[float, float]
-
-
-def stretch(sigmas: Sequence[float], call: Call) -> Stretch | None:
-    """The call's part of the whole schedule; None where it starts past the end and changes nothing."""
+    None where it starts past the end and changes nothing.
+    """
     whole = list(sigmas)
     part = whole
     if call.end < len(whole) - 1:
@@ -96,7 +98,7 @@ def stretch(sigmas: Sequence[float], call: Call) -> Stretch | None:
             part[-1] = whole[call.end] = 0.0
     if call.start >= len(part) - 1:
         return None
-    return Stretch(tuple(part[call.start :]), span(tuple(Level(1.0, sigma) for sigma in whole)))
+    return tuple(part[call.start :]), span(tuple(Level(1.0, sigma) for sigma in whole))
 
 
 class PlannedPass(NamedTuple):
@@ -145,9 +147,9 @@ class PlannedPass(NamedTuple):
             path=self.path or span(ladder),
         )
 
-    def closed(self, result: Result, latent: Latent) -> Latent:
-        """What is left of the pass: its result laid over the latent that it began with."""
-        reached = result.denoised if self.last_prediction else result.x
+    def closed(self, work: Pass, state: PassState, latent: Latent) -> Latent:
+        """What the opened pass leaves after its last step: its result laid over the latent that it began with."""
+        reached = state.denoised if self.last_prediction else left_by(work, state)
         return reached if self.keep is None else composite(latent, reached, 0, 0, self.keep)
 
 
@@ -180,12 +182,13 @@ def _check(setting: Setting, call: Call, field: str) -> None:
 
 def _separated(setting: Setting, call: Call, levels: ModelLevels, ratio: float) -> list[PlannedPass]:
     """At most one pass of the Impact Pack: sigmas times `ratio`; without leftover noise, the last prediction."""
-    part = stretch(original_sigmas(levels, setting.sampler, setting.scheduler, call.steps), call)
-    if part is None or part.sigmas == (0.0,):
+    found = sigma_range(original_sigmas(levels, setting.sampler, setting.scheduler, call.steps), call)
+    if found is None or found[0] == (0.0,):
         return []
+    part, whole_path = found
     # In float32, as the originals have them: a Brownian path moves by the root of a difference.
-    sigmas = tuple((torch.tensor(part.sigmas, dtype=torch.float32) * ratio).tolist())
-    path = part.path if setting.sampler in _WHOLE_PATH else None
+    sigmas = tuple((torch.tensor(part, dtype=torch.float32) * ratio).tolist())
+    path = whole_path if setting.sampler in _WHOLE_PATH else None
     return [PlannedPass(setting, call, levels, sigmas, path, last_prediction=not call.leftover)]
 
 
@@ -202,8 +205,8 @@ def ksampler_passes(setting: Setting, call: Call, levels: ModelLevels, denoise: 
     sigmas = original_sigmas(levels, setting.sampler, setting.scheduler, total)
     if not is_whole(denoise):
         sigmas = sigmas[-(call.steps + 1) :]
-    part = stretch(sigmas, call)
-    return [] if part is None else [PlannedPass(setting, call, levels, part.sigmas)]
+    part = sigma_range(sigmas, call)
+    return [] if part is None else [PlannedPass(setting, call, levels, part[0])]
 
 
 def full_run(

@@ -99,13 +99,6 @@ class PassState(NamedTuple):
     denoised: Latent
 
 
-class Result(NamedTuple):
-    """What a pass leaves, as boundary latents: the sampler's x, and its last prediction (for previews)."""
-
-    x: Latent
-    denoised: Latent
-
-
 def begin(work: Pass, latent: Latent) -> PassState:
     """The state before the first step, from the boundary latent [b, c, h, w]."""
     x = add_noise(latent, work.noise, work.ladder[0], work.levels)
@@ -138,12 +131,11 @@ def advance(work: Pass, state: PassState, latent: Latent) -> RunStep[PassState]:
     return PassState(state.step + 1, x, memory, predictions[0])
 
 
-def result(work: Pass, state: PassState) -> Result:
-    """What a finished pass leaves."""
+def left_by(work: Pass, state: PassState) -> Latent:
+    """The sampler's x after the last step, as a boundary latent."""
     last = work.ladder[-1]
     # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
-    x = state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
-    return Result(x, state.denoised)
+    return state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
 
 
 def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:

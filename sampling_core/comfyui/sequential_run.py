@@ -19,7 +19,6 @@ from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
     advance,
     begin,
     original_solver,
-    result,
 )
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
@@ -32,7 +31,7 @@ from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec, c
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-class Walk(NamedTuple):
+class SequentialState(NamedTuple):
     """A node on its way. Together with its stages it is all that is needed to go on.
 
     Latents are boundary latents [b, c, h, w]: `latent` is what the open pass began with, `turn` what its
@@ -83,15 +82,15 @@ class Sequential:
         used = (key for stage in self.stages for key in stage.planned.setting.guidance.prompt_keys)
         return tuple(dict.fromkeys(used))
 
-    def begin(self) -> Walk:
+    def begin(self) -> SequentialState:
         """The state before the first step."""
-        return self._opened(Walk(0, self.clean, self.clean, self.clean[:0], None))
+        return self._opened(SequentialState(0, self.clean, self.clean, self.clean[:0], None))
 
-    def done(self, state: Walk) -> int:
+    def done(self, state: SequentialState) -> int:
         """Steps that are finished."""
         return self._before(state.number) + (state.inside.step if state.inside else 0)
 
-    def step(self, state: Walk) -> RunStep[Walk]:
+    def step(self, state: SequentialState) -> RunStep[SequentialState]:
         """The next step of the open pass; after its last one the next pass is open."""
         stage = self.stages[state.number]
         work = self._pass(state.number)
@@ -99,21 +98,21 @@ class Sequential:
         reached = yield from advance(work, inside, state.latent)
         if reached.step < len(work.ladder) - 1:
             return state._replace(inside=reached)
-        return self._closed(state, stage, stage.planned.closed(result(work, reached), state.latent))
+        return self._closed(state, stage, stage.planned.closed(work, reached, state.latent))
 
     @cached_property
     def _pass(self) -> Callable[[int], Pass]:
         """A pass by its number, with its noise and mask: made once for all of its steps, and not kept for longer."""
         return lru_cache(maxsize=1)(lambda number: self.stages[number].planned.opened(shape_of(self.clean)))
 
-    def _closed(self, state: Walk, stage: Stage, reached: Latent) -> Walk:
+    def _closed(self, state: SequentialState, stage: Stage, reached: Latent) -> SequentialState:
         """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
         if stage.restore is not None:
             reached = composite(state.turn, reached, 0, 0, stage.restore)
         forks = torch.cat([state.forks, reached]) if stage.fork and self._ends_turn(state.number) else state.forks
-        return self._opened(Walk(state.number + 1, reached, state.turn, forks, None))
+        return self._opened(SequentialState(state.number + 1, reached, state.turn, forks, None))
 
-    def _opened(self, state: Walk) -> Walk:
+    def _opened(self, state: SequentialState) -> SequentialState:
         """The state before the next pass: a turn begins with what is there, a fork with the node's own latent."""
         if state.number == len(self.stages):
             return state
@@ -125,10 +124,10 @@ class Sequential:
             return state
         # A range before the schedule's first step: it adds its noise and takes no step.
         work = self._pass(state.number)
-        reached = result(work, begin(work, state.latent))
-        return self._closed(state, stage, stage.planned.closed(reached, state.latent))
+        reached = stage.planned.closed(work, begin(work, state.latent), state.latent)
+        return self._closed(state, stage, reached)
 
-    def pictures(self, state: Walk) -> Latent:
+    def pictures(self, state: SequentialState) -> Latent:
         """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""
         if len(state.forks):
             return state.forks
@@ -145,7 +144,7 @@ class Sequential:
         fork[0, :, down, across] = sampled[0, :, down, across]
         return fork
 
-    def expected(self, before: Walk, state: Walk) -> Latent:
+    def expected(self, before: SequentialState, state: SequentialState) -> Latent:
         """The open pass' last prediction; between passes the latent as it is, noise and all."""
         return state.latent if state.inside is None else state.inside.denoised
 
@@ -172,7 +171,7 @@ class Sequential:
             return [Chapter(0, [self.clean, *self.stages])]
         return [Chapter(0, [self.clean, first]), Chapter(self.base_only_steps, others)]
 
-    def to_tensors(self, state: Walk) -> dict[str, Tensor]:
+    def to_tensors(self, state: SequentialState) -> dict[str, Tensor]:
         """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""
         named = {"number": torch.tensor(state.number)} | {name: getattr(state, name) for name in _LATENTS}
         if state.inside is not None:
@@ -196,7 +195,7 @@ class Sequential:
         memory = {f"inside.solver.{name}": spec for name, spec in memory_specs(fresh).items()}
         return named | {"inside.step": counter, "inside.x": x, "inside.denoised": x} | memory
 
-    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Walk:
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> SequentialState:
         """The state that `to_tensors` wrote. Raises KeyError or ValueError if it is none of this run's."""
         number, taken = int(tensors["number"]), int(tensors["inside.step"]) if "inside.step" in tensors else 0
         if not 0 <= number <= len(self.stages) or taken < 0:
@@ -205,7 +204,7 @@ class Sequential:
         check_specs(tensors, self.specs(step))
         if number != bisect_right(self._ends, step):
             raise ValueError(f"step {taken} of pass {number}")
-        state = Walk(number, *(tensors[name] for name in _LATENTS), inside=None)
+        state = SequentialState(number, *(tensors[name] for name in _LATENTS), inside=None)
         if not taken:
             return state
         x, planned = tensors["inside.x"], self.stages[number].planned
