@@ -73,7 +73,7 @@ def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
 def _level_after(run: Any, state: Any) -> float | None:
     """The schedule's sigma where a step is done by all; None within one."""
     if isinstance(run, Joint):
-        return run.plan.ladder[state.step].sigma
+        return run.plan.sigma_schedule[state.step].sigma
     assert isinstance(run, Sequential)
     if state.inside is not None:
         return None

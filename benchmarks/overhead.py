@@ -18,13 +18,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from benchmarks.networks import Timed, large_unet
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Setting
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.node_program import stages
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import Region, regional_sampler
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
@@ -39,7 +39,7 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     prompts = [PromptKey("", name) for name in ("base", "a", "b", "negative")]
     using = Networks({"": network}, {key: Conditioning({PROMPT_EMBEDS: torch.randn(1, 8, 32)}) for key in prompts})
     settings = {
-        name: Setting("euler", "normal", Guidance(4.0, prompt, "negative"))
+        name: SamplerConfig("euler", "normal", ClassifierFreeGuidance(4.0, prompt, "negative"))
         for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))
     }
     pixels = cells * 8

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from prefect_regional_diffusion.flows.server.local import MARK, PART
+from prefect_regional_diffusion.flows.server.local import OWNER_TAG, PART
 from prefect_regional_diffusion.flows.server.private_files import open_private, read_private
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_lines
 
@@ -42,7 +42,7 @@ def start(
         child = subprocess.Popen(  # noqa: S603 - commands are spelled in this package
             command,
             cwd=cwd,
-            env={**environment, MARK: str(folder), PART: name},
+            env={**environment, OWNER_TAG: str(folder), PART: name},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -94,7 +94,7 @@ def _part(process: psutil.Process, folder: Path) -> str | None:
     if process.uids().real != os.getuid():
         return None
     environment = process.environ()
-    return environment.get(PART, "") if environment.get(MARK) == str(folder) else None
+    return environment.get(PART, "") if environment.get(OWNER_TAG) == str(folder) else None
 
 
 def birth(pid: int) -> dict[str, Any]:

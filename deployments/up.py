@@ -38,7 +38,7 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True)
-class Machine:
+class LocalStack:
     """Where this machine's server listens and keeps its things."""
 
     folder: Path
@@ -84,7 +84,7 @@ class Machine:
         }
 
 
-def up(machine: Machine) -> None:
+def up(machine: LocalStack) -> None:
     """Start what does not run. Raises StartError."""
     private_folder(machine.folder)
     check_port(machine)
@@ -116,13 +116,13 @@ def up(machine: Machine) -> None:
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
 
 
-def _auth_string(machine: Machine) -> str:
+def _auth_string(machine: LocalStack) -> str:
     if processes.running(machine.folder, SERVER) is not None and not auth_file(machine.folder).exists():
         raise StartError(f"{auth_file(machine.folder)} is gone, and the server still asks for it: `make down` first")
     return make_auth_string(machine.folder)
 
 
-def down(machine: Machine) -> None:
+def down(machine: LocalStack) -> None:
     """Stop what was started from this folder, and nothing else: the server last, because workers hand their runs back.
 
     That holds for what no file knows any more, too.
@@ -140,7 +140,7 @@ def down(machine: Machine) -> None:
         print(f"and {strays} processes that were left behind")
 
 
-def check_port(machine: Machine) -> None:
+def check_port(machine: LocalStack) -> None:
     """Raise StartError where another's server would answer in the place of ours: it would get our pools and runs."""
     for part in PARTS:
         port = processes.port_of(machine.folder, part)
@@ -161,12 +161,12 @@ def check_port(machine: Machine) -> None:
             raise StartError(f"port {machine.port} is not free ({error}); {advice}") from error
 
 
-def _start(machine: Machine, part: str, command: list[str], environment: dict[str, str]) -> None:
+def _start(machine: LocalStack, part: str, command: list[str], environment: dict[str, str]) -> None:
     started = processes.start(machine.folder, part, command, environment, Path.cwd(), machine.port)
     print(f"{part}: {'started' if started else 'runs already'}", flush=True)
 
 
-def wait_for_server(machine: Machine, seconds: float = 180) -> None:
+def wait_for_server(machine: LocalStack, seconds: float = 180) -> None:
     """Until this folder's own server answers. Raises StartError if it does not, whoever else may answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -185,7 +185,7 @@ def wait_for_server(machine: Machine, seconds: float = 180) -> None:
     raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}")
 
 
-async def _set_up_server(machine: Machine) -> None:
+async def _set_up_server(machine: LocalStack) -> None:
     from prefect.client.orchestration import get_client
 
     from prefect_regional_diffusion.deployments.automations import ensure_automations
@@ -199,7 +199,7 @@ async def _set_up_server(machine: Machine) -> None:
     print("pools and automations: set up", flush=True)
 
 
-def _deploy(machine: Machine, environment: dict[str, str]) -> None:
+def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     with processes.private_log(machine.folder, "deploy") as log:
         log.truncate(0)
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
     parser.add_argument("--folder", type=Path, default=Path(".regional/up"), help="database, logs, process files")
     arguments = parser.parse_args()
-    machine = Machine(arguments.folder.resolve(), arguments.port)
+    machine = LocalStack(arguments.folder.resolve(), arguments.port)
     if arguments.down:
         down(machine)
         return

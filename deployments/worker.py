@@ -72,12 +72,12 @@ def keep_running(command: list[str]) -> None:
         while worker.poll() is None and not told.wait(0.5):
             pass
         if worker.poll() is None:
-            hand_back(worker)
+            requeue_runs(worker)
         elif not told.wait(2):
             print(f"The worker ended with code {worker.returncode}; it is started again.", flush=True)
 
 
-def hand_back(worker: subprocess.Popen[bytes]) -> None:
+def requeue_runs(worker: subprocess.Popen[bytes]) -> None:
     """Stop a worker and its runs, and put these back into the queue."""
     process = psutil.Process(worker.pid)
     # Frozen, it neither fetches the runs anew nor reports their end as a crash.

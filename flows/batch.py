@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
 from prefect_regional_diffusion.flows.grid import JobsPerShard, Machines, Seconds
 from prefect_regional_diffusion.flows.render import Name
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -55,4 +55,6 @@ async def batch(
             raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
         taken.add(one.name)
     columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
-    return await draw(named, name, columns, Places(store, out, keep), Spread(machines, jobs_per_shard, give_up_after))
+    return await draw(
+        named, name, columns, Places(store, out, keep), ShardingOptions(machines, jobs_per_shard, give_up_after)
+    )

@@ -7,7 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
 from prefect_regional_diffusion.flows.render import Name
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
@@ -51,7 +51,7 @@ async def grid(
     """
     check_cells("job", job.rows, job.columns)
     check(job)
-    spread = Spread(machines, cells_per_shard, give_up_after)
+    spread = ShardingOptions(machines, cells_per_shard, give_up_after)
     return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
 
 

@@ -49,7 +49,7 @@ _PAGE = 200
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Observation:
     """What is known of a run at one moment."""
 
     state: StateType
@@ -60,7 +60,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Patience:
+class LivenessTimeouts:
     """How long nothing must be heard of a run before it counts as dead."""
 
     running: timedelta
@@ -73,10 +73,10 @@ class Patience:
     """Most new starts of one run in a row, if it gets nowhere."""
 
 
-Verdict = Literal["leave", "start again", "give up", "cancel", "fail"]
+Action = Literal["leave", "start again", "give up", "cancel", "fail"]
 
 
-def judge(seen: Sighting, now: datetime, patience: Patience) -> Verdict:
+def decide(seen: Observation, now: datetime, patience: LivenessTimeouts) -> Action:
     """What to do with a run."""
     limits = {
         StateType.RUNNING: patience.running,
@@ -114,7 +114,7 @@ async def reap(
     Returns:
         How many runs were started again, given up, cancelled, and failed for what no start can help.
     """
-    patience = Patience(
+    patience = LivenessTimeouts(
         running=timedelta(seconds=running_seconds),
         pending=timedelta(seconds=pending_seconds),
         crashed=timedelta(seconds=crashed_seconds),
@@ -129,7 +129,7 @@ async def reap(
             with _errors_told(run):
                 again = await _sight(client, await client.read_flow_run(run.id))
                 if again == seen:
-                    verdict = judge(seen, datetime.now(UTC), patience)
+                    verdict = decide(seen, datetime.now(UTC), patience)
                     mistake = await _mistake(client, run) if verdict == "start again" else None
                     if mistake is not None:
                         verdict = "fail"
@@ -147,7 +147,7 @@ def _errors_told(run: FlowRun) -> Generator[None]:
         get_run_logger().exception("%s is left as it is", plain(run.name))
 
 
-async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun, Sighting]]:
+async def _look(client: PrefectClient, patience: LivenessTimeouts) -> list[tuple[FlowRun, Observation]]:
     """All runs that seem to be dead."""
     now = datetime.now(UTC)
     unfinished = FlowRunFilter.model_validate(
@@ -159,7 +159,7 @@ async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun
             "expected_start_time": {"after_": now - _OLDEST},
         }
     )
-    offset, found = 0, list[tuple[FlowRun, Sighting]]()
+    offset, found = 0, list[tuple[FlowRun, Observation]]()
     while True:
         page = await client.read_flow_runs(
             flow_run_filter=unfinished, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
@@ -169,14 +169,14 @@ async def _look(client: PrefectClient, patience: Patience) -> list[tuple[FlowRun
             if run.work_pool_name is not None:
                 with _errors_told(run):
                     seen = await _sight(client, run)
-                    if judge(seen, now, patience) != "leave":
+                    if decide(seen, now, patience) != "leave":
                         found.append((run, seen))
         if len(page) < _PAGE:
             return found
         offset += _PAGE
 
 
-async def _sight(client: PrefectClient, run: FlowRun) -> Sighting:
+async def _sight(client: PrefectClient, run: FlowRun) -> Observation:
     state = _state(run)
     heartbeats = await client.read_events(
         EventFilter.model_validate(
@@ -192,7 +192,7 @@ async def _sight(client: PrefectClient, run: FlowRun) -> Sighting:
     restarts = in_vain(history, 0)
     if restarts > 0:
         restarts = in_vain(history, await _last_that_got_on(client, run))
-    return Sighting(
+    return Observation(
         state=state.type,
         last_sign=max([state.timestamp, *(event.received for event in heartbeats.events[:1])]),
         restarts=restarts,
@@ -261,7 +261,7 @@ async def _mistake(client: PrefectClient, run: FlowRun) -> BadInput | None:
     return None
 
 
-async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Verdict, mistake: BadInput | None) -> bool:
+async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Action, mistake: BadInput | None) -> bool:
     """Do it, if the server agrees: it knows whether the run has ended by itself meanwhile."""
     logger = get_run_logger()
     found = _state(run)

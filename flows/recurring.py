@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.render import ChunkSteps, render
-from prefect_regional_diffusion.sampling_core.job.fields import Text, refuse
+from prefect_regional_diffusion.sampling_core.job.fields import Text, validation_error
 from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
@@ -25,7 +25,7 @@ def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (LookupError, ValueError, OSError):
-        raise refuse("timezone", name, "a zone of the IANA database, such as Europe/Berlin") from None
+        raise validation_error("timezone", name, "a zone of the IANA database, such as Europe/Berlin") from None
     return name
 
 

@@ -18,12 +18,12 @@ from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.decode import decode
-from prefect_regional_diffusion.tasks.inputs.file_names import told_job
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.runtime.retention import finish
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 make_logs_plain()
@@ -62,7 +62,7 @@ async def render(
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
-    await at_once(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
+    await map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
     clock.lap("open store")
     async with PendingWrites() as writes:
         run = await writes.first_result(partial(build_masks, job, store_url))
@@ -74,7 +74,7 @@ async def render(
     clock.lap("write")
 
     record = Record(
-        job=told_job(job),
+        job=portable_job(job),
         files=run.files,
         job_hash=run.job_hash,
         model_fingerprint=run.model_keys[job.model].digest,

@@ -21,11 +21,11 @@ from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
 from prefect_regional_diffusion.tasks.check_jobs import prepare_all
 from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.rendered_images import is_drawn
-from prefect_regional_diffusion.tasks.runtime.retention import Known, finish, known_of
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.rendered_images import is_rendered
+from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, finish, run_record_of
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 _PICTURES = 8
@@ -58,7 +58,7 @@ async def shard(
     async with PendingWrites() as writes:
         runs = await writes.first_result(partial(prepare_all, jobs, store_url))
         clock.lap("build masks")
-        drawn = dict(zip(runs, await at_once(is_drawn, runs.values()), strict=True))
+        drawn = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
         missing = {name: run for name, run in runs.items() if not drawn[name]}
         to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
@@ -76,19 +76,19 @@ async def shard(
     }
 
 
-def _models(item: tuple[str, Run]) -> tuple[str, ...]:
+def _models(item: tuple[str, RenderContext]) -> tuple[str, ...]:
     return item[1].job.models
 
 
-async def _left_open(drawn: Sequence[Run]) -> dict[Run, Known]:
+async def _left_open(drawn: Sequence[RenderContext]) -> dict[RenderContext, RunRecord]:
     """Those runs whose pictures are there, but whose process was killed before it could say that they are finished."""
-    known = zip(drawn, await at_once(known_of, drawn), strict=True)
+    known = zip(drawn, await map_concurrently(run_record_of, drawn), strict=True)
     return {run: entry for run, entry in known if entry is not None and entry.finished is None}
 
 
 async def _draw(
-    runs: dict[str, Run], chunk_steps: int | None, writes: PendingWrites, clock: Clock
-) -> tuple[Count, dict[Run, Known]]:
+    runs: dict[str, RenderContext], chunk_steps: int | None, writes: PendingWrites, clock: Clock
+) -> tuple[Count, dict[RenderContext, RunRecord]]:
     """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
     sampled = await sample_batch(runs, chunk_steps, writes, clock)
     # A picture's record names its last state.

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run, Tensors
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write_all
 
 
 @task("build masks")
-async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run]) -> None:
+async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[RenderContext]) -> None:
     """Check the job, hand on its run, and store its masks. Raises BadInput, ModelError or StoreError."""
     prepared = await asyncio.to_thread(prepare, job)
     (run,), unstored = await with_masks([prepared], store_url)
@@ -22,9 +22,11 @@ async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[Run])
     await write_all(run.store, unstored)
 
 
-async def with_masks(prepared: Sequence[Prepared], store_url: str) -> tuple[list[Run], dict[TensorKey, Tensors]]:
+async def with_masks(
+    prepared: Sequence[Prepared], store_url: str
+) -> tuple[list[RenderContext], dict[TensorKey, Tensors]]:
     """The runs of jobs, at least one, with their masks; and those of the masks that the store does not have."""
-    runs = [Run(one, store_url) for one in prepared]
+    runs = [RenderContext(one, store_url) for one in prepared]
     wanted = {run.mask_key: run.masks for run in runs}
     # What is in the store counts: another machine's masks may differ in the last bit.
     known = await read_all(runs[0].store, {run.mask_key: run.mask_specs for run in runs})

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage.parallel_io import write_all
 
 
@@ -56,7 +56,7 @@ def check_all(jobs: list[NamedJob]) -> dict[str, str]:
 
 
 @task("build masks")
-async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, Run]]) -> None:
+async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, RenderContext]]) -> None:
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     check_jobs(jobs)
     check_shard(jobs)

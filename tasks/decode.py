@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Photo
-from prefect_regional_diffusion.tasks.inputs.file_names import file_stem, told_job
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, RgbImage
+from prefect_regional_diffusion.tasks.inputs.file_names import file_stem, portable_job
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage.keys import output
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 
 @task("decode")
-async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, bytes]:
+async def decode(run: RenderContext, latents: Latent, out: str, name: str) -> dict[str, bytes]:
     """Write one PNG per picture of finished latents [b, c, h, w] into the folder or fsspec URL `out`.
 
     Returns the PNG files by path. A file's name is for people and ends in the job's hash; the job itself is in the
@@ -33,11 +33,11 @@ async def decode(run: Run, latents: Latent, out: str, name: str) -> dict[str, by
     return {f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)}
 
 
-def encoded(run: Run, latents: Latent) -> list[bytes]:
+def encoded(run: RenderContext, latents: Latent) -> list[bytes]:
     """The pictures of finished latents [b, c, h, w] as PNG files, with the job in each."""
     autoencoder = run.autoencoder
     text = PngInfo()
-    text.add_itxt("regional-job", told_job(run.job).model_dump_json())
+    text.add_itxt("regional-job", portable_job(run.job).model_dump_json())
     text.add_itxt("regional-files", json.dumps(run.files))
     files: list[bytes] = []
     # One after the other: a decoder needs more memory for a picture than a forward does.
@@ -49,7 +49,7 @@ def encoded(run: Run, latents: Latent) -> list[bytes]:
     return files
 
 
-def _kept(run: Run, picture: Photo) -> Photo:
+def _kept(run: RenderContext, picture: RgbImage) -> RgbImage:
     """The picture with what is protected taken from the start image, pixel by pixel."""
     if "protected" not in run.inputs:
         return picture

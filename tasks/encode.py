@@ -11,7 +11,7 @@ from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.model_cache import let_go
-from prefect_regional_diffusion.tasks.runtime.render_context import Run, Tensors
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write_all
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @task("encode prompts")
-async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
+async def encode_prompts(runs: Sequence[RenderContext], made: asyncio.Future[None]) -> int:
     """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
 
     Text encoders are loaded only for that, and let go again if the settings say so.
@@ -31,7 +31,7 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
     wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.composition.prompts}
     specs = {key: run.prompt_specs(prompt) for key, (run, prompt) in wanted.items()}
 
-    def encoded(item: tuple[Run, PromptKey]) -> Tensors:
+    def encoded(item: tuple[RenderContext, PromptKey]) -> Tensors:
         run, prompt = item
         return dict(run.text_encoder(prompt.model).encode(prompt.prompt).tensors)
 
@@ -46,7 +46,7 @@ async def encode_prompts(runs: Sequence[Run], made: asyncio.Future[None]) -> int
 
 
 @task("encode start image")
-async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
+async def encode_start(runs: Sequence[RenderContext], made: asyncio.Future[None]) -> int:
     """Encode the start images of runs (at least one, with one store) that it does not have; returns how many.
 
     `made` is set once the runs know their start latents.
@@ -54,7 +54,7 @@ async def encode_start(runs: Sequence[Run], made: asyncio.Future[None]) -> int:
     store = runs[0].store
     wanted = {run.start_key: run for run in runs}
 
-    def encoded(run: Run) -> Tensors:
+    def encoded(run: RenderContext) -> Tensors:
         return {"latent": run.autoencoder.encode(run.inputs["picture"])}
 
     known, missing = await _found_or_made(store, wanted, {run.start_key: run.start_specs for run in runs}, encoded)

@@ -17,16 +17,16 @@ from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
 from prefect_regional_diffusion.tasks.runtime.rendered_images import most_bytes, pictures_of
 from prefect_regional_diffusion.tasks.storage.keys import OutputKey, output
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.png_files import unpacked
 from prefect_regional_diffusion.tasks.storage.store import Store
-from prefect_regional_diffusion.tasks.ui.artifacts import show_or_warn
+from prefect_regional_diffusion.tasks.ui.artifacts import best_effort
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
 from prefect_regional_diffusion.tasks.ui.markdown import cell, code
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
 
 
-class Merged(BaseModel):
+class MergeResult(BaseModel):
     """What was merged: the sheet, the files of each job by its name, and the names of jobs that are not drawn.
 
     `sheet.json` says the same with names in the place of paths: all of it lies in one folder.
@@ -39,7 +39,7 @@ class Merged(BaseModel):
 
 
 @task("merge pictures")
-async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, store_url: str, folder: str) -> Merged:
+async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, store_url: str, folder: str) -> MergeResult:
     """Write single pictures with their records, the sheet and `sheet.json` into a folder, and create the artifacts.
 
     `hashes` are the jobs' hashes by name; equal jobs share their files. Jobs that the store does not have whole
@@ -51,22 +51,22 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     for named in jobs:
         first.setdefault(hashes[named.name], named.name)
     job_of = {named.name: named.job for named in jobs}
-    written = await at_once(lambda item: _single(store, item[0], out, item[1], job_of[item[1]]), first.items())
+    written = await map_concurrently(lambda item: _single(store, item[0], out, item[1], job_of[item[1]]), first.items())
     by_hash = dict(zip(first, written, strict=True))
     files = {named.name: by_hash[hashes[named.name]] for named in jobs}
     found = {name: written for name, written in files.items() if written is not None}
     made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
     missing = [name for name in files if name not in found]
-    told = Merged(sheet="sheet.png", images=found, missing=missing)
+    told = MergeResult(sheet="sheet.png", images=found, missing=missing)
     await asyncio.to_thread(out.store.write_json, out.key("sheet.json"), told.model_dump(mode="json"))
     paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
-    merged = Merged(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
+    merged = MergeResult(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
     if not in_flow_run():
         return merged
     description = f"{len(found)} of {len(files)} drawn"
-    await show_or_warn(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
+    await best_effort(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
     table = _table(jobs, merged)
-    await show_or_warn(acreate_markdown_artifact(table, key="cells", description=description))
+    await best_effort(acreate_markdown_artifact(table, key="cells", description=description))
     return merged
 
 
@@ -112,7 +112,7 @@ def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
     return None if data is None else unpacked(data, (job.width, job.height))
 
 
-def _table(jobs: Sequence[NamedJob], merged: Merged) -> str:
+def _table(jobs: Sequence[NamedJob], merged: MergeResult) -> str:
     rows = "\n".join(
         f"| {cell(named.name)} | {cell(named.job.prompt)} | {named.job.seed} "
         f"| {'missing' if named.name in merged.missing else 'drawn'} |"

@@ -20,7 +20,7 @@ from prefect_regional_diffusion.tasks.machine.devices import Devices, sentence
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
 from prefect_regional_diffusion.tasks.storage.keys import output
 from prefect_regional_diffusion.tasks.storage.store import Store
-from prefect_regional_diffusion.tasks.ui.artifacts import show_or_warn
+from prefect_regional_diffusion.tasks.ui.artifacts import best_effort
 from prefect_regional_diffusion.tasks.ui.markdown import cell, code
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
 
@@ -76,7 +76,7 @@ async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
     shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
     listed = acreate_markdown_artifact(summary, key="summary", description=title)
-    await asyncio.gather(written, *map(show_or_warn, [listed, *shown]))
+    await asyncio.gather(written, *map(best_effort, [listed, *shown]))
 
 
 def _shown(data: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 Inputs = asyncio.Future[Any]
 """Done when masks, prompts and start images are durable."""
@@ -37,4 +37,4 @@ async def _sample(batch: RunBatch, steps: int, inputs: Inputs, ready: asyncio.Fu
     new = {key: (member.run.store, member.to_tensors()) for key, member in batch.states().items() if key not in before}
     ready.set_result(chunk)
     await asyncio.shield(inputs)
-    await at_once(lambda item: item[1][0].write_tensors(item[0], item[1][1]), new.items())
+    await map_concurrently(lambda item: item[1][0].write_tensors(item[0], item[1][1]), new.items())

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Sequence
 
 from prefect_regional_diffusion.tasks.decode import encoded
-from prefect_regional_diffusion.tasks.inputs.file_names import told_job
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
-from prefect_regional_diffusion.tasks.runtime.rendered_images import Drawn, NamedFile, digest
+from prefect_regional_diffusion.tasks.runtime.rendered_images import NamedFile, RenderRecord, digest
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 logger = plain_logger(__name__)
 
@@ -27,7 +27,7 @@ async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, 
     """
     files = [(member, await asyncio.to_thread(encoded, member.run, member.latents)) for member in finished]
     made.set_result(None)
-    await at_once(lambda one: _keep(*one), files)
+    await map_concurrently(lambda one: _keep(*one), files)
 
 
 def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
@@ -35,9 +35,9 @@ def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
     pictures = {keys.picture(digest(data)): data for data in files}
     for key, data in pictures.items():
         run.store.write(key, data)
-    drawn = Drawn(
+    drawn = RenderRecord(
         format=FORMAT,
-        job=told_job(run.job),
+        job=portable_job(run.job),
         files={field: NamedFile.model_validate(file) for field, file in run.files.items()},
         job_hash=run.job_hash,
         model_fingerprint=run.model_keys[run.job.model].digest,

@@ -21,7 +21,7 @@ from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
 
@@ -73,7 +73,7 @@ def signed(tensors: dict[str, Tensor]) -> bytes:
 def run_record(**changes: Any) -> dict[str, Any]:
     """What a store knows of a finished run of three steps, the first of which is a fork."""
     told = {"name": "n", "job_hash": hashed("job"), "steps": 3, "begun": 1.0, "finished": 2.0}
-    return told | {"chapters": [[0, hashed("base")], [1, hashed("one")]]} | changes
+    return told | {"segments": [[0, hashed("base")], [1, hashed("one")]]} | changes
 
 
 def picture_record(**changes: Any) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def sparse(file: Path, size: int) -> None:
     os.truncate(file, size)
 
 
-def ready(store: Path) -> Run:
+def ready(store: Path) -> RenderContext:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
 
-    async def flow() -> Run:
+    async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(store)))
             await load_model.fn("embedded", run.model_keys)
@@ -107,12 +107,12 @@ def ready(store: Path) -> Run:
     return asyncio.run(flow())
 
 
-def found(run: Run) -> RunProgress:
+def found(run: RenderContext) -> RunProgress:
     """The run with what the store has of it."""
     return asyncio.run(newest(run))
 
 
-def whole_state(run: Run) -> dict[str, Tensor]:
+def whole_state(run: RenderContext) -> dict[str, Tensor]:
     """A state of the run that is as it should be, after two steps."""
     batch = RunBatch([RunProgress(run, run.composition.begin())])
     batch.advance(2)

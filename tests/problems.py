@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
-from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage, State, start
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase, State, start
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
@@ -56,12 +56,12 @@ class PromptColors:
         return conditioning[PROMPT_EMBEDS][:, :1, :1, None].expand_as(x).clone()
 
 
-def single(solver: str, ladder: Sequence[Level], x: Tensor, cfg: float = 1.0) -> Plan:
+def single(solver: str, sigma_schedule: Sequence[Level], x: Tensor, cfg: float = 1.0) -> Plan:
     """One participant over the whole canvas of x."""
     everywhere = torch.ones(x.shape[-2:])
-    base = Participant("base", Guidance(cfg, "base", ""), SOLVERS[solver])
-    noise = SequentialNoise(shape_of(x), 0, 3, *span(tuple(ladder)))
-    return Plan(tuple(ladder), (Stage(0, (everywhere,)),), (base,), levels_of(ladder), noise)
+    base = Participant("base", ClassifierFreeGuidance(cfg, "base", ""), SOLVERS[solver])
+    noise = SequentialNoise(shape_of(x), 0, 3, *span(tuple(sigma_schedule)))
+    return Plan(tuple(sigma_schedule), (PlanPhase(0, (everywhere,)),), (base,), levels_of(sigma_schedule), noise)
 
 
 def run_of_plan(plan: Plan, x: Tensor) -> Joint:
@@ -74,9 +74,9 @@ def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: s
     return Networks({model: network}, conditionings(embeddings or EMBEDDINGS, model))
 
 
-def levels_of(ladder: Sequence[Level]) -> ModelLevels:
-    """Levels of a model that the ladder could belong to."""
-    return beta_levels("epsilon") if ladder[0].alpha == 1 else flow_levels()
+def levels_of(sigma_schedule: Sequence[Level]) -> ModelLevels:
+    """Levels of a model that the schedule could belong to."""
+    return beta_levels("epsilon") if sigma_schedule[0].alpha == 1 else flow_levels()
 
 
 def finish(plan: Plan, x: Tensor, network: object, embeddings: dict[str, Tensor] | None = None) -> State:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 
 def test_values_come_in_order_and_calls_run_side_by_side() -> None:
@@ -19,8 +19,8 @@ def test_values_come_in_order_and_calls_run_side_by_side() -> None:
         time.sleep(0.01 * (8 - number))
         return number * number
 
-    assert asyncio.run(at_once(waits, range(8))) == [number * number for number in range(8)]
-    assert asyncio.run(at_once(waits, [])) == []
+    assert asyncio.run(map_concurrently(waits, range(8))) == [number * number for number in range(8)]
+    assert asyncio.run(map_concurrently(waits, [])) == []
 
 
 def test_the_first_error_is_raised_and_what_has_not_begun_never_does() -> None:
@@ -33,6 +33,6 @@ def test_the_first_error_is_raised_and_what_has_not_begun_never_does() -> None:
         raise ConnectionError(f"away {number}")
 
     with pytest.raises(ConnectionError, match="away"):
-        asyncio.run(at_once(fails, range(200)))
+        asyncio.run(map_concurrently(fails, range(200)))
     time.sleep(0.5)
     assert len(begun) <= 2 * 16

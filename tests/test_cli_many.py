@@ -13,15 +13,15 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.cli import grid as cli_grid
 from prefect_regional_diffusion.flows.cli import main as cli
-from prefect_regional_diffusion.flows.common.errors import NotDrawnError
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named
+from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, cells
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.machine.settings import Settings, settings, unknown_variables
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.runtime.retention import Known
+from prefect_regional_diffusion.tasks.runtime.retention import RunRecord
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import EXAMPLES, ROOT
@@ -187,13 +187,13 @@ DONE: dict[str, Any] = {
 }
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, done: dict[str, Any] | NotDrawnError) -> list[Any]:
+def drawn(monkeypatch: pytest.MonkeyPatch, done: dict[str, Any] | IncompleteRenderError) -> list[Any]:
     """Replaces the flows by one that has this result; what they were called with."""
     called: list[Any] = []
 
     def in_context(_: object, start: object) -> dict[str, Any]:
         called.append(start)
-        if isinstance(done, NotDrawnError):
+        if isinstance(done, IncompleteRenderError):
             raise done
         return done
 
@@ -232,7 +232,7 @@ def test_totals_of_other_machines_say_what_is_known(
     jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = DONE | {"counted": [], "images": {"a": ["a.png"]}, "missing": ["b"]}
-    drawn(monkeypatch, NotDrawnError("not drawn: b (because)", there))
+    drawn(monkeypatch, IncompleteRenderError("not drawn: b (because)", there))
     assert run(monkeypatch, "batch", "jobs/*.yaml", "--json") == 1
     *warnings, first, second = capsys.readouterr().err.splitlines()
     assert all(line.startswith("Warning: jobs/") for line in warnings)
@@ -265,14 +265,14 @@ def test_a_store_that_does_not_exist_is_no_empty_one(
 def test_a_run_is_one_line_of_80_columns(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chapters = (Named(0, "0" * 64),)
+    segments = (SegmentKey(0, "0" * 64),)
     names = ["short", "a name of eighty characters, with blanks and commas, that goes on and on to the end", "[red] x"]
     for i, name in enumerate(names):
-        known = Known(
-            name=name, job_hash=f"{i}" * 64, steps=1000, chapters=chapters, begun=1.7e9 + i, finished=i or None
+        known = RunRecord(
+            name=name, job_hash=f"{i}" * 64, steps=1000, segments=segments, begun=1.7e9 + i, finished=i or None
         )
         Store("store").write_json(RecordKey(f"runs/{i:064d}"), known.model_dump(mode="json"))
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.retention.Known.states", lambda *_: set())
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.retention.RunRecord.states", lambda *_: set())
     monkeypatch.setenv("COLUMNS", "80")
     assert run(monkeypatch, "store", "ls", "--store", "store") == 0
     heading, rule, *lines = capsys.readouterr().out.rstrip().splitlines()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import Prediction, Query
@@ -35,11 +35,11 @@ class Counted(GaussianData):
         return super().__call__(x, levels, conditioning) + conditioning[PROMPT_EMBEDS][:, :, :, None]
 
 
-def asked(x: Tensor, *guidances: Guidance) -> list[tuple[Query, Guidance]]:
+def asked(x: Tensor, *guidances: ClassifierFreeGuidance) -> list[tuple[Query, ClassifierFreeGuidance]]:
     return [(Query(x, LEVEL), guidance) for guidance in guidances]
 
 
-THREE = [Guidance(3.0, name, "") for name in "abc"]
+THREE = [ClassifierFreeGuidance(3.0, name, "") for name in "abc"]
 
 
 def test_shared_rows_are_evaluated_once() -> None:
@@ -84,7 +84,11 @@ def test_without_room_for_one_row_it_is_said() -> None:
 def test_each_model_gets_its_rows_and_its_own_words() -> None:
     """The same negative prompt is another row to another model."""
     networks = {"one": Counted(), "two": Counted()}
-    guidances = [Guidance(3.0, "a", "", model="one"), Guidance(3.0, "a", "", model="two"), Guidance(1.0, "b", "")]
+    guidances = [
+        ClassifierFreeGuidance(3.0, "a", "", model="one"),
+        ClassifierFreeGuidance(3.0, "a", "", model="two"),
+        ClassifierFreeGuidance(1.0, "b", ""),
+    ]
     guidances[2] = guidances[2]._replace(model="two")
     other = {name: value + 10 for name, value in WORDS.items()}
     told = conditionings(WORDS, "one") | conditionings(other, "two")
@@ -101,7 +105,7 @@ def test_a_real_network_in_any_split() -> None:
     prompts = ["", "a red background", "a blue background"]
     told = {PromptKey("", prompt): model.text_encoder.encode(prompt) for prompt in prompts}
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
-    guidances = [Guidance(2.0, prompt, "") for prompt in prompts[1:]]
+    guidances = [ClassifierFreeGuidance(2.0, prompt, "") for prompt in prompts[1:]]
     found: list[list[Prediction]] = []
     for most in (None, 1, 2):
         answers, _ = evaluate(asked(x, *guidances), Networks({"": model.denoiser}, told, most))

@@ -19,19 +19,19 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 import prefect_regional_diffusion.flows.fan_out.render_many
 import prefect_regional_diffusion.flows.fan_out.shard_runs
 from prefect_regional_diffusion.flows.cli import main as cli
-from prefect_regional_diffusion.flows.common.errors import NotDrawnError
-from prefect_regional_diffusion.flows.fan_out.render_many import Places, Spread, draw
-from prefect_regional_diffusion.flows.fan_out.shard_runs import Part, run_shards
+from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
+from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
+from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest, run_shards
 from prefect_regional_diffusion.flows.reap import GIVEN_UP
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.tasks.merge import Merged
+from prefect_regional_diffusion.tasks.merge import MergeResult
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.save_images import _keep
 from tests.processes import ROOT
@@ -96,11 +96,11 @@ class Pictures:
     def __init__(self, *keys: str) -> None:
         self.there = dict.fromkeys(keys, True)
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ShardRequest]:
         async def drawn(key: str) -> bool:
             return self.there[key]
 
-        return [Part({"jobs": []}, key, lambda key=key: drawn(key)) for key in self.there]
+        return [ShardRequest({"jobs": []}, key, lambda key=key: drawn(key)) for key in self.there]
 
 
 def shards(pictures: Pictures, give_up_after: float = 1000) -> list[str]:
@@ -194,12 +194,12 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
         asked["here"] = asked.get("here", 0) + 1
         return {}
 
-    async def on_machines(parts: list[Part], *_: Any) -> list[str]:
+    async def on_machines(parts: list[ShardRequest], *_: Any) -> list[str]:
         asked["shards"] = len(parts)
         return asked["unfinished"]
 
-    async def merge(*_: Any) -> Merged:
-        return Merged(sheet="sheet.png", images={}, missing=asked["missing"])
+    async def merge(*_: Any) -> MergeResult:
+        return MergeResult(sheet="sheet.png", images={}, missing=asked["missing"])
 
     for name, replacement in {
         "shard": SimpleNamespace(fn=here),
@@ -213,7 +213,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
 
 
 def drawn(machines: int | None = None, out: str | None = None) -> dict[str, Any]:
-    return asyncio.run(draw(JOBS, "grid", 2, Places(None, out, None), Spread(machines, 1, 1)))
+    return asyncio.run(draw(JOBS, "grid", 2, Places(None, out, None), ShardingOptions(machines, 1, 1)))
 
 
 def in_a_run(monkeypatch: pytest.MonkeyPatch, deployment: UUID | None) -> None:
@@ -236,11 +236,11 @@ def test_a_run_of_a_deployment_never_draws_itself(drawing: dict[str, Any], monke
 def test_what_is_missing_is_said_with_the_reason(drawing: dict[str, Any]) -> None:
     drawing["missing"], drawing["unfinished"] = ["one"], ["shard 1 of grid"]
     with pytest.raises(
-        NotDrawnError, match=r"^not drawn: one \(shard 1 of grid did not complete\); start the run again"
+        IncompleteRenderError, match=r"^not drawn: one \(shard 1 of grid did not complete\); start the run again"
     ):
         drawn(machines=1)
     drawing["unfinished"] = []
-    with pytest.raises(NotDrawnError, match=r"^not drawn: one \(not found whole in .*store\)"):
+    with pytest.raises(IncompleteRenderError, match=r"^not drawn: one \(not found whole in .*store\)"):
         drawn(machines=1)
 
 
@@ -269,7 +269,7 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
 
     def keep(named: NamedJob) -> str:
         prepared = prepare(named.job)
-        run = Run(prepared, "s")
+        run = RenderContext(prepared, "s")
         run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
         picture = io.BytesIO()
         Image.new("RGB", (named.job.width, named.job.height)).save(picture, format="PNG")
@@ -281,17 +281,17 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
 
 def test_only_whole_pictures_count_as_drawn(kept: Callable[[NamedJob], str]) -> None:
     hashes = [kept(named) for named in JOBS]
-    assert asyncio.run(all_drawn("s", hashes))
-    assert not asyncio.run(all_drawn("s", [*hashes, "0" * 64]))
+    assert asyncio.run(all_rendered("s", hashes))
+    assert not asyncio.run(all_rendered("s", [*hashes, "0" * 64]))
     next(Path("s/pictures").glob("*.png")).write_bytes(b"damaged")
-    assert not asyncio.run(all_drawn("s", hashes))
+    assert not asyncio.run(all_rendered("s", hashes))
 
 
 def test_the_command_line_says_in_one_line_what_is_missing(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def fail(*_: Any) -> None:
-        raise NotDrawnError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
+        raise IncompleteRenderError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
     monkeypatch.setattr("prefect_regional_diffusion.flows.grid.grid", SimpleNamespace(fn=fail))
     monkeypatch.setattr("sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--machines", "2"])

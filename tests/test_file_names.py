@@ -23,13 +23,19 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.decode import encoded
-from prefect_regional_diffusion.tasks.inputs.file_names import file_stem, renamed, told_files, told_job, told_name
+from prefect_regional_diffusion.tasks.inputs.file_names import (
+    file_stem,
+    portable_files,
+    portable_job,
+    portable_name,
+    renamed,
+)
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
-from prefect_regional_diffusion.tasks.merge import Merged, merge
+from prefect_regional_diffusion.tasks.merge import MergeResult, merge
 from prefect_regional_diffusion.tasks.publish import Record
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn, is_drawn
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered, is_rendered
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.keys import drawn
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -110,10 +116,10 @@ def pictured(folder: Path, **fields: Any) -> Path:
     return folder / "job.json"
 
 
-def started(job: RenderJob, store: Path) -> Run:
+def started(job: RenderJob, store: Path) -> RenderContext:
     """A run with what decoding needs."""
     prepared = prepare(job)
-    run = Run(prepared, str(store))
+    run = RenderContext(prepared, str(store))
     inputs = prepared.inputs or {"none": torch.zeros(1)}
     run.remember({run.mask_key: inputs, run.start_key: {"latent": torch.zeros(1)}})
     return run
@@ -132,7 +138,7 @@ def started(job: RenderJob, store: Path) -> Run:
     ],
 )
 def test_files_are_told_by_what_was_typed_or_by_their_own_name(path: str, told: str) -> None:
-    assert told_name(path) == told
+    assert portable_name(path) == told
 
 
 def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +168,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
 def test_a_record_beside_a_picture_names_it_as_it_lies_there(tmp_path: Path) -> None:
     job = parse_job({"prompt": "x", "start_image": str(tmp_path / "a.png"), "denoise": 0.5})
     facts: dict[str, Any] = {
-        "job": told_job(job),
+        "job": portable_job(job),
         "files": {},
         "job_hash": "h",
         "model_fingerprint": "m",
@@ -184,16 +190,16 @@ def test_model_folders_are_told_by_their_names_and_weights() -> None:
     mask = {"x": 0, "y": 0, "width": 1, "height": 1}
     regions = [{"prompt": "y", "model": "/home/me/models/b", "mask": mask}, {"prompt": "z", "mask": mask}]
     job = parse_job({"prompt": "x", "model": "/home/me/models/a", "regions": regions})
-    told = told_job(job)
+    told = portable_job(job)
     assert told.models == ("a", "b")
-    assert told_files(job, {"/home/me/models/a": "1", "/home/me/models/b": "2"}) == {
+    assert portable_files(job, {"/home/me/models/a": "1", "/home/me/models/b": "2"}) == {
         "model": {"name": "a", "sha256": "1"},
         "regions.0.model": {"name": "b", "sha256": "2"},
     }
     assert renamed(job, lambda path: path) == job
 
 
-def kept(run: Run) -> None:
+def kept(run: RenderContext) -> None:
     """The run's pictures in the store, as a shard leaves them."""
 
     async def keep() -> None:
@@ -213,7 +219,7 @@ def unshown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefect_regional_diffusion.tasks.merge, "show_or_warn", nothing)
 
 
-def merged(jobs: dict[str, Run], store: Path, folder: Path) -> Merged:
+def merged(jobs: dict[str, RenderContext], store: Path, folder: Path) -> MergeResult:
     named = [NamedJob(name=name, job=run.job) for name, run in jobs.items()]
     hashes = {name: run.job_hash for name, run in jobs.items()}
     return asyncio.run(merge.fn(named, hashes, 2, str(store), str(folder)))
@@ -242,13 +248,13 @@ def test_pictures_that_other_arithmetic_has_drawn_are_absent(tmp_path: Path, mon
     today = prefect_regional_diffusion.tasks.save_images.FORMAT
     monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today - 1)
     kept(run)
-    assert is_drawn(run)
+    assert is_rendered(run)
     monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today)
-    assert not is_drawn(run)
-    assert not asyncio.run(all_drawn(str(tmp_path), [run.job_hash]))
+    assert not is_rendered(run)
+    assert not asyncio.run(all_rendered(str(tmp_path), [run.job_hash]))
     assert merged({"it": run}, tmp_path, tmp_path / "grid").missing == ["it"]
     kept(run)
-    assert asyncio.run(all_drawn(str(tmp_path), [run.job_hash]))
+    assert asyncio.run(all_rendered(str(tmp_path), [run.job_hash]))
     assert merged({"it": run}, tmp_path, tmp_path / "grid").missing == []
 
 
@@ -259,4 +265,4 @@ def test_a_record_without_a_format_is_absent(tmp_path: Path) -> None:
     key = drawn(run.job_hash)
     store = Store(str(tmp_path))
     store.write_json(key, {name: value for name, value in store.read_json(key).items() if name != "format"})
-    assert not is_drawn(run)
+    assert not is_rendered(run)

@@ -40,8 +40,8 @@ def run_of(changes: dict[str, Any]) -> Any:
 
 def state_names(run: Any) -> list[str]:
     """The name of the state after each step."""
-    chapters = named(run.chapters(), "test", {})
-    return [next(c.name for c in reversed(chapters) if c.first < step) for step in range(1, run.steps + 1)]
+    segments = named(run.segments(), "test", {})
+    return [next(c.name for c in reversed(segments) if c.first < step) for step in range(1, run.steps + 1)]
 
 
 def common(one: dict[str, Any], two: dict[str, Any]) -> int:
@@ -113,4 +113,4 @@ def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
 def test_what_cannot_be_told_is_refused() -> None:
     run = run_of({})
     with pytest.raises(TypeError, match="object has no place"):
-        named([run.chapters()[0]._replace(values=object())], "test", {})
+        named([run.segments()[0]._replace(values=object())], "test", {})

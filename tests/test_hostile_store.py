@@ -25,13 +25,13 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.merge import merge
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn, pictures_of, record_of
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered, pictures_of, record_of
 from prefect_regional_diffusion.tasks.runtime.retention import (
     begin,
     finish,
     forget_forks,
-    known_of,
+    run_record_of,
     runs,
     sizes,
     to_prune,
@@ -108,8 +108,8 @@ def counted_absent(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("name", ["../../victim", "../victim", "{victim}", "x/../../../victim", "..", "."])
 def test_a_run_record_names_no_folder_outside(root: Path, victim: Path, name: str) -> None:
     """It made a later batch delete what was called like a state there."""
-    chapters = [[0, name.format(victim=victim)], [1, hashed("one")]]
-    plant_record(root, f"runs/{hashed('run')}", run_record(chapters=chapters))
+    segments = [[0, name.format(victim=victim)], [1, hashed("one")]]
+    plant_record(root, f"runs/{hashed('run')}", run_record(segments=segments))
     plant_record(root, f"pictures/{hashed('job')}", picture_record())
     store = Store(str(root))
     untouched(victim, lambda: asyncio.run(forget_forks(store, [hashed("job")], 2)))
@@ -186,7 +186,7 @@ def test_planted_pictures_are_not_in_memory_together(root: Path) -> None:
     job = {"prompt": "x", "width": 1024, "height": 1024}
     plant_record(root, f"pictures/{hashed('job')}", picture_record(job=job | {"batch_size": 16}, pictures=pictures))
     memory = Memory()
-    assert asyncio.run(all_drawn(str(root), [hashed("job")])), "nobody who does not know the job can see it"
+    assert asyncio.run(all_rendered(str(root), [hashed("job")])), "nobody who does not know the job can see it"
     assert memory.grown() < 48 * 2**20
     memory = Memory()
     assert pictures_of(Store(str(root)), hashed("job"), parse_job(job)) is None, "the job has one picture"
@@ -203,7 +203,7 @@ def test_a_pictures_record_with_a_grid_of_large_pictures_is_absent(root: Path) -
 # Point 3: links and what else is no file
 
 
-def test_a_link_in_the_place_of_an_object_is_not_followed(root: Path, victim: Path, run: Run) -> None:
+def test_a_link_in_the_place_of_an_object_is_not_followed(root: Path, victim: Path, run: RenderContext) -> None:
     run.store.write_tensors(run.state_key(2), whole_state(run))
     file = root / f"{run.state_key(2)}.safetensors"
     (victim / "00003.safetensors").write_bytes(file.read_bytes())
@@ -214,9 +214,9 @@ def test_a_link_in_the_place_of_an_object_is_not_followed(root: Path, victim: Pa
     assert not file.is_symlink()
 
 
-def test_a_link_in_the_place_of_a_folder_is_not_followed(root: Path, victim: Path, run: Run) -> None:
+def test_a_link_in_the_place_of_a_folder_is_not_followed(root: Path, victim: Path, run: RenderContext) -> None:
     """Nothing is read, listed, written or removed behind it, and states are stored all the same."""
-    folder = root / run.folder_of(run.chapters[0])
+    folder = root / run.folder_of(run.segments[0])
     folder.parent.mkdir()
     folder.symlink_to(victim)
     assert untouched(victim, lambda: sizes(run.store)).keys() == {"masks", "prompts"}
@@ -230,7 +230,9 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(root: Path, victim: Pat
 
 
 @pytest.mark.parametrize("kind", ["masks", "prompts", "latents"])
-def test_a_link_in_the_place_of_a_whole_kind_is_not_followed(root: Path, victim: Path, kind: str, run: Run) -> None:
+def test_a_link_in_the_place_of_a_whole_kind_is_not_followed(
+    root: Path, victim: Path, kind: str, run: RenderContext
+) -> None:
     for file in (root / kind).glob("*"):
         file.unlink()
     if (root / kind).exists():
@@ -270,7 +272,7 @@ PLANTED = [plant_nothing, plant_folder, plant_pipe, plant_loop, plant_far_link, 
 
 @pytest.mark.parametrize("plant", PLANTED)
 def test_what_is_no_object_counts_as_absent_and_is_replaced(
-    root: Path, run: Run, plant: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    root: Path, run: RenderContext, plant: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of every kind: states, masks, prompts, records."""
     begin(run, "n")
@@ -284,7 +286,7 @@ def test_what_is_no_object_counts_as_absent_and_is_replaced(
     memory = Memory()
     again = ready(root)
     assert found(again).done == 0
-    assert known_of(again) is None
+    assert run_record_of(again) is None
     assert len(counted_absent(caplog)) == len(objects) + 1
     for look in (cli_store.ls, cli_store.du):
         look(str(root), as_json=True)
@@ -293,12 +295,12 @@ def test_what_is_no_object_counts_as_absent_and_is_replaced(
     assert drawn_again(again) == 4
     assert memory.grown() < 2**28
     caplog.clear()
-    assert known_of(ready(root)) is not None
+    assert run_record_of(ready(root)) is not None
     assert counted_absent(caplog) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_somebody_elses_file_counts_as_absent(root: Path, run: Run) -> None:
+def test_somebody_elses_file_counts_as_absent(root: Path, run: RenderContext) -> None:
     run.store.write_tensors(run.state_key(2), whole_state(run))
     (root / f"{run.state_key(2)}.safetensors").chmod(0)
     assert found(run).done == 0
@@ -309,13 +311,13 @@ def test_somebody_elses_file_counts_as_absent(root: Path, run: Run) -> None:
 
 
 @pytest.fixture
-def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "base_only_steps", base_only_steps.fn)
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
     return ready(root)
 
 
-def drawn_again(run: Run) -> int:
+def drawn_again(run: RenderContext) -> int:
     """Sample what the store does not have, as a flow does; the steps that it has then."""
 
     async def flow(progress: RunProgress) -> None:
@@ -401,7 +403,7 @@ STATES: dict[str, Callable[[dict[str, Any]], bytes]] = {
 
 @pytest.mark.parametrize("planted", STATES.values(), ids=STATES.keys())
 def test_what_is_no_state_of_the_run_counts_as_absent(
-    planted: Callable[[dict[str, Any]], bytes], root: Path, run: Run, caplog: pytest.LogCaptureFixture
+    planted: Callable[[dict[str, Any]], bytes], root: Path, run: RenderContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With one line; and the state is computed again, and then it is there."""
     state = whole_state(run)
@@ -417,7 +419,7 @@ def test_what_is_no_state_of_the_run_counts_as_absent(
     assert counted_absent(caplog) == []
 
 
-def test_a_state_that_is_as_it_should_be_is_found(root: Path, run: Run) -> None:
+def test_a_state_that_is_as_it_should_be_is_found(root: Path, run: RenderContext) -> None:
     """The states above are absent for what was changed in them."""
     placed(root / f"{run.state_key(2)}.safetensors", signed(whole_state(run)))
     assert found(run).done == 2
@@ -435,7 +437,7 @@ def test_a_state_that_is_as_it_should_be_is_found(root: Path, run: Run) -> None:
     ],
 )
 def test_masks_and_prompts_of_another_shape_are_made_again(
-    kind: str, tensors: dict[str, Any], root: Path, run: Run, caplog: pytest.LogCaptureFixture
+    kind: str, tensors: dict[str, Any], root: Path, run: RenderContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = list((root / kind).iterdir())
     for file in files:
@@ -452,7 +454,7 @@ def test_masks_and_prompts_of_another_shape_are_made_again(
 
 
 NOT_RECORDS: dict[str, Any] = {
-    "no chapters": run_record(chapters=[]),
+    "no segments": run_record(segments=[]),
     "begun in no year": run_record(begun=1e300),
     "begun before": run_record(begun=-1e300),
     "begun never": b'{"name":"n","begun":NaN}',
@@ -461,11 +463,11 @@ NOT_RECORDS: dict[str, Any] = {
     "many steps": run_record(steps=10**9),
     "half a step": run_record(steps=2.5),
     "no steps": run_record(steps=0),
-    "one chapter many times": run_record(steps=9000, chapters=[[i, hashed("one")] for i in range(9000)]),
+    "one segment many times": run_record(steps=9000, segments=[[i, hashed("one")] for i in range(9000)]),
     "steps before": run_record(steps=-3),
-    "chapters backwards": run_record(chapters=[[1, hashed("one")], [0, hashed("base")]]),
-    "chapters after the end": run_record(chapters=[[0, hashed("base")], [9, hashed("one")]]),
-    "a late beginning": run_record(chapters=[[1, hashed("base")]]),
+    "segments backwards": run_record(segments=[[1, hashed("one")], [0, hashed("base")]]),
+    "segments after the end": run_record(segments=[[0, hashed("base")], [9, hashed("one")]]),
+    "a late beginning": run_record(segments=[[1, hashed("base")]]),
     "a long name": run_record(name="x" * 10_000),
     "another hash": run_record(job_hash="../" * 22),
     "one field more": run_record(more={"a": 1}),
@@ -486,7 +488,7 @@ NOT_RECORDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("record", NOT_RECORDS.values(), ids=NOT_RECORDS.keys())
 def test_what_is_no_record_counts_as_absent(
-    record: Any, root: Path, run: Run, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    record: Any, root: Path, run: RenderContext, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`store ls`, `du` and `prune` live through it, and runs write their own over it."""
     plant_record(root, f"runs/{hashed('planted')}", record)
@@ -498,11 +500,11 @@ def test_what_is_no_record_counts_as_absent(
         cli_store.ls(str(root), as_json=as_json)
         cli_store.du(str(root), as_json=as_json)
         cli_store.prune(str(root), "final", older_than=1, dry_run=False, as_json=as_json)
-    assert known_of(run) is None
+    assert run_record_of(run) is None
     begun = begin(run, "n")
-    assert known_of(run) == begun
+    assert run_record_of(run) == begun
     asyncio.run(finish({run: begun}, "final"))
-    assert known_of(run) is not None
+    assert run_record_of(run) is not None
     plant_record(root, f"pictures/{hashed('job')}", record)
     assert record_of(run.store, hashed("job")) is None
     asyncio.run(forget_forks(run.store, [hashed("job")], "final"))

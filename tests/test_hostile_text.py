@@ -38,7 +38,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import (
     plain_path,
     plain_value,
 )
-from prefect_regional_diffusion.tasks.inputs.file_names import told_job
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.inputs.job_data import NoJobFileError
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.merge import merge
@@ -175,7 +175,7 @@ def record(text: str) -> Record:
     named = {"name": text[:80] or "r", "prompt": text, "mask": shape}
     job = parse_job({"prompt": text, "negative_prompt": text, "regions": [named]})
     return Record(
-        job=told_job(job),
+        job=portable_job(job),
         files={},
         job_hash="0" * 64,
         model_fingerprint="0" * 64,
@@ -302,7 +302,7 @@ def test_a_prompt_of_one_endless_word_is_warned_of_shortly(
 
 def planted(store: Path, **facts: Any) -> None:
     """A run's record, as somebody who can write to the store left it."""
-    known = {"name": "n", "job_hash": "0" * 64, "steps": 1, "chapters": [[0, "0" * 64]], "begun": 1.0, "finished": None}
+    known = {"name": "n", "job_hash": "0" * 64, "steps": 1, "segments": [[0, "0" * 64]], "begun": 1.0, "finished": None}
     (store / "runs").mkdir(parents=True, exist_ok=True)
     number = len(list((store / "runs").iterdir()))
     (store / "runs" / f"{number:064x}.json").write_text(json.dumps(known | facts))

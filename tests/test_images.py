@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.masks.color_maps import near_misse
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing, same_shape
 from prefect_regional_diffusion.sampling_core.names import Fit
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
-from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs import regular_files
 from prefect_regional_diffusion.tasks.inputs.image_decoding import TooLargeError, unpacked
 from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files, resized
@@ -133,7 +133,7 @@ def test_one_percent_is_one_shape() -> None:
     assert not same_shape((100, 102), (128, 128))
 
 
-def striped(height: int, width: int) -> Photo:
+def striped(height: int, width: int) -> RgbImage:
     """Grey that grows from left to right, 0 to 200."""
     ramp = torch.linspace(0, 200, width).round().to(torch.uint8)
     return ramp[None, :, None].expand(height, width, 3).contiguous()

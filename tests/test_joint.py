@@ -222,7 +222,7 @@ def test_what_is_protected_stays(sampler: str) -> None:
     run = joint(asked, LEVELS, clean, region_masks(asked, {}, 8), protected)
     known, states = protected == 1, walked(run, GaussianData())
     for state, _ in states:
-        level = run.plan.ladder[state.step]
+        level = run.plan.sigma_schedule[state.step]
         noise = run.plan.known.noise if run.plan.known else torch.zeros(0)
         wanted = level.alpha * clean + level.sigma * noise
         torch.testing.assert_close(state.x[:, :, known], wanted[:, :, known])

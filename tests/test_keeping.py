@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_regional_diffusion.flows.cli import store as cli_store
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.retention import (
     DAY,
-    Known,
+    RunRecord,
     begin,
     forget_forks,
     kind,
@@ -43,17 +43,17 @@ def hashed(word: str) -> str:
     return sha256(word.encode()).hexdigest()
 
 
-BASE, ONE, TWO = Named(0, hashed("base")), Named(2, hashed("one")), Named(2, hashed("two"))
+BASE, ONE, TWO = SegmentKey(0, hashed("base")), SegmentKey(2, hashed("one")), SegmentKey(2, hashed("two"))
 WORDS = {hashed(word): word for word in ("base", "one", "two", "open", "nobody", "p")}
 
 
-ALL = {chapter.name: range(1, 7) for chapter in (BASE, ONE, TWO)}
-"""Steps of states, by chapter, of which a run's own are some."""
+ALL = {segment.name: range(1, 7) for segment in (BASE, ONE, TWO)}
+"""Steps of states, by segment, of which a run's own are some."""
 
 
-def known(*chapters: Named, **changes: Any) -> Known:
-    facts: dict[str, Any] = {"name": "n", "job_hash": hashed("job"), "steps": 6, "chapters": chapters, "begun": 0.0}
-    return Known.model_validate(facts | changes)
+def known(*segments: SegmentKey, **changes: Any) -> RunRecord:
+    facts: dict[str, Any] = {"name": "n", "job_hash": hashed("job"), "steps": 6, "segments": segments, "begun": 0.0}
+    return RunRecord.model_validate(facts | changes)
 
 
 def steps(states: set[str]) -> list[int]:
@@ -70,8 +70,10 @@ def test_policies(keep: Keep, kept: list[int]) -> None:
 
 @given(st.integers(1, 50), st.integers(1, 60), st.sets(st.integers(1, 49)))
 def test_the_final_state_always_stays(total: int, every: int, forks: set[int]) -> None:
-    chapters = [Named(first, hashed(f"c{first}")) for first in sorted({0} | {fork for fork in forks if fork < total})]
-    run, there = known(*chapters, steps=total), {name: range(1, total + 1) for _, name in chapters}
+    segments = [
+        SegmentKey(first, hashed(f"c{first}")) for first in sorted({0} | {fork for fork in forks if fork < total})
+    ]
+    run, there = known(*segments, steps=total), {name: range(1, total + 1) for _, name in segments}
     for keep in ("final", "forks", "all", every):
         assert run.state(total) in run.states(keep, there) <= run.states("all", there)
 
@@ -84,7 +86,7 @@ def store(tmp_path: Path) -> Store:
     for name, run in {
         "one": known(BASE, ONE, begun=old, finished=old),
         "two": known(BASE, TWO, begun=now, finished=now),
-        "open": known(BASE, Named(2, hashed("open")), begun=now),
+        "open": known(BASE, SegmentKey(2, hashed("open")), begun=now),
     }.items():
         store.write_json(keys.run(hashed(name)), run.model_dump(mode="json"))
     states = {"base": (1, 2), "one": (3, 4, 5, 6), "two": (3, 4, 5, 6), "open": (3,), "nobody": (1,)}
@@ -158,7 +160,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     job = {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "start_image": picture}
     os.environ["REGIONAL_ROOTS"] = "/"
     prepared = prepare(parse_job(job))
-    run = Run(prepared, str(tmp_path))
+    run = RenderContext(prepared, str(tmp_path))
     run.remember({run.mask_key: prepared.inputs, run.start_key: {"latent": torch.zeros(1)}})
     words = run.composition.prompts[0]
     made = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
@@ -187,8 +189,8 @@ def test_what_a_writer_left_that_was_killed_is_the_stores_own(tmp_path: Path, mo
 def finished_forks(store: Store) -> set[str]:
     """Two drawn jobs that have a fork in common, with states at it, at their ends, and one more; their hashes."""
     hashes = {hashed("job one"), hashed("job two")}
-    for word, chapter in (("one", ONE), ("two", TWO)):
-        run = known(BASE, chapter, begun=1.0, finished=2.0, job_hash=hashed(f"job {word}"))
+    for word, segment in (("one", ONE), ("two", TWO)):
+        run = known(BASE, segment, begun=1.0, finished=2.0, job_hash=hashed(f"job {word}"))
         store.write_json(keys.run(hashed(word)), run.model_dump(mode="json"))
         record = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed(f"job {word}")}
         record |= {"model_fingerprint": hashed("m"), "latents": run.state(6), "run": f"runs/{hashed(word)}"}
@@ -218,8 +220,8 @@ def test_forks_go_when_all_are_drawn(keep: Keep, left: dict[str, list[int]], tmp
 def test_the_forks_of_an_unfinished_run_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     hashes = finished_forks(store)
-    for word, chapter in (("one", ONE), ("two", TWO)):
-        store.write_json(keys.run(hashed(word)), known(BASE, chapter).model_dump(mode="json"))
+    for word, segment in (("one", ONE), ("two", TWO)):
+        store.write_json(keys.run(hashed(word)), known(BASE, segment).model_dump(mode="json"))
     asyncio.run(forget_forks(store, hashes, "final"))
     assert store.names(keys.states(hashed("base"))) == ["00002"]
 

@@ -276,7 +276,7 @@ def _keys(text: str) -> Keys:
             small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.facts.vae_scale_factor)
             run = composed(job, prepared.folders, prepared.inputs, torch.cat([small, small[:, :1]], dim=1))
         context = prepared.model_keys[job.model].digest
-        found.latents[name] = named(run.chapters(), context, prepared.model_keys)[-1].name
+        found.latents[name] = named(run.segments(), context, prepared.model_keys)[-1].name
     return found
 
 
@@ -328,7 +328,7 @@ def test_every_field_is_hashed_inherited_or_declared_inert(model: type[BaseModel
             "another value has the same job hash: sampling_core/planning/canonical_job.py forgets it"
         )
         assert_masks_are_told_apart(before, after)
-        assert before.latents != after.latents, "a run would take states of the other: its chapters forget something"
+        assert before.latents != after.latents, "a run would take states of the other: its segments forget something"
     if other.same is not NOTHING:
         assert_same(before, keys(changed(model, field, other.same, other.base)))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
-from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
 
 MODELS: dict[str, ModelLevels] = {
@@ -61,7 +61,7 @@ def test_start_has_the_variance_of_its_level(model: str) -> None:
     levels = MODELS[model]
     noise = initial_noise(1, (1, 4, 64, 64))
     for step, allowed in ((0, 1.0), (5, 0.0)):
-        level = ladder(levels, "normal", 10)[step]
+        level = sigma_schedule(levels, "normal", 10)[step]
         wanted = (level.sigma**2 + (allowed if model != "flow" else 0)) ** 0.5
         started = add_noise(torch.zeros_like(noise), noise, level, levels)
         assert float(started.std()) == pytest.approx(wanted * float(noise.std()), rel=1e-5)

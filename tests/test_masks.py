@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
-from prefect_regional_diffusion.sampling_core.masks.region_weights import beneath, by_order, by_weight, merge
+from prefect_regional_diffusion.sampling_core.masks.region_weights import by_order, by_weight, merge, stack_below
 
 SIZE = (48, 80)
 
@@ -110,11 +110,11 @@ def test_weights_sum_to_one(cover: list[list[float]], seed: int) -> None:
 
 def test_what_regions_leave_goes_to_those_beneath() -> None:
     ramp, full = torch.linspace(0, 1, 6).expand(4, 6), torch.ones(4, 6)
-    base, (over, under) = beneath(by_order([ramp]), by_order([full]))
+    base, (over, under) = stack_below(by_order([ramp]), by_order([full]))
     assert torch.equal(over, ramp)
     assert torch.equal(under, 1 - ramp)
     assert not base.any()
-    base, (over, under) = beneath(by_order([ramp]), by_order([full / 2]))
+    base, (over, under) = stack_below(by_order([ramp]), by_order([full / 2]))
     torch.testing.assert_close(under, (1 - ramp) / 2)
     torch.testing.assert_close(base + under + over, full)
 

@@ -24,7 +24,7 @@ CHANNELS = 1024
 """So many that the spread over them tells the noise level of a single cell."""
 MEAN = 0.7
 IPNDM_V = 1e-2
-"""The weights that ComfyUI has for its fourth order do not quite sum to 1 on uneven ladders; pictures hang on it."""
+"""The weights that ComfyUI has for its fourth order do not quite sum to 1 on uneven schedules; pictures hang on it."""
 KINDS = {"diffusion": beta_levels("epsilon"), "flow": flow_levels()}
 SAMPLERS = [name for name in get_args(SamplerName) if name not in {"dpm_fast", "dpm_adaptive"}]
 DETERMINISTIC = [name for name in SAMPLERS if SOLVERS[name].order > 0]
@@ -61,9 +61,9 @@ def run_of(levels: ModelLevels, regions: list[dict[str, Any]], channels: int, **
 def noises(run: Joint) -> list[tuple[float, torch.Tensor]]:
     """After every step: the level's sigma, and what the latent has beside the known answer."""
     network = using(GaussianData(spread=0.0, mean=MEAN), {"base": torch.zeros(1, 1, 1)} | _REGION, "embedded")
-    ladder = run.plan.ladder
+    sigma_schedule = run.plan.sigma_schedule
     return [
-        (ladder[state.step].sigma, state.x - ladder[state.step].alpha * MEAN)
+        (sigma_schedule[state.step].sigma, state.x - sigma_schedule[state.step].alpha * MEAN)
         for state, _ in iterate(run, run.begin(), network)
     ]
 
@@ -80,7 +80,7 @@ def test_deterministic_samplers_keep_the_level_to_the_last_digits(layout: str, k
         samplers = itertools.cycle([other, one])
         regions = [region | {"sampler": next(samplers)} for region in LAYOUTS[layout]]
         run = run_of(KINDS[kind], regions, 16, sampler=one, overlap=overlap)
-        unit = _spread(run.noised - run.plan.ladder[0].alpha * MEAN) / run.plan.ladder[0].sigma
+        unit = _spread(run.noised - run.plan.sigma_schedule[0].alpha * MEAN) / run.plan.sigma_schedule[0].sigma
         *during, (_, left) = noises(run)
         for sigma, noise in during:
             allowed = IPNDM_V if "ipndm_v" in (one, other) else 1e-4
@@ -137,7 +137,7 @@ def test_varied_noise_has_unit_variance_everywhere(method: str, seed: int) -> No
     """Also at soft edges, where the original has none, and where the variation's seed is the job's own."""
     varied = {"variation_seed": seed, "variation_strength": 0.4, "variation_method": method}
     run = run_of(KINDS["diffusion"], [SOFT | varied, OVERLAPPING | varied], CHANNELS, seed=7)
-    spread = _spread(run.noised) / math.sqrt(1 + run.plan.ladder[0].sigma ** 2)
+    spread = _spread(run.noised) / math.sqrt(1 + run.plan.sigma_schedule[0].sigma ** 2)
     assert float((spread - 1).abs().max()) < 6 / math.sqrt(2 * CHANNELS)
 
 

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.deployments import server
-from prefect_regional_diffusion.deployments.up import SERVER, Machine, down
+from prefect_regional_diffusion.deployments.up import SERVER, LocalStack, down
 from prefect_regional_diffusion.flows.server.local import make_auth_string
 
 SLEEPING = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -237,7 +237,7 @@ def test_a_name_of_many_words_hides_no_birth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("known", ["nobody", "the server", "the worker"])
 def test_the_server_is_stopped_last(known: str, tmp_path: Path) -> None:
     """A worker hands its runs back, which takes a server; then runs end that are still there. None is forgotten."""
-    machine, log = Machine(tmp_path / "up", 4310), tmp_path / "log"
+    machine, log = LocalStack(tmp_path / "up", 4310), tmp_path / "log"
     machine.folder.mkdir()
     telling = [sys.executable, "-c", TELLING]
     start = {

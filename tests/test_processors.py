@@ -76,9 +76,9 @@ def asked(sampler: str, levels: ModelLevels, sigmas: tuple[float, ...]) -> list[
     """Sigma and timestep of each question that a solver has on its way down."""
     solver, x = SOLVERS[sampler], torch.zeros(1, 1, 1, 1)
     state, found = solver.init(x), list[tuple[float, float]]()
-    ladder = tuple(levels.level(sigma) for sigma in sigmas)
-    for number in range(len(ladder) - 1):
-        step = solver.step(x, state, Interval(ladder, number, levels, _Zeros()))
+    sigma_schedule = tuple(levels.level(sigma) for sigma in sigmas)
+    for number in range(len(sigma_schedule) - 1):
+        step = solver.step(x, state, Interval(sigma_schedule, number, levels, _Zeros()))
         try:
             query: Query = next(step)
             while True:
@@ -92,7 +92,7 @@ def asked(sampler: str, levels: ModelLevels, sigmas: tuple[float, ...]) -> list[
 def state_names(fields: dict[str, Any]) -> list[str]:
     job: RenderJob = parse_job({"prompt": "p", "width": 64, "height": 64, "steps": 4} | fields)
     run = compose(job, {"embedded": MODELS["eps"]}, torch.zeros(job.pictures, 4, 8, 8), region_masks(job, {}, 8))
-    return [chapter.name for chapter in named(run.chapters(), "test", {})]
+    return [segment.name for segment in named(run.segments(), "test", {})]
 
 
 @cache

@@ -25,7 +25,7 @@ from prefect_regional_diffusion.tasks.machine.devices import (
     with_step,
 )
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
 from tests.problems import GaussianData
@@ -45,13 +45,13 @@ class Small(GaussianData):
         return super().__call__(x, levels, conditioning)
 
 
-def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 6, "batch_size": 8}
     prepared = prepare(parse_job(job))
-    run = Run(prepared, str(folder))
+    run = RenderContext(prepared, str(folder))
     run.remember({run.mask_key: {"none": torch.zeros(1)}})
     run.remember({run.prompt_key(words): {"prompt_embeds": torch.zeros(1, 1, 1)} for words in run.composition.prompts})
-    monkeypatch.setattr(Run, "denoiser", lambda _self, _name: network)
+    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: network)
     return run
 
 
@@ -89,7 +89,7 @@ def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch:
         begun = asyncio.run(newest(run))
     assert sentence(begun.devices) == "steps 1 to 2 on cpu AVX2; steps 3 to 5 on cpu AVX512"
     monkeypatch.undo()
-    monkeypatch.setattr(Run, "denoiser", lambda _self, _name: GaussianData())
+    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: GaussianData())
     assert drawn_up_to(begun, 6).devices[-1].device.startswith("cpu ")
 
 

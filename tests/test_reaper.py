@@ -23,20 +23,28 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import prefect_regional_diffusion.deployments.worker
 import prefect_regional_diffusion.flows.reap
-from prefect_regional_diffusion.flows.reap import STORING, TAKEN_AWAY, Patience, Sighting, in_vain, judge, reap
+from prefect_regional_diffusion.flows.reap import (
+    STORING,
+    TAKEN_AWAY,
+    LivenessTimeouts,
+    Observation,
+    decide,
+    in_vain,
+    reap,
+)
 from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from tests.forked import Forked
 from tests.processes import ROOT, post
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-PATIENCE = Patience(
+PATIENCE = LivenessTimeouts(
     running=timedelta(seconds=100), pending=timedelta(seconds=300), crashed=timedelta(seconds=60), restarts=5
 )
 
 
-def seen(state: StateType, silent: float, restarts: int = 0) -> Sighting:
-    return Sighting(state, NOW - timedelta(seconds=silent), restarts)
+def seen(state: StateType, silent: float, restarts: int = 0) -> Observation:
+    return Observation(state, NOW - timedelta(seconds=silent), restarts)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def seen(state: StateType, silent: float, restarts: int = 0) -> Sighting:
     ],
 )
 def test_verdicts(state: StateType, silent: float, restarts: int, verdict: str) -> None:
-    assert judge(seen(state, silent, restarts), NOW, PATIENCE) == verdict
+    assert decide(seen(state, silent, restarts), NOW, PATIENCE) == verdict
 
 
 @given(st.sampled_from(StateType), st.floats(0, 59.9), st.integers(0, 100))
@@ -66,7 +74,7 @@ def test_a_run_that_was_heard_of_within_a_minute_is_never_touched(
     state: StateType, silent: float, restarts: int
 ) -> None:
     """Also one that an automation has called crashed, and which sends heartbeats all the same."""
-    assert judge(seen(state, silent, restarts), NOW, PATIENCE) == "leave"
+    assert decide(seen(state, silent, restarts), NOW, PATIENCE) == "leave"
 
 
 @given(
@@ -76,12 +84,12 @@ def test_a_run_that_was_heard_of_within_a_minute_is_never_touched(
     st.floats(0, 1e7),
 )
 def test_what_has_ended_or_waits_is_never_touched(state: StateType, silent: float) -> None:
-    assert judge(seen(state, silent), NOW, PATIENCE) == "leave"
+    assert decide(seen(state, silent), NOW, PATIENCE) == "leave"
 
 
 @given(st.floats(-3600, 0), st.sampled_from(StateType))
 def test_a_clock_that_lags_behind_the_server_kills_nothing(silent: float, state: StateType) -> None:
-    assert judge(seen(state, silent), NOW, PATIENCE) == "leave"
+    assert decide(seen(state, silent), NOW, PATIENCE) == "leave"
 
 
 RUNNING, DEAD = State(type=StateType.RUNNING), State(type=StateType.CRASHED)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, Stage
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
-from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from tests.conformance import GOLDENS
@@ -47,17 +47,17 @@ def test_full_run(case: Case) -> None:
     sampler, params = case["sampler"], case["params"]
     name, levels = sampler["sampler_name"], LEVELS[sampler["model"]]
     drop = name in PENULTIMATE_DROPPED
-    rungs = ladder(levels, sampler["scheduler"], params["steps"], drop_penultimate=drop)
+    sigma_levels = sigma_schedule(levels, sampler["scheduler"], params["steps"], drop_penultimate=drop)
     solver = solver_named(name)
     clean = RECORDINGS.latent(case["latent"]) * SCALING
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     everywhere = torch.ones(rows, columns)
-    guidance = Guidance(sampler["cfg"], sampler["positive"], sampler["negative"])
+    guidance = ClassifierFreeGuidance(sampler["cfg"], sampler["positive"], sampler["negative"])
     base = Participant("base", guidance, solver)
-    noise = SequentialNoise(shape, params["noise_seed"], solver.draws, *span(rungs))
-    x = add_noise(clean, initial_noise(params["noise_seed"], shape), rungs[0], levels)
-    plan = Plan(rungs, (Stage(0, (everywhere,)),), (base,), levels, noise)
+    noise = SequentialNoise(shape, params["noise_seed"], solver.draws, *span(sigma_levels))
+    x = add_noise(clean, initial_noise(params["noise_seed"], shape), sigma_levels[0], levels)
+    plan = Plan(sigma_levels, (PlanPhase(0, (everywhere,)),), (base,), levels, noise)
     reached = finish(plan, x, networks(GOLDENS)[sampler["model"]], RECORDINGS.conditionings)
     # ComfyUI divides UniPC's flow latents by 1 - 0.001, where they end.
     ends = 0.999 if name.startswith("uni_pc") and sampler["model"] == "flow" else 1.0

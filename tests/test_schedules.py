@@ -17,8 +17,8 @@ from prefect_regional_diffusion.sampling_core.schedules import (
     TABLES,
     align_your_steps,
     gits,
-    ladder,
     original_sigmas,
+    sigma_schedule,
 )
 from prefect_regional_diffusion.sampling_core.schedules.gits_rows import ROWS
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
@@ -41,7 +41,7 @@ OF_OTHER_LENGTH = ("ddim_uniform", "beta")
 )
 def test_ladders_fall_to_zero(suited: tuple[str, str], steps: int, denoise: float, drop: bool) -> None:
     model, scheduler = suited
-    found = ladder(MODELS[model], scheduler, steps, denoise, drop_penultimate=drop)
+    found = sigma_schedule(MODELS[model], scheduler, steps, denoise, drop_penultimate=drop)
     sigmas = [level.sigma for level in found]
     if scheduler not in OF_OTHER_LENGTH:
         assert len(sigmas) == steps + 1
@@ -53,7 +53,7 @@ def test_ladders_fall_to_zero(suited: tuple[str, str], steps: int, denoise: floa
 @pytest.mark.parametrize("scheduler", sorted(set(SCHEDULES) - set(TABLES) - {"ddim_uniform"}))
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_starts_at_the_largest_level(model: str, scheduler: str) -> None:
-    assert ladder(MODELS[model], scheduler, 10)[0].sigma == pytest.approx(MODELS[model].largest, rel=1e-6)
+    assert sigma_schedule(MODELS[model], scheduler, 10)[0].sigma == pytest.approx(MODELS[model].largest, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_starts_at_the_largest_level(model: str, scheduler: str) -> None:
 def test_refuses(arguments: tuple[str, str, int, float], message: str) -> None:
     model, scheduler, steps, denoise = arguments
     with pytest.raises(BadInput, match=message):
-        ladder(MODELS[model], scheduler, steps, denoise)
+        sigma_schedule(MODELS[model], scheduler, steps, denoise)
 
 
 def test_registry_is_what_the_job_allows() -> None:
@@ -81,7 +81,7 @@ def test_registry_is_what_the_job_allows() -> None:
 def test_whole_number_of_steps_survives_division() -> None:
     """7 / 0.07 is 99.99999999999999: our schedule has 100 steps all the same, that of the originals 99."""
     levels = MODELS["eps"]
-    assert ladder(levels, "normal", 7, 0.07) == ladder(levels, "normal", 100)[-8:]
+    assert sigma_schedule(levels, "normal", 7, 0.07) == sigma_schedule(levels, "normal", 100)[-8:]
     assert original_sigmas(levels, "euler", "normal", 7, 0.07) == original_sigmas(levels, "euler", "normal", 99)[-8:]
 
 
@@ -99,18 +99,18 @@ def test_originals_compute_on_with_one_step_of_kl_optimal() -> None:
 def test_penultimate_level_is_dropped(sampler: str) -> None:
     *longer, _, zero = original_sigmas(MODELS["eps"], "euler", "karras", 11)
     assert original_sigmas(MODELS["eps"], sampler, "karras", 10) == (*longer, zero)
-    dropped = ladder(MODELS["eps"], "karras", 10, drop_penultimate=True)
+    dropped = sigma_schedule(MODELS["eps"], "karras", 10, drop_penultimate=True)
     assert [level.sigma for level in dropped] == [*longer, zero]
 
 
 @pytest.mark.parametrize(("steps", "intervals"), [(1, 1), (10, 10), (20, 20), (21, 22), (30, 31), (300, 333)])
 def test_ddim_uniform_has_intervals_too_many(steps: int, intervals: int) -> None:
-    assert len(ladder(MODELS["eps"], "ddim_uniform", steps)) == intervals + 1
+    assert len(sigma_schedule(MODELS["eps"], "ddim_uniform", steps)) == intervals + 1
 
 
 def test_beta_takes_coinciding_timesteps_once() -> None:
-    assert len(ladder(MODELS["eps"], "beta", 100)) == 101
-    found = [level.sigma for level in ladder(MODELS["eps"], "beta", 1000)]
+    assert len(sigma_schedule(MODELS["eps"], "beta", 100)) == 101
+    found = [level.sigma for level in sigma_schedule(MODELS["eps"], "beta", 1000)]
     assert len(found) < 1001
     assert all(high > low for high, low in pairwise(found))
 

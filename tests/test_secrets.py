@@ -245,7 +245,7 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
             raise ConnectionError(f'Could not connect to the endpoint URL: "{url}"')
         return "done"
 
-    assert patience.patiently(url, work, "read") == "done"
+    assert patience.retry_transient(url, work, "read") == "done"
     assert len(caplog.messages) == 2
     assert not [piece for piece in pieces(ADDRESS_SECRET) if piece in caplog.text]
 

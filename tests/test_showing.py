@@ -14,16 +14,16 @@ from PIL import Image
 import prefect_regional_diffusion.tasks.ui.artifacts
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.ui.artifacts import PREVIEW_CELLS, Bar, preview
+from prefect_regional_diffusion.tasks.ui.artifacts import PREVIEW_CELLS, ProgressArtifact, preview
 
 
 def at_its_start(folder: Path, **fields: Any) -> RunProgress:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
     prepared = prepare(parse_job(job | fields))
-    run = Run(prepared, str(folder))
+    run = RenderContext(prepared, str(folder))
     run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
     return RunProgress(run, run.composition.begin())
 
@@ -88,7 +88,7 @@ def test_a_bar_is_made_once_and_moved_when_it_has_something_new_to_say(monkeypat
     monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "aupdate_progress_artifact", update)
 
     async def flow() -> None:
-        bar = Bar()
+        bar = ProgressArtifact()
         for done in (0, 0, 1, 1, 4):
             await bar.show(done, 4, f"{done} of 4")
 

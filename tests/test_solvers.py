@@ -28,10 +28,10 @@ def _ladder(kind: str, steps: int) -> list[Level]:
 
 
 def _error(name: str, kind: str, steps: int) -> float:
-    problem, ladder = GaussianData(), _ladder(kind, steps)
-    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * ladder[0].sigma
-    reached = finish(single(name, ladder, x), x, problem).x
-    return float((reached - problem.solution(x, ladder[0], ladder[-1])).abs().max())
+    problem, sigma_schedule = GaussianData(), _ladder(kind, steps)
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * sigma_schedule[0].sigma
+    reached = finish(single(name, sigma_schedule, x), x, problem).x
+    return float((reached - problem.solution(x, sigma_schedule[0], sigma_schedule[-1])).abs().max())
 
 
 STEPPING = [name for name, solver in SOLVERS.items() if not isinstance(solver, DPMFast | DPMAdaptive)]
@@ -48,11 +48,11 @@ def test_order_of_convergence(name: str, kind: str) -> None:
 
 
 def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[float, int]:
-    """Error and evaluations of a method that goes down the ladder by steps of its own."""
-    problem, ladder = GaussianData(), _ladder(kind, steps)
-    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * ladder[0].sigma
-    plan = single("euler", ladder, x)
-    step = solver.step(x, solver.init(x), Interval(plan.ladder, 0, plan.levels, plan.noise))
+    """Error and evaluations of a method that goes down the schedule by steps of its own."""
+    problem, sigma_schedule = GaussianData(), _ladder(kind, steps)
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * sigma_schedule[0].sigma
+    plan = single("euler", sigma_schedule, x)
+    step = solver.step(x, solver.init(x), Interval(plan.sigma_schedule, 0, plan.levels, plan.noise))
     query, evaluations = next(step), 0
     while True:
         evaluations += 1
@@ -61,7 +61,9 @@ def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[fl
             query = step.send(Prediction(answer))
         except StopIteration as stop:
             reached = stop.value[0]
-            return float((reached - problem.solution(x, ladder[0], ladder[-1])).abs().max()), evaluations
+            return float(
+                (reached - problem.solution(x, sigma_schedule[0], sigma_schedule[-1])).abs().max()
+            ), evaluations
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
@@ -90,10 +92,10 @@ def test_order_of_dpm_adaptive(kind: str) -> None:
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_ends_without_noise(name: str) -> None:
     """A denoiser that always answers the same latent ends exactly there."""
-    ladder = [*_ladder("diffusion", 10), Level(1.0, 0.0)]
+    sigma_schedule = [*_ladder("diffusion", 10), Level(1.0, 0.0)]
     answer = torch.randn(1, 1, 3, 4, generator=torch.Generator().manual_seed(0))
     x = 10 * torch.randn(1, 1, 3, 4, generator=torch.Generator().manual_seed(1))
-    reached = finish(single(name, ladder, x), x, lambda x, levels, embeddings: answer.expand_as(x))
+    reached = finish(single(name, sigma_schedule, x), x, lambda x, levels, embeddings: answer.expand_as(x))
     # UniPC works in log sigma and stops at 0.001.
     allowed = 5e-3 if name.startswith("uni_pc") else 1e-5
     torch.testing.assert_close(reached.x, answer, rtol=1e-5, atol=allowed)
@@ -103,9 +105,9 @@ def test_ends_without_noise(name: str) -> None:
 @pytest.mark.parametrize("low", [0.01, 0.011663288809359074, 0.019649405032396317])
 def test_one_step_from_high_noise_to_very_little(name: str, low: float) -> None:
     """Linear betas, the default of diffusers, begin at sigma 157: on such a step ancestral methods lose all digits."""
-    ladder = [Level(1.0, 157.4), Level(1.0, low), Level(1.0, 0.0)]
-    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * ladder[0].sigma
-    assert finish(single(name, ladder, x), x, GaussianData()).x.isfinite().all()
+    sigma_schedule = [Level(1.0, 157.4), Level(1.0, low), Level(1.0, 0.0)]
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * sigma_schedule[0].sigma
+    assert finish(single(name, sigma_schedule, x), x, GaussianData()).x.isfinite().all()
 
 
 @pytest.mark.parametrize("name", STEPPING)

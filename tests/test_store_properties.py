@@ -26,9 +26,16 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.merge import merge
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import pictures_of, record_of
-from prefect_regional_diffusion.tasks.runtime.retention import begin, finish, forget_forks, known_of, runs, to_prune
+from prefect_regional_diffusion.tasks.runtime.retention import (
+    begin,
+    finish,
+    forget_forks,
+    run_record_of,
+    runs,
+    to_prune,
+)
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import (
@@ -181,9 +188,9 @@ def case(number: int, told: Any = "all of them") -> Iterator[None]:
 def test_records_of_runs(part: int, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two thousand, with the states that some of them name, through ls, du and prune."""
     store = Store(str(root))
-    for chapter in ("base", "one"):
+    for segment in ("base", "one"):
         for step in (1, 2, 3):
-            placed(root / "latents" / hashed(chapter) / f"{step:05d}.safetensors", b"x")
+            placed(root / "latents" / hashed(segment) / f"{step:05d}.safetensors", b"x")
     with nothing_else(root), case(part):
         for number in range(400 * part, 400 * part + 400):
             plant_record(root, f"runs/{hashed(f'{number}')}", record(Random(number), run_record()))
@@ -228,7 +235,7 @@ def test_records_of_pictures(part: int, root: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(root: Path) -> Run:
+def run(root: Path) -> RenderContext:
     return ready(root)
 
 
@@ -263,10 +270,10 @@ def changed_tensors(rng: Random, state: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_tensors(part: int, root: Path, run: Run) -> None:
+def test_tensors(part: int, root: Path, run: RenderContext) -> None:
     """Two thousand states, through the search for the newest one: what is found is a state that can be continued."""
     state = whole_state(run)
-    whole, folder = signed(state), root / run.folder_of(run.chapters[-1])
+    whole, folder = signed(state), root / run.folder_of(run.segments[-1])
     specs = run.composition.specs(2) | {"devices": specs_of(state)["devices"]}
     begin(run, "n")
     with nothing_else(root):
@@ -287,7 +294,7 @@ def test_tensors(part: int, root: Path, run: Run) -> None:
                     RunBatch([progress]).advance(1)
         with case(part):
             asyncio.run(finish({run: begin(run, "n")}, "final"))
-    assert known_of(run) is not None
+    assert run_record_of(run) is not None
 
 
 def key_like(rng: Random) -> str:

@@ -20,11 +20,11 @@ from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Settings
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
 from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
-from prefect_regional_diffusion.tasks.storage.retry import patiently
+from prefect_regional_diffusion.tasks.storage.retry import retry_transient
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 JOB = parse_job(
@@ -40,12 +40,12 @@ JOB = parse_job(
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     """A run that is ready to be sampled; its tasks are called as plain functions."""
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "base_only_steps", base_only_steps.fn)
     monkeypatch.setattr(prefect_regional_diffusion.flows.common.chunking, "regional_steps", regional_steps.fn)
 
-    async def flow() -> Run:
+    async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(tmp_path)))
             await load_model.fn("embedded", run.model_keys)
@@ -55,7 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return asyncio.run(flow())
 
 
-def found(run: Run) -> RunProgress:
+def found(run: RenderContext) -> RunProgress:
     """The run with what the store has of it."""
     return asyncio.run(newest(run))
 
@@ -76,7 +76,9 @@ def settings_with(monkeypatch: pytest.MonkeyPatch, *modules: Any, **changes: Any
         monkeypatch.setattr(module, "settings", lambda: Settings(**changes))
 
 
-def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_chunk_is_sampled_while_the_last_is_written(
+    run: RenderContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Writes wait until three chunks are sampled; never do more than two wait while another chunk is sampled."""
     settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, chunks_ahead=2)
     written: list[int] = []
@@ -104,7 +106,9 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(run: Run, monkeypat
     assert sorted(written) == [1, 2, 3, 4, 5, 6], "not all durable at the end"
 
 
-def test_a_write_that_fails_ends_the_run_and_keeps_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_ends_the_run_and_keeps_the_others(
+    run: RenderContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes = Store.write_tensors
 
     def failing(store: Store, key: str, tensors: Any) -> int:
@@ -119,12 +123,12 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(run: Run, monkeypa
     assert found(run).done >= 2
 
 
-def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: Run) -> None:
+def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: RenderContext) -> None:
     """Whatever the size of chunks: where a region enters and leaves there is a state, which `forks` keeps."""
     windows = JOB.regions[0].model_copy(update={"start_at_step": 2, "end_at_step": 5})
     told = JOB.model_copy(update={"regions": (windows,)})
 
-    async def flow() -> Run:
+    async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             made = await writes.first_result(partial(build_masks.fn, told, str(tmp_path)))
             await writes.first_result(partial(encode_prompts.fn, [made]))
@@ -136,7 +140,7 @@ def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: Run) -> N
     assert stored == {own.state_key(step) for step in (2, 5, 6)}
 
 
-def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_that_fails_is_said(run: RenderContext, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: RunBatch, steps: int) -> Any:
         raise ArithmeticError(f"no step {self.done + 1}")
 
@@ -155,7 +159,7 @@ def test_sampling_that_fails_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) 
         {"step": torch.tensor(2), "x": torch.zeros(1, 4, 16, 16)},
     ],
 )
-def test_what_is_no_state_of_the_run_counts_as_absent(run: Run, planted: dict[str, torch.Tensor]) -> None:
+def test_what_is_no_state_of_the_run_counts_as_absent(run: RenderContext, planted: dict[str, torch.Tensor]) -> None:
     """Whole files, that say something else than their names do."""
     run.store.write_tensors(run.state_key(2), planted)
     assert found(run).done == 0
@@ -174,7 +178,7 @@ def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest
             raise kind("down")
         return "found"
 
-    assert patiently("s3://b", third_time, "read") == "found"
+    assert retry_transient("s3://b", third_time, "read") == "found"
 
 
 @pytest.mark.parametrize(("kind", "patience"), [(PermissionError, 600), (FileNotFoundError, 600), (OSError, 0)])
@@ -191,5 +195,5 @@ def test_what_will_not_pass_is_said_at_once(
         raise kind("no such bucket")
 
     with pytest.raises(StoreError, match="no such bucket"):
-        patiently("s3://has-never-answered", fails, "read")
+        retry_transient("s3://has-never-answered", fails, "read")
     assert len(tries) == 1

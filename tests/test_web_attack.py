@@ -348,6 +348,6 @@ def test_a_server_that_is_not_ours_is_told_nothing_at_the_start(
         assert processes.start(tmp_path, "server", waiting, os.environ, tmp_path, port)
         try:
             with pytest.raises(StartError, match="the server did not start"):
-                wait_for_server(up.Machine(tmp_path, port), seconds=3)
+                wait_for_server(up.LocalStack(tmp_path, port), seconds=3)
         finally:
             processes.stop(tmp_path, "server")

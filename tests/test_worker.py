@@ -48,7 +48,7 @@ def hand_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         with subprocess.Popen(waiting) as process, subprocess.Popen(waiting) as run:
             try:
                 monkeypatch.setattr(worker, "_runs_of", Mock(return_value={psutil.Process(run.pid): RUN}))
-                worker.hand_back(process)
+                worker.requeue_runs(process)
             finally:
                 process.kill()
                 run.kill()

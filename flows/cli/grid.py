@@ -27,7 +27,7 @@ from prefect_regional_diffusion.flows.cli.options import (
 )
 from prefect_regional_diffusion.flows.cli.printing import say, say_path
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
-from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
 
 Machines = Annotated[
@@ -103,7 +103,7 @@ def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dic
     """What the flow returns. If pictures are missing, what is there is told before NotDrawnError is raised."""
     try:
         return in_context(on_step, start)
-    except NotDrawnError as error:
+    except IncompleteRenderError as error:
         if error.done:
             print(_in_words(totals(error.done)), file=sys.stderr)
         raise

@@ -36,7 +36,7 @@ from prefect_regional_diffusion.flows.cli.options import (
 from prefect_regional_diffusion.flows.cli.printing import say, say_path
 from prefect_regional_diffusion.flows.cli.server_errors import explained
 from prefect_regional_diffusion.flows.common.environment import set_defaults, trust_the_caller
-from prefect_regional_diffusion.flows.common.errors import NotDrawnError
+from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
 from prefect_regional_diffusion.sampling_core.errors import BadJob, RegionalError
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_lines
@@ -149,7 +149,7 @@ def main() -> None:
         _complain(error.mistakes)
     except RegionalError as error:
         _complain([error])
-    except NotDrawnError as error:
+    except IncompleteRenderError as error:
         say(error, stderr=True)
         sys.exit(submit.NOT_COMPLETED)
     except Exception as error:  # noqa: BLE001 - it is told, and ends the program

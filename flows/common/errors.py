@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class NotDrawnError(RuntimeError):
+class IncompleteRenderError(RuntimeError):
     """Some pictures are missing, once everything that can be drawn is. `done` is what the flow would have returned."""
 
     def __init__(self, message: str, done: dict[str, Any] | None = None) -> None:

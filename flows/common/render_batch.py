@@ -14,19 +14,19 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
-from prefect_regional_diffusion.tasks.runtime.retention import Known, begin
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, begin
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
-from prefect_regional_diffusion.tasks.ui.artifacts import Shown
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
+from prefect_regional_diffusion.tasks.ui.artifacts import RunArtifacts
 
 
 class SampledBatch(NamedTuple):
     """Finished runs, in the order that they were given in, with what sampling them cost here."""
 
     members: tuple[RunProgress, ...]
-    begun: asyncio.Task[list[Known]]
+    begun: asyncio.Task[list[RunRecord]]
     """What the store is told of the runs, once it is."""
     restored_steps: int
     computed_steps: int
@@ -34,7 +34,7 @@ class SampledBatch(NamedTuple):
 
 
 async def sample_batch(
-    runs: Mapping[str, Run], chunk_steps: int | None, writes: PendingWrites, clock: Clock
+    runs: Mapping[str, RenderContext], chunk_steps: int | None, writes: PendingWrites, clock: Clock
 ) -> SampledBatch:
     """Runs (at least one) by name, all of the same models and with one store, sampled to their last step.
 
@@ -49,7 +49,7 @@ async def sample_batch(
     )
     clock.lap("encode prompts")
     inputs = writes.all_pending()
-    begun = writes.start(at_once(lambda item: begin(item[1], item[0]), runs.items()))
+    begun = writes.start(map_concurrently(lambda item: begin(item[1], item[0]), runs.items()))
     batch = RunBatch(restored)
     # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
     if any(member.left for member in restored):
@@ -58,7 +58,7 @@ async def sample_batch(
     clock.lap("load model")
     restored_steps, _ = batch.steps_done()
     report_step(*batch.steps_done())
-    shown = Shown(batch)
+    shown = RunArtifacts(batch)
     chunks = await sample_in_chunks(batch, chunk_steps, inputs, writes, shown.renew)
     writes.start(shown.end())
     clock.lap("sample")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from prefect.context import FlowRunContext
 
-from prefect_regional_diffusion.flows.common.errors import NotDrawnError
-from prefect_regional_diffusion.flows.fan_out.shard_runs import Part, check_server, run_shards
+from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
+from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest, check_server, run_shards
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, distinct
@@ -25,7 +25,7 @@ from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.machine.step_listener import began
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.merge import merge
-from prefect_regional_diffusion.tasks.runtime.rendered_images import all_drawn
+from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered
 from prefect_regional_diffusion.tasks.runtime.retention import forget_forks
 from prefect_regional_diffusion.tasks.storage.store import Store
 
@@ -41,7 +41,7 @@ class Places(NamedTuple):
     keep: Keep | None
 
 
-class Spread(NamedTuple):
+class ShardingOptions(NamedTuple):
     """How jobs are spread over machines.
 
     None machines: all are drawn in this process; but in a run of a deployment on one other, because the machine that
@@ -54,7 +54,9 @@ class Spread(NamedTuple):
     poll: float = 5.0
 
 
-async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places, spread: Spread) -> dict[str, Any]:
+async def draw(
+    jobs: Sequence[NamedJob], name: str, columns: int, places: Places, spread: ShardingOptions
+) -> dict[str, Any]:
     """Draw jobs and merge their pictures in rows of `columns`. Equal jobs are drawn once.
 
     Raises BadInput before anything is drawn for jobs that cannot be, StoreError for a folder that cannot be written,
@@ -89,7 +91,7 @@ async def draw(jobs: Sequence[NamedJob], name: str, columns: int, places: Places
     done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
     if merged.missing:
         why = f"{_named(unfinished)} did not complete" if unfinished else f"not found whole in {plain_path(store)}"
-        raise NotDrawnError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
+        raise IncompleteRenderError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
     await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
     return done
 
@@ -106,7 +108,7 @@ def _of_deployment() -> bool:
     return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
-def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> Part:
+def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> ShardRequest:
     """What a shard is asked for; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
     parameters: dict[str, Any] = {
         "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in jobs],
@@ -114,4 +116,4 @@ def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, s
         "keep": places.keep,
     }
     own = [hashes[named.name] for named in jobs]
-    return Part(parameters, content_hash([parameters, own]), partial(all_drawn, store, own))
+    return ShardRequest(parameters, content_hash([parameters, own]), partial(all_rendered, store, own))

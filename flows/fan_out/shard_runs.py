@@ -22,7 +22,7 @@ from prefect_regional_diffusion.flows.reap import GIVEN_UP
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.storage.retry import reason_of
-from prefect_regional_diffusion.tasks.ui.artifacts import Bar, show_or_warn
+from prefect_regional_diffusion.tasks.ui.artifacts import ProgressArtifact, best_effort
 
 logger = plain_logger(__name__)
 
@@ -33,7 +33,7 @@ _PAGE = 200
 """Most runs that the API tells at once."""
 
 
-class Part(NamedTuple):
+class ShardRequest(NamedTuple):
     """The jobs that one shard draws."""
 
     parameters: Mapping[str, Any]
@@ -50,7 +50,7 @@ def check_server(machines: int) -> None:
         raise BadInput("machines", machines, "left out without a Prefect server (PREFECT_API_URL)")
 
 
-async def run_shards(parts: Sequence[Part], poll: float, give_up_after: float) -> list[str]:
+async def run_shards(parts: Sequence[ShardRequest], poll: float, give_up_after: float) -> list[str]:
     """Start a run for each part, or find the one that this run started before, and wait until all have ended.
 
     A Crashed run may be requeued by someone else, so it counts as ended only after `give_up_after` seconds.
@@ -58,17 +58,17 @@ async def run_shards(parts: Sequence[Part], poll: float, give_up_after: float) -
     """
     started = [await _started(number, part, give_up_after) for number, part in enumerate(parts, start=1)]
     runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
-    bar = Bar()
+    bar = ProgressArtifact()
     while True:
         ended = sum(_ended(run, give_up_after) for run in runs.values())
-        await show_or_warn(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
+        await best_effort(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
         if ended == len(runs):
             return [run.name for run in started if not _completed(runs[run.id])]
         await asyncio.sleep(poll)
-        runs = await _patiently(partial(_read, list(runs)), give_up_after)
+        runs = await _retried(partial(_read, list(runs)), give_up_after)
 
 
-async def _started(number: int, part: Part, give_up_after: float) -> FlowRun:
+async def _started(number: int, part: ShardRequest, give_up_after: float) -> FlowRun:
     """The run of a part: one that is still at work or has drawn all of it, or else a new one.
 
     Each time that this flow run is started anew, a part whose run failed, or whose pictures are gone, gets one more.
@@ -77,7 +77,7 @@ async def _started(number: int, part: Part, give_up_after: float) -> FlowRun:
     own, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
         start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
-        run = await _patiently(start, give_up_after)
+        run = await _retried(start, give_up_after)
         if not _ended(run, give_up_after) or (_completed(run) and await part.drawn()):
             break
     assert run is not None
@@ -128,7 +128,7 @@ def _age(since: datetime) -> float:
     return (datetime.now(UTC) - since).total_seconds()
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: float = 5.0) -> T:
+async def _retried(ask: Callable[[], Awaitable[T]], seconds: float, pause: float = 5.0) -> T:
     """The server's answer, also where it is restarted meanwhile. To start a run twice does no harm: it has a key."""
     waited = 0.0
     while True:

@@ -13,7 +13,7 @@ import psutil
 
 from prefect_regional_diffusion.flows.server.private_files import MOST_BYTES, open_private, read_private
 
-MARK = "REGIONAL_UP"
+OWNER_TAG = "REGIONAL_UP"
 """Environment variable that everything started from a folder carries, their children too: that folder."""
 
 PART = "REGIONAL_UP_PART"
@@ -60,8 +60,8 @@ def auth_string_of(url: str) -> str | None:
             if process.uids().real != os.getuid():
                 continue
             environment = process.environ()
-            if environment.get(PART) == SERVER and MARK in environment and address.port in ports(process):
-                return read_private(auth_file(Path(environment[MARK]))).strip()
+            if environment.get(PART) == SERVER and OWNER_TAG in environment and address.port in ports(process):
+                return read_private(auth_file(Path(environment[OWNER_TAG]))).strip()
     return None
 
 

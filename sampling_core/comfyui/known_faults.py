@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from prefect_regional_diffusion.sampling_core.comfyui.masks import noise_mask
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodePass
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 
 
-def cautions(stages: Sequence[Stage], shape: Shape, *, cut: bool) -> list[str]:
+def known_faults(stages: Sequence[NodePass], shape: Shape, *, cut: bool) -> list[str]:
     """One line for each; joint composition is the way out of all but the last.
 
     `shape` is that of the latents; `cut` tells whether the pictures are cut out of one canvas.
@@ -28,7 +28,7 @@ def cautions(stages: Sequence[Stage], shape: Shape, *, cut: bool) -> list[str]:
     return found
 
 
-def _never_denoised(stages: Sequence[Stage], shape: Shape) -> float:
+def _never_denoised(stages: Sequence[NodePass], shape: Shape) -> float:
     """Share of the latent cells that the regional passes leave alone, and the base's too."""
     masks = {id(mask): mask for stage in stages if (mask := stage.planned.call.mask) is not None}
     if len(masks) < 2:
@@ -40,7 +40,7 @@ def _never_denoised(stages: Sequence[Stage], shape: Shape) -> float:
     return 1.0 - float(reached.float().mean())
 
 
-def _left_noise(stages: Sequence[Stage]) -> float:
+def _left_noise(stages: Sequence[NodePass]) -> float:
     """The highest sigma at which a mask's last pass stops."""
     masked = [stage.planned for stage in stages if stage.planned.call.mask is not None]
     last = {id(planned.call.mask): planned for planned in masked}

@@ -18,7 +18,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
     original_solver,
 )
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, noise_mask
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS, RecoveryMode
 from prefect_regional_diffusion.sampling_core.noise.initial import LOWEST_SEED, InitialNoise, check_seed
@@ -34,12 +34,12 @@ SPECIAL = ("uni_pc", "uni_pc_bh2", *_WHOLE_PATH)
 """Samplers that get a recovery pass."""
 
 
-class Setting(NamedTuple):
+class SamplerConfig(NamedTuple):
     """A KSAMPLER_ADVANCED: model and guidance, sampler and scheduler, without steps or seed."""
 
     sampler: str
     scheduler: str
-    guidance: Guidance
+    guidance: ClassifierFreeGuidance
     sigma_factor: float = 1.0
     """All sigmas of a call are multiplied by it."""
 
@@ -65,7 +65,7 @@ class Recovery(NamedTuple):
 NO_RECOVERY = Recovery("DISABLE")
 
 
-class Call(NamedTuple):
+class KSamplerCall(NamedTuple):
     """One call: step range [start, end) of a schedule of `steps`, and what becomes of the noise.
 
     `mask` is 1 where the latent may change, in pixels or cells. `noise` takes the place of the seed's own.
@@ -84,7 +84,7 @@ class Call(NamedTuple):
     batch_index: tuple[int, ...] | None = None
 
 
-def sigma_range(sigmas: Sequence[float], call: Call) -> tuple[tuple[float, ...], tuple[float, float]] | None:
+def sigma_range(sigmas: Sequence[float], call: KSamplerCall) -> tuple[tuple[float, ...], tuple[float, float]] | None:
     """The call's part of the whole schedule, and the span of the whole's Brownian path.
 
     None where it starts past the end and changes nothing.
@@ -104,8 +104,8 @@ def sigma_range(sigmas: Sequence[float], call: Call) -> tuple[tuple[float, ...],
 class PlannedPass(NamedTuple):
     """One pass over `sigmas`, not yet run. A call is none of them, one, or with a recovery sampler two."""
 
-    setting: Setting
-    call: Call
+    setting: SamplerConfig
+    call: KSamplerCall
     levels: ModelLevels
     sigmas: tuple[float, ...]
     path: tuple[float, float] | None = None
@@ -122,7 +122,7 @@ class PlannedPass(NamedTuple):
         return min(steps, 1) if self.setting.sampler in CHOOSE_THEIR_STEPS else steps
 
     @property
-    def ladder(self) -> tuple[Level, ...]:
+    def sigma_schedule(self) -> tuple[Level, ...]:
         """The levels as the sampler walks them."""
         return as_walked(self.setting.sampler, tuple(self.levels.level(sigma) for sigma in self.sigmas))
 
@@ -135,16 +135,16 @@ class PlannedPass(NamedTuple):
         own = InitialNoise(call.seed, shape, call.batch_index) if call.add_noise else None
         added = call.noise or own
         noise = torch.zeros(shape) if added is None or shape[1] == 0 else added.draw()
-        ladder = tuple(self.levels.level(sigma) for sigma in self.sigmas)
+        sigma_schedule = tuple(self.levels.level(sigma) for sigma in self.sigmas)
         return Pass(
             sampler=self.setting.sampler,
-            ladder=self.ladder,
+            sigma_schedule=self.sigma_schedule,
             guidance=self.setting.guidance,
             seed=call.seed,
             noise=noise,
             mask=None if call.mask is None else noise_mask(call.mask, (shape[0], 1, *shape[2:])),
             levels=self.levels,
-            path=self.path or span(ladder),
+            path=self.path or span(sigma_schedule),
         )
 
     def closed(self, work: Pass, state: PassState, latent: Latent) -> Latent:
@@ -153,7 +153,7 @@ class PlannedPass(NamedTuple):
         return reached if self.keep is None else composite(latent, reached, 0, 0, self.keep)
 
 
-def passes_of(setting: Setting, call: Call, levels: ModelLevels) -> list[PlannedPass]:
+def passes_of(setting: SamplerConfig, call: KSamplerCall, levels: ModelLevels) -> list[PlannedPass]:
     """The passes of an Impact Pack call (KSamplerAdvancedWrapper): one, and one more for recovery.
 
     Raises BadInput for unknown samplers and schedulers, impossible seeds, and a recovery without mask.
@@ -174,13 +174,13 @@ def passes_of(setting: Setting, call: Call, levels: ModelLevels) -> list[Planned
     return first + _separated(again, call._replace(noise=None), levels, recovery.ratio * setting.sigma_factor)
 
 
-def _check(setting: Setting, call: Call, field: str) -> None:
+def _check(setting: SamplerConfig, call: KSamplerCall, field: str) -> None:
     original_solver(setting.sampler, field)
     # Brownian paths have no negative seeds.
     check_seed(call.seed, lowest=0 if setting.sampler in BROWNIAN else LOWEST_SEED)
 
 
-def _separated(setting: Setting, call: Call, levels: ModelLevels, ratio: float) -> list[PlannedPass]:
+def _separated(setting: SamplerConfig, call: KSamplerCall, levels: ModelLevels, ratio: float) -> list[PlannedPass]:
     """At most one pass of the Impact Pack: sigmas times `ratio`; without leftover noise, the last prediction."""
     found = sigma_range(original_sigmas(levels, setting.sampler, setting.scheduler, call.steps), call)
     if found is None or found[0] == (0.0,):
@@ -192,7 +192,9 @@ def _separated(setting: Setting, call: Call, levels: ModelLevels, ratio: float) 
     return [PlannedPass(setting, call, levels, sigmas, path, last_prediction=not call.leftover)]
 
 
-def ksampler_passes(setting: Setting, call: Call, levels: ModelLevels, denoise: float = 1.0) -> list[PlannedPass]:
+def ksampler_passes(
+    setting: SamplerConfig, call: KSamplerCall, levels: ModelLevels, denoise: float = 1.0
+) -> list[PlannedPass]:
     """The pass of ComfyUI's KSampler (Advanced), if it has one: its result is the sampler's x.
 
     With `denoise` < 1 the schedule is the end of a longer one, and the range counts from there; at 0
@@ -211,13 +213,15 @@ def ksampler_passes(setting: Setting, call: Call, levels: ModelLevels, denoise: 
 
 def full_run(
     seed: int, steps: int, denoise: float, mask: AnyMask | None, batch_index: tuple[int, ...] | None = None
-) -> Call:
+) -> KSamplerCall:
     """The call that a KSAMPLER of the Impact Pack makes: a full run, the end of a longer one where denoise < 1.
 
     Raises BadInput for denoise 0.
     """
     total = lengthened(steps, denoise)
-    return Call(total, total - steps, total, seed, add_noise=True, leftover=False, mask=mask, batch_index=batch_index)
+    return KSamplerCall(
+        total, total - steps, total, seed, add_noise=True, leftover=False, mask=mask, batch_index=batch_index
+    )
 
 
 def lengthened(steps: int, denoise: float) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Call
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL, on_lattice
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import MaskGridCells
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
@@ -16,7 +16,7 @@ BASE = "base"
 
 
 def mask_grid(
-    call: Call,
+    call: KSamplerCall,
     shape: Shape,
     tile: AnyMask,
     *,
@@ -24,7 +24,7 @@ def mask_grid(
     columns: int = 3,
     mode: str = "Sample then Fork",
     denoise: float = 1.0,
-) -> tuple[list[Turn], Cells]:
+) -> tuple[list[NodeStep], MaskGridCells]:
     """The turns on a latent of `shape`, and the cells to cut its result into; `tile` [H, W] is one cell's mask.
 
     `Sample then Fork` samples once under the whole grid, and each picture takes its own cell of the first
@@ -33,24 +33,24 @@ def mask_grid(
     """
     height, width = tile.shape
     # Cells are cut to whole latent cells.
-    cells = Cells(rows, columns, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+    cells = MaskGridCells(rows, columns, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
     canvas = (shape[2] * PIXELS_PER_CELL, shape[3] * PIXELS_PER_CELL)
     if mode == "Sample then Fork":
         grid = tile.repeat(rows, columns)
         if tuple(grid.shape) != canvas:
             raise BadInput("mask", f"{grid.shape[1]} x {grid.shape[0]} pixels of grid", _fits("exactly", canvas))
-        return [Turn(BASE, call._replace(mask=on_lattice(grid, shape[2:])), ksampler_denoise=denoise)], cells
+        return [NodeStep(BASE, call._replace(mask=on_lattice(grid, shape[2:])), ksampler_denoise=denoise)], cells
     if mode != "Fork then Sample":
         raise BadInput("mode", mode, "Sample then Fork, Fork then Sample")
     if height * rows > canvas[0] or width * columns > canvas[1]:
         raise BadInput("mask", f"{width * columns} x {height * rows} pixels of grid", _fits("at most", canvas))
-    turns: list[Turn] = []
+    turns: list[NodeStep] = []
     for r in range(rows):
         for c in range(columns):
             mask = torch.zeros(canvas)
             mask[height * r : height * (r + 1), width * c : width * (c + 1)] = tile
             turns.append(
-                Turn(BASE, call._replace(mask=on_lattice(mask, shape[2:])), fork=True, ksampler_denoise=denoise)
+                NodeStep(BASE, call._replace(mask=on_lattice(mask, shape[2:])), fork=True, ksampler_denoise=denoise)
             )
     return turns, cells
 

@@ -12,13 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise, shape_of
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise, SequentialNoise
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import Interval, Noise, Prediction, Query, Solver, solver_named
-from prefect_regional_diffusion.sampling_core.solvers.base import same_kind
+from prefect_regional_diffusion.sampling_core.solvers import (
+    DenoisedPrediction,
+    Interval,
+    Noise,
+    Query,
+    Solver,
+    solver_named,
+)
+from prefect_regional_diffusion.sampling_core.solvers.base import level_like
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import Seen
 from prefect_regional_diffusion.sampling_core.solvers.sa_solver import SASolver
 from prefect_regional_diffusion.sampling_core.solvers.uni_pc import LAST_SIGMA, UniPC
@@ -50,7 +57,7 @@ class Inpaint(NamedTuple):
         outside = query.level.alpha * self.clean + query.level.sigma * self.noise
         return query._replace(x=query.x * self.mask + outside * (1 - self.mask))
 
-    def show(self, answer: Prediction) -> Prediction:
+    def show(self, answer: DenoisedPrediction) -> DenoisedPrediction:
         """The answer with everything outside the mask known. The unconditional half stays as it is."""
         return answer._replace(denoised=answer.denoised * self.mask + self.clean * (1 - self.mask))
 
@@ -63,8 +70,8 @@ class Pass:
     """
 
     sampler: str
-    ladder: tuple[Level, ...]
-    guidance: Guidance
+    sigma_schedule: tuple[Level, ...]
+    guidance: ClassifierFreeGuidance
     seed: int
     noise: Latent
     mask: LatentMask | None
@@ -101,7 +108,7 @@ class PassState(NamedTuple):
 
 def begin(work: Pass, latent: Latent) -> PassState:
     """The state before the first step, from the boundary latent [b, c, h, w]."""
-    x = add_noise(latent, work.noise, work.ladder[0], work.levels)
+    x = add_noise(latent, work.noise, work.sigma_schedule[0], work.levels)
     return PassState(0, x, work.solver.init(x), x)
 
 
@@ -111,13 +118,13 @@ def advance(work: Pass, state: PassState, latent: Latent) -> RunStep[PassState]:
     # Under an empty mask nothing of what the network would say is kept.
     unchanged = inpaint is not None and not bool(inpaint.mask.any())
     predictions: list[Latent] = []
-    interval = Interval(work.ladder, state.step, work.levels, work.step_noise)
+    interval = Interval(work.sigma_schedule, state.step, work.levels, work.step_noise)
     solving = work.solver.step(state.x, state.solver, interval)
     try:
         query = next(solving)
         while True:
             if inpaint is not None and unchanged and not query.unconditional:
-                prediction = Prediction(inpaint.clean)
+                prediction = DenoisedPrediction(inpaint.clean)
             else:
                 asked = query if inpaint is None else inpaint.hide(query)
                 prediction = (yield {0: (asked, work.guidance)})[0]
@@ -127,19 +134,19 @@ def advance(work: Pass, state: PassState, latent: Latent) -> RunStep[PassState]:
     except StopIteration as stop:
         x, memory = stop.value
     if isinstance(memory, Seen):
-        return PassState(len(work.ladder) - 1, x, memory, memory.denoised if predictions else x)
+        return PassState(len(work.sigma_schedule) - 1, x, memory, memory.denoised if predictions else x)
     return PassState(state.step + 1, x, memory, predictions[0])
 
 
 def left_by(work: Pass, state: PassState) -> Latent:
     """The sampler's x after the last step, as a boundary latent."""
-    last = work.ladder[-1]
+    last = work.sigma_schedule[-1]
     # ComfyUI divides by 1 - sigma, also at sigma 1, where nothing of the latent is left.
     return state.x if last.alpha == 1 else state.x / torch.tensor(last.alpha)
 
 
-def as_walked(sampler: str, ladder: tuple[Level, ...]) -> tuple[Level, ...]:
-    """The ladder as the sampler walks it: UniPC cannot reach sigma 0 and stops just above."""
-    if sampler in {"uni_pc", "uni_pc_bh2"} and len(ladder) > 1 and ladder[-1].sigma == 0:
-        return (*ladder[:-1], same_kind(ladder[0], LAST_SIGMA))
-    return ladder
+def as_walked(sampler: str, sigma_schedule: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The schedule as the sampler walks it: UniPC cannot reach sigma 0 and stops just above."""
+    if sampler in {"uni_pc", "uni_pc_bh2"} and len(sigma_schedule) > 1 and sigma_schedule[-1].sigma == 0:
+        return (*sigma_schedule[:-1], level_like(sigma_schedule[0], LAST_SIGMA))
+    return sigma_schedule

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import (
-    Call,
+    KSamplerCall,
     PlannedPass,
-    Setting,
+    SamplerConfig,
     ksampler_passes,
     passes_of,
 )
@@ -16,12 +16,12 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Mode
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
 
-class Turn(NamedTuple):
+class NodeStep(NamedTuple):
     """One sampler call of a node."""
 
     who: str
     """Name of the setting: `base`, or a region's."""
-    call: Call
+    call: KSamplerCall
     restore: bool = False
     """Only what the call's mask covers is taken from its result."""
     fork: bool = False
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
     """The call is one of ComfyUI's KSampler with this denoise. None: of the Impact Pack's."""
 
 
-class Stage(NamedTuple):
+class NodePass(NamedTuple):
     """A pass, and how it hangs together with those before and after it."""
 
     planned: PlannedPass
@@ -41,12 +41,14 @@ class Stage(NamedTuple):
     fork: bool
 
 
-def stages(turns: Sequence[Turn], settings: Mapping[str, Setting], levels: Mapping[str, ModelLevels]) -> list[Stage]:
+def stages(
+    turns: Sequence[NodeStep], settings: Mapping[str, SamplerConfig], levels: Mapping[str, ModelLevels]
+) -> list[NodePass]:
     """All passes of a node in their order; `levels` by model name. Turns that change nothing have none.
 
     Raises BadInput for samplers, schedulers, seeds and recoveries that cannot be.
     """
-    found: list[Stage] = []
+    found: list[NodePass] = []
     for turn in turns:
         setting = settings[turn.who]
         own = levels[setting.guidance.model]
@@ -56,5 +58,5 @@ def stages(turns: Sequence[Turn], settings: Mapping[str, Setting], levels: Mappi
             passes = ksampler_passes(setting, turn.call, own, turn.ksampler_denoise)
         for number, planned in enumerate(passes):
             restore = turn.call.mask if turn.restore and number == len(passes) - 1 else None
-            found.append(Stage(planned, number == 0, restore, turn.fork))
+            found.append(NodePass(planned, number == 0, restore, turn.fork))
     return found

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, Call, Recovery, lengthened
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, KSamplerCall, Recovery, lengthened
 from prefect_regional_diffusion.sampling_core.comfyui.masks import (
     base_mask,
     grown_in_mask_pixels,
     on_lattice,
     single_mask,
 )
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import SecondSeedMode, VariationMethod
 from prefect_regional_diffusion.sampling_core.noise.initial import HIGHEST_SEED, InitialNoise, Variation
@@ -52,7 +52,7 @@ def regional_sampler(
     latent_mask: AnyMask | None = None,
     batch_index: tuple[int, ...] | None = None,
     vary_noise: bool = False,
-) -> list[Turn]:
+) -> list[NodeStep]:
     """RegionalSampler: the base alone for `base_only_steps`, then the base and each region in turn, step by step.
 
     `overlap_factor` is in mask pixels. `latent_mask` is the latent's own noise mask, which only the base-only
@@ -65,25 +65,27 @@ def regional_sampler(
     total = lengthened(steps, denoise)
     start = total - steps
     leftover = base_only_steps > 0 and seed_2nd_mode == "ignore"
-    turns: list[Turn] = []
+    turns: list[NodeStep] = []
     if base_only_steps > 0:
         end = start + base_only_steps
         noise = _varied(regions, shape, seed, batch_index) if vary_noise else None
-        call = Call(total, start, end, seed, True, leftover, latent_mask, noise, NO_RECOVERY, batch_index)
-        turns.append(Turn(BASE, call))
+        call = KSamplerCall(total, start, end, seed, True, leftover, latent_mask, noise, NO_RECOVERY, batch_index)
+        turns.append(NodeStep(BASE, call))
     seed = second_seed(seed, seed_2nd, seed_2nd_mode)
     add_noise = not leftover
     # The later version hands its noise to every base pass of the loop, and a pass adds what it is handed.
     noise = _varied(regions, shape, seed, batch_index) if add_noise and vary_noise else None
     for i in range(start + base_only_steps, total):
-        base = Call(total, i, i + 1, seed, add_noise, True, inverse, noise, recovery, batch_index)
-        turns.append(Turn(BASE, base))
+        base = KSamplerCall(total, i, i + 1, seed, add_noise, True, inverse, noise, recovery, batch_index)
+        turns.append(NodeStep(BASE, base))
         turns += _region_turns(base, regions, grown, restore_latent)
         add_noise = False
     if not restore_latent:
         # Past the end of all schedules but ddim_uniform's, which has an interval more.
         turns.append(
-            Turn(BASE, Call(total, total, total + 1, seed, False, False, inverse, None, recovery, batch_index))
+            NodeStep(
+                BASE, KSamplerCall(total, total, total + 1, seed, False, False, inverse, None, recovery, batch_index)
+            )
         )
     return turns
 
@@ -102,7 +104,7 @@ def regional_sampler_advanced(
     return_with_leftover_noise: bool = False,
     recovery: Recovery = HALFWAY,
     batch_index: tuple[int, ...] | None = None,
-) -> list[Turn]:
+) -> list[NodeStep]:
     """RegionalSamplerAdvanced: the same loop for the steps [start_at_step, end_at_step) but the last.
 
     The last step is a base pass that finishes; with `restore_latent` the original throws its result away, so
@@ -111,24 +113,26 @@ def regional_sampler_advanced(
     inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
     grown = _grown(regions, overlap_factor, shape)
     end = min(steps, end_at_step)
-    turns: list[Turn] = []
+    turns: list[NodeStep] = []
     for i in range(start_at_step, end - 1):
         adds = add_noise and i == start_at_step
         noise = _varied(regions, shape, noise_seed, batch_index) if adds else None
-        base = Call(steps, i, i + 1, noise_seed, adds, True, inverse, noise, recovery, batch_index)
-        turns.append(Turn(BASE, base))
+        base = KSamplerCall(steps, i, i + 1, noise_seed, adds, True, inverse, noise, recovery, batch_index)
+        turns.append(NodeStep(BASE, base))
         turns += _region_turns(base, regions, grown, restore_latent)
     if not restore_latent:
-        last = Call(
+        last = KSamplerCall(
             steps, end - 1, end, noise_seed, False, return_with_leftover_noise, inverse, None, recovery, batch_index
         )
-        turns.append(Turn(BASE, last))
+        turns.append(NodeStep(BASE, last))
     return turns
 
 
-def _region_turns(base: Call, regions: Sequence[Region], grown: Sequence[AnyMask], restore: bool) -> list[Turn]:
+def _region_turns(
+    base: KSamplerCall, regions: Sequence[Region], grown: Sequence[AnyMask], restore: bool
+) -> list[NodeStep]:
     return [
-        Turn(region.name, base._replace(mask=mask, add_noise=False, noise=None), restore)
+        NodeStep(region.name, base._replace(mask=mask, add_noise=False, noise=None), restore)
         for region, mask in zip(regions, grown, strict=True)
     ]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.known_faults import cautions
+from prefect_regional_diffusion.sampling_core.comfyui.known_faults import known_faults
 from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
     Pass,
     PassState,
@@ -21,8 +21,8 @@ from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
     original_solver,
 )
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodePass
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import shape_of
@@ -47,7 +47,7 @@ class SequentialState(NamedTuple):
     inside: PassState | None
 
 
-class Cells(NamedTuple):
+class MaskGridCells(NamedTuple):
     """A grid whose cells become pictures: each is the first latent with one cell of the sampled one."""
 
     rows: int
@@ -61,10 +61,10 @@ class Cells(NamedTuple):
 class Sequential:
     """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[NodePass, ...]
     clean: Latent
     base_only_steps: int = 0
-    cells: Cells | None = None
+    cells: MaskGridCells | None = None
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -96,7 +96,7 @@ class Sequential:
         work = self._pass(state.number)
         inside = begin(work, state.latent) if state.inside is None else state.inside
         reached = yield from advance(work, inside, state.latent)
-        if reached.step < len(work.ladder) - 1:
+        if reached.step < len(work.sigma_schedule) - 1:
             return state._replace(inside=reached)
         return self._closed(state, stage, stage.planned.closed(work, reached, state.latent))
 
@@ -105,7 +105,7 @@ class Sequential:
         """A pass by its number, with its noise and mask: made once for all of its steps, and not kept for longer."""
         return lru_cache(maxsize=1)(lambda number: self.stages[number].planned.opened(shape_of(self.clean)))
 
-    def _closed(self, state: SequentialState, stage: Stage, reached: Latent) -> SequentialState:
+    def _closed(self, state: SequentialState, stage: NodePass, reached: Latent) -> SequentialState:
         """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
         if stage.restore is not None:
             reached = composite(state.turn, reached, 0, 0, stage.restore)
@@ -136,7 +136,7 @@ class Sequential:
         grid = [(row, column) for row in range(self.cells.rows) for column in range(self.cells.columns)]
         return torch.cat([self._cell(state.latent, self.cells, row, column) for row, column in grid])
 
-    def _cell(self, sampled: Latent, cells: Cells, row: int, column: int) -> Latent:
+    def _cell(self, sampled: Latent, cells: MaskGridCells, row: int, column: int) -> Latent:
         """The first latent with one cell of the first sampled picture, as the original has it."""
         fork = self.clean.clone()
         down = slice(cells.height * row, cells.height * (row + 1))
@@ -155,21 +155,21 @@ class Sequential:
         return replace(self, clean=self.clean[:, :0])
 
     def warnings(self) -> list[str]:
-        return cautions(self.stages, shape_of(self.clean), cut=self.cells is not None)
+        return known_faults(self.stages, shape_of(self.clean), cut=self.cells is not None)
 
     def savings(self) -> list[str]:
         masks = [stage.planned.call.mask for stage in self.stages]
         empty = sum(mask is not None and not bool(mask.any()) for mask in masks)
         return [f"{empty} of {len(masks)} passes have an empty mask: they are not evaluated"] if empty else []
 
-    def chapters(self) -> list[Chapter]:
+    def segments(self) -> list[Segment]:
         """The base-only pass, if there is one, and all others."""
         first, *others = self.stages or (None,)
         # The state after a pass has the next one opened, which for some changes the latent.
         opened = others and others[0].opens and not others[0].fork and others[0].planned.steps > 0
         if first is None or not self.base_only_steps or not opened:
-            return [Chapter(0, [self.clean, *self.stages])]
-        return [Chapter(0, [self.clean, first]), Chapter(self.base_only_steps, others)]
+            return [Segment(0, [self.clean, *self.stages])]
+        return [Segment(0, [self.clean, first]), Segment(self.base_only_steps, others)]
 
     def to_tensors(self, state: SequentialState) -> dict[str, Tensor]:
         """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""
@@ -210,7 +210,7 @@ class Sequential:
         x, planned = tensors["inside.x"], self.stages[number].planned
         fresh: Any = self._solver(number).init(x)
         memory = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
-        check_memory(memory, planned.ladder, taken, planned.levels)
+        check_memory(memory, planned.sigma_schedule, taken, planned.levels)
         return state._replace(inside=PassState(taken, x, memory, tensors["inside.denoised"]))
 
     def _solver(self, number: int) -> Solver[Any]:

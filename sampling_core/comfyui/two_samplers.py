@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Call, Recovery, full_run, lengthened
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, Recovery, full_run, lengthened
 from prefect_regional_diffusion.sampling_core.comfyui.masks import base_mask_of_two, grown_in_latent_cells, on_lattice
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
@@ -26,7 +26,7 @@ class FullRun(NamedTuple):
 
 def two_samplers(
     base: FullRun, inside: FullRun, mask: AnyMask, batch_index: tuple[int, ...] | None = None
-) -> list[Turn]:
+) -> list[NodeStep]:
     """TwoSamplersForMask: a full run wherever the mask is not 1, then a full run under the mask.
 
     Unlike the original it leaves the caller's latent alone. Raises BadInput for denoise 0.
@@ -37,7 +37,7 @@ def two_samplers(
         for who, work, where in works
     ]
     # A run of no steps changes nothing.
-    return [Turn(who, call) for who, steps, call in calls if steps > 0]
+    return [NodeStep(who, call) for who, steps, call in calls if steps > 0]
 
 
 def two_advanced_samplers(
@@ -51,7 +51,7 @@ def two_advanced_samplers(
     recovery: Recovery = WHOLE_STEP_AGAIN,
     batch_index: tuple[int, ...] | None = None,
     always_noise: bool = False,
-) -> list[Turn]:
+) -> list[NodeStep]:
     """TwoAdvancedSamplersForMask: for every step the base outside the mask, then the other under the grown mask.
 
     `overlap_factor` is in latent cells. `always_noise` adds noise in every pass and leaves it, which is what
@@ -64,12 +64,12 @@ def two_advanced_samplers(
     grown = on_lattice(grown_in_latent_cells(mask, shape[2:], overlap_factor), shape[2:])
     total = lengthened(steps, denoise)
     start = total - steps
-    turns: list[Turn] = []
+    turns: list[NodeStep] = []
     for i in range(start, total):
         first, last = i == start or always_noise, i + 1 == total and not always_noise
-        base = Call(
+        base = KSamplerCall(
             total, i, i + 1, seed, first, leftover=True, mask=outside, recovery=recovery, batch_index=batch_index
         )
-        turns.append(Turn(BASE, base))
-        turns.append(Turn(MASK, base._replace(mask=grown, add_noise=always_noise, leftover=not last)))
+        turns.append(NodeStep(BASE, base))
+        turns.append(NodeStep(MASK, base._replace(mask=grown, add_noise=always_noise, leftover=not last)))
     return turns

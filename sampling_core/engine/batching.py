@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey, Row
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Row
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, Layout, stack
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import Prediction, Query
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
 
 
@@ -40,7 +40,9 @@ class Count(NamedTuple):
         return Count(*(own + more for own, more in zip(self, other, strict=True)))
 
 
-def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[Prediction], Count]:
+def evaluate(
+    asked: Sequence[tuple[Query, ClassifierFreeGuidance]], using: Networks
+) -> tuple[list[DenoisedPrediction], Count]:
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
     Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative

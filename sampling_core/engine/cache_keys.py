@@ -1,7 +1,7 @@
 """History: what determined a state. Runs that agree up to a step have the same state there, and the same name for it.
 
-A run is told in chapters; one begins where something changes, for instance who takes part. Two runs share
-the states of a chapter if all that was told until then is equal, down to the bits of every tensor.
+A run is told in segments; one begins where something changes, for instance who takes part. Two runs share
+the states of a segment if all that was told until then is equal, down to the bits of every tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
@@ -22,36 +22,36 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Mode
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
 
-class Chapter(NamedTuple):
-    """All states after more than `first` steps, up to the next chapter's, are determined by `values`."""
+class Segment(NamedTuple):
+    """All states after more than `first` steps, up to the next segment's, are determined by `values`."""
 
     first: int
     values: object
 
 
-class Named(NamedTuple):
-    """A chapter with a name that stands for everything up to and in it."""
+class SegmentKey(NamedTuple):
+    """A segment with a name that stands for everything up to and in it."""
 
     first: int
     name: str
 
 
-def state_name(chapters: Sequence[Named], step: int) -> str:
-    """The name of the state after a step (counted from 1), below that of its chapter."""
-    chapter = next(chapter for chapter in reversed(chapters) if chapter.first < step)
-    return f"{chapter.name}/{step:05d}"
+def state_name(segments: Sequence[SegmentKey], step: int) -> str:
+    """The name of the state after a step (counted from 1), below that of its segment."""
+    segment = next(segment for segment in reversed(segments) if segment.first < step)
+    return f"{segment.name}/{step:05d}"
 
 
-def named(chapters: Sequence[Chapter], context: object, models: Mapping[str, ModelKey]) -> tuple[Named, ...]:
-    """Names (SHA-256, hex) of a run's chapters. `models` are by the names that the run has for them.
+def named(segments: Sequence[Segment], context: object, models: Mapping[str, ModelKey]) -> tuple[SegmentKey, ...]:
+    """Names (SHA-256, hex) of a run's segments. `models` are by the names that the run has for them.
 
     `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
     """
-    name, found = content_hash(context), list[Named]()
+    name, found = content_hash(context), list[SegmentKey]()
     digests: dict[int, str] = {}
-    for first, values in chapters:
+    for first, values in segments:
         name = content_hash([name, first, _told(values, models, digests)])
-        found.append(Named(first, name))
+        found.append(SegmentKey(first, name))
     return tuple(found)
 
 
@@ -66,7 +66,7 @@ def _told(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]
             if id(value) not in digests:
                 digests[id(value)] = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
             return [str(value.dtype), list(value.shape), digests[id(value)]]
-        case Guidance():
+        case ClassifierFreeGuidance():
             model = models[value.model].digest if value.model in models else value.model
             return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
         case ModelLevels():

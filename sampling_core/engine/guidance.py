@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import Prediction, Query
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     prompt: PromptKey
 
 
-class Guidance(NamedTuple):
+class ClassifierFreeGuidance(NamedTuple):
     """Guidance towards `positive` and away from `negative` with strength `cfg`; at 1 only `positive` is asked."""
 
     cfg: float
@@ -53,9 +53,9 @@ class Guidance(NamedTuple):
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
         return [Row(query.x, query.level, PromptKey(self.model, prompt)) for prompt in prompts]
 
-    def combine(self, denoised: Sequence[Latent]) -> Prediction:
+    def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
         if len(denoised) == 1:
-            return Prediction(denoised[0])
+            return DenoisedPrediction(denoised[0])
         negative, positive = denoised
-        return Prediction(negative + self.cfg * (positive - negative), negative)
+        return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -21,23 +21,23 @@ class Participant:
     """The base or a region: what it asks for, and how it steps."""
 
     name: str
-    guidance: Guidance
+    guidance: ClassifierFreeGuidance
     solver: Solver[Any]
 
 
-class Stage(NamedTuple):
+class PlanPhase(NamedTuple):
     """From step `first` (0-based) on: each participant's weight, None where it takes no part.
 
-    The weights of a stage sum to 1 at every latent cell. Those who `forget` begin the stage without a memory, because
+    The weights sum to 1 at every latent cell. Participants in `reset_history` begin without multistep history, because
     what they remember has another noise than the latent.
     """
 
     first: int
     weights: tuple[Mask | None, ...]
-    forget: frozenset[int] = frozenset()
+    reset_history: frozenset[int] = frozenset()
 
 
-class Known(NamedTuple):
+class InpaintConstraint(NamedTuple):
     """Cells that are not drawn but known: `weight` of them is `clean`, with the run's own initial noise."""
 
     weight: Mask
@@ -51,18 +51,18 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run is, but for the network: `ladder` has one level more than there are steps."""
+    """All that a run is, but for the network: `sigma_schedule` has one level more than there are steps."""
 
-    ladder: tuple[Level, ...]
-    stages: tuple[Stage, ...]
+    sigma_schedule: tuple[Level, ...]
+    stages: tuple[PlanPhase, ...]
     participants: tuple[Participant, ...]
     levels: ModelLevels
     noise: Noise
-    known: Known | None = None
+    known: InpaintConstraint | None = None
 
     @property
     def steps(self) -> int:
-        return len(self.ladder) - 1
+        return len(self.sigma_schedule) - 1
 
     @property
     def base_only_steps(self) -> int:
@@ -75,7 +75,7 @@ class Plan:
         used = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
         return tuple(dict.fromkeys(words for several in used for words in several))
 
-    def stage(self, step: int) -> Stage:
+    def stage(self, step: int) -> PlanPhase:
         """The stage that a step (0-based) belongs to."""
         return next(stage for stage in reversed(self.stages) if stage.first <= step)
 
@@ -89,7 +89,7 @@ class Plan:
 
     def interval(self, step: int) -> Interval:
         """A step (0-based), as solvers see it."""
-        return Interval(self.ladder, step, self.levels, self.noise)
+        return Interval(self.sigma_schedule, step, self.levels, self.noise)
 
 
 class State(NamedTuple):
@@ -104,7 +104,7 @@ class State(NamedTuple):
 
 
 def start(plan: Plan, x: Latent, step: int = 0) -> State:
-    """A state in which nobody remembers anything; `x` is the noised latent at that step's level of the ladder."""
+    """A state in which nobody remembers anything; `x` is the noised latent at that step's level of the schedule."""
     return State(step, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
@@ -119,10 +119,10 @@ def advance(plan: Plan, state: State) -> RunStep[State]:
 
 def _remembered(plan: Plan, state: State) -> Sequence[Any]:
     """What the participants know of earlier steps when the next one begins."""
-    first, _, forget = plan.stage(state.step)
+    first, _, reset_history = plan.stage(state.step)
     if state.step != first:
         return state.solvers
-    return [p.solver.init(state.x) if i in forget else state.solvers[i] for i, p in enumerate(plan.participants)]
+    return [p.solver.init(state.x) if i in reset_history else state.solvers[i] for i, p in enumerate(plan.participants)]
 
 
 def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -> State:
@@ -130,7 +130,7 @@ def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -
     weights = [weight for _, weight in plan.active(state.step).values()]
     x = merge([latent for latent, _ in moved.values()], weights)
     if plan.known is not None:
-        x = plan.known.laid_over(x, plan.ladder[state.step + 1])
+        x = plan.known.laid_over(x, plan.sigma_schedule[state.step + 1])
     reached = start(plan, x, state.step + 1)
     # Who is away forgets: multistep methods correct their last step, and the latent is no longer theirs.
     return reached._replace(solvers=tuple(moved[i][1] if i in moved else new for i, new in enumerate(reached.solvers)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state as written
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 @dataclass(frozen=True)
 class Joint:
-    """A run with joint composition. `noised` [b, c, h, w] is where the plan's ladder begins.
+    """A run with joint composition. `noised` [b, c, h, w] is where the plan's schedule begins.
 
     `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
     """
@@ -57,7 +57,7 @@ class Joint:
 
     def expected(self, before: State, state: State) -> Latent:
         """The line through both states, followed to where no noise is left: x is linear in sigma if denoised stays."""
-        t, s = (self.plan.ladder[one.step].sigma for one in (before, state))
+        t, s = (self.plan.sigma_schedule[one.step].sigma for one in (before, state))
         return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
@@ -95,17 +95,17 @@ class Joint:
     def _steps_without_base(self) -> int:
         return sum(0 not in self.plan.active(step) for step in range(self.steps))
 
-    def chapters(self) -> list[Chapter]:
+    def segments(self) -> list[Segment]:
         """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
         plan = self.plan
         protected = None if plan.known is None else plan.known.weight
-        beginning = (self.origin, plan.ladder, plan.levels, protected)
-        told: list[Chapter] = []
+        beginning = (self.origin, plan.sigma_schedule, plan.levels, protected)
+        told: list[Segment] = []
         for stage in plan.stages:
             active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
             draws_noise = any(p.solver.order == 0 for p, _ in plan.active(stage.first).values())
             noise = plan.noise if draws_noise else None
-            told.append(Chapter(stage.first, [active, noise, sorted(stage.forget) if told else beginning]))
+            told.append(Segment(stage.first, [active, noise, sorted(stage.reset_history) if told else beginning]))
         return told
 
     def noiseless(self) -> Joint:

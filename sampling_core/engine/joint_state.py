@@ -51,5 +51,5 @@ def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]
         for i, new in enumerate(begun.solvers)
     )
     for i in remembering:
-        check_memory(solvers[i], plan.ladder, step, plan.levels)
+        check_memory(solvers[i], plan.sigma_schedule, step, plan.levels)
     return begun._replace(solvers=solvers)

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Chapter
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
@@ -63,7 +63,7 @@ class SamplingRun(Protocol[S]):
         """What is not evaluated, and why, one sentence each."""
         ...
 
-    def chapters(self) -> list[Chapter]:
+    def segments(self) -> list[Segment]:
         """What determines the states, in the order in which it comes to matter."""
         ...
 

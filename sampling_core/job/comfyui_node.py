@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, Frozen, Number, Seed, Whole
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle, Shape
+from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, FrozenModel, Number, Seed, StrictInt
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape, Rectangle
 from prefect_regional_diffusion.sampling_core.names import (
     ForkMode,
     NodeName,
@@ -30,7 +30,7 @@ def _step(title: str, description: str) -> Any:
     return Field(ge=0, le=10000, title=title, description=description)
 
 
-_OverlapFactor = Annotated[Whole, _step("Overlap factor", "Pixels by which regions grow")]
+_OverlapFactor = Annotated[StrictInt, _step("Overlap factor", "Pixels by which regions grow")]
 _RestoreLatent = Annotated[
     bool, Field(title="Restore latent", description="A region's pass changes nothing outside its mask")
 ]
@@ -45,13 +45,13 @@ _RecoveryRatio = Annotated[
     Number, Field(ge=0, le=1, title="Recovery ratio", description="Share of the sigmas that the second pass takes")
 ]
 _AddNoise = Annotated[bool, Field(title="Add noise")]
-_StartAtStep = Annotated[Whole, _step("Start at step", "First step of the schedule")]
-_EndAtStep = Annotated[Whole, _step("End at step", "Step to stop before")]
+_StartAtStep = Annotated[StrictInt, _step("Start at step", "First step of the schedule")]
+_EndAtStep = Annotated[StrictInt, _step("End at step", "Step to stop before")]
 _LeftoverNoise = Annotated[bool, Field(title="Return with leftover noise")]
-_Tiles = Annotated[Whole, Field(ge=1, le=16)]
+_Tiles = Annotated[StrictInt, Field(ge=1, le=16)]
 
 
-class _Node(Frozen):
+class _Node(FrozenModel):
     def model_post_init(self, context: Any, /) -> None:
         """Without its name, what was set of a node would be read as RegionalSampler's."""
         self.model_fields_set.add("name")
@@ -102,7 +102,7 @@ class TwoSamplersForMask(_Node):
     model_config = ConfigDict(title="TwoSamplersForMask")
     name: Literal["TwoSamplersForMask"] = _only("TwoSamplersForMask")
     mask_seed: Seed | None = Field(None, title="Seed inside the mask", description="Empty: the job's")
-    mask_steps: Annotated[Whole, Field(ge=1, le=1000)] | None = Field(
+    mask_steps: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
         None, title="Steps inside the mask", description="Empty: the job's"
     )
     mask_denoise: Annotated[Number, Field(gt=0, le=1)] | None = Field(
@@ -115,7 +115,7 @@ class TwoAdvancedSamplersForMask(_Node):
 
     model_config = ConfigDict(title="TwoAdvancedSamplersForMask")
     name: Literal["TwoAdvancedSamplersForMask"] = _only("TwoAdvancedSamplersForMask")
-    overlap_factor: Annotated[Whole, _step("Overlap factor", "Latent cells by which the mask grows")] = 10
+    overlap_factor: Annotated[StrictInt, _step("Overlap factor", "Latent cells by which the mask grows")] = 10
     sigma_factor: _SigmaFactor = 1.0
 
 
@@ -135,7 +135,7 @@ class MaskGridNKSamplersAdvanced(_Node):
         title="Fork mode",
         description="Sample all cells at once and cut them out, or each alone",
     )
-    tile: Shape = Field(
+    tile: MaskShape = Field(
         Rectangle(x=0, y=0, width=1, height=1),
         title="Grid tile",
         description="What of each cell is drawn, in fractions of the cell",

@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 MAX_SEED = 2**64 - 1
 
 
-def refuse(field: str, value: object, allowed: str) -> PydanticCustomError:
+def validation_error(field: str, value: object, allowed: str) -> PydanticCustomError:
     """An error of a check across fields that still names one field (relative to the model)."""
     return PydanticCustomError(
         "not_allowed", "allowed: {allowed}", {"field": field, "value": value, "allowed": allowed}
@@ -21,7 +21,7 @@ def refuse(field: str, value: object, allowed: str) -> PydanticCustomError:
 def _no_flag(value: Any) -> Any:
     """To Python `cfg: true` is 1: surely not what was meant."""
     if isinstance(value, bool):
-        raise refuse("", value, "a number")
+        raise validation_error("", value, "a number")
     return value
 
 
@@ -30,15 +30,15 @@ def _writable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise refuse("", ascii(text), "text in valid Unicode") from None
+        raise validation_error("", ascii(text), "text in valid Unicode") from None
     return text
 
 
 Text = Annotated[str, AfterValidator(_writable)]
-Whole = Annotated[int, BeforeValidator(_no_flag)]
+StrictInt = Annotated[int, BeforeValidator(_no_flag)]
 Number = Annotated[float, BeforeValidator(_no_flag)]
-Guidance = Annotated[Number, Field(ge=0, le=100)]
-Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
+GuidanceScale = Annotated[Number, Field(ge=0, le=100)]
+Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
 
 
 def _number_fields(schema: dict[str, Any]) -> None:
@@ -52,13 +52,13 @@ def _open_and_numbered(schema: dict[str, Any]) -> None:
     schema.pop("additionalProperties", None)
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """Base of a job's parts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_number_fields)
 
 
-class OpenFrozen(Frozen):
+class OpenFrozenModel(FrozenModel):
     """Base of parts with fields that forms do not show, and callers may write: a closed schema would refuse those.
 
     The schema alone is open. The model itself refuses what it does not know.

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from prefect_regional_diffusion.sampling_core.job.fields import refuse
+from prefect_regional_diffusion.sampling_core.job.fields import validation_error
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.validation import (
     JOINT_ONLY,
@@ -74,7 +74,9 @@ def _completed(data: Any) -> Any:
 
 def _sequential(job: RenderJob) -> RenderJob:
     if job.composition != "sequential":
-        raise refuse("composition", job.composition, "sequential, or the flow render in the place of original-node")
+        raise validation_error(
+            "composition", job.composition, "sequential, or the flow render in the place of original-node"
+        )
     return job
 
 

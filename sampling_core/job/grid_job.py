@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED, Frozen, Seed, Text, Whole, refuse
+from prefect_regional_diffusion.sampling_core.job.fields import (
+    MAX_SEED,
+    FrozenModel,
+    Seed,
+    StrictInt,
+    Text,
+    validation_error,
+)
 from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -16,11 +23,11 @@ from prefect_regional_diffusion.sampling_core.names import ForkMode
 
 _WHOLE_CANVAS = Rectangle(x=0, y=0, width=1, height=1)
 
-Index = Annotated[Whole, Field(ge=0, le=15)]
-Extent = Annotated[Whole, Field(ge=1, le=16)]
+Index = Annotated[StrictInt, Field(ge=0, le=15)]
+Extent = Annotated[StrictInt, Field(ge=1, le=16)]
 
 
-class Cell(Frozen):
+class Cell(FrozenModel):
     """What one cell draws in another way than the job. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Cell")
@@ -33,7 +40,7 @@ class Cell(Frozen):
     )
 
 
-class GridJob(Frozen):
+class GridJob(FrozenModel):
     """Rows and columns of pictures of one job, each a whole canvas."""
 
     model_config = ConfigDict(title="Grid job")
@@ -46,7 +53,7 @@ class GridJob(Frozen):
         description="Fork then Sample: each cell from a seed of its own. "
         "Sample then Fork: the first steps are one run, then each cell goes on with its own prompt",
     )
-    fork_at_step: Annotated[Whole, Field(ge=1, le=999)] | None = Field(
+    fork_at_step: Annotated[StrictInt, Field(ge=1, le=999)] | None = Field(
         None, title="Fork at step", description="Steps that all cells share. Empty: half of them. Sample then Fork only"
     )
     cells: tuple[Cell, ...] = Field(
@@ -56,34 +63,36 @@ class GridJob(Frozen):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> GridJob:
         if self.job.pictures != 1:
-            raise refuse("job.batch_size", self.job.batch_size, "1: each cell is one picture")
+            raise validation_error("job.batch_size", self.job.batch_size, "1: each cell is one picture")
         if self.mode == "Sample then Fork":
             self._check_fork()
         elif self.fork_at_step is not None:
-            raise refuse("fork_at_step", self.fork_at_step, "left out with Fork then Sample")
+            raise validation_error("fork_at_step", self.fork_at_step, "left out with Fork then Sample")
         taken: set[tuple[int, int]] = set()
         for i, cell in enumerate(self.cells):
             for name, at_, size in (("row", cell.row, self.rows), ("column", cell.column, self.columns)):
                 if at_ >= size:
-                    raise refuse(f"cells.{i}.{name}", at_, f"0 to {size - 1} (less than {name}s)")
+                    raise validation_error(f"cells.{i}.{name}", at_, f"0 to {size - 1} (less than {name}s)")
             if (cell.row, cell.column) in taken:
-                raise refuse(f"cells.{i}", [cell.row, cell.column], "one entry for each cell")
+                raise validation_error(f"cells.{i}", [cell.row, cell.column], "one entry for each cell")
             taken.add((cell.row, cell.column))
         return self
 
     def _check_fork(self) -> None:
         if self.job.composition != "joint":
-            raise refuse("job.composition", self.job.composition, "joint with Sample then Fork")
+            raise validation_error("job.composition", self.job.composition, "joint with Sample then Fork")
         if self.job.steps < 2:
-            raise refuse("job.steps", self.job.steps, "2 or more with Sample then Fork")
+            raise validation_error("job.steps", self.job.steps, "2 or more with Sample then Fork")
         if len(self.job.regions) >= MOST_REGIONS:
-            raise refuse("job.regions", f"{MOST_REGIONS} regions", f"at most {MOST_REGIONS - 1} with Sample then Fork")
+            raise validation_error(
+                "job.regions", f"{MOST_REGIONS} regions", f"at most {MOST_REGIONS - 1} with Sample then Fork"
+            )
         if self.fork_at_step is not None and self.fork_at_step >= self.job.steps:
-            raise refuse("fork_at_step", self.fork_at_step, f"1 to {self.job.steps - 1} (less than steps)")
+            raise validation_error("fork_at_step", self.fork_at_step, f"1 to {self.job.steps - 1} (less than steps)")
         for i, cell in enumerate(self.cells):
             if cell.seed is not None:
                 allowed = "left out with Sample then Fork: cells that share steps share their noise"
-                raise refuse(f"cells.{i}.seed", cell.seed, allowed)
+                raise validation_error(f"cells.{i}.seed", cell.seed, allowed)
 
     @property
     def fork_step(self) -> int:
@@ -93,7 +102,7 @@ class GridJob(Frozen):
         return self.job.steps // 2 if self.fork_at_step is None else self.fork_at_step
 
 
-class NamedJob(Frozen):
+class NamedJob(FrozenModel):
     """A job and what its picture is called."""
 
     name: Text = Field(min_length=1, max_length=80)

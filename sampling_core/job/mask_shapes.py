@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, OpenFrozen, Whole, refuse
+from prefect_regional_diffusion.sampling_core.job.fields import AnyOf, OpenFrozenModel, StrictInt, validation_error
 from prefect_regional_diffusion.sampling_core.names import Fit
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(gt=0, le=1)]
-Channel = Annotated[Whole, Field(ge=0, le=255)]
+Channel = Annotated[StrictInt, Field(ge=0, le=255)]
 
 _HEX = re.compile(r"#(?:[0-9a-f]{3}|[0-9a-f]{6})", re.IGNORECASE)
 _COLORS = '[red, green, blue], 0 to 255 each, or hexadecimal in quotes, as "#ff8000" or "#f80"'
@@ -28,13 +28,13 @@ def _channels(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) == 3:
         return value
     # YAML takes an unquoted #ff0000 for a comment: nothing is left.
-    raise refuse("", value, _COLORS)
+    raise validation_error("", value, _COLORS)
 
 
 Color = Annotated[tuple[Channel, Channel, Channel], BeforeValidator(_channels)]
 
 
-class Rectangle(OpenFrozen):
+class Rectangle(OpenFrozenModel):
     """An upright rectangle, in fractions of the canvas (0 is left or top, 1 is right or bottom)."""
 
     model_config = ConfigDict(title="Rectangle")
@@ -50,11 +50,13 @@ class Rectangle(OpenFrozen):
         for start, extent, name in ((self.x, self.width, "width"), (self.y, self.height, "height")):
             if start + extent > 1 + 1e-9:
                 edge = "x" if name == "width" else "y"
-                raise refuse(name, extent, f"at most {1 - start:g} ({edge} + {name} must stay inside the canvas)")
+                raise validation_error(
+                    name, extent, f"at most {1 - start:g} ({edge} + {name} must stay inside the canvas)"
+                )
         return self
 
 
-class Ellipse(OpenFrozen):
+class Ellipse(OpenFrozenModel):
     """An upright ellipse, in fractions of the canvas."""
 
     model_config = ConfigDict(title="Ellipse")
@@ -70,11 +72,11 @@ class Ellipse(OpenFrozen):
             room = min(center, 1 - center)
             if radius > room + 1e-9:
                 allowed = f"at most {room:g} (the ellipse must stay inside the canvas)"
-                raise refuse(f"radius_{axis}", radius, allowed)
+                raise validation_error(f"radius_{axis}", radius, allowed)
         return self
 
 
-class Polygon(OpenFrozen):
+class Polygon(OpenFrozenModel):
     """A closed polygon; each point is [x, y] in fractions of the canvas."""
 
     model_config = ConfigDict(title="Polygon")
@@ -90,7 +92,7 @@ _FIT_HELP = (
 )
 
 
-class Image(OpenFrozen):
+class Image(OpenFrozenModel):
     """The brightness of an image file: white is inside. Resized to the canvas."""
 
     model_config = ConfigDict(title="Image")
@@ -99,14 +101,14 @@ class Image(OpenFrozen):
     fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
 
 
-class ColorMap(OpenFrozen):
+class ColorMap(OpenFrozenModel):
     """One colour of a colour map: an image file in which each region has its own colour. Resized to the canvas."""
 
     model_config = ConfigDict(title="Colour of a colour map")
     kind: SkipJsonSchema[Literal["color_map"]] = "color_map"
     color_map: str = Field(min_length=1, title="Image file")
     color: Color = Field(title="Colour", description="[red, green, blue], 0 to 255 each")
-    tolerance: Whole = Field(
+    tolerance: StrictInt = Field(
         0,
         ge=0,
         le=255,
@@ -126,7 +128,7 @@ _TELLING_FIELDS = {
 
 
 def _kind_of(value: Any) -> str | None:
-    if isinstance(value, OpenFrozen):
+    if isinstance(value, OpenFrozenModel):
         return str(getattr(value, "kind", ""))
     if not isinstance(value, Mapping):
         return None
@@ -138,7 +140,7 @@ def _kind_of(value: Any) -> str | None:
     return None
 
 
-Shape = Annotated[
+MaskShape = Annotated[
     Annotated[Rectangle, Tag("rectangle")]
     | Annotated[Ellipse, Tag("ellipse")]
     | Annotated[Polygon, Tag("polygon")]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from pydantic import ConfigDict, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import MaskGridNKSamplersAdvanced, RegionalSampler
-from prefect_regional_diffusion.sampling_core.job.fields import refuse
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, Shape
+from prefect_regional_diffusion.sampling_core.job.fields import validation_error
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.job.validation import check_composition, check_schedule
 
@@ -17,7 +17,7 @@ class DrawnMask(NamedTuple):
     """A mask before it is drawn: the field it comes from, its shape, and what is done to its edge, in pixels."""
 
     field: str
-    shape: Shape
+    shape: MaskShape
     grow: int = 0
     feather: int = 0
 
@@ -32,11 +32,11 @@ class RenderJob(JobFields):
         check_composition(self, self.first_steps)
         first, steps = self.base_only_steps, self.steps
         if self.regions and first is not None and first >= steps:
-            raise refuse("base_only_steps", first, f"0 to {steps - 1} (less than steps)")
+            raise validation_error("base_only_steps", first, f"0 to {steps - 1} (less than steps)")
         check_schedule("denoise", steps, self.denoise)
         for index in self.batch_index:
             if index >= self.batch_size:
-                raise refuse("batch_index", index, f"0 to {self.batch_size - 1} (less than batch_size)")
+                raise validation_error("batch_index", index, f"0 to {self.batch_size - 1} (less than batch_size)")
         return self
 
     @property

@@ -7,8 +7,15 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE, Node
-from prefect_regional_diffusion.sampling_core.job.fields import Frozen, Guidance, Number, Seed, Text, Whole
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import Shape
+from prefect_regional_diffusion.sampling_core.job.fields import (
+    FrozenModel,
+    GuidanceScale,
+    Number,
+    Seed,
+    StrictInt,
+    Text,
+)
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
     Fit,
@@ -22,21 +29,21 @@ from prefect_regional_diffusion.sampling_core.names import (
 MOST_REGIONS = 64
 
 
-class Region(Frozen):
+class Region(FrozenModel):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
     model_config = ConfigDict(title="Region")
     name: Text = Field("", max_length=80, title="Name", description="For people; changes no picture")
     prompt: Text = Field(title="Prompt", description="What this region shows")
     negative_prompt: Text | None = Field(None, title="Negative prompt", description="Empty: the job's")
-    mask: Shape = Field(title="Mask", description="Where the region is")
+    mask: MaskShape = Field(title="Mask", description="Where the region is")
     sampler: SamplerName | None = Field(None, title="Sampler", description="Empty: the job's")
-    cfg: Guidance | None = Field(None, title="Guidance (cfg)", description="Empty: the job's")
+    cfg: GuidanceScale | None = Field(None, title="Guidance (cfg)", description="Empty: the job's")
     weight: Number = Field(
         1.0, ge=0, le=100, title="Weight", description="Share where regions overlap. 0: beneath the others"
     )
-    feather: Whole = Field(0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades")
-    grow: Whole = Field(0, ge=0, le=512, title="Grow", description="Pixels by which the mask grows first")
+    feather: StrictInt = Field(0, ge=0, le=512, title="Feather", description="Pixels over which the edge fades")
+    grow: StrictInt = Field(0, ge=0, le=512, title="Grow", description="Pixels by which the mask grows first")
     scheduler: SchedulerName | None = Field(
         None, title="Scheduler", description="Empty: the job's. Sequential composition only"
     )
@@ -55,19 +62,19 @@ class Region(Frozen):
     model: Text | None = Field(
         None, min_length=1, title="Model", description="Empty: the job's. A folder whose latents are the same kind"
     )
-    start_at_step: Annotated[Whole, Field(ge=0, le=999)] | None = Field(
+    start_at_step: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None,
         title="Start at step",
         description="Steps that are done when the region enters. Empty: the base-only steps. Joint composition only",
     )
-    end_at_step: Annotated[Whole, Field(ge=1, le=1001)] | None = Field(
+    end_at_step: Annotated[StrictInt, Field(ge=1, le=1001)] | None = Field(
         None,
         title="End at step",
         description="Steps that are done when the region leaves. Empty: never. Joint composition only",
     )
 
 
-class JobFields(Frozen):
+class JobFields(FrozenModel):
     """The fields of a RenderJob, each right in itself; whether they go together, `composing` says."""
 
     model: Text = Field(
@@ -78,25 +85,27 @@ class JobFields(Frozen):
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")
-    width: Whole = Field(128, ge=64, le=4096, multiple_of=8, title="Width", description="Pixels, a multiple of 8")
-    height: Whole = Field(128, ge=64, le=4096, multiple_of=8, title="Height", description="Pixels, a multiple of 8")
+    width: StrictInt = Field(128, ge=64, le=4096, multiple_of=8, title="Width", description="Pixels, a multiple of 8")
+    height: StrictInt = Field(128, ge=64, le=4096, multiple_of=8, title="Height", description="Pixels, a multiple of 8")
     seed: Seed = Field(0, title="Seed", description="Same seed, same picture. Forms in a browser are exact up to 2**53")
-    steps: Whole = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps")
-    base_only_steps: Annotated[Whole, Field(ge=0, le=999)] | None = Field(
+    steps: StrictInt = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps")
+    base_only_steps: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None, title="Base-only steps", description="First steps without regions. Empty: 1, of RegionalSampler 2"
     )
     denoise: Number = Field(1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise")
     sampler: SamplerName = Field("dpmpp_2m", title="Sampler")
     scheduler: SchedulerName = Field("karras", title="Scheduler", description="How noise levels are spaced")
-    cfg: Guidance = Field(1.5, title="Guidance (cfg)", description="How strictly prompts are followed")
+    cfg: GuidanceScale = Field(1.5, title="Guidance (cfg)", description="How strictly prompts are followed")
     composition: CompositionName = Field(
         "joint",
         title="Composition",
         description="joint: every region takes every step at once; sequential: what an original node does",
     )
     regions: tuple[Region, ...] = Field((), max_length=MOST_REGIONS, title="Regions")
-    batch_size: Whole = Field(1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own")
-    batch_index: tuple[Annotated[Whole, Field(ge=0, le=15)], ...] = Field(
+    batch_size: StrictInt = Field(
+        1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own"
+    )
+    batch_index: tuple[Annotated[StrictInt, Field(ge=0, le=15)], ...] = Field(
         (), max_length=16, title="Batch index", description="Which pictures of the batch to draw, from 0. Empty: all"
     )
     overlap: OverlapRule = Field(
@@ -121,7 +130,7 @@ class JobFields(Frozen):
         description="Where the start image's shape is not the canvas': crop: its middle fills the canvas; "
         "contain: all of it is seen, its edges fill the rest; stretch: it is distorted",
     )
-    protect: tuple[Shape, ...] = Field(
+    protect: tuple[MaskShape, ...] = Field(
         (),
         max_length=16,
         title="Protect",

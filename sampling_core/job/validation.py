@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
     tiles_of,
 )
-from prefect_regional_diffusion.sampling_core.job.fields import refuse
+from prefect_regional_diffusion.sampling_core.job.fields import validation_error
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
 
@@ -37,7 +37,7 @@ def check_composition(job: JobFields, first_steps: int) -> None:
     `first_steps` are those of the base alone.
     """
     if job.start_image is None and job.start_fit != _default(job, "start_fit"):
-        raise refuse("start_fit", job.start_fit, "left out where there is no start_image")
+        raise validation_error("start_fit", job.start_fit, "left out where there is no start_image")
     if job.composition == "joint":
         _check_joint(job, first_steps)
     else:
@@ -46,48 +46,52 @@ def check_composition(job: JobFields, first_steps: int) -> None:
 
 def _check_joint(job: JobFields, first_steps: int) -> None:
     if job.node != DEFAULT_NODE:
-        raise refuse("node", job.node.name, "left out with joint composition")
+        raise validation_error("node", job.node.name, "left out with joint composition")
     for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
         if sampler in CHOOSE_THEIR_STEPS:
-            raise refuse(field, sampler, "a sampler that takes the given steps, with joint composition")
+            raise validation_error(field, sampler, "a sampler that takes the given steps, with joint composition")
     for name in SEQUENTIAL_ONLY_OF_REGIONS:
         for field, value in _of_regions(job, name).items():
             if value != _default(job.regions[0], name):
-                raise refuse(field, value, "left out with joint composition")
+                raise validation_error(field, value, "left out with joint composition")
 
     for i, region in enumerate(job.regions):
         first, last = region.start_at_step, region.end_at_step
         why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({first_steps})"
         if last is not None and last <= (first_steps if first is None else first):
-            raise refuse(f"regions.{i}.end_at_step", last, f"more than {why}")
+            raise validation_error(f"regions.{i}.end_at_step", last, f"more than {why}")
     if job.protect and job.start_image is None:
-        raise refuse("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
+        raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
 
 
 def _check_sequential(job: JobFields) -> None:
     node = job.node
     least, most, wanted = _REGIONS[node.name]
     if not least <= len(job.regions) <= most:
-        raise refuse("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
+        raise validation_error("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
     for name in JOINT_ONLY:
         if getattr(job, name) != type(job).model_fields[name].default:
-            raise refuse(name, getattr(job, name), "left out with sequential composition")
+            raise validation_error(name, getattr(job, name), "left out with sequential composition")
     for name in JOINT_ONLY_OF_REGIONS:
         for field, value in _of_regions(job, name).items():
             if value != _default(job.regions[0], name):
-                raise refuse(field, value, "left out with sequential composition: regions go one after the other")
+                raise validation_error(
+                    field, value, "left out with sequential composition: regions go one after the other"
+                )
     if job.base_only_steps and not isinstance(node, RegionalSampler):
-        raise refuse("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
+        raise validation_error("base_only_steps", job.base_only_steps, f"left out: {node.name} has no base-only steps")
     if job.denoise < 1 and isinstance(node, RegionalSamplerAdvanced):
-        raise refuse("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
+        raise validation_error("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
     varies = isinstance(node, RegionalSamplerAdvanced) or (isinstance(node, RegionalSampler) and node.vary_noise)
     for field, strength in _of_regions(job, "variation_strength").items():
         if strength and not varies:
-            raise refuse(field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise")
+            raise validation_error(
+                field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise"
+            )
     if "sigma_factor" not in type(node).model_fields:
         for field, factor in _of_regions(job, "sigma_factor").items():
             if factor != 1:
-                raise refuse(field, factor, f"left out: {node.name} has no such parameter")
+                raise validation_error(field, factor, f"left out: {node.name} has no such parameter")
     if isinstance(node, TwoSamplersForMask):
         check_schedule("node.mask_denoise", node.mask_steps or job.steps, node.mask_denoise or job.denoise)
     _check_range(job)
@@ -97,20 +101,22 @@ def check_schedule(field: str, steps: int, denoise: float) -> None:
     """Raise the error of `denoise`, the last part of a schedule, where the whole one would be too long."""
     if steps > denoise * LONGEST_SCHEDULE:
         least = f"{steps / LONGEST_SCHEDULE:g} or more with {steps} steps"
-        raise refuse(field, denoise, f"{least} (a schedule of at most {LONGEST_SCHEDULE})")
+        raise validation_error(field, denoise, f"{least} (a schedule of at most {LONGEST_SCHEDULE})")
 
 
 def _check_range(job: JobFields) -> None:
     node = job.node
     if isinstance(node, RegionalSamplerAdvanced | MaskGridNKSamplersAdvanced):
         if node.start_at_step >= job.steps:
-            raise refuse("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
+            raise validation_error("node.start_at_step", node.start_at_step, f"0 to {job.steps - 1} (less than steps)")
         if node.end_at_step <= node.start_at_step:
-            raise refuse("node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})")
+            raise validation_error(
+                "node.end_at_step", node.end_at_step, f"more than start_at_step ({node.start_at_step})"
+            )
     rows, columns = tiles_of(node)
     for name, parts, side, pixels in (("rows", rows, "height", job.height), ("columns", columns, "width", job.width)):
         if pixels % parts:
-            raise refuse(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
+            raise validation_error(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
 
 
 def _of_regions(job: JobFields, name: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 
 Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255 each."""
@@ -18,7 +18,7 @@ _WORTH_A_TOLERANCE = 64
 """Beyond this difference it is another colour, not the same one saved badly."""
 
 
-def pixels_of(photo: Photo, color: Color, tolerance: int = 0) -> Bool[Tensor, "photo_H photo_W"]:
+def pixels_of(photo: RgbImage, color: Color, tolerance: int = 0) -> Bool[Tensor, "photo_H photo_W"]:
     """Where each of red, green and blue differs from the colour's by no more than `tolerance`."""
     same = torch.ones(photo.shape[:2], dtype=torch.bool)
     for channel, wanted in enumerate(color):
@@ -27,7 +27,7 @@ def pixels_of(photo: Photo, color: Color, tolerance: int = 0) -> Bool[Tensor, "p
     return same
 
 
-def check_color(photo: Photo, color: Color, tolerance: int, field: str) -> None:
+def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> None:
     """Raise BadInput, with the nearest colours that are there, for a colour that no pixel has."""
     if bool(pixels_of(photo, color, tolerance).any()):
         return
@@ -38,14 +38,14 @@ def check_color(photo: Photo, color: Color, tolerance: int, field: str) -> None:
     raise BadInput(field, list(color), allowed)
 
 
-def near_misses(photo: Photo, color: Color, tolerance: int) -> int:
+def near_misses(photo: RgbImage, color: Color, tolerance: int) -> int:
     """Pixels that are near the colour and do not count as of it, if so many that it matters; else 0."""
     counted = int(pixels_of(photo, color, tolerance).sum())
     missed = int(pixels_of(photo, color, tolerance + NEAR).sum()) - counted
     return missed if missed > 0.05 * counted else 0
 
 
-def _nearest(photo: Photo, color: Color, most: int = 3) -> tuple[list[Color], int]:
+def _nearest(photo: RgbImage, color: Color, most: int = 3) -> tuple[list[Color], int]:
     """Of the colours that are about as near as the nearest, the most frequent; and how far the nearest is."""
     code = (photo[..., 0].int() << 16) | (photo[..., 1].int() << 8) | photo[..., 2].int()
     found, counts = torch.unique(code, return_counts=True)

@@ -18,7 +18,7 @@ from prefect_regional_diffusion.sampling_core.masks.color_maps import Color, pix
 from prefect_regional_diffusion.sampling_core.masks.dilation import dilated
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing
 from prefect_regional_diffusion.sampling_core.names import Fit
-from prefect_regional_diffusion.sampling_core.tensors.types import Mask, Photo, PixelMask
+from prefect_regional_diffusion.sampling_core.tensors.types import Mask, PixelMask, RgbImage
 
 
 def _centers(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,14 +62,14 @@ def polygon(size: Size, points: Sequence[tuple[float, float]]) -> PixelMask:
     return (crossings & 1).flip(1).float()
 
 
-def from_image(size: Size, photo: Photo, fit: Fit = "crop") -> PixelMask:
+def from_image(size: Size, photo: RgbImage, fit: Fit = "crop") -> PixelMask:
     """A picture's brightness (white is inside), resized to the canvas."""
     # One channel after the other: all three as floats would take twelve bytes a pixel.
     total = photo[..., 0].float().add_(photo[..., 1]).add_(photo[..., 2])
     return _placed(total.div_(3).div_(255), size, fit)
 
 
-def from_color_map(size: Size, photo: Photo, color: Color, tolerance: int = 0, fit: Fit = "crop") -> PixelMask:
+def from_color_map(size: Size, photo: RgbImage, color: Color, tolerance: int = 0, fit: Fit = "crop") -> PixelMask:
     """The pixels of a colour map that have this colour, resized to the canvas."""
     return _placed(pixels_of(photo, color, tolerance).float(), size, fit)
 

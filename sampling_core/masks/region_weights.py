@@ -36,14 +36,14 @@ def by_order(masks: Sequence[Mask]) -> Weights:
     return torch.where(left < 1e-6, 0.0, left), tuple(reversed(shares))
 
 
-def beneath(upper: Weights, lower: Weights) -> Weights:
+def stack_below(upper: Weights, lower: Weights) -> Weights:
     """What the regions of `upper` leave to the base goes to those of `lower`, and of that the rest to the base."""
     base, shares = upper
     below, lower_shares = lower
     return base * below, (*shares, *(base * share for share in lower_shares))
 
 
-def parted(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask, ...]:
+def hard_partition(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask, ...]:
     """The weights of participants, those of one kind blending and different kinds meeting at a hard edge.
 
     Participants of a kind carry the same noise; a blend of two different noises would have less of it than

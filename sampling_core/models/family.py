@@ -16,9 +16,9 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, Prediction
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Photo, Pixels, Rows
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage, Rows
 
 Part = Literal["text_encoder", "denoiser", "autoencoder"]
 """What is loaded and let go by itself. Several text encoders of one model are one part."""
@@ -74,7 +74,7 @@ class Facts:
     pixel_multiple: int
     """Width and height of a picture are multiples of this."""
     latent_affine: LatentAffine
-    prediction_type: Prediction
+    prediction_type: PredictionType
     prompt_tokens: int
     """Tokens of a prompt that are read, begin and end not counted."""
     trained_pixels: int
@@ -110,7 +110,7 @@ class Denoiser(Protocol):
 class Autoencoder(Protocol):
     """Between pictures and latents in model space, in both directions."""
 
-    def encode(self, picture: Photo) -> Latent:
+    def encode(self, picture: RgbImage) -> Latent:
         """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
         ...
 

@@ -8,7 +8,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Photo, Pixels
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage
 
 
 class KLAutoencoder:
@@ -19,7 +19,7 @@ class KLAutoencoder:
         self._affine = affine
 
     @torch.inference_mode()
-    def encode(self, picture: Photo) -> Latent:
+    def encode(self, picture: RgbImage) -> Latent:
         """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
         vae = self._vae
         pixels = (picture.float() / 127.5 - 1).permute(2, 0, 1)[None].to(vae.device, vae.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, Prediction
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
@@ -34,12 +34,12 @@ class UNetDenoiser:
         return denoised(x, output.to(x.device, torch.float32), sigma, self._levels.prediction).clone()
 
 
-def scaled_input(x: Rows, sigma: Tensor, prediction: Prediction) -> Rows:
+def scaled_input(x: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
     """What the network is shown: unit variance for models trained on betas (EDM table 1, `c_in`)."""
     return x if prediction == "flow" else x / (sigma**2 + 1).sqrt()
 
 
-def denoised(x: Rows, output: Rows, sigma: Tensor, prediction: Prediction) -> Rows:
+def denoised(x: Rows, output: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
     """The clean latent that a network output stands for (EDM table 1; v: Salimans & Ho 2022, appendix D)."""
     if prediction == "v_prediction":
         return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()

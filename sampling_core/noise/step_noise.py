@@ -101,7 +101,7 @@ class NoNoise:
         return self._zeros
 
 
-def span(ladder: tuple[Level, ...]) -> tuple[float, float]:
-    """The smallest positive and the largest sigma of a ladder: what a Brownian path has to reach."""
-    sigmas = [level.sigma for level in ladder]
+def span(sigma_schedule: tuple[Level, ...]) -> tuple[float, float]:
+    """The smallest positive and the largest sigma of a schedule: what a Brownian path has to reach."""
+    sigmas = [level.sigma for level in sigma_schedule]
     return min((sigma for sigma in sigmas if sigma > 0), default=0.0), max(sigmas)

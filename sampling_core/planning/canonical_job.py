@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     RegionalSamplerAdvanced,
     TwoSamplersForMask,
 )
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import Shape
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.job.render_job import DrawnMask, Region, RenderJob
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
 from prefect_regional_diffusion.sampling_core.schedules import is_whole
@@ -102,7 +102,7 @@ def mask_meaning(mask: DrawnMask, digests: Mapping[str, str]) -> list[Any]:
     return [shape_meaning(mask.shape, digests), mask.grow, reach_of(mask.feather)]
 
 
-def shape_meaning(shape: Shape, digests: Mapping[str, str]) -> dict[str, Any]:
+def shape_meaning(shape: MaskShape, digests: Mapping[str, str]) -> dict[str, Any]:
     """A shape with the content of its file in the place of the file's path."""
     means = shape.model_dump(mode="json")
     for name in ("image", "color_map"):

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.masks.color_maps import NEAR, Colo
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, same_shape
 from prefect_regional_diffusion.sampling_core.names import Fit
 from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_size
-from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 
 _DONE: dict[Fit, str] = {
     "crop": "it is cropped",
@@ -19,7 +19,7 @@ _DONE: dict[Fit, str] = {
 }
 
 
-def image_warnings(job: RenderJob, photos: Mapping[str, Photo]) -> list[str]:
+def image_warnings(job: RenderJob, photos: Mapping[str, RgbImage]) -> list[str]:
     """Images of another shape than the canvas, and colours of which a map has many pixels that just miss them.
 
     `photos` holds the image files by path.

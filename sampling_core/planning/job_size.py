@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
     tiles_of,
 )
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, Shape
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning, shape_meaning
 from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_size
@@ -46,7 +46,7 @@ def drawn_pixels(job: RenderJob, image_pixels: Mapping[str, int]) -> dict[str, i
     return found
 
 
-def _pixels_of(shape: Shape, image_pixels: Mapping[str, int]) -> int:
+def _pixels_of(shape: MaskShape, image_pixels: Mapping[str, int]) -> int:
     match shape:
         case Image(image=path) | ColorMap(color_map=path):
             return image_pixels.get(path, 0)

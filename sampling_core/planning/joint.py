@@ -6,15 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.engine.joint_run import Known, Participant, Plan, Stage
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
+from prefect_regional_diffusion.sampling_core.engine.joint_run import InpaintConstraint, Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
-from prefect_regional_diffusion.sampling_core.masks.region_weights import beneath, by_order, by_weight, parted
+from prefect_regional_diffusion.sampling_core.masks.region_weights import (
+    by_order,
+    by_weight,
+    hard_partition,
+    stack_below,
+)
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
-from prefect_regional_diffusion.sampling_core.schedules import ladder
+from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import CFG_PP, SOLVERS, Noise
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
@@ -30,22 +35,22 @@ def joint(
     """
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
-    rungs = ladder(levels, job.scheduler, job.steps, job.denoise)
+    sigma_levels = sigma_schedule(levels, job.scheduler, job.steps, job.denoise)
     participants = tuple(_participant(job, region, i) for i, region in enumerate((None, *job.regions)))
     kinds = [_kind(job.settings_of(region)[0]) for region in (None, *job.regions)]
-    stages = _stages(job, masks, kinds, rungs, shape)
+    stages = _stages(job, masks, kinds, sigma_levels, shape)
     noise = _initial_noise(job, masks, shape)
     drawn = noise.draw()
-    known = None if protected is None else Known(_seam(protected, kinds), clean, drawn)
-    plan = Plan(rungs, stages, participants, levels, _noise(job, shape, rungs), known)
-    return Joint(plan, add_noise(clean, drawn, rungs[0], levels), (noise, clean))
+    known = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, drawn)
+    plan = Plan(sigma_levels, stages, participants, levels, _noise(job, shape, sigma_levels), known)
+    return Joint(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
 
 
 def _participant(job: RenderJob, region: Region | None, number: int) -> Participant:
     sampler, cfg, negative = job.settings_of(region)
     prompt, name = (job.prompt, "base") if region is None else (region.prompt, region.name or f"region {number}")
     model = job.model if region is None else region.model or job.model
-    return Participant(name, Guidance(cfg, prompt, negative, sampler in CFG_PP, model), SOLVERS[sampler])
+    return Participant(name, ClassifierFreeGuidance(cfg, prompt, negative, sampler in CFG_PP, model), SOLVERS[sampler])
 
 
 def _kind(sampler: str) -> str:
@@ -54,10 +59,10 @@ def _kind(sampler: str) -> str:
 
 
 def _stages(
-    job: RenderJob, masks: Sequence[Mask], kinds: Sequence[str], rungs: Sequence[Level], shape: Shape
-) -> tuple[Stage, ...]:
+    job: RenderJob, masks: Sequence[Mask], kinds: Sequence[str], sigma_levels: Sequence[Level], shape: Shape
+) -> tuple[PlanPhase, ...]:
     """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
-    steps = len(rungs) - 1
+    steps = len(sigma_levels) - 1
     windows: list[tuple[int, int]] = []
     for i, region in enumerate(job.regions):
         first = min(job.first_steps, steps) if region.start_at_step is None else region.start_at_step
@@ -66,7 +71,7 @@ def _stages(
             if value > most and getattr(region, name) is not None:
                 raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
         windows.append((first, last))
-    stages: list[Stage] = []
+    stages: list[PlanPhase] = []
     everywhere, entered = torch.ones(shape[2:]), None
     for step in sorted({0, *(step for window in windows for step in window if step < steps)}):
         present = [i for i, (first, last) in enumerate(windows) if first <= step < last]
@@ -76,11 +81,11 @@ def _stages(
         weights: list[Mask | None] = [None] * (len(windows) + 1)
         base, shares = _shared(job, masks, present, everywhere)
         taking_part = [0, *(i + 1 for i in present)]
-        apart = parted((base, *shares), [kinds[i] for i in taking_part])
+        apart = hard_partition((base, *shares), [kinds[i] for i in taking_part])
         for i, weight in zip(taking_part, apart, strict=True):
             weights[i] = weight if bool((weight > 0).any()) else None
         unlike = stages and len(set(kinds)) > 1
-        stages.append(Stage(step, tuple(weights), _gaining(stages[-1].weights, weights) if unlike else frozenset()))
+        stages.append(PlanPhase(step, tuple(weights), _gaining(stages[-1].weights, weights) if unlike else frozenset()))
     return tuple(stages)
 
 
@@ -104,7 +109,7 @@ def _shared(
     elif upper:
         base, shares = by_weight([masks[i] for i in upper], _weights(job, upper))
     if lower:
-        base, shares = beneath((base, shares), by_weight([masks[i] for i in lower], [1.0] * len(lower)))
+        base, shares = stack_below((base, shares), by_weight([masks[i] for i in lower], [1.0] * len(lower)))
     share = dict(zip([*upper, *lower], shares, strict=True))
     return base, tuple(share[i] for i in present)
 
@@ -131,8 +136,8 @@ def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Initi
     return InitialNoise(job.seed, shape, job.batch_index or None, variations)
 
 
-def _noise(job: RenderJob, shape: Shape, rungs: tuple[Level, ...]) -> Noise:
+def _noise(job: RenderJob, shape: Shape, sigma_levels: tuple[Level, ...]) -> Noise:
     if job.noise == "comfyui":
         draws = max(SOLVERS[job.settings_of(region)[0]].draws for region in (None, *job.regions))
-        return SequentialNoise(shape, job.seed, draws, *span(rungs))
-    return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(rungs))
+        return SequentialNoise(shape, job.seed, draws, *span(sigma_levels))
+    return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(sigma_levels))

@@ -10,19 +10,26 @@ import torch
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import tiles_of
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle, Shape
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
+    ColorMap,
+    Ellipse,
+    Image,
+    MaskShape,
+    Polygon,
+    Rectangle,
+)
 from prefect_regional_diffusion.sampling_core.job.render_job import DrawnMask, RenderJob
 from prefect_regional_diffusion.sampling_core.masks import rasterize as draw
 from prefect_regional_diffusion.sampling_core.masks.color_maps import check_color
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning
-from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Photo, PixelMask
+from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, PixelMask, RgbImage
 
 
 def region_masks(
     job: RenderJob,
-    photos: Mapping[str, Photo],
+    photos: Mapping[str, RgbImage],
     cell: int,
     digests: Mapping[str, str] | None = None,
     drawn: DrawnMasks | None = None,
@@ -52,14 +59,14 @@ def region_masks(
     return tuple(masks)
 
 
-def _drawn(job: RenderJob, mask: DrawnMask, size: Size, photos: Mapping[str, Photo], cell: int) -> AnyMask:
+def _drawn(job: RenderJob, mask: DrawnMask, size: Size, photos: Mapping[str, RgbImage], cell: int) -> AnyMask:
     pixels = _pixels(mask.field, size, mask.shape, photos)
     draw.check_extent(pixels, cell, mask.field, mask.shape.model_dump(exclude={"kind"}))
     pixels = draw.feathered(draw.grown(pixels, mask.grow), mask.feather)
     return draw.to_lattice(pixels, cell) if job.composition == "joint" else pixels
 
 
-def protected_pixels(job: RenderJob, photos: Mapping[str, Photo]) -> PixelMask | None:
+def protected_pixels(job: RenderJob, photos: Mapping[str, RgbImage]) -> PixelMask | None:
     """1 where the start image stays as it is, else 0; None if nothing is protected. Soft masks are cut at a half.
 
     Raises BadInput for a colour that its map does not have.
@@ -80,7 +87,7 @@ def mask_size(job: RenderJob, field: str) -> Size:
     return job.height // tiles[0], job.width // tiles[1]
 
 
-def _pixels(field: str, size: Size, shape: Shape, photos: Mapping[str, Photo]) -> PixelMask:
+def _pixels(field: str, size: Size, shape: MaskShape, photos: Mapping[str, RgbImage]) -> PixelMask:
     match shape:
         case Rectangle():
             return draw.rectangle(size, shape.x, shape.y, shape.width, shape.height)

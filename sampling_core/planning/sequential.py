@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prefect_regional_diffusion.sampling_core.comfyui import regional_sampler as regional
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Call, Recovery, Setting
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, Recovery, SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn, stages
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep, stages
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import MaskGridCells, Sequential
 from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import (
     MASK,
     FullRun,
     two_advanced_samplers,
     two_samplers,
 )
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     MaskGridNKSamplersAdvanced,
@@ -52,7 +52,9 @@ def sequential(
     return Sequential(tuple(found), clean, warm_up, cells)
 
 
-def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) -> tuple[list[Turn], Cells | None]:
+def _turns(
+    job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int
+) -> tuple[list[NodeStep], MaskGridCells | None]:
     node, index = job.node, job.batch_index or None
     match node:
         case RegionalSampler():
@@ -107,7 +109,7 @@ def _turns(job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int) ->
         case MaskGridNKSamplersAdvanced():
             if cell != PIXELS_PER_CELL:
                 raise BadInput("model", job.model, f"a model with {PIXELS_PER_CELL} pixels per latent cell")
-            call = Call(
+            call = KSamplerCall(
                 job.steps,
                 node.start_at_step,
                 node.end_at_step,
@@ -137,19 +139,19 @@ def _name(job: RenderJob, index: int) -> str:
     return MASK if isinstance(job.node, TwoSamplersForMask | TwoAdvancedSamplersForMask) else f"region {index + 1}"
 
 
-def _settings(job: RenderJob) -> dict[str, Setting]:
+def _settings(job: RenderJob) -> dict[str, SamplerConfig]:
     own = {_name(job, i): _setting(job, region) for i, region in enumerate(job.regions)}
     return {regional.BASE: _setting(job, None)} | own
 
 
-def _setting(job: RenderJob, region: Region | None) -> Setting:
+def _setting(job: RenderJob, region: Region | None) -> SamplerConfig:
     sampler, cfg, negative = job.settings_of(region)
     prompt = job.prompt if region is None else region.prompt
     model = job.model if region is None else region.model or job.model
-    guidance = Guidance(cfg, prompt, negative, sampler in CFG_PP, model)
+    guidance = ClassifierFreeGuidance(cfg, prompt, negative, sampler in CFG_PP, model)
     scheduler = job.scheduler if region is None else region.scheduler or job.scheduler
     factor = _base_factor(job.node) if region is None else region.sigma_factor
-    return Setting(sampler, scheduler, guidance, factor)
+    return SamplerConfig(sampler, scheduler, guidance, factor)
 
 
 def _base_factor(node: Node) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, state_name
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, state_name
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
@@ -18,18 +18,18 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
 class Story(NamedTuple):
-    """A run, and the names of its chapters: states with one name are one state."""
+    """A run, and the names of its segments: states with one name are one state."""
 
     run: SamplingRun[Any]
-    chapters: tuple[Named, ...]
+    segments: tuple[SegmentKey, ...]
 
     def state_name(self, step: int) -> str:
-        return state_name(self.chapters, step)
+        return state_name(self.segments, step)
 
     @property
     def parts_at(self) -> set[int]:
         """Steps after which other runs may go on, the last one included."""
-        return {chapter.first for chapter in self.chapters if chapter.first} | {self.run.steps}
+        return {segment.first for segment in self.segments if segment.first} | {self.run.steps}
 
 
 class CostTogether(NamedTuple):

@@ -1,7 +1,7 @@
 """Schedules: how the noise levels that a run walks down are spaced. Sigmas are in the units
 of scaled latents.
 
-`ladder` is how this project takes one, `original_sigmas` how the original nodes do.
+`sigma_schedule` is how this project takes one, `original_sigmas` how the original nodes do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, AYSModel, align_your_steps, gits
 from prefect_regional_diffusion.sampling_core.schedules.timesteps import beta, ddim_uniform, normal, sgm_uniform, simple
 
-__all__ = ["SCHEDULES", "TABLES", "align_your_steps", "gits", "is_whole", "ladder", "original_sigmas"]
+__all__ = ["SCHEDULES", "TABLES", "align_your_steps", "gits", "is_whole", "original_sigmas", "sigma_schedule"]
 
 Schedule = Callable[[ModelLevels, int], list[float]]
 """Levels of a model and a number of steps -> sigmas, noisiest first, ending at 0."""
@@ -54,7 +54,7 @@ def is_whole(denoise: float) -> bool:
     return denoise > 0.9999
 
 
-def ladder(
+def sigma_schedule(
     levels: ModelLevels, scheduler: str, steps: int, denoise: float = 1.0, *, drop_penultimate: bool = False
 ) -> tuple[Level, ...]:
     """The levels of a run, noisiest first, ending at sigma 0: `steps + 1` but for `ddim_uniform` and `beta`.
@@ -80,7 +80,7 @@ def ladder(
 def original_sigmas(
     levels: ModelLevels, sampler: str, scheduler: str, steps: int, denoise: float = 1.0
 ) -> tuple[float, ...]:
-    """The sigmas of a run as the original nodes have them (ComfyUI 0.3.64, Impact Pack 7.10.6), as in `ladder`.
+    """The sigmas of a run as the original nodes have them (ComfyUI 0.3.64, Impact Pack 7.10.6), as in `sigma_schedule`.
 
     Differs in the length of the schedule where steps / denoise is a whole number that floating point
     misses, and is empty where denoise is 0. Remembered, because every pass of a node asks for it again.

@@ -30,7 +30,7 @@ def exponential(levels: ModelLevels, steps: int) -> list[float]:
 
 def kl_optimal(levels: ModelLevels, steps: int) -> list[float]:
     """Even steps in arctan sigma, optimal in KL for Gaussian data (Sabour et al. 2024, "Align Your Steps")."""
-    # One step has no share of the way to be at, 0 / 0. ComfyUI gets NaN, and so it is recorded; `ladder` refuses it.
+    # For one step the fraction is 0 / 0. ComfyUI gets NaN, and so it is recorded; `sigma_schedule` refuses it.
     if steps == 1:
         return [math.nan, 0.0]
     ramp = [float32(i) / (steps - 1) for i in range(steps)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, rounded
 
-Prediction = Literal["epsilon", "v_prediction", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 BETA_SCHEDULES: dict[str, BetaSchedule] = {"scaled_linear": "scaled_linear", "linear": "linear"}
 
@@ -36,7 +36,7 @@ class ModelLevels:
     """The levels that a model was trained on, `sigmas` ascending, one per training timestep."""
 
     sigmas: tuple[float, ...]
-    prediction: Prediction
+    prediction: PredictionType
     log_sigmas: tuple[float, ...] = ()
     """Logarithms of the levels before they were rounded to float32; empty for flow, which has no use for them."""
 
@@ -102,7 +102,7 @@ class ModelLevels:
 
 
 def beta_levels(
-    prediction: Prediction,
+    prediction: PredictionType,
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
     timesteps: int = 1000,

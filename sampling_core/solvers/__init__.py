@@ -6,7 +6,14 @@ from typing import Any
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import EulerAncestral
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, Noise, Prediction, Query, Solver, Step
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoisedPrediction,
+    Interval,
+    Noise,
+    Query,
+    Solver,
+    Step,
+)
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import EulerAncestralCfgPP, EulerCfgPP
 from prefect_regional_diffusion.sampling_core.solvers.ddpm import DDPM
 from prefect_regional_diffusion.sampling_core.solvers.deis import DEIS
@@ -93,9 +100,9 @@ __all__ = [
     "BROWNIAN",
     "CFG_PP",
     "SOLVERS",
+    "DenoisedPrediction",
     "Interval",
     "Noise",
-    "Prediction",
     "Query",
     "Solver",
     "Step",

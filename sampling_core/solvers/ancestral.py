@@ -15,13 +15,13 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     OneStep,
     Query,
     Step,
-    same_kind,
-    transfer,
+    ddim_step,
+    level_like,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-class Descent(NamedTuple):
+class AncestralSplit(NamedTuple):
     """How an ancestral step reaches level s: solve down to `down`, scale by `rescale`, add `renoise` times noise."""
 
     down: Level
@@ -29,10 +29,10 @@ class Descent(NamedTuple):
     renoise: float
 
 
-def descend(t: Level, s: Level) -> Descent:
+def ancestral_split(t: Level, s: Level) -> AncestralSplit:
     """Split a step from `t` to `s` (sigma > 0) so that the whole variance of `s` is made of noise that t lacked.
 
-    One rule serves both kinds of ladder: `sigma_down = sigma_s^2 / sigma_t`. With alpha = 1 that is the
+    One rule serves both kinds of schedule: `sigma_down = sigma_s^2 / sigma_t`. With alpha = 1 that is the
     posterior of DDPM (k-diffusion's ancestral step, eta 1); with alpha = 1 - sigma it is the stochastic
     step for rectified flow.
     """
@@ -40,19 +40,19 @@ def descend(t: Level, s: Level) -> Descent:
         # By way of the added noise and in float32, as k-diffusion has it: from high noise, all but a few digits cancel.
         start, stop = float32(t.sigma), float32(s.sigma)
         up = min(stop, np.sqrt(stop * stop * (start * start - stop * stop) / (start * start)))
-        return Descent(Level(1.0, float(np.sqrt(stop * stop - up * up))), 1.0, float(up))
-    down = same_kind(t, s.sigma**2 / t.sigma)
+        return AncestralSplit(Level(1.0, float(np.sqrt(stop * stop - up * up))), 1.0, float(up))
+    down = level_like(t, s.sigma**2 / t.sigma)
     rescale = s.alpha / down.alpha
-    return Descent(down, rescale, math.sqrt(max(s.sigma**2 - (down.sigma * rescale) ** 2, 0.0)))
+    return AncestralSplit(down, rescale, math.sqrt(max(s.sigma**2 - (down.sigma * rescale) ** 2, 0.0)))
 
 
 def sigma_below(t: Level, s: Level) -> float:
-    """The sigma that `descend` solves down to, rounded for the look-up of a midpoint between `t` and it.
+    """The sigma that `ancestral_split` solves down to, rounded for the look-up of a midpoint between `t` and it.
 
     That midpoint is `s` but for rounding and, with the schedule `normal`, often lies between two timesteps. Rounded
     in these places it has the timestep that the recorded runs of the original nodes have.
     """
-    below = descend(t, s).down.sigma
+    below = ancestral_split(t, s).down.sigma
     if t.alpha != 1:
         return below
     up = float32(math.sqrt(s.sigma**2 * (t.sigma**2 - s.sigma**2) / t.sigma**2))
@@ -61,7 +61,7 @@ def sigma_below(t: Level, s: Level) -> float:
     return math.sqrt(squared) if squared > 0 else below
 
 
-def climb(x: Latent, descent: Descent, at: Interval) -> Latent:
+def renoise(x: Latent, descent: AncestralSplit, at: Interval) -> Latent:
     """From the descent's lower level to `at.s`, with fresh noise."""
     return descent.rescale * x + descent.renoise * at.noise.fresh(at.step_index)
 
@@ -76,5 +76,5 @@ class EulerAncestral(OneStep):
         denoised = (yield Query(x, at.t)).denoised
         if at.s.sigma == 0:
             return denoised, state
-        descent = descend(at.t, at.s)
-        return climb(transfer(x, denoised, at.t, descent.down), descent, at), state
+        descent = ancestral_split(at.t, at.s)
+        return renoise(ddim_step(x, denoised, at.t, descent.down), descent, at), state

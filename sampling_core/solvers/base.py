@@ -35,14 +35,14 @@ class Query(NamedTuple):
     unconditional: bool = False
 
 
-class Prediction(NamedTuple):
+class DenoisedPrediction(NamedTuple):
     """The answer: the guided denoised latent, and the one under the negative prompt if there is one."""
 
     denoised: Latent
     unconditional: Latent | None = None
 
 
-Step = Generator[Query, Prediction, tuple[Latent, S]]
+Step = Generator[Query, DenoisedPrediction, tuple[Latent, S]]
 
 
 @runtime_checkable
@@ -62,9 +62,9 @@ class Noise(Protocol):
 
 
 class Interval(NamedTuple):
-    """The step that is to be taken: from `ladder[step_index]` to `ladder[step_index + 1]`."""
+    """The step that is to be taken: from `schedule[step_index]` to `schedule[step_index + 1]`."""
 
-    ladder: tuple[Level, ...]
+    sigma_schedule: tuple[Level, ...]
     step_index: int
     levels: ModelLevels
     """What the model was trained on."""
@@ -73,17 +73,17 @@ class Interval(NamedTuple):
     @property
     def t(self) -> Level:
         """The level that x is at."""
-        return self.ladder[self.step_index]
+        return self.sigma_schedule[self.step_index]
 
     @property
     def s(self) -> Level:
         """The level to go to."""
-        return self.ladder[self.step_index + 1]
+        return self.sigma_schedule[self.step_index + 1]
 
     @property
     def remaining(self) -> int:
         """Steps that follow this one."""
-        return len(self.ladder) - 2 - self.step_index
+        return len(self.sigma_schedule) - 2 - self.step_index
 
 
 class NoState(NamedTuple):
@@ -133,19 +133,19 @@ def memory_specs(fresh: tuple[Any, ...]) -> dict[str, TensorSpec]:
     }
 
 
-def check_memory(memory: tuple[Any, ...], ladder: Sequence[Level], step: int, levels: ModelLevels) -> None:
+def check_memory(memory: tuple[Any, ...], sigma_schedule: Sequence[Level], step: int, levels: ModelLevels) -> None:
     """Raise ValueError for a solver's state that no run has after `step` steps, whatever its predictions are.
 
-    Methods divide by differences of the levels in it, so these must be those of the ladder.
+    Methods divide by differences of the levels in it, so these must be those of the schedule.
     """
     fields = cast("Any", memory)._asdict()
     if "levels" in fields:
         told = [Level(*row) for row in fields["levels"].tolist()]
         if len(told) != len(fields["values"]) or len(told) > step:
             raise ValueError(f"a history of {len(fields['values'])} entries with {len(told)} levels")
-        walked = ladder[step - len(told) : step]
+        walked = sigma_schedule[step - len(told) : step]
         if any(one not in (level, finite_snr(level, levels)) for one, level in zip(told, walked, strict=True)):
-            raise ValueError("a history of another ladder")
+            raise ValueError("a history of another schedule")
     if "tau" in fields and float(fields["tau"]) not in (0.0, 1.0):
         raise ValueError("a history with another strength of noise")
 
@@ -190,7 +190,7 @@ class Multistep:
         return History.empty(x)
 
 
-def transfer(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
+def ddim_step(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
     """Move `x` from level `t` to `s`, believing `denoised`: the noise in x is kept and rescaled.
 
     `x = alpha_t D + sigma_t n` becomes `alpha_s D + sigma_s n` (DDIM, Song et al. 2020, equation 12
@@ -205,8 +205,8 @@ def slope(x: Latent, denoised: Latent, t: Level) -> Latent:
     return (x - denoised) / t.sigma
 
 
-def same_kind(t: Level, sigma: float) -> Level:
-    """The level with this sigma on the ladder that `t` (sigma > 0) belongs to."""
+def level_like(t: Level, sigma: float) -> Level:
+    """The level with this sigma on the schedule that `t` (sigma > 0) belongs to."""
     return Level(1.0 if t.alpha == 1 else 1.0 - sigma, sigma)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoisedPrediction,
     Interval,
     NoState,
     OneStep,
-    Prediction,
     Query,
     Step,
     slope,
@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-def unconditional(answer: Prediction) -> Latent:
+def unconditional(answer: DenoisedPrediction) -> Latent:
     """The unconditional prediction that a query with `unconditional=True` is answered with."""
     if answer.unconditional is None:
         raise ValueError("the query asked for the unconditional prediction and got none")

@@ -16,8 +16,8 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Multistep,
     Query,
     Step,
+    ddim_step,
     slope,
-    transfer,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
@@ -52,7 +52,7 @@ class DEIS(Multistep):
         denoised = (yield Query(x, at.t)).denoised
         slopes = state.with_(slope(x, denoised, at.t), at.t, SLOPES)
         if len(slopes) == 1 or at.s.sigma == 0:
-            return transfer(x, denoised, at.t, at.s), slopes
+            return ddim_step(x, denoised, at.t, at.s), slopes
         start, stop = _time(at.t.sigma), _time(at.s.sigma)
         basis = lagrange_basis([_time(sigma) for sigma in slopes.levels[:, 1].tolist()], origin=start)
         # Gauss-Legendre: the integrand is smooth between two levels.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.ancestral import climb, descend, sigma_below
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split, renoise, sigma_below
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     NoState,
     OneStep,
     Query,
     Step,
-    same_kind,
+    ddim_step,
+    level_like,
     slope,
-    transfer,
 )
 from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, rounded
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 def _halfway(t: Level, sigma: float) -> Level:
     """The level halfway in log sigma, in float32: its last digit decides which timestep the network gets."""
     middle = rounded((float(log(t.sigma)) + float(log(sigma))) / 2)
-    return same_kind(t, float(exp(middle)))
+    return level_like(t, float(exp(middle)))
 
 
 def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
@@ -35,7 +35,7 @@ def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
 def _to_zero(x: Latent, t: Level, s: Level) -> Step[NoState]:
     """A step to sigma 0 is Euler's: log sigma has no midpoint there."""
     denoised = (yield Query(x, t)).denoised
-    return transfer(x, denoised, t, s), NoState()
+    return ddim_step(x, denoised, t, s), NoState()
 
 
 class DPM2(OneStep):
@@ -56,10 +56,10 @@ class DPM2Ancestral(OneStep):
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         if at.s.sigma == 0:
             return (yield from _to_zero(x, at.t, at.s))
-        descent = descend(at.t, at.s)
+        descent = ancestral_split(at.t, at.s)
         if descent.down.sigma == 0:
             # From high noise to very little, all digits cancel.
             x, _ = yield from _to_zero(x, at.t, descent.down)
         else:
             x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
-        return climb(x, descent, at), state
+        return renoise(x, descent, at), state

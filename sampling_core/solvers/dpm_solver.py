@@ -1,7 +1,7 @@
 """DPM-Solver (Lu et al. 2022) of orders 1 to 3 in t = -log sigma: methods that choose their own steps.
 
 `fast` spends a given number of evaluations on steps of order 3; `adaptive` steps by an error estimate.
-A step of theirs is a whole run: from `at.t` to the ladder's last positive level.
+A step of theirs is a whole run: from `at.t` to the schedule's last positive level.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, Prediction, Query, Step, same_kind
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Interval, Query, Step, level_like
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
-Asking = Generator[Query, Prediction, Latent]
+Asking = Generator[Query, DenoisedPrediction, Latent]
 
 
 class Seen(NamedTuple):
@@ -26,15 +26,15 @@ class Seen(NamedTuple):
     denoised: Latent
 
 
-def last_positive(ladder: tuple[Level, ...]) -> Level:
+def last_positive(sigma_schedule: tuple[Level, ...]) -> Level:
     """The last level with noise: log sigma goes no further."""
-    return ladder[-1] if ladder[-1].sigma > 0 else ladder[-2]
+    return sigma_schedule[-1] if sigma_schedule[-1].sigma > 0 else sigma_schedule[-2]
 
 
 def _noise_in(x: Latent, t: float, like: Level) -> Asking:
     """The noise that the model sees in x at time t (equation 3.1's epsilon)."""
     sigma = math.exp(-t)
-    return (x - (yield Query(x, same_kind(like, sigma))).denoised) / sigma
+    return (x - (yield Query(x, level_like(like, sigma))).denoised) / sigma
 
 
 def _first_order(x: Latent, noise: Latent, t: float, s: float) -> Latent:
@@ -68,7 +68,7 @@ class DPMFast:
 
     def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
         like = at.t
-        start, stop = -math.log(at.t.sigma), -math.log(last_positive(at.ladder).sigma)
+        start, stop = -math.log(at.t.sigma), -math.log(last_positive(at.sigma_schedule).sigma)
         evaluations = at.remaining + 1
         count = evaluations // 3 + 1
         rest = evaluations % 3
@@ -102,7 +102,7 @@ class DPMAdaptive:
 
     def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
         like = at.t
-        t, stop = -math.log(at.t.sigma), -math.log(last_positive(at.ladder).sigma)
+        t, stop = -math.log(at.t.sigma), -math.log(last_positive(at.sigma_schedule).sigma)
         h, before = self.first_step, x
         while t < stop - 1e-5:
             s = min(stop, t + h)

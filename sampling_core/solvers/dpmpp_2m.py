@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, transfer
+from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, ddim_step
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -25,9 +25,9 @@ class DPMpp2M(Multistep):
         denoised = (yield Query(x, at.t)).denoised
         now = state.with_(denoised, at.t, 1)
         if len(state) == 0 or at.s.sigma == 0:
-            return transfer(x, denoised, at.t, at.s), now
+            return ddim_step(x, denoised, at.t, at.s), now
         ahead = denoised + _slope_weight(state, at) * (denoised - state.values[-1])
-        return transfer(x, ahead, at.t, at.s), now
+        return ddim_step(x, ahead, at.t, at.s), now
 
 
 class DPMpp2MCfgPP(Multistep):

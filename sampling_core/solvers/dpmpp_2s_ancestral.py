@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.ancestral import climb, descend, sigma_below
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split, renoise, sigma_below
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     NoState,
@@ -11,8 +11,8 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Query,
     Step,
     between,
-    same_kind,
-    transfer,
+    ddim_step,
+    level_like,
 )
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -24,7 +24,7 @@ _BELOW_ONE = 0.9999
 def _middle(t: Level, s: Level) -> Level:
     """The level halfway in log-SNR."""
     if t.alpha == 0:
-        return same_kind(t, _BELOW_ONE)
+        return level_like(t, _BELOW_ONE)
     return between(t, s, 1 / 2)
 
 
@@ -36,14 +36,14 @@ class DPMpp2SAncestral(OneStep):
         t = at.t
         denoised = (yield Query(x, t)).denoised
         if at.s.sigma == 0:
-            return transfer(x, denoised, t, at.s), state
-        descent = descend(t, at.s)
+            return ddim_step(x, denoised, t, at.s), state
+        descent = ancestral_split(t, at.s)
         if descent.down.sigma == 0:
             # From high noise to very little, all digits cancel, and there is no midpoint.
-            return climb(denoised, descent, at), state
-        middle = _middle(t, same_kind(t, sigma_below(t, at.s)))
-        there = (yield Query(transfer(x, denoised, t, middle), middle)).denoised
-        return climb(transfer(x, there, t, descent.down), descent, at), state
+            return renoise(denoised, descent, at), state
+        middle = _middle(t, level_like(t, sigma_below(t, at.s)))
+        there = (yield Query(ddim_step(x, denoised, t, middle), middle)).denoised
+        return renoise(ddim_step(x, there, t, descent.down), descent, at), state
 
 
 class DPMpp2SAncestralCfgPP(OneStep):
@@ -58,12 +58,12 @@ class DPMpp2SAncestralCfgPP(OneStep):
         denoised = answer.denoised
         if s.sigma == 0:
             return denoised, state
-        descent = descend(t, s)
+        descent = ancestral_split(t, s)
         if descent.down.sigma == 0:
-            return climb(denoised, descent, at), state
+            return renoise(denoised, descent, at), state
         middle = between(t, Level(1.0, sigma_below(t, s)), 1 / 2)
         shifted = x + (denoised - unconditional(answer))
-        there = yield Query(transfer(shifted, denoised, t, middle), same_kind(at.t, middle.sigma), unconditional=True)
+        there = yield Query(ddim_step(shifted, denoised, t, middle), level_like(at.t, middle.sigma), unconditional=True)
         # The whole step is shifted by what the second evaluation says without the prompt.
         shifted = x + (denoised - unconditional(there))
-        return climb(transfer(shifted, there.denoised, t, descent.down), descent, at), state
+        return renoise(ddim_step(shifted, there.denoised, t, descent.down), descent, at), state

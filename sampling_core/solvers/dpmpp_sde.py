@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy import float32
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.ancestral import descend
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     NoState,
@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 def _to(x: Latent, denoised: Latent, t: Level, s: Level, at: Interval) -> Latent:
     """An ancestral step of noise ratio sigma / alpha from `t` to `s`, with the Brownian path's noise."""
     ratio_t, ratio_s = _noise_ratio(t), _noise_ratio(s)
-    descent = descend(Level(1.0, ratio_t), Level(1.0, ratio_s))
+    descent = ancestral_split(Level(1.0, ratio_t), Level(1.0, ratio_s))
     kept = descent.down.sigma / ratio_t
     moved = (s.alpha / t.alpha) * kept * x + s.alpha * (1 - kept) * denoised
     return moved + s.alpha * descent.renoise * at.noise.between(t.sigma, s.sigma)
@@ -32,7 +32,7 @@ def _to(x: Latent, denoised: Latent, t: Level, s: Level, at: Interval) -> Latent
 def _noise_ratio(level: Level) -> float:
     """sigma / alpha, in float32 as k-diffusion has it: an ancestral step from high noise cancels all but a few digits.
 
-    A level of the ladder is known by its sigma, one in between by its log-SNR.
+    A level of the schedule is known by its sigma, one in between by its log-SNR.
     """
     if level.alpha == 1 - level.sigma:
         return float(exp(logit(level.sigma)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, transfer
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, ddim_step
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -11,4 +11,4 @@ class Euler(OneStep):
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         denoised = (yield Query(x, at.t)).denoised
-        return transfer(x, denoised, at.t, at.s), state
+        return ddim_step(x, denoised, at.t, at.s), state

@@ -8,8 +8,8 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     OneStep,
     Query,
     Step,
+    ddim_step,
     slope,
-    transfer,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -20,7 +20,7 @@ class Heun(OneStep):
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         t, s = at.t, at.s
         denoised = (yield Query(x, t)).denoised
-        guess = transfer(x, denoised, t, s)
+        guess = ddim_step(x, denoised, t, s)
         if s.sigma == 0:
             # The slope is not defined at sigma 0, and the Euler step already landed on the prediction.
             return guess, state

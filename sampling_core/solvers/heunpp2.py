@@ -11,8 +11,8 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     OneStep,
     Query,
     Step,
+    ddim_step,
     slope,
-    transfer,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -22,14 +22,14 @@ class HeunPP2(OneStep):
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         t, s = at.t, at.s
-        first, last = at.ladder[0].sigma, at.ladder[-1].sigma
+        first, last = at.sigma_schedule[0].sigma, at.sigma_schedule[-1].sigma
         denoised = (yield Query(x, t)).denoised
         here = slope(x, denoised, t)
         if s.sigma == last:
-            return transfer(x, denoised, t, s), state
+            return ddim_step(x, denoised, t, s), state
         ahead = x + (s.sigma - t.sigma) * here
         next_slope = slope(ahead, (yield Query(ahead, s)).denoised, s)
-        after = at.ladder[at.step_index + 2]
+        after = at.sigma_schedule[at.step_index + 2]
         if after.sigma == last:
             share = s.sigma / (2 * first)
             mean = (1 - share) * here + share * next_slope

@@ -20,7 +20,7 @@ _EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 2
 
 
 class IPNDM(Multistep):
-    """Weights for equal steps, whatever the steps are: order 4 on ladders even in sigma only."""
+    """Weights for equal steps, whatever the steps are: order 4 on schedules even in sigma only."""
 
     order = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.ancestral import descend
+from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split
 from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -26,7 +26,7 @@ class RESMultistep(Multistep):
         """Sigma to solve down to, and the amount of noise to add."""
         if not self._ancestral or s == 0:
             return s, 0.0
-        descent = descend(Level(1.0, t), Level(1.0, s))
+        descent = ancestral_split(Level(1.0, t), Level(1.0, s))
         return descent.down.sigma, descent.renoise
 
     def step(self, x: Latent, state: History, at: Interval) -> Step[History]:

@@ -48,7 +48,7 @@ def _tau(s: Level, levels: ModelLevels) -> float:
 
 def _without_noise(at: Interval) -> int:
     """Steps before this one that drew none."""
-    return sum(_tau(level, at.levels) == 0 for level in at.ladder[1 : at.step_index + 1])
+    return sum(_tau(level, at.levels) == 0 for level in at.sigma_schedule[1 : at.step_index + 1])
 
 
 def _adams_weights(lambdas: Sequence[float], start: float, stop: float, tau: float) -> list[float]:
@@ -84,8 +84,8 @@ class SASolver:
         past = History(state.values, state.levels)
         denoised = (yield Query(x, t)).denoised
         seen = past.with_(denoised, t, CORRECTOR)
-        # A ladder that ends at sigma 0 is walked with lower orders towards its end.
-        ends = at.ladder[-1].sigma == 0
+        # A schedule that ends at sigma 0 is walked with lower orders towards its end.
+        ends = at.sigma_schedule[-1].sigma == 0
         corrector = 0 if len(past) == 0 or (s.sigma == 0 and not self._pece) else len(seen)
         corrector = min(corrector, at.remaining + 1) if ends else corrector
         if corrector > 0:

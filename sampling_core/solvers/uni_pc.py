@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     Query,
     Step,
-    same_kind,
+    level_like,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -60,7 +60,7 @@ class UniPC:
 
     def step(self, x: Latent, state: UniPCState, at: Interval) -> Step[UniPCState]:
         t = at.t
-        s = at.s if at.s.sigma > 0 else same_kind(t, LAST_SIGMA)
+        s = at.s if at.s.sigma > 0 else level_like(t, LAST_SIGMA)
         past = History(state.values, state.levels)
         denoised = (yield Query(x, t)).denoised
         seen = past.with_(denoised, t, ORDER)
@@ -75,7 +75,7 @@ class UniPC:
         return moved, UniPCState(*seen, x, moved)
 
     def _order_at(self, index: int, at: Interval) -> int:
-        """The order of the update that ends at `ladder[index]`: it grows from 1 and falls towards the end."""
+        """The order of the update that ends at `schedule[index]`: it grows from 1 and falls towards the end."""
         steps = at.step_index + at.remaining + 1
         most = min(ORDER, steps - 1 if self._short else max(steps - 1, 1))
         return index if index < most else min(most, steps + 1 - index)

@@ -39,5 +39,5 @@ Rows = Float[Tensor, "r c h w"]
 Pixels = UInt8[Tensor, "b H W 3"]
 """Finished pictures, 8-bit RGB."""
 
-Photo = UInt8[Tensor, "photo_H photo_W 3"]
+RgbImage = UInt8[Tensor, "photo_H photo_W 3"]
 """One picture that came in, 8-bit RGB: a mask image or a colour map."""

@@ -40,11 +40,11 @@ def _allowed(letter: str) -> bool:
 
 
 def beside(folder: str, typed: str) -> str:
-    """The path of what is called `typed` by a file in `folder`; `told_name` gives back what was typed."""
+    """The path of what is called `typed` by a file in `folder`; `portable_name` gives back what was typed."""
     return f"{folder}{_TYPED}{typed}"
 
 
-def told_name(path: str) -> str:
+def portable_name(path: str) -> str:
     """What a picture calls a file: what was typed if that is known and no absolute path, else the file's own name."""
     _, found, typed = path.partition(_TYPED)
     if found and not typed.startswith("/"):
@@ -72,16 +72,16 @@ def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
     return RenderJob.model_validate(data)
 
 
-def told_job(job: RenderJob) -> RenderJob:
+def portable_job(job: RenderJob) -> RenderJob:
     """The job as pictures and records carry it: without absolute paths, which would tell of somebody's machine."""
-    return renamed(job, told_name)
+    return renamed(job, portable_name)
 
 
-def told_files(job: RenderJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def portable_files(job: RenderJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Which content the names in a job stand for: by field, the name and the SHA-256 of the file or the weights.
 
     `digests` are by the path that the job has.
     """
     files = job.image_files() | {"model": job.model}
     files |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
-    return {field: {"name": told_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}
+    return {field: {"name": portable_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing
 from prefect_regional_diffusion.sampling_core.names import Fit
-from prefect_regional_diffusion.sampling_core.tensors.types import Photo
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
 from prefect_regional_diffusion.tasks.inputs.image_decoding import TooLargeError, reason, unpacked
@@ -30,14 +30,14 @@ from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 class ImageFiles:
     """The decoded images of a job, and the SHA-256 of each file; both by path."""
 
-    photos: Mapping[str, Photo]
+    photos: Mapping[str, RgbImage]
     digests: Mapping[str, str]
 
 
 def read_image_files(job: RenderJob) -> ImageFiles:
     """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
     left = settings().max_image_pixels
-    photos: dict[str, Photo] = {}
+    photos: dict[str, RgbImage] = {}
     digests: dict[str, str] = {}
     for field, name in job.image_files().items():
         if name not in photos:
@@ -48,7 +48,7 @@ def read_image_files(job: RenderJob) -> ImageFiles:
     return ImageFiles(photos, digests)
 
 
-def resized(photo: Photo, size: Size, fit: Fit = "crop") -> Photo:
+def resized(photo: RgbImage, size: Size, fit: Fit = "crop") -> RgbImage:
     """The photo at a size (height, width; pixels); one that has it stays as it is, to the last bit.
 
     With `contain` the photo's outermost pixels are repeated beyond it.
@@ -98,7 +98,7 @@ def _object(place: str, most: int) -> bytes:
         return bytes(file.read(most))
 
 
-def _decode(field: str, name: str, data: bytes, left: int) -> Photo:
+def _decode(field: str, name: str, data: bytes, left: int) -> RgbImage:
     """The image, upright. `left` is how many pixels the job's images may still have."""
     try:
         return torch.from_numpy(unpacked(data, left))

@@ -45,4 +45,4 @@ def _story(prepared: Prepared) -> Story:
     # The latent of a start image is not known yet: jobs that start from others share nothing.
     start = None if prepared.job.start_image is None else prepared.mask_hash
     context = [prepared.model_keys[prepared.job.model].digest, start]
-    return Story(prepared.run.noiseless(), named(prepared.run.chapters(), context, prepared.model_keys))
+    return Story(prepared.run.noiseless(), named(prepared.run.segments(), context, prepared.model_keys))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Named, named, state_name
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, named, state_name
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.errors import StoreError
@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
-from prefect_regional_diffusion.tasks.inputs.file_names import told_files
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
@@ -32,14 +32,14 @@ Tensors = dict[str, Tensor]
 """What an object of the store holds, by name."""
 
 
-class Run:
+class RenderContext:
     """One job on its models with one store."""
 
     def __init__(self, prepared: Prepared, store_url: str) -> None:
         self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
         self.model_keys: dict[str, ModelKey] = prepared.model_keys
         """By model."""
-        self.files: dict[str, dict[str, Any]] = told_files(prepared.job, prepared.digests)
+        self.files: dict[str, dict[str, Any]] = portable_files(prepared.job, prepared.digests)
         """Name and SHA-256 of each file that the job names, by field."""
         self.numerics = numerics()
         """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
@@ -60,18 +60,18 @@ class Run:
         return keys.run(content_hash([FORMAT, self.job_hash, self.numerics]))
 
     @cached_property
-    def chapters(self) -> tuple[Named, ...]:
+    def segments(self) -> tuple[SegmentKey, ...]:
         """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
         context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
-        return named(self.composition.chapters(), context, self.model_keys)
+        return named(self.composition.segments(), context, self.model_keys)
 
-    def folder_of(self, chapter: Named) -> Folder:
-        """Where a chapter's states are."""
-        return keys.states(chapter.name)
+    def folder_of(self, segment: SegmentKey) -> Folder:
+        """Where a segment's states are."""
+        return keys.states(segment.name)
 
     def state_key(self, step: int) -> TensorKey:
         """Key of the state after a step, counted from 1."""
-        return keys.state(state_name(self.chapters, step))
+        return keys.state(state_name(self.segments, step))
 
     @cached_property
     def store(self) -> Store:

@@ -14,9 +14,9 @@ from prefect_regional_diffusion.tasks.machine.devices import Devices
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage import keys
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.png_files import png_size
 from prefect_regional_diffusion.tasks.storage.records import Digest, Record, read_record
 from prefect_regional_diffusion.tasks.storage.store import Store, most_record_bytes
@@ -31,7 +31,7 @@ class NamedFile(Record):
     sha256: Digest
 
 
-class Drawn(Record):
+class RenderRecord(Record):
     """A finished job.
 
     `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
@@ -61,7 +61,7 @@ def most_bytes(job: RenderJob) -> int:
     return 4 * (job.width + 1) * job.height + most_record_bytes()
 
 
-def is_drawn(run: Run) -> bool:
+def is_rendered(run: RenderContext) -> bool:
     """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
     if run.job.start_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
@@ -69,7 +69,7 @@ def is_drawn(run: Run) -> bool:
     return drawn is not None and drawn.latents == run.state_key(run.composition.steps)
 
 
-def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[Drawn, list[bytes]] | None:
+def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[RenderRecord, list[bytes]] | None:
     """A job's record and its PNG files; None if it is not drawn, or something of it is damaged.
 
     Whoever knows the job gives it: pictures of another size are then damaged as well.
@@ -85,13 +85,13 @@ def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tu
     return drawn, pictures
 
 
-def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> Drawn | None:
+def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> RenderRecord | None:
     """The same without the files: one of them at a time is in memory."""
     drawn = _record_for(store, job_hash, job)
     return drawn if drawn is not None and all(data is not None for data in _files(store, drawn)) else None
 
 
-def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> Drawn | None:
+def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> RenderRecord | None:
     drawn = record_of(store, job_hash)
     if drawn is None or job is None:
         return drawn
@@ -103,7 +103,7 @@ def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> Drawn | N
     return drawn
 
 
-def _files(store: Store, drawn: Drawn) -> Iterator[bytes | None]:
+def _files(store: Store, drawn: RenderRecord) -> Iterator[bytes | None]:
     """The PNG files that a record names; None for one that is damaged."""
     for key in map(keys.PictureKey, drawn.pictures):
         data = store.read(key, most_bytes(drawn.job))
@@ -114,10 +114,10 @@ def _files(store: Store, drawn: Drawn) -> Iterator[bytes | None]:
         yield data
 
 
-def record_of(store: Store, job_hash: str) -> Drawn | None:
+def record_of(store: Store, job_hash: str) -> RenderRecord | None:
     """What the store says of a finished job; None if nothing, or if other arithmetic than today's has drawn it."""
     key = keys.drawn(job_hash)
-    drawn = read_record(store, key, Drawn)
+    drawn = read_record(store, key, RenderRecord)
     if drawn is None or drawn.format != FORMAT:
         return None
     chosen = settings()
@@ -132,10 +132,10 @@ def record_of(store: Store, job_hash: str) -> Drawn | None:
     return drawn
 
 
-async def all_drawn(store_url: str, job_hashes: Iterable[str]) -> bool:
+async def all_rendered(store_url: str, job_hashes: Iterable[str]) -> bool:
     """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
     store = Store(store_url)
-    return all(await at_once(lambda job_hash: _whole(store, job_hash) is not None, job_hashes))
+    return all(await map_concurrently(lambda job_hash: _whole(store, job_hash) is not None, job_hashes))
 
 
 def digest(data: bytes) -> str:

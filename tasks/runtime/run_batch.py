@@ -61,7 +61,7 @@ class RunBatch:
     def ends(self) -> list[int]:
         """Steps, in order, after which a state is kept: where other jobs can go on, and the last one."""
         done, last = self.done, self._slowest.run.composition.steps
-        parting = {chapter.first - member.done for member in self.members for chapter in member.run.chapters}
+        parting = {segment.first - member.done for member in self.members for segment in member.run.segments}
         ends = {self.base_only_steps, *(done + steps for steps in parting)}
         return [*sorted(end for end in ends if done < end < last), last]
 

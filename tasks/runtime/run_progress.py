@@ -16,9 +16,9 @@ from prefect_regional_diffusion.tasks.machine.devices import (
     to_tensor,
     with_step,
 )
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey, step_of
-from prefect_regional_diffusion.tasks.storage.parallel_io import at_once
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 _DEVICES = "devices"
 """Name of what a stored state has beside the run's own tensors."""
@@ -27,7 +27,7 @@ _DEVICES = "devices"
 class RunProgress(NamedTuple):
     """A run in a state, which may be newer than what the store has of it. `devices` drew the steps up to there."""
 
-    run: Run
+    run: RenderContext
     state: Any
     devices: Devices = ()
     before: Any = None
@@ -68,21 +68,21 @@ class RunProgress(NamedTuple):
         return self.run.composition.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
 
 
-async def newest(run: Run) -> RunProgress:
+async def newest(run: RenderContext) -> RunProgress:
     """A run with the newest state that the store has whole, written by this run or another one."""
-    listed = await at_once(lambda chapter: run.store.names(run.folder_of(chapter)), run.chapters)
+    listed = await map_concurrently(lambda segment: run.store.names(run.folder_of(segment)), run.segments)
     end = run.composition.steps
-    for chapter, names in reversed(list(zip(run.chapters, listed, strict=True))):
-        steps = {step for step in map(step_of, names) if step is not None and chapter.first < step <= end}
+    for segment, names in reversed(list(zip(run.segments, listed, strict=True))):
+        steps = {step for step in map(step_of, names) if step is not None and segment.first < step <= end}
         for step in sorted(steps, reverse=True):
             restored = await asyncio.to_thread(_restored, run, step)
             if restored is not None:
                 return restored
-        end = chapter.first
+        end = segment.first
     return RunProgress(run, run.composition.begin())
 
 
-def _restored(run: Run, step: int) -> RunProgress | None:
+def _restored(run: RenderContext, step: int) -> RunProgress | None:
     """The run in the state after a step; None if the store has none, or something else in its place."""
     key, composition = run.state_key(step), run.composition
     tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})

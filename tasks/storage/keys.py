@@ -45,7 +45,7 @@ class Key(str):
 
 
 class TensorKey(Key):
-    """Of tensors: the state after a step of a chapter, masks, an encoded prompt, a start image."""
+    """Of tensors: the state after a step of a segment, masks, an encoded prompt, a start image."""
 
     __slots__ = ()
     form = re.compile(rf"latents/{HASH}/{_STEP}|(masks|prompts|starts)/{HASH}")
@@ -85,7 +85,7 @@ class OutputKey(Key):
 
 
 class Folder(Key):
-    """What can be listed: everything, all states, the states of a chapter, all that is known of runs."""
+    """What can be listed: everything, all states, the states of a segment, all that is known of runs."""
 
     __slots__ = ()
     form = re.compile(rf"|latents|latents/{HASH}|runs")
@@ -94,9 +94,9 @@ class Folder(Key):
 EVERYTHING, ALL_STATES, ALL_RUNS = Folder(""), Folder("latents"), Folder("runs")
 
 
-def states(chapter: str) -> Folder:
-    """Where the states of a chapter are, by the chapter's name."""
-    return Folder(f"latents/{chapter}")
+def states(segment: str) -> Folder:
+    """Where the states of a segment are, by the segment's name."""
+    return Folder(f"latents/{segment}")
 
 
 def state(name: str) -> TensorKey:

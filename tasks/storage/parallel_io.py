@@ -21,7 +21,7 @@ _WAITING = ThreadPoolExecutor(16, thread_name_prefix="store")
 """Threads of their own, so that a store that does not answer holds up no sampling."""
 
 
-async def at_once(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+async def map_concurrently(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """The function's value for each item, in order. Raises the first error; what has not begun then never does."""
     calls = [asyncio.wrap_future(_WAITING.submit(copy_context().run, function, item)) for item in items]
     if calls:
@@ -36,10 +36,10 @@ async def at_once(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
 
 async def read_all(store: Store, wanted: Mapping[TensorKey, Specs]) -> dict[TensorKey, dict[str, Tensor]]:
     """The tensors under those of the keys that the store has, if they are those that the specs name."""
-    found = zip(wanted, await at_once(lambda item: store.read_tensors(*item), wanted.items()), strict=True)
+    found = zip(wanted, await map_concurrently(lambda item: store.read_tensors(*item), wanted.items()), strict=True)
     return {key: tensors for key, tensors in found if tensors is not None}
 
 
 async def write_all(store: Store, objects: Mapping[TensorKey, dict[str, Tensor]]) -> None:
     """Write tensors by their keys; all are durable when this returns."""
-    await at_once(lambda item: store.write_tensors(*item), objects.items())
+    await map_concurrently(lambda item: store.write_tensors(*item), objects.items())

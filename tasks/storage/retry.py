@@ -36,20 +36,20 @@ _NAMES_OF_A_LOST_UPLOAD = {"NoSuchUpload"}
 """A store that was restarted, or tidied up, has forgotten the parts of an object: written anew, it is written."""
 _LONGEST_PAUSE = 15.0
 
-Deed = Literal["read", "write", "list", "remove"]
+Operation = Literal["read", "write", "list", "remove"]
 """What keys give the right to, one by one."""
 
-_done: set[tuple[str, Deed]] = set()
+_done: set[tuple[str, Operation]] = set()
 """What stores, by URL, have done in this process."""
 
 
-def patiently(url: str, work: Callable[[], T], deed: Deed, field: str = "store") -> T:
+def retry_transient(url: str, work: Callable[[], T], operation: Operation, field: str = "store") -> T:
     """What `work` returns, tried again with growing pauses while the store at `url` fails.
 
     An object store that is down, throttles (503) or times out comes back, and a full disk may be emptied. So
     only after `store_patience` seconds, or at once for a failure that will not pass, this raises StoreError.
-    `field` is what the error calls the store. What a refusal means depends on whether the store has done such a deed
-    before.
+    `field` is what the error calls the store. What a refusal means depends on whether the store has done such an
+    operation before.
     """
     began, pause = time.monotonic(), 0.25
     while True:
@@ -57,25 +57,25 @@ def patiently(url: str, work: Callable[[], T], deed: Deed, field: str = "store")
             done = work()
         except Exception as error:  # each file system has errors of its own
             waited = time.monotonic() - began
-            if fails_for_good(error, url, deed) or waited + pause > settings().store_patience:
+            if is_permanent(error, url, operation) or waited + pause > settings().store_patience:
                 raise StoreError(field, url, f"a store that answers ({reason_of(error)})") from error
             logger.warning("%s does not answer (%s); trying again in %.1f s", url, reason_of(error), pause)
         else:
-            remember(url, deed)
+            remember(url, operation)
             return done
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def remember(url: str, *deeds: Deed) -> None:
+def remember(url: str, *operations: Operation) -> None:
     """The store at `url` has done what it was asked for."""
-    _done.update((url, deed) for deed in deeds)
+    _done.update((url, operation) for operation in operations)
 
 
-def fails_for_good(error: Exception, url: str, deed: Deed) -> bool:
+def is_permanent(error: Exception, url: str, operation: Operation) -> bool:
     """Whether the store at `url` that fails with this error will do so again, however long one waits."""
     code = _code_of(error)
-    if (url, deed) in _done and (_refused_by_a_server(error) or code in _NAMES_OF_A_LOST_UPLOAD):
+    if (url, operation) in _done and (_refused_by_a_server(error) or code in _NAMES_OF_A_LOST_UPLOAD):
         return False
     if isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and error.errno in _NUMBERS_FOR_GOOD):
         return True

@@ -25,7 +25,7 @@ from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 from prefect_regional_diffusion.tasks.storage.keys import Folder, Key, OutputKey, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.local_files import LocalFiles
 from prefect_regional_diffusion.tasks.storage.remote_files import RemoteFiles
-from prefect_regional_diffusion.tasks.storage.retry import Deed, fails_for_good, patiently, reason_of, remember
+from prefect_regional_diffusion.tasks.storage.retry import Operation, is_permanent, reason_of, remember, retry_transient
 from prefect_regional_diffusion.tasks.storage.unfit import UnfitError
 
 logger = plain_logger(__name__)
@@ -81,18 +81,18 @@ class Store:
             self._files.read(probe, len(_PROBE))
             remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
-            if patient and not fails_for_good(error, self.url, "write"):
+            if patient and not is_permanent(error, self.url, "write"):
                 logger.warning("%s cannot be written now (%s); it may be later", self.url, reason_of(error))
                 return
             raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
 
     def exists(self) -> bool:
         """Whether there is a folder at the URL or, in an object store, a bucket or anything below a prefix."""
-        return bool(self._patiently(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root), "list"))
+        return bool(self._retried(lambda: self._fs.exists(self._root) and not self._fs.isfile(self._root), "list"))
 
     def write(self, key: Key, data: bytes) -> None:
         """Write an object atomically; it is durable when this returns."""
-        self._patiently(lambda: self._put(key, data), "write")
+        self._retried(lambda: self._put(key, data), "write")
 
     def read(self, key: Key, most: int) -> bytes | None:
         """An object's bytes; None if it is not there, or cannot be one because it has more than `most`."""
@@ -104,7 +104,7 @@ class Store:
                 self.tell_unfit(key, error)
                 return None
 
-        return self._patiently(found, "read")
+        return self._retried(found, "read")
 
     def write_tensors(self, key: TensorKey, tensors: Mapping[str, Tensor]) -> int:
         """Write tensors atomically; returns their size in bytes once they are durable."""
@@ -141,22 +141,22 @@ class Store:
 
     def names(self, folder: Folder) -> list[str]:
         """Names of the tensors directly below a folder, without the extension, sorted."""
-        found = self._patiently(lambda: self._files.names(_name(folder)), "list")
+        found = self._retried(lambda: self._files.names(_name(folder)), "list")
         extension = TensorKey.extension
         return sorted(name.removesuffix(extension) for name in found if name.endswith(extension))
 
     def objects(self, folder: Folder) -> list[Stored]:
         """All objects below a folder, however deep."""
-        found = self._patiently(lambda: list(self._files.files(_name(folder))), "list")
+        found = self._retried(lambda: list(self._files.files(_name(folder))), "list")
         return [Stored(keys.parsed(name), size, written) for name, size, written in found]
 
     def remove(self, gone: Iterable[Key]) -> None:
         """Remove objects; what is not there any more is no error."""
         for key in gone:
-            self._patiently(partial(self._files.remove, _name(key)), "remove")
+            self._retried(partial(self._files.remove, _name(key)), "remove")
 
-    def _patiently(self, work: Callable[[], T], deed: Deed) -> T:
-        return patiently(self.url, work, deed, self._field)
+    def _retried(self, work: Callable[[], T], operation: Operation) -> T:
+        return retry_transient(self.url, work, operation, self._field)
 
     def _put(self, key: Key, data: bytes) -> None:
         self._files.write(_name(key), data)

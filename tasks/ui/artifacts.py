@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
-from prefect_regional_diffusion.tasks.runtime.render_context import Run
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage.retry import reason_of
@@ -38,7 +38,7 @@ PREVIEW_CELLS = 64
 Of several pictures, as many are shown as have no more cells together than a square of this edge."""
 
 
-async def show_or_warn(work: Awaitable[object]) -> None:
+async def best_effort(work: Awaitable[object]) -> None:
     """Wait for what only tells people something. If the server does not take it, that is said, and the run goes on."""
     try:
         await work
@@ -46,7 +46,7 @@ async def show_or_warn(work: Awaitable[object]) -> None:
         logger.warning("the server could not be told: %s", reason_of(error))
 
 
-class Bar:
+class ProgressArtifact:
     """A progress bar on the server, made when it is first shown."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Bar:
         self._words = words
 
 
-class Shown:
+class RunArtifacts:
     """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way.
 
     Of one run, or of several that are drawn together; those have no plan, because what they share is only known
@@ -74,11 +74,11 @@ class Shown:
 
     def __init__(self, batch: RunBatch) -> None:
         self._batch = batch
-        self._bar = Bar()
+        self._bar = ProgressArtifact()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
         self._told = in_flow_run()
-        self._renewal = asyncio.create_task(show_or_warn(self._begin()))
+        self._renewal = asyncio.create_task(best_effort(self._begin()))
 
     def renew(self) -> None:
         """Show where the run is, in the background, unless that was done a moment ago or is being done."""
@@ -86,16 +86,16 @@ class Shown:
             self._bar_at = time.monotonic()
             # What was no failure of the telling: a signal to end, for instance.
             self._renewal.result()
-            self._renewal = asyncio.create_task(show_or_warn(self._renew()))
+            self._renewal = asyncio.create_task(best_effort(self._renew()))
 
     async def end(self) -> None:
         """Show where the run ended."""
         await self._renewal
         if self._told:
-            await show_or_warn(self._show_progress())
+            await best_effort(self._show_progress())
             # A run that was too fast for a preview shows what it became.
             if self._preview is None and settings().preview_seconds > 0:
-                await show_or_warn(self._show_preview())
+                await best_effort(self._show_preview())
 
     async def _begin(self) -> None:
         if not self._told:
@@ -131,7 +131,7 @@ class Shown:
         self._preview_at = time.monotonic()
 
 
-def _plan(run: Run) -> str:
+def _plan(run: RenderContext) -> str:
     """Rows and forwards per step, as a table."""
     planned = cost(run.composition, settings().max_rows)
     rows = "\n".join(

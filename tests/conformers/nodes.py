@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import Setting
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Turn, stages
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep, stages
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
     Region,
     regional_sampler,
@@ -43,7 +43,7 @@ def _regions(case: Case, recordings: Recordings) -> list[Region]:
     ]
 
 
-def _settings(case: Case) -> dict[str, Setting]:
+def _settings(case: Case) -> dict[str, SamplerConfig]:
     regions = {f"region {i}": setting(case["samplers"][r["sampler"]]) for i, r in enumerate(case["regions"])}
     return {"base": setting(case["samplers"][case["base_sampler"]])} | regions
 
@@ -54,7 +54,7 @@ def _shape(latent: Tensor) -> Shape:
 
 
 def _play(
-    case: Case, recordings: Recordings, turns: list[Turn], settings: Mapping[str, Setting], latent: Tensor
+    case: Case, recordings: Recordings, turns: list[NodeStep], settings: Mapping[str, SamplerConfig], latent: Tensor
 ) -> Tensor:
     found, count = walked(recordings, stages(turns, settings, LEVELS), latent)
     check_cost(case, count)

@@ -11,13 +11,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, Call, Recovery, Setting, full_run
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import (
+    NO_RECOVERY,
+    KSamplerCall,
+    Recovery,
+    SamplerConfig,
+    full_run,
+)
 from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import Stage, Turn, stages
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Cells, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodePass, NodeStep, stages
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import MaskGridCells, Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
@@ -60,7 +66,7 @@ def using(recordings: Recordings) -> Networks:
 
 
 def walked(
-    recordings: Recordings, stages: list[Stage], latent: Tensor, cells: Cells | None = None
+    recordings: Recordings, stages: list[NodePass], latent: Tensor, cells: MaskGridCells | None = None
 ) -> tuple[Tensor, Count]:
     """What a node makes of a latent, and what it cost."""
     if latent.shape[1] != CHANNELS and not bool(latent.any()):
@@ -73,14 +79,14 @@ def walked(
     return run.pictures(walk), total
 
 
-def alone(recordings: Recordings, config: dict[str, Any], turn: Turn, latent: Tensor) -> tuple[Tensor, Count]:
+def alone(recordings: Recordings, config: dict[str, Any], turn: NodeStep, latent: Tensor) -> tuple[Tensor, Count]:
     """One call, as a node of one turn."""
     return walked(recordings, stages([turn], {turn.who: setting(config)}, LEVELS), latent)
 
 
-def setting(config: dict[str, Any]) -> Setting:
-    guidance = Guidance(config["cfg"], config["positive"], config["negative"], model=config["model"])
-    return Setting(config["sampler_name"], config["scheduler"], guidance, config.get("sigma_factor", 1.0))
+def setting(config: dict[str, Any]) -> SamplerConfig:
+    guidance = ClassifierFreeGuidance(config["cfg"], config["positive"], config["negative"], model=config["model"])
+    return SamplerConfig(config["sampler_name"], config["scheduler"], guidance, config.get("sigma_factor", 1.0))
 
 
 def latent_of(case: Case, recordings: Recordings) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:
@@ -102,7 +108,7 @@ def recovery(params: dict[str, Any], prefix: str) -> Recovery:
 
 def denoiser(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
-    guidance = Guidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
+    guidance = ClassifierFreeGuidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
     query = Query(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
     answers, count = evaluate([(query, guidance)], using(recordings))
     check_cost(case, count)
@@ -112,22 +118,22 @@ def denoiser(case: Case, recordings: Recordings) -> Tensor:
 def ksampler_advanced(case: Case, recordings: Recordings) -> Tensor:
     latent, mask, index = latent_of(case, recordings)
     call = ksampler_call(case["params"], mask, index)
-    turn = Turn("", call, ksampler_denoise=case["params"]["denoise"])
+    turn = NodeStep("", call, ksampler_denoise=case["params"]["denoise"])
     found, count = alone(recordings, case["sampler"], turn, latent)
     check_cost(case, count)
     return found / SCALING
 
 
-def ksampler_call(params: dict[str, Any], mask: Tensor | None, index: tuple[int, ...] | None) -> Call:
+def ksampler_call(params: dict[str, Any], mask: Tensor | None, index: tuple[int, ...] | None) -> KSamplerCall:
     adds, leftover = (params[name] == "enable" for name in ("add_noise", "return_with_leftover_noise"))
     start, end = params["start_at_step"], params["end_at_step"]
-    return Call(params["steps"], start, end, params["noise_seed"], adds, leftover, mask, batch_index=index)
+    return KSamplerCall(params["steps"], start, end, params["noise_seed"], adds, leftover, mask, batch_index=index)
 
 
 def advanced(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     latent, mask, index = latent_of(case, recordings)
-    call = Call(
+    call = KSamplerCall(
         params["steps"],
         params["start_at_step"],
         params["end_at_step"],
@@ -139,7 +145,7 @@ def advanced(case: Case, recordings: Recordings) -> Tensor:
         NO_RECOVERY if params["recovery_mode"] == "DISABLE" else recovery(params, "recovery"),
         index,
     )
-    found, count = alone(recordings, case["sampler"], Turn("", call), latent)
+    found, count = alone(recordings, case["sampler"], NodeStep("", call), latent)
     check_cost(case, count)
     return found / SCALING
 
@@ -148,7 +154,7 @@ def ksampler_wrapper(case: Case, recordings: Recordings) -> Tensor:
     config = case["sampler"]
     latent, mask, _ = latent_of(case, recordings)
     call = full_run(config["seed"], config["steps"], config["denoise"], mask)
-    found, count = alone(recordings, config, Turn("", call), latent)
+    found, count = alone(recordings, config, NodeStep("", call), latent)
     check_cost(case, count)
     return found / SCALING
 
