@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.ndimage import maximum_filter1d
 
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
@@ -16,6 +15,9 @@ def dilated(masks: AnyMask, edge: int) -> AnyMask:
     An even square has one pixel more above and to the left of its middle than below and to the right. Maxima are
     exact: every processor has the same bits.
     """
+    # Here, because importing it takes as long as planning a job, and few masks grow.
+    from scipy.ndimage import maximum_filter1d
+
     values = masks.numpy()
     for axis in (-1, -2):
         # A square beyond twice the canvas reaches no further.

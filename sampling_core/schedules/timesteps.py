@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from scipy.special import betaincinv
-
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.float32 import evenly_spaced
 
@@ -54,6 +52,9 @@ def beta(levels: ModelLevels, steps: int, a: float = 0.6, b: float = 0.6) -> lis
 
     Timesteps that coincide after rounding are taken once, so long schedules have fewer steps than asked.
     """
+    # Here, because importing it takes a third of a second, and few jobs use this schedule.
+    from scipy.special import betaincinv
+
     last = len(levels.sigmas) - 1
     quantiles = [1 - i / steps for i in range(steps)]
     # The quantile of one half is the middle, 499.5 of 999, up to the last bits of the function: a tie, which goes up.
