@@ -30,7 +30,7 @@ _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers",
 class Record(BaseModel):
     """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing.
 
-    `job` names its files as `told_job` does, and `files` says what was in them.
+    `job` names its files as `portable_job` does, and `files` says what was in them.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -45,8 +45,8 @@ def test_every_entrypoint_is_a_flow_of_that_name(deployment: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
 def test_every_deployment_and_flow_says_what_it_is_for(deployment: dict[str, Any]) -> None:
-    file, _, name = deployment["entrypoint"].partition(":")
-    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    flow = getattr(import_module(module), name)
     assert len(deployment["description"].split()) >= 8
     assert len((flow.description or "").split()) >= 8
 

@@ -85,7 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     parent = SimpleNamespace(get_id=lambda: "parent", get_name=lambda: "grid", get_run_count=lambda: server.starts)
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "arun_deployment", server.started)
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "get_client", lambda: server)
-    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "Bar", lambda: server)
+    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "ProgressArtifact", lambda: server)
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "flow_run", parent)
     return server
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import prefect_regional_diffusion.tasks.merge
-import prefect_regional_diffusion.tasks.save_images
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks import save_images
 from prefect_regional_diffusion.tasks.decode import encoded
 from prefect_regional_diffusion.tasks.inputs.file_names import (
     file_stem,
@@ -33,6 +33,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import (
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.merge import MergeResult, merge
 from prefect_regional_diffusion.tasks.publish import Record
+from prefect_regional_diffusion.tasks.runtime import rendered_images
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered, is_rendered
@@ -216,7 +217,7 @@ def unshown(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(work: Any) -> None:
         work.close()
 
-    monkeypatch.setattr(prefect_regional_diffusion.tasks.merge, "show_or_warn", nothing)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.merge, "best_effort", nothing)
 
 
 def merged(jobs: dict[str, RenderContext], store: Path, folder: Path) -> MergeResult:
@@ -245,11 +246,13 @@ def test_a_sheet_names_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.M
 def test_pictures_that_other_arithmetic_has_drawn_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
     run = started(parse_job(job), tmp_path)
-    today = prefect_regional_diffusion.tasks.save_images.FORMAT
-    monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today - 1)
+    today = rendered_images.FORMAT
+    for module in (save_images, rendered_images):
+        monkeypatch.setattr(module, "FORMAT", today - 1)
     kept(run)
     assert is_rendered(run)
-    monkeypatch.setattr(prefect_regional_diffusion.tasks.save_images, "FORMAT", today)
+    for module in (save_images, rendered_images):
+        monkeypatch.setattr(module, "FORMAT", today)
     assert not is_rendered(run)
     assert not asyncio.run(all_rendered(str(tmp_path), [run.job_hash]))
     assert merged({"it": run}, tmp_path, tmp_path / "grid").missing == ["it"]
