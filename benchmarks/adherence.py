@@ -24,6 +24,7 @@ from benchmarks.whole_model import WholeModel, load_whole, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from training.scenes import Scene, all_scenes, held_out
@@ -128,7 +129,7 @@ def measure(model: WholeModel, worst: Path | None = None) -> dict[str, float]:
     for i, (scenes, job) in enumerate(region_jobs(rng)):
         picture = draw(job, model)
         cell = model.checkpoint.facts.vae_scale_factor
-        masks = region_masks(job, {}, cell)
+        masks = region_masks(resolve(job), {}, cell)
         for scene, mask in zip(scenes, masks, strict=True):
             where = np.kron(mask.numpy() > 0.99, np.ones((cell,) * 2)) > 0
             ys, xs = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))

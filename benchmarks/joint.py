@@ -25,6 +25,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Netw
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
@@ -61,7 +62,9 @@ def job(composition: str, count: int) -> RenderJob:
 
 def composed(composition: str, count: int) -> SamplingRun[Any]:
     asked = job(composition, count)
-    return compose(asked, {asked.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(asked, {}, 8))
+    return compose(
+        resolve(asked), {asked.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(resolve(asked), {}, 8)
+    )
 
 
 def measured(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count]:

@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
@@ -47,9 +48,9 @@ class _KnowsTheAnswer:
 def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
     """The figures of one run of 8 steps, 2 of them of the base alone."""
     asked = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
-    job = parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]})
-    run = compose(job, {job.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
-    using = Networks({job.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
+    job = resolve(parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]}))
+    run = compose(job, {job.base.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
+    using = Networks({job.base.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
     ratios: list[torch.Tensor] = []
     left = torch.zeros(16, 16)
     # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.

@@ -39,6 +39,7 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -119,7 +120,7 @@ def composed_as(composition: str, data: dict[str, Any]) -> RenderJob:
 def hard_masks(data: dict[str, Any]) -> list[PixelMask]:
     """The regions in pixels, their feather left out."""
     bare = [region | {"feather": 0} for region in data["regions"]]
-    return list(region_masks(composed_as("sequential", data | {"regions": bare}), {}, 8))
+    return list(region_masks(resolve(composed_as("sequential", data | {"regions": bare})), {}, 8))
 
 
 def measure(model: WholeModel, data: dict[str, Any], composition: str) -> Measured:

@@ -8,6 +8,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.family import (
     Autoencoder,
     Canvas,
@@ -49,4 +50,5 @@ def run_on(checkpoint: Checkpoint, job: RenderJob) -> SamplingRun[Any]:
     facts, canvas = checkpoint.facts, Canvas(job.width, job.height)
     cell = facts.vae_scale_factor
     empty = torch.zeros(1, facts.latent_channels, canvas.height // cell, canvas.width // cell)
-    return compose(job, {job.model: checkpoint.noise_schedule(canvas)}, empty, region_masks(job, {}, cell))
+    resolved = resolve(job)
+    return compose(resolved, {job.model: checkpoint.noise_schedule(canvas)}, empty, region_masks(resolved, {}, cell))

@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
 from prefect_regional_diffusion.tasks.machine.settings import Keep
+from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
 
 
 @flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)
@@ -55,6 +56,6 @@ async def batch(
             raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
         taken.add(one.name)
     columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
-    return await draw(
-        named, name, columns, Places(store, out, keep), ShardingOptions(machines, jobs_per_shard, give_up_after)
-    )
+    spread = ShardingOptions(machines, jobs_per_shard, give_up_after)
+    with prepared_once():
+        return await draw(named, name, columns, Places(store, out, keep), spread)

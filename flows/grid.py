@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
 from prefect_regional_diffusion.tasks.check_jobs import checked
 from prefect_regional_diffusion.tasks.inputs.limits import check_cells
 from prefect_regional_diffusion.tasks.machine.settings import Keep
+from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 
 Machines = Annotated[int | None, Field(ge=1, le=64)]
@@ -50,9 +51,10 @@ async def grid(
         The files of the sheet and the pictures.
     """
     check_cells("job", job.rows, job.columns)
-    check(job)
     spread = ShardingOptions(machines, cells_per_shard, give_up_after)
-    return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
+    with prepared_once():
+        check(job)
+        return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
 
 
 def check(grid_job: GridJob) -> Prepared:

@@ -77,7 +77,7 @@ async def shard(
 
 
 def _models(item: tuple[str, RenderContext]) -> tuple[str, ...]:
-    return item[1].job.models
+    return item[1].models
 
 
 async def _left_open(drawn: Sequence[RenderContext]) -> dict[RenderContext, RunRecord]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError, RegionalError, StoreError
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
-    from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+    from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+    from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 
 __all__ = [
     "BadInput",
@@ -49,7 +50,8 @@ _MODULES = {
     "sampling_core.errors": ("BadInput", "ModelError", "RegionalError", "StoreError"),
     "sampling_core.job.grid_job": ("GridJob",),
     "sampling_core.job.mask_shapes": ("ColorMap", "Ellipse", "Image", "Polygon", "Rectangle"),
-    "sampling_core.job.render_job": ("Region", "RenderJob"),
+    "sampling_core.job.render_job": ("RenderJob",),
+    "sampling_core.job.shared_fields": ("Region",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,12 +1,12 @@
-"""The names that people choose from: samplers, schedulers, modes. Anything may import this; it imports nothing of ours.
+"""What a job is written in: names of samplers, schedulers, modes. Anything may import this; it imports nothing of ours.
 
-They are here and not beside what they name, so that a job can be read and checked without torch. Tests compare
-them with what there is (`tests/test_solvers.py`, `tests/test_schedules.py`).
+They are here and not beside what they name, so that a job can be read, checked and resolved without torch. Tests
+compare them with what there is (`tests/test_solvers.py`, `tests/test_schedules.py`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 SamplerName = Literal[
     "euler",
@@ -54,6 +54,8 @@ SamplerName = Literal[
 ]
 CHOOSE_THEIR_STEPS: frozenset[SamplerName] = frozenset({"dpm_fast", "dpm_adaptive"})
 """Samplers that do not step where they are told."""
+CFG_PP: frozenset[SamplerName] = frozenset(name for name in get_args(SamplerName) if name.endswith("_cfg_pp"))
+"""Samplers that want the unconditional prediction in every step, also where guidance is off."""
 
 SchedulerName = Literal[
     "normal",
@@ -89,3 +91,11 @@ NodeName = Literal[
 RecoveryMode = Literal["DISABLE", "ratio additional", "ratio between"]
 RecoverySampler = Literal["AUTO", "euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpmpp_2m", "ddpm"]
 SecondSeedMode = Literal["ignore", "fixed", "seed+seed_2nd", "seed-seed_2nd", "increment", "decrement", "randomize"]
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def is_whole(denoise: float) -> bool:
+    """Whether a run takes its whole schedule, as ComfyUI rounds: the same picture for all these values."""
+    return denoise > 0.9999

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+from prefect_regional_diffusion.tasks.runtime.preparations import preparations
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write_all
@@ -16,7 +17,7 @@ from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write
 @task("build masks")
 async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[RenderContext]) -> None:
     """Check the job, hand on its run, and store its masks. Raises BadInput, ModelError or StoreError."""
-    prepared = await asyncio.to_thread(prepare, job)
+    prepared = await asyncio.to_thread(preparations().take, job)
     (run,), unstored = await with_masks([prepared], store_url)
     made.set_result(run)
     await write_all(run.store, unstored)

@@ -13,26 +13,30 @@ from prefect_regional_diffusion.tasks.build_masks import with_masks
 from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+from prefect_regional_diffusion.tasks.runtime.preparations import preparations, prepared_once
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage.parallel_io import write_all
 
 
-def checked(named: NamedJob) -> Prepared:
-    """Raises BadInput for a job that cannot be drawn, with its name before the field."""
+def checked(named: NamedJob, *, keep: bool = True) -> Prepared:
+    """Raises BadInput for a job that cannot be drawn, with its name before the field.
+
+    What is prepared is kept for whoever draws it in this process, if `keep`.
+    """
     try:
-        return prepare(named.job)
+        return preparations().look_up(named.job, keep=keep)
     except RegionalError as error:
         raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
 
 
 def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
     """The jobs of files, checked. Raises BadJob with a mistake for each file that cannot be drawn."""
-    prepared: dict[Path, Prepared] = {}
+    known, prepared = preparations(), dict[Path, Prepared]()
     mistakes: list[BadInput] = []
     for file, named in found.items():
         try:
-            prepared[file] = prepare(named.job)
+            prepared[file] = known.look_up(named.job)
         except RegionalError as error:
             mistakes.append(BadInput(f"{file}: {error.field}", error.value, error.allowed))
     if mistakes:
@@ -41,17 +45,21 @@ def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
 
 
 @task("check jobs")
-def check_all(jobs: list[NamedJob]) -> dict[str, str]:
-    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn, or is too much."""
+def check_all(jobs: list[NamedJob], *, drawn_here: bool = True) -> dict[str, str]:
+    """The hashes of jobs by name. Raises BadInput for the first that cannot be drawn, or is too much.
+
+    Jobs that are not `drawn_here` are prepared by the processes that draw them, so nothing is kept of them.
+    """
     check_jobs(jobs)
     hashes: dict[str, str] = {}
     evaluations = 0
-    for named in jobs:
-        prepared = checked(named)
-        hashes[named.name] = prepared.job_hash
-        evaluations += prepared.cost.evaluations
-        # After each: to count all of them is work, too.
-        check_evaluations("jobs", evaluations)
+    with prepared_once():
+        for named in jobs:
+            prepared = checked(named, keep=drawn_here)
+            hashes[named.name] = prepared.job_hash
+            evaluations += prepared.cost.evaluations
+            # After each: to count all of them is work, too.
+            check_evaluations("jobs", evaluations)
     return hashes
 
 
@@ -60,7 +68,8 @@ async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     check_jobs(jobs)
     check_shard(jobs)
-    prepared = await asyncio.to_thread(lambda: [prepare(named.job) for named in jobs])
+    known = preparations()
+    prepared = await asyncio.to_thread(lambda: [known.take(named.job) for named in jobs])
     check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
     runs, unstored = await with_masks(prepared, store_url)
     made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
-from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.model_cache import denoiser, open_model
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 
 
 @task("load model {model}")
-async def load_model(model: str, keys: Mapping[str, ModelKey]) -> None:
-    """Load the denoiser of one of a job's models, once per process; `keys` are what the job was planned with."""
-    await asyncio.to_thread(lambda: denoiser(open_model(model), keys[model], keys.values()))
+async def load_model(model: str, run: RenderContext) -> None:
+    """Load the denoiser of one of a run's models, once per process."""
+    await asyncio.to_thread(run.denoiser, model)

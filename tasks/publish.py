@@ -14,6 +14,7 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 from prefect_regional_diffusion.tasks.machine.devices import Devices, sentence
@@ -85,10 +86,10 @@ def _shown(data: bytes) -> str:
 
 
 def _summary(record: Record) -> str:
-    job = record.job
+    job = resolve(record.job)
     regions = "\n".join(
-        f"| {cell(region.name or f'region {i + 1}')} | {cell(region.prompt)} | {job.settings_of(region)[0]} |"
-        for i, region in enumerate(job.regions)
+        f"| {cell(region.name)} | {cell(region.settings.prompt)} | {region.settings.sampler} |"
+        for region in job.regions
     )
     total = sum(record.seconds.values())
     pictures = ", ".join(code(image) for image in record.images)
@@ -99,7 +100,7 @@ def _summary(record: Record) -> str:
 
 | | prompt | sampler |
 | --- | --- | --- |
-| base | {cell(job.prompt)} | {job.sampler} |
+| base | {cell(job.base.prompt)} | {job.base.sampler} |
 {regions}
 
 Job `{record.job_hash[:16]}`, model `{record.model_fingerprint[:16]}`, pictures: {pictures}

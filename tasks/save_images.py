@@ -10,7 +10,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
-from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.rendered_images import NamedFile, RenderRecord, digest
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys

@@ -20,7 +20,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
 from prefect_regional_diffusion.tasks.load_model import load_model
-from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
@@ -100,7 +100,7 @@ def ready(store: Path) -> RenderContext:
     async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(store)))
-            await load_model.fn("embedded", run.model_keys)
+            await load_model.fn("embedded", run)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

@@ -15,6 +15,7 @@ from PIL import Image
 from prefect_regional_diffusion.flows.cli import main as cli
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -139,7 +140,7 @@ def test_white_is_inside_in_every_kind_of_image(mode: str, workdir: Path) -> Non
     else:
         Image.fromarray(half).convert(mode).save("mask.png")
     job = parse_job(JOB | {"regions": region({"image": "mask.png"})})
-    photo = read_image_files(job).photos["mask.png"]
+    photo = read_image_files(resolve(job)).photos["mask.png"]
     assert photo[:, :16].eq(255).all()
     assert photo[:, 16:].eq(0).all()
 
@@ -149,7 +150,7 @@ def test_odd_mask_files_are_refused(kind: str, workdir: Path) -> None:
     path = {"folder": str(workdir), "device": "/dev/zero", "float": "float.tiff"}[kind]
     Image.fromarray(np.zeros((16, 16), dtype=np.float32)).save("float.tiff")
     with pytest.raises(BadInput, match=r"regions\.0\.mask\.image: .*a readable image file"):
-        read_image_files(parse_job(JOB | {"regions": region({"image": path})}))
+        read_image_files(resolve(parse_job(JOB | {"regions": region({"image": path})})))
 
 
 def test_a_huge_mask_image_is_refused(

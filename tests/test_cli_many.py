@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, cell
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.machine.settings import Settings, settings, unknown_variables
-from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.retention import RunRecord
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_one_job_costs_together_what_it_costs_alone(example: Path) -> None:
     prepared = prepare(read_job(example))
     named = NamedJob(name="one", job=prepared.job)
-    cost = plan_together([named], {"one": prepared}).cost
+    cost = plan_batch([named], {"one": prepared}).cost
     alone = prepared.cost
     assert (cost.steps, cost.shared_steps) == (prepared.run.steps, 0)
     assert (cost.evaluations, cost.forwards) == (alone.evaluations, alone.forwards)
@@ -51,7 +51,7 @@ def test_one_job_costs_together_what_it_costs_alone(example: Path) -> None:
 def grid_cost(jobs_per_shard: int | None = None, **fields: Any) -> tuple[int, ...]:
     grid = parse_grid({"job": {"prompt": "a sea", "steps": 4, "cfg": 1}, "rows": 2, "columns": 2} | fields)
     jobs = cells(grid)
-    together = plan_together(jobs, {one.name: prepare(one.job) for one in jobs}, jobs_per_shard)
+    together = plan_batch(jobs, {one.name: prepare(one.job) for one in jobs}, jobs_per_shard)
     cost = together.cost
     return (together.distinct, together.shards, *cost)
 
@@ -84,7 +84,7 @@ def test_jobs_with_other_start_images_share_nothing(workdir: Path) -> None:
         NamedJob(name=name, job=parse_job(common | {"start_image": image}))
         for name, image in (("a", "red.png"), ("b", "blue.png"), ("c", "red.png"))
     ]
-    together = plan_together(named, {one.name: prepare(one.job) for one in named})
+    together = plan_batch(named, {one.name: prepare(one.job) for one in named})
     assert (together.distinct, together.cost.steps) == (2, 8)
 
 

@@ -205,7 +205,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
         "shard": SimpleNamespace(fn=here),
         "run_shards": on_machines,
         "merge": merge,
-        "check_all": lambda jobs: {named.name: named.name for named in jobs},
+        "check_all": lambda jobs, drawn_here: {named.name: named.name for named in jobs},
         "check_server": lambda _: None,
     }.items():
         monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.render_many, name, replacement)
@@ -270,7 +270,7 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
     def keep(named: NamedJob) -> str:
         prepared = prepare(named.job)
         run = RenderContext(prepared, "s")
-        run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
+        run.remember({run.mask_key: prepared.inputs.tensors or {"none": torch.zeros(1)}})
         picture = io.BytesIO()
         Image.new("RGB", (named.job.width, named.job.height)).save(picture, format="PNG")
         _keep(RunProgress(run, None), [picture.getvalue()])

@@ -21,6 +21,7 @@ import prefect_regional_diffusion.tasks.merge
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.tasks import save_images
 from prefect_regional_diffusion.tasks.decode import encoded
 from prefect_regional_diffusion.tasks.inputs.file_names import (
@@ -121,7 +122,7 @@ def started(job: RenderJob, store: Path) -> RenderContext:
     """A run with what decoding needs."""
     prepared = prepare(job)
     run = RenderContext(prepared, str(store))
-    inputs = prepared.inputs or {"none": torch.zeros(1)}
+    inputs = prepared.inputs.tensors or {"none": torch.zeros(1)}
     run.remember({run.mask_key: inputs, run.start_key: {"latent": torch.zeros(1)}})
     return run
 
@@ -192,8 +193,8 @@ def test_model_folders_are_told_by_their_names_and_weights() -> None:
     regions = [{"prompt": "y", "model": "/home/me/models/b", "mask": mask}, {"prompt": "z", "mask": mask}]
     job = parse_job({"prompt": "x", "model": "/home/me/models/a", "regions": regions})
     told = portable_job(job)
-    assert told.models == ("a", "b")
-    assert portable_files(job, {"/home/me/models/a": "1", "/home/me/models/b": "2"}) == {
+    assert resolve(told).models == ("a", "b")
+    assert portable_files(resolve(job), {"/home/me/models/a": "1", "/home/me/models/b": "2"}) == {
         "model": {"name": "a", "sha256": "1"},
         "regions.0.model": {"name": "b", "sha256": "2"},
     }

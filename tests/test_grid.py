@@ -18,7 +18,7 @@ from PIL import Image
 
 from prefect_regional_diffusion.sampling_core.job.grid_job import cells
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
-from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests import forked
 from tests.processes import ROOT, environment, post, regional, stop
@@ -52,7 +52,7 @@ def test_a_grid_is_its_cells_and_a_finished_one_costs_nothing(tmp_path: Path, en
     assert list(first["images"]) == ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"]
     assert first["counted"][0]["drawn"] == 6
     jobs = cells(read_grid(SEEDS))
-    planned = plan_together(jobs, {one.name: prepare(one.job) for one in jobs}).cost
+    planned = plan_batch(jobs, {one.name: prepare(one.job) for one in jobs}).cost
     assert (first["totals"]["drawn"], first["totals"]["missing"]) == (6, 0)
     assert (first["totals"]["evaluations"], first["totals"]["forwards"]) == (planned.evaluations, planned.forwards)
     with Image.open(tmp_path / first["sheet"]) as sheet:

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells, distinct
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.job.sharding import MAX_BYTES, shards
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
@@ -34,7 +35,7 @@ def forked(*own: dict[str, Any], job: dict[str, Any] | None = None, **fields: An
 
 def run_of(job: RenderJob) -> Joint:
     empty = torch.zeros(1, 4, job.height // 8, job.width // 8)
-    return joint(job, beta_levels("v_prediction"), empty, region_masks(job, {}, 8))
+    return joint(resolve(job), beta_levels("v_prediction"), empty, region_masks(resolve(job), {}, 8))
 
 
 def test_each_cell_has_a_seed_of_its_own() -> None:

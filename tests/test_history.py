@@ -12,6 +12,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -35,7 +36,7 @@ def run_of(changes: dict[str, Any]) -> Any:
     job: RenderJob = parse_job(BASE | changes)
     clean = torch.zeros(job.pictures, 4, 8, 8)
     levels = open_folder("embedded").noise_schedule(Canvas(64, 64))
-    return compose(job, {"embedded": levels}, clean, region_masks(job, {}, 8))
+    return compose(resolve(job), {"embedded": levels}, clean, region_masks(resolve(job), {}, 8))
 
 
 def state_names(run: Any) -> list[str]:

@@ -28,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Netw
 from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
@@ -43,13 +44,15 @@ from prefect_regional_diffusion.tasks.inputs.limits import check_cells, check_co
 from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, store_place
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard, check_size
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.prepare import drawn_masks, prepare
+from prefect_regional_diffusion.tasks.runtime.job_inputs import drawn_masks
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 
 
 def check_job(job: Any) -> None:
     """All limits that are checked before anything is read."""
-    check_limits(job)
-    check_size(job)
+    resolved = resolve(job)
+    check_limits(job, resolved)
+    check_size(job, resolved)
 
 
 WHOLE = {"x": 0, "y": 0, "width": 1, "height": 1}
@@ -197,7 +200,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_regions_with_one_mask_have_it_drawn_once(composition: str, drawings: list[object]) -> None:
     same = [{"mask": MIDDLE, "grow": 8, "feather": 9, "prompt": f"{i}"} for i in range(10)]
     asked = job(*same, {"mask": MIDDLE, "grow": 8, "feather": 8}, {"mask": MIDDLE}, composition=composition)
-    inputs = prepare(asked).inputs
+    inputs = prepare(asked).inputs.tensors
     assert len(drawings) == 2, "feathers of 8 and 9 are one, no grow and no feather is another"
     assert len({mask.data_ptr() for mask in inputs.values()}) == 12, "tensors that share memory cannot be written"
     assert torch.equal(inputs["0"], inputs["10"])
@@ -213,7 +216,7 @@ def test_the_cells_of_a_grid_have_each_mask_drawn_once(drawings: list[object]) -
 
 def test_what_a_mask_depends_on_tells_it_from_others(drawings: list[object]) -> None:
     ways = ({}, {"width": 192}, {"composition": "sequential"})
-    found = [prepare(job({"mask": MIDDLE}, **fields)).inputs["0"] for fields in (*ways, *ways)]
+    found = [prepare(job({"mask": MIDDLE}, **fields)).inputs.tensors["0"] for fields in (*ways, *ways)]
     assert len(drawings) == 3
     assert [tuple(mask.shape) for mask in found] == [(16, 16), (16, 24), (128, 128)] * 2
 
@@ -333,7 +336,7 @@ def test_jobs_of_a_shard_share_its_memory() -> None:
     assert "of one shard" in str(refused(check_shard, jobs))
     same = [NamedJob(name=f"{i}", job=job({}, composition="sequential", seed=i, **LARGE)) for i in range(20)]
     check_shard(same)
-    assert tensor_bytes(one.job for one in same) < tensor_bytes(one.job for one in jobs)
+    assert tensor_bytes(resolve(one.job) for one in same) < tensor_bytes(resolve(one.job) for one in jobs)
 
 
 def test_a_grid_has_a_limit_of_its_cells() -> None:
@@ -382,14 +385,16 @@ def test_a_run_is_counted_without_its_latents_as_with_them(sampler: str) -> None
             regions = regions[:1]
         asked = job(*regions, **({"steps": 4, "sampler": sampler, "batch_size": 2} | node))
         levels = {"embedded": beta_levels("epsilon")}
-        run = compose(asked, levels, torch.zeros(2, 4, 16, 16), region_masks.region_masks(asked, {}, 8))
+        run = compose(
+            resolve(asked), levels, torch.zeros(2, 4, 16, 16), region_masks.region_masks(resolve(asked), {}, 8)
+        )
         assert list(cost(run).per_step) == counted_in_full(run), node
 
 
 def test_counting_computes_nothing_on_the_canvas() -> None:
     asked = job({"mask": MIDDLE}, {"mask": WHOLE, "prompt": "c"}, steps=10, width=1024, height=1024, batch_size=4)
-    drawn = region_masks.region_masks(asked, {}, 8)
-    run = compose(asked, {"embedded": beta_levels("epsilon")}, torch.zeros(4, 4, 128, 128), drawn)
+    drawn = region_masks.region_masks(resolve(asked), {}, 8)
+    run = compose(resolve(asked), {"embedded": beta_levels("epsilon")}, torch.zeros(4, 4, 128, 128), drawn)
     assert work(lambda: cost(run)) < 128 * 128 * 4
 
 
@@ -449,7 +454,9 @@ def test_the_server_has_the_number_of_jobs_in_its_schema(flow: Any, number: int)
 
 
 def test_a_batch_is_refused_before_its_jobs_are_prepared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.check_jobs.prepare", lambda job: pytest.fail("prepared"))
+    monkeypatch.setattr(
+        "prefect_regional_diffusion.tasks.runtime.preparations.prepare", lambda *_: pytest.fail("prepared")
+    )
     monkeypatch.setenv("REGIONAL_MAX_JOBS", "2")
     settings.cache_clear()
     jobs = tuple(NamedJob(name=f"{i}", job=job(seed=i)) for i in range(3))

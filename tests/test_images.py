@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
 from prefect_regional_diffusion.sampling_core.masks.color_maps import near_misses
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing, same_shape
@@ -85,13 +86,13 @@ def test_a_photo_is_turned_as_its_camera_was_held(orientation: int, kind: str, w
     TURNED_BY_THE_CAMERA[orientation](quarters(96, 64)).save(f"photo.{kind}", exif=exif)
     name = f"photo.{kind}"
     job = {"width": 96, "height": 64, "start_image": name, "denoise": 0.5}
-    inputs = prepared({"color_map": name, "color": RED, "tolerance": 40}, **job).inputs
+    inputs = prepared({"color_map": name, "color": RED, "tolerance": 40}, **job).inputs.tensors
     corners = inputs["picture"][[8, 8, 56, 56], [8, 88, 8, 88]].float()
     wanted = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]).float()
     torch.testing.assert_close(corners, wanted, rtol=0, atol=40)
     assert inputs["0"][1, 1] == 1
     assert inputs["0"][6:].max() == inputs["0"][:, 8:].max() == 0
-    bright = prepared({"image": name}, **job).inputs["0"]
+    bright = prepared({"image": name}, **job).inputs.tensors["0"]
     assert bright[-2, -2] > 0.9
     assert bright[:3].max() < 0.6
 
@@ -99,7 +100,9 @@ def test_a_photo_is_turned_as_its_camera_was_held(orientation: int, kind: str, w
 def test_damaged_metadata_turns_nothing_and_refuses_nothing(workdir: Path) -> None:
     quarters(16, 16).save("odd.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
     quarters(16, 16).save("plain.jpg")
-    odd, plain = (read_image_files(job_with({"image": name})).photos[name] for name in ("odd.jpg", "plain.jpg"))
+    odd, plain = (
+        read_image_files(resolve(job_with({"image": name}))).photos[name] for name in ("odd.jpg", "plain.jpg")
+    )
     assert torch.equal(odd, plain)
 
 
@@ -218,7 +221,7 @@ def test_fit_and_tolerance_are_part_of_what_a_job_means(workdir: Path) -> None:
         *(job_with({"color_map": "wide.png", "color": RED, "tolerance": tolerance}) for tolerance in (1, 2)),
     ]
     ready = [prepare(job) for job in jobs]
-    assert len({one.job_hash for one in ready}) == len({one.mask_hash for one in ready}) == len(jobs)
+    assert len({one.job_hash for one in ready}) == len({one.inputs.mask_hash for one in ready}) == len(jobs)
     with pytest.raises(
         BadJob, match=r"^start_fit: 'contain' is not allowed; allowed: left out where there is no start"
     ):
@@ -245,7 +248,7 @@ def test_a_colour_that_a_jpeg_changed(workdir: Path) -> None:
     least = int(error.value.allowed.split("a tolerance of ")[1].split()[0])
     assert 1 <= least <= 3
     prepared({"color_map": "map.jpg", "color": asked, "tolerance": least})
-    half = prepared({"color_map": "map.jpg", "color": asked, "tolerance": 40}).inputs["0"]
+    half = prepared({"color_map": "map.jpg", "color": asked, "tolerance": 40}).inputs.tensors["0"]
     assert half[:, :8].min() > 0.9
     assert half[:, 9:].max() < 0.1
 
@@ -286,7 +289,7 @@ def test_pixels_that_just_miss_a_colour_are_a_warning(workdir: Path) -> None:
 @pytest.mark.parametrize("written", ["#ff8800", "#FF8800", "#f80", [255, 136, 0]])
 def test_ways_to_write_a_colour(written: Any) -> None:
     job = job_with({"color_map": "map.png", "color": written})
-    assert job_hash(job) == job_hash(job_with({"color_map": "map.png", "color": [255, 136, 0]}))
+    assert job_hash(resolve(job)) == job_hash(resolve(job_with({"color_map": "map.png", "color": [255, 136, 0]})))
     assert job.model_dump(mode="json")["regions"][0]["mask"]["color"] == [255, 136, 0]
 
 

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NO
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.job.spellings import meant_value
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
@@ -163,7 +164,7 @@ def test_no_mapping(data: object) -> None:
 
 @given(shuffled=st.permutations(list(changed("seed", 7).items())))
 def test_hash_ignores_the_order_of_fields(shuffled: list[tuple[str, Any]]) -> None:
-    assert job_hash(parse_job(dict(shuffled))) == job_hash(parse_job(changed("seed", 7)))
+    assert job_hash(resolve(parse_job(dict(shuffled)))) == job_hash(resolve(parse_job(changed("seed", 7))))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_hash_ignores_the_order_of_fields(shuffled: list[tuple[str, Any]]) -> No
 )
 def test_same_meaning_same_hash(path: str, value: Any) -> None:
     """Defaults spelled out, names, inherited values and ways to write a number do not change a picture."""
-    assert job_hash(parse_job(changed(path, value))) == job_hash(parse_job(JOB))
+    assert job_hash(resolve(parse_job(changed(path, value)))) == job_hash(resolve(parse_job(JOB)))
 
 
 @pytest.mark.parametrize(
@@ -206,27 +207,27 @@ def test_same_meaning_same_hash(path: str, value: Any) -> None:
     ],
 )
 def test_other_meaning_other_hash(path: str, value: Any) -> None:
-    assert job_hash(parse_job(changed(path, value))) != job_hash(parse_job(JOB))
+    assert job_hash(resolve(parse_job(changed(path, value)))) != job_hash(resolve(parse_job(JOB)))
 
 
 def test_negative_prompt_means_nothing_without_guidance() -> None:
     plain, negative = changed("cfg", 1.0), changed("cfg", 1.0) | {"negative_prompt": "fog"}
-    assert job_hash(parse_job(plain)) == job_hash(parse_job(negative))
+    assert job_hash(resolve(parse_job(plain))) == job_hash(resolve(parse_job(negative)))
 
 
 def test_mask_files_are_hashed_by_content() -> None:
     one, two = (parse_job(changed("regions.0.mask", {"image": name})) for name in ("a.png", "b.png"))
-    assert job_hash(one) != job_hash(two)
-    assert job_hash(one, {"a.png": "same"}) == job_hash(two, {"b.png": "same"})
+    assert job_hash(resolve(one)) != job_hash(resolve(two))
+    assert job_hash(resolve(one), {"a.png": "same"}) == job_hash(resolve(two), {"b.png": "same"})
 
 
 def test_models_are_hashed_by_content() -> None:
     one, two = (parse_job(changed("model", name)) for name in ("/a/sd", "/b/sd"))
-    assert job_hash(one, {"/a/sd": "same"}) == job_hash(two, {"/b/sd": "same"})
+    assert job_hash(resolve(one), {"/a/sd": "same"}) == job_hash(resolve(two), {"/b/sd": "same"})
 
 
 def test_a_single_step_has_room_for_regions() -> None:
-    assert parse_job(changed("steps", 1)).first_steps == 0
+    assert resolve(parse_job(changed("steps", 1))).base_only_steps == 0
 
 
 def test_round_trip_through_json() -> None:

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import J
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
@@ -42,7 +43,7 @@ def job(*regions: dict[str, Any], **fields: Any) -> RenderJob:
 
 def run_of(asked: RenderJob, levels: Any = LEVELS) -> Joint:
     empty = torch.zeros(asked.pictures, 4, asked.height // 8, asked.width // 8)
-    return joint(asked, levels, empty, region_masks(asked, {}, 8))
+    return joint(resolve(asked), levels, empty, region_masks(resolve(asked), {}, 8))
 
 
 def colors(run: Joint) -> dict[str, torch.Tensor]:
@@ -155,7 +156,7 @@ def test_equal_meaning_draws_equal_latents(overlap: str) -> None:
         for weight in (9.0, 1.0)
     )
     same = torch.equal(run_of(heavy).noised, run_of(light).noised)
-    assert same == (job_hash(heavy) == job_hash(light)) == (overlap == "order")
+    assert same == (job_hash(resolve(heavy)) == job_hash(resolve(light))) == (overlap == "order")
 
 
 def test_the_uppermost_region_varies_alone_where_regions_lie_in_order() -> None:
@@ -167,17 +168,17 @@ def test_the_uppermost_region_varies_alone_where_regions_lie_in_order() -> None:
 
 def test_warnings() -> None:
     covered = job({"mask": LEFT}, {"mask": RIGHT}, base_only_steps=0, denoise=0.5, width=1024)
-    found = warnings(covered, run_of(covered), 128)
+    found = warnings(resolve(covered), run_of(covered), 128)
     assert [text.split()[0] for text in found] == ["denoise", "prompt:", "width"]
-    assert not warnings(job({"mask": LEFT}), run_of(job({"mask": LEFT})), 128)
+    assert not warnings(resolve(job({"mask": LEFT})), run_of(job({"mask": LEFT})), 128)
     weighted = job({"mask": LEFT, "prompt": "a (red:1.3) hat"}, prompt="a (quiet: lake)")
-    assert [text.split(" is")[0] for text in warnings(weighted, run_of(weighted), 128)] == [
+    assert [text.split(" is")[0] for text in warnings(resolve(weighted), run_of(weighted), 128)] == [
         "regions.0.prompt: (red:1.3)"
     ]
     # A stripe so soft that it has less than half of every cell, beside a sampler that carries another noise.
     faint = {"mask": {"x": 0.4, "y": 0, "width": 0.2, "height": 1}, "feather": 64, "sampler": "euler_ancestral"}
     hidden = job({"mask": LEFT}, faint, {"mask": LEFT}, overlap="order")
-    lost = [text.split(":")[0] for text in warnings(hidden, run_of(hidden), 128)]
+    lost = [text.split(":")[0] for text in warnings(resolve(hidden), run_of(hidden), 128)]
     assert lost == ["regions.0", "regions.1"]
 
 
@@ -218,8 +219,8 @@ def test_what_is_protected_stays(sampler: str) -> None:
     """Those cells are the start image's at the end, and carry the noise of each level on the way."""
     asked = job({"mask": LEFT}, sampler=sampler, denoise=0.6, start_image="x.png", protect=[MIDDLE])
     clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    protected = region_masks(job({"mask": MIDDLE}), {}, 8)[0]
-    run = joint(asked, LEVELS, clean, region_masks(asked, {}, 8), protected)
+    protected = region_masks(resolve(job({"mask": MIDDLE})), {}, 8)[0]
+    run = joint(resolve(asked), LEVELS, clean, region_masks(resolve(asked), {}, 8), protected)
     known, states = protected == 1, walked(run, GaussianData())
     for state, _ in states:
         level = run.plan.sigma_schedule[state.step]

@@ -19,7 +19,8 @@ from prefect_regional_diffusion.flows.cli import store as cli_store
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.machine.settings import Keep
-from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, prepare
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.retention import (
     DAY,
@@ -161,7 +162,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     os.environ["REGIONAL_ROOTS"] = "/"
     prepared = prepare(parse_job(job))
     run = RenderContext(prepared, str(tmp_path))
-    run.remember({run.mask_key: prepared.inputs, run.start_key: {"latent": torch.zeros(1)}})
+    run.remember({run.mask_key: prepared.inputs.tensors, run.start_key: {"latent": torch.zeros(1)}})
     words = run.composition.prompts[0]
     made = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
     kinds = [kind(keys.parsed(key.object_name)) for key in made]

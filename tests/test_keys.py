@@ -28,10 +28,12 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
 from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
-from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
+from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, job_hash
-from prefect_regional_diffusion.tasks.runtime.prepare import composed, prepare
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 
 Data = dict[str, Any]
 
@@ -259,24 +261,27 @@ def keys(data: Data) -> Keys:
     return _keys(json.dumps(data))
 
 
+def jobs_of(data: Data) -> dict[str, RenderJob]:
+    """The cells of a grid by name, or a job alone."""
+    return {cell.name: cell.job for cell in cells(parse_grid(data))} if "job" in data else {"": parse_job(data)}
+
+
 @cache
 def _keys(text: str) -> Keys:
     data = json.loads(text)
-    grid = "job" in data
-    jobs = {cell.name: cell.job for cell in cells(parse_grid(data))} if grid else {"": parse_job(data)}
     found = Keys({}, {}, {}, {})
-    for name, job in jobs.items():
+    for name, job in jobs_of(data).items():
         prepared = prepare(job)
-        found.jobs[name], found.masks[name] = prepared.job_hash, prepared.mask_hash
-        found.inputs[name] = prepared.inputs
+        found.jobs[name], found.masks[name] = prepared.job_hash, prepared.inputs.mask_hash
+        found.inputs[name] = prepared.inputs.tensors
         run = prepared.run
-        if "picture" in prepared.inputs:
+        if "picture" in prepared.inputs.tensors:
             # In the place of what the model's encoder makes of it.
-            pixels = prepared.inputs["picture"].float().movedim(-1, 0)[None]
+            pixels = prepared.inputs.tensors["picture"].float().movedim(-1, 0)[None]
             small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.facts.vae_scale_factor)
-            run = composed(job, prepared.folders, prepared.inputs, torch.cat([small, small[:, :1]], dim=1))
-        context = prepared.model_keys[job.model].digest
-        found.latents[name] = named(run.segments(), context, prepared.model_keys)[-1].name
+            run = run.started_from(torch.cat([small, small[:, :1]], dim=1))
+        context = prepared.inputs.model_keys[job.model].digest
+        found.latents[name] = named(run.segments(), context, prepared.inputs.model_keys)[-1].name
     return found
 
 
@@ -320,6 +325,17 @@ def test_every_field_is_hashed_inherited_or_declared_inert(model: type[BaseModel
             "counts (and `same`, if it is inherited). If it changes no picture, declare it in INERT of "
             "sampling_core/planning/canonical_job.py as well"
         )
+    assert_counts(model, field, other)
+
+
+def assert_counts(model: type[BaseModel], field: str, other: Other) -> None:
+    """Another value of a field is resolved and hashed, or the field is declared inert; what it inherits is the same."""
+    of_a_grid = "job" in other.base
+    if not of_a_grid and field not in INERT.get(model, set()):
+        one, two = (jobs_of(data)[""] for data in (other.base, changed(model, field, other.value, other.base)))
+        assert resolve(one) != resolve(two), (
+            "another value resolves to the same: sampling_core/job/resolved.py forgets it"
+        )
     before, after = keys(other.base), keys(changed(model, field, other.value, other.base))
     if field in INERT.get(model, set()):
         assert_same(before, after)
@@ -352,7 +368,7 @@ def assert_masks_are_told_apart(one: Keys, two: Keys) -> None:
 def test_no_entry_is_left_of_a_field_that_is_gone() -> None:
     known = {(model, field) for model, others in OTHERS.items() for field in others}
     assert known <= {(model, field) for model in OTHERS for field in model.model_fields}
-    assert {(model, field) for model, names in INERT.items() for field in names} <= known
+    assert {(model, field) for model in OTHERS for field in INERT.get(model, set())} <= known
 
 
 class NewRegion(Region):
@@ -360,13 +376,20 @@ class NewRegion(Region):
 
 
 class NewJob(RenderJob):
+    regions: tuple[NewRegion, ...] = ()
     vignette: int = 0
 
 
-def test_a_new_field_is_hashed_before_anybody_thinks_of_it() -> None:
-    regions = [[NewRegion.model_validate(REGION | {"blur": blur})] for blur in (0, 1)]
-    jobs = [NewJob.model_validate(JOB | {"regions": which, "vignette": i}) for which in regions for i in (0, 1)]
-    assert len({job_hash(job) for job in jobs}) == 4
+@pytest.mark.parametrize(
+    "fields", [{"vignette": 1}, {"regions": [REGION | {"blur": 1}]}], ids=["of a job", "of a region"]
+)
+def test_a_new_field_that_nobody_resolves_fails_the_walk(fields: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_keys.jobs_of", lambda data: {"": NewJob.model_validate(data)})
+    place, name = ((), "vignette") if "vignette" in fields else (("regions", 0), "blur")
+    model = RenderJob if name == "vignette" else Region
+    monkeypatch.setitem(PLACES, model, place)
+    with pytest.raises(AssertionError, match=r"resolved\.py forgets it"):
+        assert_counts(model, name, Other(1))
 
 
 def region(**fields: Any) -> Data:

@@ -13,6 +13,7 @@ from PIL import Image
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.inputs.limits import check_cells, check_limits
@@ -60,7 +61,7 @@ def test_a_grid_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_largest_job_that_a_server_takes_is_a_limit_here_too() -> None:
     job = RenderJob(prompt="x" * 600_000)
-    assert str(refused(check_limits, job)).startswith("job: 600")
+    assert str(refused(check_limits, job, resolve(job))).startswith("job: 600")
 
 
 def test_images_of_a_job_share_a_limit(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +69,8 @@ def test_images_of_a_job_share_a_limit(workdir: Path, monkeypatch: pytest.Monkey
     for i in range(3):
         Image.new("L", (32, 32), 255 - i).save(f"{i}.png")
     regions = [{"prompt": "a", "mask": {"image": f"{i}.png"}} for i in range(3)]
-    read_image_files(parse_job({"prompt": "a", "regions": regions[:2]}))
-    error = refused(read_image_files, parse_job({"prompt": "a", "regions": regions}))
+    read_image_files(resolve(parse_job({"prompt": "a", "regions": regions[:2]})))
+    error = refused(read_image_files, resolve(parse_job({"prompt": "a", "regions": regions})))
     assert error.field == "regions.2.mask.image"
 
 
@@ -78,10 +79,11 @@ import resource, sys
 from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        read_image_files(parse_job({"prompt": "a", "regions": [{"prompt": "a", "mask": {"image": name}}]}))
+        read_image_files(resolve(parse_job({"prompt": "a", "regions": [{"prompt": "a", "mask": {"image": name}}]})))
         sys.exit(f"{name} was read")
     except BadInput as error:
         print(error)

@@ -13,6 +13,7 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
@@ -55,7 +56,7 @@ def run_of(levels: ModelLevels, regions: list[dict[str, Any]], channels: int, **
     asked: RenderJob = parse_job(
         {"prompt": "base", "steps": 7, "cfg": 1.0, "base_only_steps": 1, "regions": numbered} | fields
     )
-    return joint(asked, levels, torch.zeros(1, channels, 16, 16), region_masks(asked, {}, 8))
+    return joint(resolve(asked), levels, torch.zeros(1, channels, 16, 16), region_masks(resolve(asked), {}, 8))
 
 
 def noises(run: Joint) -> list[tuple[float, torch.Tensor]]:
@@ -145,7 +146,7 @@ def test_a_variation_changes_its_region_alone() -> None:
     plain = run_of(KINDS["diffusion"], [NESTED], 4)
     varied = run_of(KINDS["diffusion"], [NESTED | {"variation_seed": 3, "variation_strength": 0.5}], 4)
     changed = (plain.noised != varied.noised).any(dim=1)[0]
-    assert torch.equal(changed, region_masks(_job([NESTED]), {}, 8)[0] > 0)
+    assert torch.equal(changed, region_masks(resolve(_job([NESTED])), {}, 8)[0] > 0)
 
 
 def _job(regions: list[dict[str, Any]]) -> RenderJob:

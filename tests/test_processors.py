@@ -19,6 +19,7 @@ import torch
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules import SCHEDULES, TABLES, original_sigmas
@@ -91,7 +92,9 @@ def asked(sampler: str, levels: ModelLevels, sigmas: tuple[float, ...]) -> list[
 
 def state_names(fields: dict[str, Any]) -> list[str]:
     job: RenderJob = parse_job({"prompt": "p", "width": 64, "height": 64, "steps": 4} | fields)
-    run = compose(job, {"embedded": MODELS["eps"]}, torch.zeros(job.pictures, 4, 8, 8), region_masks(job, {}, 8))
+    run = compose(
+        resolve(job), {"embedded": MODELS["eps"]}, torch.zeros(job.pictures, 4, 8, 8), region_masks(resolve(job), {}, 8)
+    )
     return [segment.name for segment in named(run.segments(), "test", {})]
 
 

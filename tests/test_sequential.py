@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Networks
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import NODES, MaskGridNKSamplersAdvanced
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
@@ -107,7 +108,7 @@ EXPRESSIBLE = [
     ("case", "job"), [pair for pair in EXPRESSIBLE if pair[0]["tier"] == "core"], ids=lambda value: _id(value)
 )
 def test_a_job_gives_the_recorded_picture(case: Case, job: RenderJob) -> None:
-    run = sequential(job, LEVELS, RECORDINGS.latent(case["latent"]) * SCALING, _masks(case))
+    run = sequential(resolve(job), LEVELS, RECORDINGS.latent(case["latent"]) * SCALING, _masks(case))
     error = (_finished(run, using(RECORDINGS)) / SCALING - RECORDINGS.expected(case)).abs()
     assert float(error.max()) <= tolerance(case)
 
@@ -138,7 +139,7 @@ def _job(name: str, **fields: Any) -> RenderJob:
 
 def sequential_run_of(job: RenderJob) -> Sequential:
     empty = torch.zeros(job.pictures, 4, job.height // 8, job.width // 8)
-    return sequential(job, {"embedded": beta_levels("v_prediction")}, empty, region_masks(job, {}, 8))
+    return sequential(resolve(job), {"embedded": beta_levels("v_prediction")}, empty, region_masks(resolve(job), {}, 8))
 
 
 def _network(run: Sequential) -> Networks:

@@ -24,7 +24,7 @@ def at_its_start(folder: Path, **fields: Any) -> RunProgress:
     job = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
     prepared = prepare(parse_job(job | fields))
     run = RenderContext(prepared, str(folder))
-    run.remember({run.mask_key: prepared.inputs or {"none": torch.zeros(1)}})
+    run.remember({run.mask_key: prepared.inputs.tensors or {"none": torch.zeros(1)}})
     return RunProgress(run, run.composition.begin())
 
 

@@ -48,7 +48,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(tmp_path)))
-            await load_model.fn("embedded", run.model_keys)
+            await load_model.fn("embedded", run)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

@@ -22,6 +22,7 @@ from prefect_regional_diffusion.flows.cli.options import (
     check_places,
     draws,
     in_context,
+    prepares_once,
     progress,
     warn,
 )
@@ -43,6 +44,7 @@ PerShard = Annotated[
 
 
 def grid(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The grid job, as YAML or JSON.")],
     store: StoreUrl = None,
     out: Out = None,
@@ -56,6 +58,7 @@ def grid(
     draws()
     server = server_for(as_flow_run)
     trust_the_caller()
+    prepares_once(context)
     from prefect_regional_diffusion.flows.grid import check
     from prefect_regional_diffusion.flows.grid import grid as grid_flow
     from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
@@ -71,6 +74,7 @@ def grid(
 
 
 def batch(
+    context: typer.Context,
     files: Annotated[str, typer.Argument(metavar="'JOBS/*.yaml'", help="Job files, below this folder.")],
     store: StoreUrl = None,
     out: Out = None,
@@ -84,6 +88,7 @@ def batch(
     draws()
     server = server_for(as_flow_run)
     trust_the_caller()
+    prepares_once(context)
     from prefect_regional_diffusion.flows.batch import batch as batch_flow
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files

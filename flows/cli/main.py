@@ -30,6 +30,7 @@ from prefect_regional_diffusion.flows.cli.options import (
     check_places,
     draws,
     in_context,
+    prepares_once,
     progress,
     warn,
 )
@@ -83,6 +84,7 @@ def options(version_: Version = False) -> None:
 
 @app.command()
 def render(
+    context: typer.Context,
     job: JobFile,
     store: StoreUrl = None,
     out: Out = None,
@@ -99,7 +101,7 @@ def render(
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
     draws()
     server = server_for(as_flow_run)
-    prepared = _prepare(job, set_)
+    prepared = _prepare(context, job, set_)
     check_places(store, out)
     warn(prepared.warnings())
     from prefect_regional_diffusion.flows.render import render as render_flow
@@ -120,12 +122,13 @@ def render(
     )
 
 
-def _prepare(file: Path, overrides: list[str] | None) -> Prepared:
+def _prepare(context: typer.Context, file: Path, overrides: list[str] | None) -> Prepared:
     trust_the_caller()
+    prepares_once(context)
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job
-    from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+    from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 
-    return prepare(read_job(file, overrides or []))
+    return preparations().look_up(read_job(file, overrides or []))
 
 
 app.command()(cli_plan.plan)

@@ -47,6 +47,13 @@ def check_places(store: str | None, out: str | None) -> None:
     Store(out_place(out), "--out").check()
 
 
+def prepares_once(context: typer.Context) -> None:
+    """What this command prepares is there for the flow that it calls."""
+    from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
+
+    context.with_resource(prepared_once())
+
+
 @contextmanager
 def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
     """A bar on stderr that moves with every step."""

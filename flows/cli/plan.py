@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefect_regional_diffusion.flows.cli.options import AsJson, Overrides
+from prefect_regional_diffusion.flows.cli.options import AsJson, Overrides, prepares_once
 from prefect_regional_diffusion.flows.cli.printing import cell, say
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
     from prefect_regional_diffusion.sampling_core.planning.compile import Cost
-    from prefect_regional_diffusion.tasks.runtime.batch_plan import Together
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import BatchPlan
 
 Plannable = Annotated[
     Path,
@@ -32,12 +32,13 @@ Plannable = Annotated[
 ]
 
 
-def plan(job: Plannable, set_: Overrides = None, as_json: AsJson = False) -> None:
+def plan(context: typer.Context, job: Plannable, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a job will cost, without loading weights: evaluations, forwards, memory, warnings.
 
     Of a grid or of many jobs: what they cost when one process draws them.
     """
     trust_the_caller()
+    prepares_once(context)
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.tasks.inputs.job_files import read_any
 
@@ -75,7 +76,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         return
     title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
     table = Table("Steps", "Rows per step", "Forwards per step", title=title)
-    for steps, count in _told_shortly(cost):
+    for steps, count in _rows_of_equal_cost(cost):
         table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
     console = Console()
     console.print(table)
@@ -86,7 +87,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     _warn(facts["warnings"])
 
 
-def _told_shortly(cost: Cost) -> list[tuple[str, Count]]:
+def _rows_of_equal_cost(cost: Cost) -> list[tuple[str, Count]]:
     """Steps of the same cost: as stretches, or where these are many, as how many there are of each."""
     stretches = cost.runs()
     if len(stretches) > 8:
@@ -99,32 +100,32 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
     from prefect_regional_diffusion.sampling_core.job.grid_job import cells, distinct
     from prefect_regional_diffusion.tasks.check_jobs import checked
     from prefect_regional_diffusion.tasks.inputs.limits import check_cells
-    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 
     check_cells("rows x columns", grid.rows, grid.columns)
     check(grid)
     jobs = cells(grid)
     prepared = {one.name: checked(one) for one in dict.fromkeys(distinct(jobs).values())}
-    together = plan_together(jobs, prepared)
+    planned = plan_batch(jobs, prepared)
     warnings = list(dict.fromkeys(line for one in prepared.values() for line in one.warnings()))
     if as_json:
-        facts = {"cells": len(jobs), **_facts(together), "warnings": warnings}
+        facts = {"cells": len(jobs), **_facts(planned), "warnings": warnings}
         print(json.dumps(facts | {"rows": grid.rows, "columns": grid.columns}))
         return
     console = Console()
     say(f"{file.name}: {grid.rows} x {grid.columns} cells")
-    _tell(console, together, len(jobs), "cells")
+    _tell(console, planned, len(jobs), "cells")
     _warn(warnings)
 
 
 def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
-    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_together
+    from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 
     found = read_job_files(pattern, overrides)
     prepared = prepared_files(found)
-    together = plan_together(list(found.values()), {one.name: prepared[file] for file, one in found.items()})
+    planned = plan_batch(list(found.values()), {one.name: prepared[file] for file, one in found.items()})
     rows: list[dict[str, Any]] = [
         {
             "file": str(file),
@@ -138,28 +139,28 @@ def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
         for file, one in prepared.items()
     ]
     if as_json:
-        print(json.dumps({"jobs": rows, **_facts(together)}))
+        print(json.dumps({"jobs": rows, **_facts(planned)}))
         return
     table = Table("Job", "Steps", "Evaluations", "Forwards", title="Each alone")
     for row in rows:
         table.add_row(cell(row["file"]), *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
     console = Console()
     console.print(table)
-    _tell(console, together, len(found), "jobs")
+    _tell(console, planned, len(found), "jobs")
     _warn(f"{row['file']}: {line}" for row in rows for line in row["warnings"])
 
 
-def _facts(together: Together) -> dict[str, int]:
-    return {"distinct": together.distinct, "shards": together.shards, **together.cost._asdict()}
+def _facts(planned: BatchPlan) -> dict[str, int]:
+    return {"distinct": planned.distinct, "shards": planned.shards, **planned.cost._asdict()}
 
 
-def _tell(console: Console, together: Together, number: int, what: str) -> None:
-    cost = together.cost
-    equal = f", {number - together.distinct} of them equal to another" if number > together.distinct else ""
+def _tell(console: Console, planned: BatchPlan, number: int, what: str) -> None:
+    cost = planned.cost
+    equal = f", {number - planned.distinct} of them equal to another" if number > planned.distinct else ""
     shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
     console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
-    parts = "1 shard" if together.shards == 1 else f"{together.shards} shards"
+    parts = "1 shard" if planned.shards == 1 else f"{planned.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
     console.print(f"With --machines or --per-shard, {what} share fewer forwards and steps", style="dim")
 

@@ -53,8 +53,8 @@ async def sample_batch(
     batch = RunBatch(restored)
     # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
     if any(member.left for member in restored):
-        for model in these[0].job.models:
-            await load_model(model, these[0].model_keys)
+        for model in these[0].models:
+            await load_model(model, these[0])
     clock.lap("load model")
     restored_steps, _ = batch.steps_done()
     report_step(*batch.steps_done())

@@ -73,7 +73,7 @@ async def draw(
     parts = shards(different, machines or 1, spread.jobs_per_shard)
     for part in parts:
         check_shard(part)
-    hash_of = check_all(different)
+    hash_of = check_all(different, drawn_here=machines is None)
     hashes = {called: hash_of[first.name] for called, first in firsts.items()}
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []

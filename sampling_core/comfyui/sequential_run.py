@@ -148,6 +148,10 @@ class Sequential:
         """The open pass' last prediction; between passes the latent as it is, noise and all."""
         return state.latent if state.inside is None else state.inside.denoised
 
+    def started_from(self, clean: Latent) -> Sequential:
+        """The same run from another latent [b, c, h, w] of this one's shape."""
+        return replace(self, clean=clean)
+
     def noiseless(self) -> Sequential:
         """This run as it is if a sampler's steps depend on what it draws."""
         if any(stage.planned.setting.sampler == "dpm_adaptive" for stage in self.stages):

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
-from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise
+from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -107,6 +107,13 @@ class Joint:
             noise = plan.noise if draws_noise else None
             told.append(Segment(stage.first, [active, noise, sorted(stage.reset_history) if told else beginning]))
         return told
+
+    def started_from(self, clean: Latent) -> Joint:
+        plan, noise = self.plan, self.origin[0]
+        drawn = noise.draw()
+        known = None if plan.known is None else plan.known._replace(clean=clean, noise=drawn)
+        noised = add_noise(clean, drawn, plan.sigma_schedule[0], plan.levels)
+        return replace(self, plan=replace(plan, known=known), noised=noised, origin=(noise, clean))
 
     def noiseless(self) -> Joint:
         empty, known = self.noised[:, :0], self.plan.known

@@ -67,6 +67,10 @@ class SamplingRun(Protocol[S]):
         """What determines the states, in the order in which it comes to matter."""
         ...
 
+    def started_from(self, clean: Latent) -> SamplingRun[S]:
+        """The same run from another latent [b, c, h, w] of this one's shape."""
+        ...
+
     def noiseless(self) -> SamplingRun[S]:
         """The same run on latents without channels, and without what its steps draw: it costs the same. For counting.
 

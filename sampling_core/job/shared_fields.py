@@ -1,4 +1,4 @@
-"""The fields of a job and of its regions, before they are compared with each other."""
+"""The fields of a job and of its regions, as a person fills them in: what is left empty is still empty here."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     tiles_of,
 )
 from prefect_regional_diffusion.sampling_core.job.fields import validation_error
+from prefect_regional_diffusion.sampling_core.job.resolved import base_only_steps
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
 
@@ -31,20 +32,17 @@ _REGIONS = {
 }
 
 
-def check_composition(job: JobFields, first_steps: int) -> None:
-    """Raises the error of a field that the job's composition has no use for, or cannot do with.
-
-    `first_steps` are those of the base alone.
-    """
+def check_composition(job: JobFields) -> None:
+    """Raises the error of a field that the job's composition has no use for, or cannot do with."""
     if job.start_image is None and job.start_fit != _default(job, "start_fit"):
         raise validation_error("start_fit", job.start_fit, "left out where there is no start_image")
     if job.composition == "joint":
-        _check_joint(job, first_steps)
+        _check_joint(job)
     else:
         _check_sequential(job)
 
 
-def _check_joint(job: JobFields, first_steps: int) -> None:
+def _check_joint(job: JobFields) -> None:
     if job.node != DEFAULT_NODE:
         raise validation_error("node", job.node.name, "left out with joint composition")
     for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
@@ -57,8 +55,9 @@ def _check_joint(job: JobFields, first_steps: int) -> None:
 
     for i, region in enumerate(job.regions):
         first, last = region.start_at_step, region.end_at_step
-        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({first_steps})"
-        if last is not None and last <= (first_steps if first is None else first):
+        base_only = base_only_steps(job)
+        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({base_only})"
+        if last is not None and last <= (base_only if first is None else first):
             raise validation_error(f"regions.{i}.end_at_step", last, f"more than {why}")
     if job.protect and job.start_image is None:
         raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no start_image")

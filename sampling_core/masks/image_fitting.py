@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.names import Fit
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
+from prefect_regional_diffusion.sampling_core.names import Fit, Size
 
 
 class Box(NamedTuple):

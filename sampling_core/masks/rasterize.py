@@ -16,8 +16,8 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.masks.color_maps import Color, pixels_of
 from prefect_regional_diffusion.sampling_core.masks.dilation import dilated
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing
-from prefect_regional_diffusion.sampling_core.names import Fit
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing
+from prefect_regional_diffusion.sampling_core.names import Fit, Size
 from prefect_regional_diffusion.sampling_core.tensors.types import Mask, PixelMask, RgbImage
 
 

@@ -1,4 +1,4 @@
-"""RenderJob + masks -> its run, and what the run will cost, known before any weights are loaded."""
+"""ResolvedJob + masks -> its run, and what the run will cost, known before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
-from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
-from prefect_regional_diffusion.sampling_core.schedules import is_whole
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask, Rows
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
@@ -26,7 +25,7 @@ _WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
 
 
 def compose(
-    job: RenderJob,
+    job: ResolvedJob,
     levels: Mapping[str, ModelLevels],
     clean: Latent,
     masks: Sequence[AnyMask],
@@ -39,7 +38,7 @@ def compose(
     """
     if job.composition == "sequential":
         return sequential(job, levels, clean, masks)
-    return joint(job, levels[job.model], clean, masks, protected)
+    return joint(job, levels[job.base.model], clean, masks, protected)
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,12 @@ def cost(run: SamplingRun[Any], max_rows: int | None = None, most: float = math.
     return Cost(tuple(per_step))
 
 
-def warnings(job: RenderJob, run: SamplingRun[Any], trained_pixels: int) -> list[str]:
+def warnings(job: ResolvedJob, run: SamplingRun[Any], trained_pixels: int) -> list[str]:
     """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
     found: list[str] = []
-    if not is_whole(job.denoise) and job.start_image is None:
+    if job.denoise < 1 and job.start_image is None:
         found.append("denoise is below 1 and there is no start image: the picture will be flat")
-    if is_whole(job.denoise) and job.start_image is not None and not job.protect:
+    if job.denoise == 1 and job.start_image is not None and not job.protect:
         found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
     found += [*run.warnings(), *_weighted_words(job)]
     for name, pixels in (("width", job.width), ("height", job.height)):
@@ -113,8 +112,9 @@ def warnings(job: RenderJob, run: SamplingRun[Any], trained_pixels: int) -> list
     return found
 
 
-def _weighted_words(job: RenderJob) -> list[str]:
-    prompts = {"prompt": job.prompt, **{f"regions.{i}.prompt": region.prompt for i, region in enumerate(job.regions)}}
+def _weighted_words(job: ResolvedJob) -> list[str]:
+    regions = {f"regions.{i}.prompt": region.settings.prompt for i, region in enumerate(job.regions)}
+    prompts = {"prompt": job.base.prompt} | regions
     weighted = {field: _WEIGHTED.search(prompt) for field, prompt in prompts.items()}
     return [
         f"{field}: {one_line(found[0], 60)} is read as it stands; parentheses give no weight here"

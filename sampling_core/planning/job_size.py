@@ -15,10 +15,9 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
     tiles_of,
 )
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import mask_meaning, shape_meaning
-from prefect_regional_diffusion.sampling_core.planning.region_masks import mask_size
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_shape
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
 _NUMBER = 4
@@ -29,39 +28,37 @@ _REMEMBERED = 2
 """Latents of each participant: the one at hand, and what its solver remembers."""
 
 
-def drawn_pixels(job: RenderJob, image_pixels: Mapping[str, int]) -> dict[str, int]:
+def drawn_pixels(job: ResolvedJob, image_pixels: Mapping[str, int]) -> dict[str, int]:
     """Pixels that are visited to draw each distinct mask: the canvas', and those of the mask's image.
 
     By a name that equal masks share, in other jobs too. `image_pixels` has the sizes of image files by path, as far as
     they are known.
     """
     found: dict[str, int] = {}
-    for mask in job.drawn_masks():
-        size = mask_size(job, mask.field)
-        name = content_hash([mask_meaning(mask, {}), size, job.composition])
-        found[name] = size[0] * size[1] + _pixels_of(mask.shape, image_pixels)
-    for shape in job.protect:
-        name = content_hash([shape_meaning(shape, {}), job.height, job.width])
-        found[name] = job.height * job.width + _pixels_of(shape, image_pixels)
+    for mask in job.masks:
+        found[content_hash([canonical_mask(mask, {}), mask.size, job.composition])] = _pixels_of(mask, image_pixels)
+    for mask in job.protect:
+        found[content_hash([canonical_shape(mask.shape, {}), *mask.size])] = _pixels_of(mask, image_pixels)
     return found
 
 
-def _pixels_of(shape: MaskShape, image_pixels: Mapping[str, int]) -> int:
-    match shape:
-        case Image(image=path) | ColorMap(color_map=path):
-            return image_pixels.get(path, 0)
-        case _:
-            return 0
+def _pixels_of(mask: ResolvedMask, image_pixels: Mapping[str, int]) -> int:
+    return mask.size[0] * mask.size[1] + (0 if mask.file is None else image_pixels.get(mask.file.path, 0))
 
 
-def tensor_bytes(jobs: Iterable[RenderJob]) -> int:
+def tensor_bytes(jobs: Iterable[ResolvedJob]) -> int:
     """Memory that masks, weights and latents of jobs take that are drawn by one process, in bytes."""
     shared: dict[str, int] = {}
     own = 0
     for job in jobs:
         shared[_pictures_name(job)] = _mask_bytes(job) + _picture_bytes(job)
-        own += _latent_bytes(job) + (_weight_bytes(job) if job.composition == "joint" else 0)
+        own += own_bytes(job)
     return sum(shared.values()) + own
+
+
+def own_bytes(job: ResolvedJob) -> int:
+    """Of that, what a job does not share with those that have the same masks and pictures: weights and latents."""
+    return _latent_bytes(job) + (_weight_bytes(job) if job.composition == "joint" else 0)
 
 
 def most_pictures(job: RenderJob) -> int:
@@ -74,51 +71,50 @@ def finished_bytes(job: RenderJob) -> int:
     return most_pictures(job) * job.width * job.height * 3
 
 
-def _pictures_name(job: RenderJob) -> str:
-    masks = [(mask_meaning(mask, {}), mask_size(job, mask.field)) for mask in job.drawn_masks()]
-    protect = [shape_meaning(shape, {}) for shape in job.protect]
+def _pictures_name(job: ResolvedJob) -> str:
+    masks = [(canonical_mask(mask, {}), mask.size) for mask in job.masks]
+    protect = [canonical_shape(mask.shape, {}) for mask in job.protect]
     return content_hash([job.composition, job.width, job.height, masks, job.start_image, job.start_fit, protect])
 
 
-def _mask_bytes(job: RenderJob) -> int:
+def _mask_bytes(job: ResolvedJob) -> int:
     """Of all masks of a job: on the latent lattice, or in pixels as the original nodes take them."""
     cell = PIXELS_PER_CELL if job.composition == "joint" else 1
-    sizes = [mask_size(job, mask.field) for mask in job.drawn_masks()]
-    return sum((height // cell) * (width // cell) for height, width in sizes) * _NUMBER
+    return sum((height // cell) * (width // cell) for height, width in (mask.size for mask in job.masks)) * _NUMBER
 
 
-def _picture_bytes(job: RenderJob) -> int:
+def _picture_bytes(job: ResolvedJob) -> int:
     """Of a start image in 8-bit colours, and of what is protected of it."""
     of_pixel = 0 if job.start_image is None else 3 + (_NUMBER if job.protect else 0)
     return job.width * job.height * of_pixel
 
 
-def _weight_bytes(job: RenderJob) -> int:
+def _weight_bytes(job: ResolvedJob) -> int:
     """Joint composition: a weight for each participant and stage; a stage begins where a region enters or leaves."""
     windows = [(region.start_at_step, region.end_at_step) for region in job.regions]
-    stages = len({job.first_steps, *(step for window in windows for step in window if step is not None)}) + 1
+    stages = len({job.base_only_steps, *(step for window in windows for step in window if step is not None)}) + 1
     return stages * (len(job.regions) + 1) * _cells(job) * _NUMBER
 
 
-def _latent_bytes(job: RenderJob) -> int:
+def _latent_bytes(job: ResolvedJob) -> int:
     """Latents of all participants; of a node's pictures; and of a source of noise that keeps what it has drawn."""
-    participants = (None, *job.regions)
+    participants = job.participants
     kept = _REMEMBERED * (len(participants) if job.composition == "joint" else 1)
     if job.composition == "sequential":
         kept += len(participants)  # each pass' mask
         kept += math.prod(tiles_of(job.node)) if isinstance(job.node, MaskGridNKSamplersAdvanced) else 0
     if job.composition == "sequential" or job.noise == "comfyui":
-        solvers = [SOLVERS[job.settings_of(region)[0]] for region in participants]
+        solvers = [SOLVERS[settings.sampler] for settings in participants]
         inside = job.node.mask_steps or 0 if isinstance(job.node, TwoSamplersForMask) else 0
         steps = max(job.steps, inside) if _whole_passes(job) else 1
         kept += steps * max(solver.draws for solver in solvers) if any(one.order == 0 for one in solvers) else 0
-    return kept * job.pictures * CHANNELS * _cells(job) * _NUMBER
+    return kept * job.batch_size * CHANNELS * _cells(job) * _NUMBER
 
 
-def _whole_passes(job: RenderJob) -> bool:
+def _whole_passes(job: ResolvedJob) -> bool:
     """Whether one source of noise serves all steps; the regional nodes begin a pass for every step."""
     return job.composition == "joint" or isinstance(job.node, TwoSamplersForMask | MaskGridNKSamplersAdvanced)
 
 
-def _cells(job: RenderJob) -> int:
+def _cells(job: ResolvedJob) -> int:
     return (job.width // PIXELS_PER_CELL) * (job.height // PIXELS_PER_CELL)

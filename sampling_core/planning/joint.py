@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierF
 from prefect_regional_diffusion.sampling_core.engine.joint_run import InpaintConstraint, Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.region_weights import (
     by_order,
     by_weight,
@@ -26,7 +26,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 
 
 def joint(
-    job: RenderJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None = None
+    job: ResolvedJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None = None
 ) -> Joint:
     """The run, from the noised `clean` latent [b, c, h, w]. Whose weight is zero everywhere takes no part.
 
@@ -35,9 +35,10 @@ def joint(
     """
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
-    sigma_levels = sigma_schedule(levels, job.scheduler, job.steps, job.denoise)
-    participants = tuple(_participant(job, region, i) for i, region in enumerate((None, *job.regions)))
-    kinds = [_kind(job.settings_of(region)[0]) for region in (None, *job.regions)]
+    sigma_levels = sigma_schedule(levels, job.base.scheduler, job.steps, job.denoise)
+    names = ("base", *(region.name for region in job.regions))
+    participants = tuple(_participant(*named) for named in zip(names, job.participants, strict=True))
+    kinds = [_kind(settings.sampler) for settings in job.participants]
     stages = _stages(job, masks, kinds, sigma_levels, shape)
     noise = _initial_noise(job, masks, shape)
     drawn = noise.draw()
@@ -46,29 +47,32 @@ def joint(
     return Joint(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
 
 
-def _participant(job: RenderJob, region: Region | None, number: int) -> Participant:
-    sampler, cfg, negative = job.settings_of(region)
-    prompt, name = (job.prompt, "base") if region is None else (region.prompt, region.name or f"region {number}")
-    model = job.model if region is None else region.model or job.model
-    return Participant(name, ClassifierFreeGuidance(cfg, prompt, negative, sampler in CFG_PP, model), SOLVERS[sampler])
+def _participant(name: str, settings: ParticipantSettings) -> Participant:
+    sampler, model = settings.sampler, settings.model
+    guidance = ClassifierFreeGuidance(settings.cfg, settings.prompt, settings.negative_prompt, sampler in CFG_PP, model)
+    return Participant(name, guidance, SOLVERS[sampler])
 
 
 def _kind(sampler: str) -> str:
     """Samplers of a kind carry the same noise at every level: all that draw none, or the same one twice."""
-    return "deterministic" if SOLVERS[sampler].order > 0 else sampler.removesuffix("_gpu")
+    return "deterministic" if SOLVERS[sampler].order > 0 else sampler
 
 
 def _stages(
-    job: RenderJob, masks: Sequence[Mask], kinds: Sequence[str], sigma_levels: Sequence[Level], shape: Shape
+    job: ResolvedJob, masks: Sequence[Mask], kinds: Sequence[str], sigma_levels: Sequence[Level], shape: Shape
 ) -> tuple[PlanPhase, ...]:
     """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
     steps = len(sigma_levels) - 1
     windows: list[tuple[int, int]] = []
     for i, region in enumerate(job.regions):
-        first = min(job.first_steps, steps) if region.start_at_step is None else region.start_at_step
+        usual = "start_at_step" in region.inherited
+        first = min(region.start_at_step, steps) if usual else region.start_at_step
         last = steps if region.end_at_step is None else region.end_at_step
-        for name, value, most in (("start_at_step", first, steps - 1), ("end_at_step", last, steps)):
-            if value > most and getattr(region, name) is not None:
+        for name, value, most in (
+            ("start_at_step", first, steps if usual else steps - 1),
+            ("end_at_step", last, steps),
+        ):
+            if value > most:
                 raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
         windows.append((first, last))
     stages: list[PlanPhase] = []
@@ -98,7 +102,7 @@ def _gaining(before: Sequence[Mask | None], after: Sequence[Mask | None]) -> fro
 
 
 def _shared(
-    job: RenderJob, masks: Sequence[Mask], present: Sequence[int], everywhere: Mask
+    job: ResolvedJob, masks: Sequence[Mask], present: Sequence[int], everywhere: Mask
 ) -> tuple[Mask, tuple[Mask, ...]]:
     """The weights of the base and of the regions that are present, by the job's rule for overlaps."""
     upper = [i for i in present if job.regions[i].weight > 0]
@@ -114,7 +118,7 @@ def _shared(
     return base, tuple(share[i] for i in present)
 
 
-def _weights(job: RenderJob, regions: Sequence[int]) -> list[float]:
+def _weights(job: ResolvedJob, regions: Sequence[int]) -> list[float]:
     """The weights of some regions; one alone has nothing to share, and no weight to be rounded by."""
     return [job.regions[i].weight if len(regions) > 1 else 1.0 for i in regions]
 
@@ -124,7 +128,7 @@ def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
     return protected if set(kinds) == {"deterministic"} else (protected >= 0.5).to(protected.dtype)
 
 
-def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> InitialNoise:
+def _initial_noise(job: ResolvedJob, masks: Sequence[Mask], shape: Shape) -> InitialNoise:
     """ComfyUI's noise of the job's seed, varied inside the regions that ask for it."""
     varied = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
     _, shares = _shared(job, masks, varied, torch.ones(shape[2:]))
@@ -136,8 +140,8 @@ def _initial_noise(job: RenderJob, masks: Sequence[Mask], shape: Shape) -> Initi
     return InitialNoise(job.seed, shape, job.batch_index or None, variations)
 
 
-def _noise(job: RenderJob, shape: Shape, sigma_levels: tuple[Level, ...]) -> Noise:
+def _noise(job: ResolvedJob, shape: Shape, sigma_levels: tuple[Level, ...]) -> Noise:
     if job.noise == "comfyui":
-        draws = max(SOLVERS[job.settings_of(region)[0]].draws for region in (None, *job.regions))
+        draws = max(SOLVERS[settings.sampler].draws for settings in job.participants)
         return SequentialNoise(shape, job.seed, draws, *span(sigma_levels))
     return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(sigma_levels))

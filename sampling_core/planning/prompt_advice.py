@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
-from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
@@ -21,7 +21,7 @@ class _Prompt(NamedTuple):
     key: PromptKey
 
 
-def prompt_warnings(job: RenderJob, used: Collection[PromptKey], models: Mapping[str, Checkpoint]) -> list[str]:
+def prompt_warnings(job: ResolvedJob, used: Collection[PromptKey], models: Mapping[str, Checkpoint]) -> list[str]:
     """One line for each prompt that is too long for its model, and for each with words that the embedded one lacks.
 
     `used` are the prompts of the job's run; what it leaves out, such as negative prompts without guidance, is
@@ -46,14 +46,13 @@ def prompt_warnings(job: RenderJob, used: Collection[PromptKey], models: Mapping
     return found
 
 
-def _prompts(job: RenderJob) -> list[_Prompt]:
+def _prompts(job: ResolvedJob) -> list[_Prompt]:
     """Each field with a prompt, and the model that reads it; an inherited one is the job's field."""
-    prompts = [("prompt", job.model, job.prompt), ("negative_prompt", job.model, job.negative_prompt)]
+    base = job.base
+    prompts = [("prompt", base.model, base.prompt), ("negative_prompt", base.model, base.negative_prompt)]
     for i, region in enumerate(job.regions):
-        model, negative = region.model or job.model, region.negative_prompt
-        prompts.append((f"regions.{i}.prompt", model, region.prompt))
-        if negative is None:
-            prompts.append(("negative_prompt", model, job.negative_prompt))
-        else:
-            prompts.append((f"regions.{i}.negative_prompt", model, negative))
+        settings = region.settings
+        negative = "negative_prompt" if "negative_prompt" in region.inherited else f"regions.{i}.negative_prompt"
+        prompts.append((f"regions.{i}.prompt", settings.model, settings.prompt))
+        prompts.append((negative, settings.model, settings.negative_prompt))
     return list(dict.fromkeys(_Prompt(field, PromptKey(model, prompt)) for field, model, prompt in prompts))

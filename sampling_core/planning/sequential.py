@@ -20,13 +20,12 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierF
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     MaskGridNKSamplersAdvanced,
-    Node,
     RegionalSampler,
     RegionalSamplerAdvanced,
     TwoAdvancedSamplersForMask,
     TwoSamplersForMask,
 )
-from prefect_regional_diffusion.sampling_core.job.render_job import Region, RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import CFG_PP
@@ -34,7 +33,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Late
 
 
 def sequential(
-    job: RenderJob, levels: Mapping[str, ModelLevels], clean: Latent, masks: Sequence[AnyMask]
+    job: ResolvedJob, levels: Mapping[str, ModelLevels], clean: Latent, masks: Sequence[AnyMask]
 ) -> Sequential:
     """The run, from the latent [b, c, h, w]. `levels` are by model, `masks` are `region_masks`, in pixels.
 
@@ -48,12 +47,12 @@ def sequential(
     except BadInput as error:
         field = f"node.{error.field}" if error.field in type(job.node).model_fields else error.field
         raise BadInput(field, error.value, error.allowed) from None
-    warm_up = found[0].planned.steps if found and turns[0].who == regional.BASE and job.first_steps else 0
+    warm_up = found[0].planned.steps if found and turns[0].who == regional.BASE and job.base_only_steps else 0
     return Sequential(tuple(found), clean, warm_up, cells)
 
 
 def _turns(
-    job: RenderJob, shape: Shape, masks: Sequence[AnyMask], cell: int
+    job: ResolvedJob, shape: Shape, masks: Sequence[AnyMask], cell: int
 ) -> tuple[list[NodeStep], MaskGridCells | None]:
     node, index = job.node, job.batch_index or None
     match node:
@@ -65,7 +64,7 @@ def _turns(
                 steps=job.steps,
                 seed_2nd=node.seed_2nd,
                 seed_2nd_mode=node.seed_2nd_mode,
-                base_only_steps=job.first_steps,
+                base_only_steps=job.base_only_steps,
                 denoise=job.denoise,
                 overlap_factor=node.overlap_factor,
                 restore_latent=node.restore_latent,
@@ -90,11 +89,11 @@ def _turns(
             ), None
         case TwoSamplersForMask():
             base = FullRun(job.seed, job.steps, job.denoise)
-            inside = FullRun(
-                job.seed if node.mask_seed is None else node.mask_seed,
-                node.mask_steps or job.steps,
-                node.mask_denoise or job.denoise,
-            )
+            # What the node leaves empty is filled in.
+            assert node.mask_seed is not None
+            assert node.mask_steps is not None
+            assert node.mask_denoise is not None
+            inside = FullRun(node.mask_seed, node.mask_steps, node.mask_denoise)
             return two_samplers(base, inside, masks[0], index), None
         case TwoAdvancedSamplersForMask():
             return two_advanced_samplers(
@@ -108,7 +107,7 @@ def _turns(
             ), None
         case MaskGridNKSamplersAdvanced():
             if cell != PIXELS_PER_CELL:
-                raise BadInput("model", job.model, f"a model with {PIXELS_PER_CELL} pixels per latent cell")
+                raise BadInput("model", job.base.model, f"a model with {PIXELS_PER_CELL} pixels per latent cell")
             call = KSamplerCall(
                 job.steps,
                 node.start_at_step,
@@ -127,36 +126,26 @@ def _recovery(node: RegionalSampler | RegionalSamplerAdvanced) -> Recovery:
     return Recovery(node.additional_mode, node.additional_sampler, node.additional_sigma_ratio)
 
 
-def _regions(job: RenderJob, masks: Sequence[AnyMask]) -> list[regional.Region]:
+def _regions(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[regional.Region]:
     return [
         regional.Region(_name(job, i), mask, region.variation_seed, region.variation_strength, region.variation_method)
         for i, (region, mask) in enumerate(zip(job.regions, masks, strict=True))
     ]
 
 
-def _name(job: RenderJob, index: int) -> str:
+def _name(job: ResolvedJob, index: int) -> str:
     """The name of a region's setting; people's names need not differ."""
     return MASK if isinstance(job.node, TwoSamplersForMask | TwoAdvancedSamplersForMask) else f"region {index + 1}"
 
 
-def _settings(job: RenderJob) -> dict[str, SamplerConfig]:
-    own = {_name(job, i): _setting(job, region) for i, region in enumerate(job.regions)}
-    return {regional.BASE: _setting(job, None)} | own
+def _settings(job: ResolvedJob) -> dict[str, SamplerConfig]:
+    own = {_name(job, i): _setting(region.settings) for i, region in enumerate(job.regions)}
+    return {regional.BASE: _setting(job.base)} | own
 
 
-def _setting(job: RenderJob, region: Region | None) -> SamplerConfig:
-    sampler, cfg, negative = job.settings_of(region)
-    prompt = job.prompt if region is None else region.prompt
-    model = job.model if region is None else region.model or job.model
-    guidance = ClassifierFreeGuidance(cfg, prompt, negative, sampler in CFG_PP, model)
-    scheduler = job.scheduler if region is None else region.scheduler or job.scheduler
-    factor = _base_factor(job.node) if region is None else region.sigma_factor
-    return SamplerConfig(sampler, scheduler, guidance, factor)
-
-
-def _base_factor(node: Node) -> float:
-    match node:
-        case RegionalSampler() | RegionalSamplerAdvanced() | TwoAdvancedSamplersForMask():
-            return node.sigma_factor
-        case _:
-            return 1.0
+def _setting(settings: ParticipantSettings) -> SamplerConfig:
+    sampler = settings.sampler
+    guidance = ClassifierFreeGuidance(
+        settings.cfg, settings.prompt, settings.negative_prompt, sampler in CFG_PP, settings.model
+    )
+    return SamplerConfig(sampler, settings.scheduler, guidance, settings.sigma_factor)

@@ -17,7 +17,7 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
-class Story(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run, and the names of its segments: states with one name are one state."""
 
     run: SamplingRun[Any]
@@ -27,12 +27,12 @@ class Story(NamedTuple):
         return state_name(self.segments, step)
 
     @property
-    def parts_at(self) -> set[int]:
+    def fork_steps(self) -> set[int]:
         """Steps after which other runs may go on, the last one included."""
         return {segment.first for segment in self.segments if segment.first} | {self.run.steps}
 
 
-class CostTogether(NamedTuple):
+class BatchCost(NamedTuple):
     """Steps that are computed, those that are spared because another run computes the same, rows and calls."""
 
     steps: int = 0
@@ -54,16 +54,16 @@ class _Counting:
         return x
 
 
-def cost_together(shards: Iterable[Sequence[Story]], max_rows: int | None = None) -> CostTogether:
+def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_rows: int | None = None) -> BatchCost:
     """Counted, not calculated: all runs of a shard step together, as when they are drawn, but without a network.
 
     Shards are drawn one after the other; a later one goes on from states that an earlier one has kept.
     """
     kept: dict[str, dict[str, Tensor]] = {}
-    total, network = CostTogether(), _Counting()
-    for stories in shards:
-        for count, computed, members in _rounds(stories, _using(stories, network, max_rows), kept):
-            total = CostTogether(
+    total, network = BatchCost(), _Counting()
+    for runs in shards:
+        for count, computed, members in _rounds(runs, _using(runs, network, max_rows), kept):
+            total = BatchCost(
                 total.steps + computed,
                 total.shared_steps + members - computed,
                 total.evaluations + count.evaluations,
@@ -73,30 +73,30 @@ def cost_together(shards: Iterable[Sequence[Story]], max_rows: int | None = None
 
 
 def _rounds(
-    stories: Sequence[Story], using: Networks, kept: dict[str, dict[str, Tensor]]
+    runs: Sequence[PlannedRun], using: Networks, kept: dict[str, dict[str, Tensor]]
 ) -> Iterator[tuple[Count, int, int]]:
     """A step of every run that is not finished: what it cost, how many different ones there were, of how many runs."""
-    states = [_newest(story, kept) for story in stories]
-    while going := [i for i, story in enumerate(stories) if story.run.done(states[i]) < story.run.steps]:
-        names = {i: stories[i].state_name(stories[i].run.done(states[i]) + 1) for i in going}
-        reached, count = advance_together([Member(stories[i].run, states[i], names[i]) for i in going], using)
+    states = [_newest(planned, kept) for planned in runs]
+    while going := [i for i, planned in enumerate(runs) if planned.run.done(states[i]) < planned.run.steps]:
+        names = {i: runs[i].state_name(runs[i].run.done(states[i]) + 1) for i in going}
+        reached, count = advance_together([Member(runs[i].run, states[i], names[i]) for i in going], using)
         for i, state in zip(going, reached, strict=True):
             states[i] = state
-            if stories[i].run.done(state) in stories[i].parts_at:
-                kept[names[i]] = stories[i].run.to_tensors(state)
+            if runs[i].run.done(state) in runs[i].fork_steps:
+                kept[names[i]] = runs[i].run.to_tensors(state)
         yield count, len(set(names.values())), len(going)
 
 
-def _newest(story: Story, kept: dict[str, dict[str, Tensor]]) -> Any:
+def _newest(planned: PlannedRun, kept: dict[str, dict[str, Tensor]]) -> Any:
     """The state from which a run goes on: the newest that is kept, or its beginning."""
-    for step in sorted(story.parts_at, reverse=True):
-        tensors = kept.get(story.state_name(step))
+    for step in sorted(planned.fork_steps, reverse=True):
+        tensors = kept.get(planned.state_name(step))
         if tensors is not None:
-            return story.run.from_tensors(tensors)
-    return story.run.begin()
+            return planned.run.from_tensors(tensors)
+    return planned.run.begin()
 
 
-def _using(stories: Sequence[Story], network: Denoiser, max_rows: int | None) -> Networks:
-    prompts = {key for story in stories for key in story.run.prompts}
+def _using(runs: Sequence[PlannedRun], network: Denoiser, max_rows: int | None) -> Networks:
+    prompts = {key for planned in runs for key in planned.run.prompts}
     models = {key.model for key in prompts}
     return Networks(dict.fromkeys(models, network), dict.fromkeys(prompts, Conditioning({})), max_rows)

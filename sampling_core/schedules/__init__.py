@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.names import is_whole
 from prefect_regional_diffusion.sampling_core.schedules.curves import exponential, karras, kl_optimal, linear_quadratic
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, AYSModel, align_your_steps, gits
@@ -47,11 +48,6 @@ SCHEDULES: dict[str, Schedule] = {
 
 PENULTIMATE_DROPPED = frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"})
 """Samplers that the originals send over a schedule of one step more, without its last level before 0."""
-
-
-def is_whole(denoise: float) -> bool:
-    """Whether a run takes its whole schedule, as ComfyUI rounds: the same picture for all these values."""
-    return denoise > 0.9999
 
 
 def sigma_schedule(

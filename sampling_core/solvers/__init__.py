@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import EulerAncestral
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     DenoisedPrediction,
@@ -85,8 +86,6 @@ _GPU = {f"{name}_gpu": _METHODS[name] for name in _ALONG_A_PATH}
 SOLVERS = _METHODS | _GPU
 BROWNIAN = frozenset({*_ALONG_A_PATH, *_GPU})
 """Samplers whose noise is the increments of one Brownian path."""
-CFG_PP = frozenset(name for name in SOLVERS if name.endswith("_cfg_pp"))
-"""Samplers that want the unconditional prediction in every step, also where guidance is off."""
 
 
 def solver_named(name: str, field: str = "sampler") -> Solver[Any]:

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 
 HASH_DIGITS = 16
@@ -77,11 +78,10 @@ def portable_job(job: RenderJob) -> RenderJob:
     return renamed(job, portable_name)
 
 
-def portable_files(job: RenderJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def portable_files(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Which content the names in a job stand for: by field, the name and the SHA-256 of the file or the weights.
 
     `digests` are by the path that the job has.
     """
-    files = job.image_files() | {"model": job.model}
-    files |= {f"regions.{i}.model": region.model for i, region in enumerate(job.regions) if region.model is not None}
+    files = job.image_files | job.models_by_field
     return {field: {"name": portable_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

@@ -13,9 +13,9 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import Size, placing
-from prefect_regional_diffusion.sampling_core.names import Fit
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing
+from prefect_regional_diffusion.sampling_core.names import Fit, Size
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
@@ -34,12 +34,12 @@ class ImageFiles:
     digests: Mapping[str, str]
 
 
-def read_image_files(job: RenderJob) -> ImageFiles:
+def read_image_files(job: ResolvedJob) -> ImageFiles:
     """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
     left = settings().max_image_pixels
     photos: dict[str, RgbImage] = {}
     digests: dict[str, str] = {}
-    for field, name in job.image_files().items():
+    for field, name in job.image_files.items():
         if name not in photos:
             data = _read_limited(field, name)
             photos[name] = _decode(field, name, data, left)

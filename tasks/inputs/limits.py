@@ -8,13 +8,17 @@ from __future__ import annotations
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import TwoSamplersForMask, tiles_of
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 _ROWS = "evaluations (network rows), REGIONAL_MAX_EVALUATIONS"
 
 
-def check_limits(job: RenderJob) -> None:
-    """Raise BadInput for a job that asks for more than the settings allow; nothing is read for this."""
+def check_limits(job: RenderJob, resolved: ResolvedJob) -> None:
+    """Raise BadInput for a job that asks for more than the settings allow; nothing is read for this.
+
+    `resolved` is the job with everything inherited filled in.
+    """
     limits = settings()
     at_most("job", len(job.model_dump_json().encode()), limits.max_job_bytes, "bytes as JSON, REGIONAL_MAX_JOB_BYTES")
     canvas = job.width * job.height
@@ -25,16 +29,16 @@ def check_limits(job: RenderJob) -> None:
     at_most("regions", len(job.regions), limits.max_regions, "regions, REGIONAL_MAX_REGIONS")
     at_most("batch_size", job.pictures, limits.max_pictures, "pictures, REGIONAL_MAX_PICTURES")
     check_cells("node.rows x columns", *tiles_of(job.node))
-    at_most("regions", len(job.models), limits.max_models, "models, the job's included, REGIONAL_MAX_MODELS")
+    at_most("regions", len(resolved.models), limits.max_models, "models, the job's included, REGIONAL_MAX_MODELS")
     for field, prompt in _prompts(job).items():
         at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")
 
 
-def check_canvas(job: RenderJob, multiple: int) -> None:
+def check_canvas(job: ResolvedJob, multiple: int) -> None:
     """Raise BadInput for a canvas of a size that the model has no latents for."""
     for name, pixels in (("width", job.width), ("height", job.height)):
         if pixels % multiple:
-            raise BadInput(name, pixels, f"a multiple of {multiple}, for the model {job.model}")
+            raise BadInput(name, pixels, f"a multiple of {multiple}, for the model {job.base.model}")
 
 
 def check_count(field: str, jobs: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, resolve
 from prefect_regional_diffusion.sampling_core.planning.job_size import (
     CHANNELS,
     drawn_pixels,
@@ -20,7 +21,7 @@ _DRAWN = "pixels of its different masks, each of the whole canvas, REGIONAL_MAX_
 _TENSORS = "bytes of masks, weights and latents, REGIONAL_MAX_TENSOR_BYTES"
 
 
-def check_latents(job: RenderJob, cell: int, channels: int) -> None:
+def check_latents(job: ResolvedJob, cell: int, channels: int) -> None:
     """Raise BadInput for a model with latents too large for the job: `cell` pixels a latent cell, so many channels.
 
     Until the model is known, those of Stable Diffusion are counted.
@@ -29,15 +30,18 @@ def check_latents(job: RenderJob, cell: int, channels: int) -> None:
     at_most("model", int(tensor_bytes([job]) * larger), settings().max_tensor_bytes, _TENSORS)
 
 
-def check_size(job: RenderJob) -> None:
-    """Raise BadInput for a job that needs more memory, or draws more pixels of masks, than the settings allow."""
+def check_size(job: RenderJob, resolved: ResolvedJob) -> None:
+    """Raise BadInput for a job that needs more memory, or draws more pixels of masks, than the settings allow.
+
+    `resolved` is the job with everything inherited filled in.
+    """
     limit = settings().max_tensor_bytes
-    check_drawn(job, {})
-    at_most("job", tensor_bytes([job]), limit, _TENSORS)
+    check_drawn(resolved, {})
+    at_most("job", tensor_bytes([resolved]), limit, _TENSORS)
     at_most("job", finished_bytes(job), limit, "bytes of finished pictures, REGIONAL_MAX_TENSOR_BYTES")
 
 
-def check_drawn(job: RenderJob, image_pixels: Mapping[str, int]) -> None:
+def check_drawn(job: ResolvedJob, image_pixels: Mapping[str, int]) -> None:
     """Raise BadInput for a job whose masks are too many pixels. `image_pixels` are the sizes of its images by path."""
     at_most("job", sum(drawn_pixels(job, image_pixels).values()), settings().max_drawn_pixels, _DRAWN)
 
@@ -47,11 +51,11 @@ def check_jobs(jobs: Sequence[NamedJob]) -> None:
     check_count("jobs", len(jobs))
     masks: dict[str, int] = {}
     for named in jobs:
-        masks |= drawn_pixels(named.job, {})
+        masks |= drawn_pixels(resolve(named.job), {})
     at_most("jobs", sum(masks.values()), settings().max_drawn_pixels, _DRAWN)
 
 
 def check_shard(jobs: Sequence[NamedJob]) -> None:
     """Raise BadInput for jobs that would take too much memory in one process."""
     limit = settings().max_tensor_bytes
-    at_most("jobs", tensor_bytes(named.job for named in jobs), limit, f"{_TENSORS}, of the jobs of one shard")
+    at_most("jobs", tensor_bytes(resolve(named.job) for named in jobs), limit, f"{_TENSORS}, of the jobs of one shard")

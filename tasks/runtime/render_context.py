@@ -19,11 +19,12 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
-from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
-from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT, Prepared, composed, empty_latent
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -36,15 +37,18 @@ class RenderContext:
     """One job on its models with one store."""
 
     def __init__(self, prepared: Prepared, store_url: str) -> None:
-        self.job, self.job_hash, self._mask_hash = prepared.job, prepared.job_hash, prepared.mask_hash
-        self.model_keys: dict[str, ModelKey] = prepared.model_keys
+        self._prepared, self.job, self.job_hash = prepared, prepared.job, prepared.job_hash
+        self.models = prepared.resolved.models
+        """The models that are used, the job's own first."""
+        self.folders: dict[str, Checkpoint] = prepared.inputs.folders
+        self.model_keys: dict[str, ModelKey] = prepared.inputs.model_keys
         """By model."""
-        self.files: dict[str, dict[str, Any]] = portable_files(prepared.job, prepared.digests)
+        self.files: dict[str, dict[str, Any]] = portable_files(prepared.resolved, prepared.inputs.digests)
         """Name and SHA-256 of each file that the job names, by field."""
         self.numerics = numerics()
         """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
         self.store_url = store_url
-        self.masks: Tensors = prepared.inputs or {"none": torch.zeros(1)}
+        self.masks: Tensors = prepared.inputs.tensors or {"none": torch.zeros(1)}
         """Masks and pictures as this machine makes them; safetensors wants at least one tensor."""
         self._remembered: dict[TensorKey, Tensors] = {}
 
@@ -77,14 +81,10 @@ class RenderContext:
     def store(self) -> Store:
         return Store(self.store_url)
 
-    @cached_property
-    def folders(self) -> dict[str, Checkpoint]:
-        return {name: open_model(name) for name in self.job.models}
-
     @property
     def mask_key(self) -> TensorKey:
         """Key of the masks of all regions, and of the start image if there is one."""
-        return keys.masks(self._mask_hash)
+        return keys.masks(self._prepared.inputs.mask_hash)
 
     @property
     def mask_specs(self) -> Specs:
@@ -99,22 +99,29 @@ class RenderContext:
     @cached_property
     def composition(self) -> SamplingRun[Any]:
         """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
-        clean = empty_latent(self.job, self.folders[self.job.model])
-        if self.job.start_image is not None:
-            clean = clean + self._stored(self.start_key, self.start_specs)["latent"]
-        return composed(self.job, self.folders, self.inputs, clean)
+        run, inputs = self._prepared.run, self.inputs
+        job, clean = self._prepared.resolved, self._empty_latent
+        # Of another machine's masks, the last bits may differ.
+        if any(not torch.equal(inputs[name], mask) for name, mask in self.masks.items()):
+            run = composed(job, self.folders, inputs, clean)
+        if job.start_image is None:
+            return run
+        return run.started_from(clean + self._stored(self.start_key, self.start_specs)["latent"])
+
+    @property
+    def _empty_latent(self) -> Latent:
+        return empty_latent(self._prepared.resolved, self.folders[self.job.model])
 
     @property
     def start_key(self) -> TensorKey:
         """Key of the start image's latent."""
-        return keys.start(content_hash([self._mask_hash, self.model_keys[self.job.model].digest, self.numerics]))
+        model = self.model_keys[self.job.model].digest
+        return keys.start(content_hash([self._prepared.inputs.mask_hash, model, self.numerics]))
 
     @property
     def start_specs(self) -> Specs:
         """What is stored there: `latent` [1, c, h, w]."""
-        return {
-            "latent": TensorSpec(torch.float32, (1, *empty_latent(self.job, self.folders[self.job.model]).shape[1:]))
-        }
+        return {"latent": TensorSpec(torch.float32, (1, *self._empty_latent.shape[1:]))}
 
     def text_encoder(self, name: str) -> TextEncoder:
         """The text encoders of one of the job's models, loaded."""

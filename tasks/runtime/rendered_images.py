@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.planning.job_size import finished_
 from prefect_regional_diffusion.tasks.machine.devices import Devices
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.prepare import FORMAT
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently

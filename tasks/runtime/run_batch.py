@@ -39,7 +39,7 @@ class RunBatch:
         """The networks, with what was found of their memory: a forward that was too large is not tried again."""
         runs = [member.run for member in self.members]
         conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
-        networks = {name: run.denoiser(name) for run in runs for name in run.job.models}
+        networks = {name: run.denoiser(name) for run in runs for name in run.models}
         return Networks(networks, conditionings, settings().max_rows)
 
     @property

@@ -1,0 +1,267 @@
+"""RenderJob -> ResolvedJob: everything inherited filled in, and what changes no picture brought to one value.
+
+Inheritance is decided here and nowhere else: planning, hashing, cost, warnings and summaries take the result, so a
+field that is not resolved here can change no picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
+    MaskGridNKSamplersAdvanced,
+    Node,
+    RegionalSampler,
+    RegionalSamplerAdvanced,
+    TwoAdvancedSamplersForMask,
+    TwoSamplersForMask,
+    tiles_of,
+)
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
+from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
+from prefect_regional_diffusion.sampling_core.names import (
+    CFG_PP,
+    CompositionName,
+    Fit,
+    OverlapRule,
+    SamplerName,
+    SchedulerName,
+    Size,
+    StepNoiseName,
+    VariationMethod,
+    is_whole,
+)
+
+
+class ParticipantSettings(NamedTuple):
+    """What the base or a region is sampled with.
+
+    `negative_prompt` is empty where guidance is off, as it is not evaluated there.
+    """
+
+    prompt: str
+    negative_prompt: str
+    sampler: SamplerName
+    scheduler: SchedulerName
+    cfg: float
+    model: str
+    sigma_factor: float
+
+
+class MaskFile(NamedTuple):
+    """An image file that a mask is read from: the field that names it, its path, and how it is laid on the canvas."""
+
+    field: str
+    path: str
+    fit: Fit
+
+
+class ResolvedMask(NamedTuple):
+    """A mask before it is drawn: the field it comes from, its shape, the size of what it is drawn on, and its edge.
+
+    `size` is height and width, `grow` and `feather` are what is done to the edge; all in pixels.
+    """
+
+    field: str
+    shape: MaskShape
+    size: Size
+    grow: int = 0
+    feather: int = 0
+
+    @property
+    def file(self) -> MaskFile | None:
+        """The image file that the mask is read from; None if it is drawn from numbers."""
+        match self.shape:
+            case Image(image=path, fit=fit):
+                return MaskFile(f"{self.field}.image", path, fit)
+            case ColorMap(color_map=path, fit=fit):
+                return MaskFile(f"{self.field}.color_map", path, fit)
+            case _:
+                return None
+
+
+class ResolvedRegion(NamedTuple):
+    """A region with nothing left to look up in its job.
+
+    It takes part in the steps after `start_at_step`, up to `end_at_step` (None: the last one). `weight` is 1 or 0 where
+    nothing else counts of it. Without variation its seed and method are 0 and linear. `name` is for people, `inherited`
+    has the fields that were left empty, so that messages name the field in which somebody wrote the value.
+    """
+
+    name: str
+    settings: ParticipantSettings
+    mask: ResolvedMask
+    weight: float
+    start_at_step: int
+    end_at_step: int | None
+    variation_seed: int
+    variation_strength: float
+    variation_method: VariationMethod
+    inherited: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedJob:
+    """A job with nothing left to look up.
+
+    `batch_size` is the number of pictures that are drawn; `batch_index`, if it is not empty, says which of the batch
+    they are. `base_only_steps` is 0 without regions, and `denoise` is 1 wherever the whole schedule is taken. With
+    joint composition, `node` is as in a job that does not speak of one.
+    """
+
+    composition: CompositionName
+    width: int
+    height: int
+    seed: int
+    steps: int
+    base_only_steps: int
+    denoise: float
+    base: ParticipantSettings
+    regions: tuple[ResolvedRegion, ...]
+    batch_size: int
+    batch_index: tuple[int, ...]
+    overlap: OverlapRule
+    noise: StepNoiseName
+    start_image: str | None
+    start_fit: Fit
+    protect: tuple[ResolvedMask, ...]
+    node: Node
+
+    @property
+    def participants(self) -> tuple[ParticipantSettings, ...]:
+        """The settings of the base and of each region."""
+        return (self.base, *(region.settings for region in self.regions))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are used, the base's first."""
+        return tuple(dict.fromkeys(participant.model for participant in self.participants))
+
+    @property
+    def models_by_field(self) -> dict[str, str]:
+        """Models by the field that names them; who inherits one names none."""
+        own = {i: region for i, region in enumerate(self.regions) if "model" not in region.inherited}
+        return {"model": self.base.model} | {f"regions.{i}.model": own[i].settings.model for i in own}
+
+    @property
+    def masks(self) -> tuple[ResolvedMask, ...]:
+        """What is drawn for the composition: one mask per region, or the tile of a grid of masks."""
+        if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
+            rows, columns = tiles_of(self.node)
+            return (ResolvedMask("node.tile", self.node.tile, (self.height // rows, self.width // columns)),)
+        return tuple(region.mask for region in self.regions)
+
+    @property
+    def image_files(self) -> dict[str, str]:
+        """Image files that are read, the start image first: field -> path."""
+        start = {} if self.start_image is None else {"start_image": self.start_image}
+        files = [mask.file for mask in (*self.masks, *self.protect)]
+        return start | {file.field: file.path for file in files if file is not None}
+
+
+def resolve(job: JobFields) -> ResolvedJob:
+    """Fill in what is inherited. The job's fields must go together, as those of a RenderJob do."""
+    canvas = (job.height, job.width)
+    return ResolvedJob(
+        composition=job.composition,
+        width=job.width,
+        height=job.height,
+        seed=job.seed,
+        steps=job.steps,
+        base_only_steps=base_only_steps(job) if job.regions else 0,
+        denoise=_denoise(job.denoise),
+        base=_settings(job, None),
+        regions=tuple(_region(job, i, region) for i, region in enumerate(job.regions)),
+        batch_size=len(job.batch_index) or job.batch_size,
+        batch_index=job.batch_index,
+        overlap=job.overlap if len(job.regions) > 1 else "weight",
+        noise=job.noise,
+        start_image=job.start_image,
+        start_fit=job.start_fit,
+        protect=tuple(ResolvedMask(f"protect.{i}", shape, canvas) for i, shape in enumerate(job.protect)),
+        node=_node(job),
+    )
+
+
+def base_only_steps(job: JobFields) -> int:
+    """First steps of the base alone. Left empty, they are what suits the composition."""
+    if job.base_only_steps is not None:
+        return job.base_only_steps
+    usual = 1 if job.composition == "joint" else 2 if isinstance(job.node, RegionalSampler) else 0
+    return min(usual, job.steps - 1)
+
+
+def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
+    varied = region.variation_strength > 0
+    alone = len(job.regions) == 1
+    shares = job.composition == "joint" and job.overlap == "weight" and not alone
+    return ResolvedRegion(
+        name=region.name or f"region {index + 1}",
+        settings=_settings(job, region),
+        mask=ResolvedMask(f"regions.{index}.mask", region.mask, (job.height, job.width), region.grow, region.feather),
+        # Weight 0 lies under the other regions, whatever the rule among those.
+        weight=region.weight if shares else float(region.weight > 0 or alone),
+        start_at_step=base_only_steps(job) if region.start_at_step is None else region.start_at_step,
+        end_at_step=region.end_at_step,
+        variation_seed=region.variation_seed if varied else 0,
+        variation_strength=region.variation_strength,
+        variation_method=region.variation_method if varied else "linear",
+        inherited=frozenset(name for name in (*_INHERITED, "start_at_step") if getattr(region, name) is None),
+    )
+
+
+def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
+    """What a region (None: the base) is sampled with."""
+    filled_in: dict[str, Any] = {}
+    for name in _INHERITED:
+        own = None if region is None else getattr(region, name)
+        filled_in[name] = getattr(job, name) if own is None else own
+    settings = ParticipantSettings(
+        **filled_in,
+        prompt=job.prompt if region is None else region.prompt,
+        sigma_factor=_base_factor(job.node) if region is None else region.sigma_factor,
+    )
+    sampler = settings.sampler
+    if job.composition == "joint":
+        # ComfyUI's names for where the noise is drawn. The Impact Pack treats some of them in another way.
+        sampler = cast("SamplerName", sampler.removesuffix("_gpu"))
+    # With guidance off, the negative prompt is evaluated for CFG++ alone.
+    unused = math.isclose(settings.cfg, 1.0) and sampler not in CFG_PP
+    return settings._replace(sampler=sampler, negative_prompt="" if unused else settings.negative_prompt)
+
+
+_INHERITED = ("negative_prompt", "sampler", "scheduler", "cfg", "model")
+"""Fields that a region takes from its job where it leaves them empty."""
+
+
+def _denoise(denoise: float) -> float:
+    return 1.0 if is_whole(denoise) else denoise
+
+
+def _base_factor(node: Node) -> float:
+    """What the base's sigmas are multiplied by; only some nodes ask for it."""
+    match node:
+        case RegionalSampler() | RegionalSamplerAdvanced() | TwoAdvancedSamplersForMask():
+            return node.sigma_factor
+        case _:
+            return 1.0
+
+
+def _node(job: JobFields) -> Node:
+    """The node with what is the job's where it says nothing, and without a second seed that it does not look at."""
+    match job.node:
+        case RegionalSampler(seed_2nd_mode="ignore") as node:
+            return node.model_copy(update={"seed_2nd": 0})
+        case RegionalSamplerAdvanced() as node:
+            return node.model_copy(update={"end_at_step": min(node.end_at_step, job.steps)})
+        case TwoSamplersForMask() as node:
+            own = {
+                "mask_seed": job.seed if node.mask_seed is None else node.mask_seed,
+                "mask_steps": node.mask_steps or job.steps,
+                "mask_denoise": _denoise(node.mask_denoise or job.denoise),
+            }
+            return node.model_copy(update=own)
+        case node:
+            return node

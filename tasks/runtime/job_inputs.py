@@ -1,0 +1,107 @@
+"""What a job is made from beside its own numbers: model folders, image files, masks. Jobs on one canvas share it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
+from prefect_regional_diffusion.sampling_core.models.folder import check_alike
+from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
+from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
+from prefect_regional_diffusion.sampling_core.planning.region_masks import protected_pixels, region_masks
+from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
+from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
+from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
+
+FORMAT = 9
+"""Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """Models, masks and pictures of a job.
+
+    `folders` and `model_keys` are by model; `digests` are of all files that the job names, weights among them, by
+    path. `tensors` has the masks `0`, `1`, ...; of a start image, `picture` in canvas pixels, and what is `protected`;
+    `mask_hash` stands for them. `warnings` are of the images.
+    """
+
+    folders: dict[str, Checkpoint]
+    model_keys: dict[str, ModelKey]
+    digests: dict[str, str]
+    tensors: dict[str, Tensor]
+    mask_hash: str
+    warnings: list[str]
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@lru_cache(maxsize=1)
+def drawn_masks() -> DrawnMasks:
+    """The masks that this process has drawn last: the cells of a grid have the same ones."""
+    return DrawnMasks(settings().max_tensor_bytes)
+
+
+def inputs_key(job: ResolvedJob) -> Hashable:
+    """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
+    canvas = (job.composition, job.width, job.height)
+    return (canvas, job.masks, job.protect, job.start_image, job.start_fit, tuple(job.models_by_field.items()))
+
+
+def read_inputs(job: ResolvedJob) -> JobInputs:
+    """Look at the model folders and image files of a job, and draw its masks. Raises BadInput or ModelError."""
+    folders: dict[str, Checkpoint] = {}
+    for field, name in job.models_by_field.items():
+        if name not in folders:
+            folders[name] = open_model(name, field)
+    check_alike(job.models_by_field, folders, canvas_of(job))
+    facts = folders[job.base.model].facts
+    cell = facts.vae_scale_factor
+    check_canvas(job, facts.pixel_multiple)
+    # Before anything large is read.
+    check_latents(job, cell, facts.latent_channels)
+    model_keys = {name: ModelKey(other.fingerprint()) for name, other in folders.items()}
+    files = read_image_files(job)
+    check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
+    digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}}
+    masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
+    start = canonical_start(job, digests)
+    pictures = [start.get("start"), start.get("protect")]
+    return JobInputs(
+        folders=folders,
+        model_keys=model_keys,
+        digests=digests,
+        tensors=_tensors(job, files, cell),
+        mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
+        warnings=image_warnings(job, files.photos),
+    )
+
+
+def canvas_of(job: ResolvedJob) -> Canvas:
+    """What a model's noise levels may depend on."""
+    return Canvas(job.width, job.height)
+
+
+def _tensors(job: ResolvedJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:
+    photos = files.photos
+    masks = region_masks(job, photos, cell, files.digests, drawn_masks())
+    tensors: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(masks)}
+    if job.start_image is not None:
+        tensors["picture"] = resized(photos[job.start_image], (job.height, job.width), job.start_fit)
+        protected = protected_pixels(job, photos)
+        if protected is not None:
+            tensors["protected"] = protected
+    return tensors

@@ -1,0 +1,87 @@
+"""Jobs are prepared once a run: checked by a command or by the flow that spreads them, drawn by the flow that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from threading import Lock
+
+from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
+from prefect_regional_diffusion.sampling_core.planning.job_size import own_bytes
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.job_inputs import JobInputs, inputs_key, read_inputs
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+
+
+class Preparations:
+    """Prepared jobs, and the inputs that several of them share: each is made once, in a bounded memory.
+
+    Files and model folders are looked at when a job first needs them, and not again. Several threads may ask.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        """At most so many bytes of inputs, and as many of latents and weights of jobs."""
+        self._most = most_bytes
+        self._inputs = BoundedCache[object, JobInputs](most_bytes, lambda inputs: inputs.bytes)
+        self._jobs: dict[RenderJob, Prepared] = {}
+        self._bytes = 0
+        self._lock = Lock()
+
+    def look_up(self, job: RenderJob, *, keep: bool = True) -> Prepared:
+        """The job prepared, and kept for whoever takes it, as long as there is room. Raises BadInput or ModelError."""
+        with self._lock:
+            found = self._jobs.get(job)
+        if found is not None:
+            return replace(found, job=job)
+        prepared = prepare(job, self._inputs_of)
+        size = own_bytes(prepared.resolved)
+        with self._lock:
+            # Those that come first are kept: they are also drawn first, and let go then.
+            if keep and job not in self._jobs and self._bytes + size <= self._most:
+                self._jobs[job] = prepared
+                self._bytes += size
+        return prepared
+
+    def take(self, job: RenderJob) -> Prepared:
+        """The job prepared, to be drawn: it is not kept any longer. Raises BadInput or ModelError."""
+        with self._lock:
+            found = self._jobs.pop(job, None)
+            if found is not None:
+                self._bytes -= own_bytes(found.resolved)
+        # An equal job may have been written with other fields left out, and is told as it was written.
+        return self.look_up(job, keep=False) if found is None else replace(found, job=job)
+
+    def _inputs_of(self, job: ResolvedJob) -> JobInputs:
+        return self._inputs.get(inputs_key(job), lambda: read_inputs(job))
+
+
+# Parameters of flows are JSON, so nothing prepared can be handed to a flow by whoever calls it: a command to a flow, or
+# `grid` and `batch` to `shard`. A context variable carries it, and ends with the run: a later run looks at files anew.
+_of_this_run: ContextVar[Preparations | None] = ContextVar("preparations", default=None)
+
+
+@contextmanager
+def prepared_once() -> Generator[None]:
+    """Within this block, and in all that is called from it, each distinct job is prepared once."""
+    if _of_this_run.get() is not None:
+        yield
+        return
+    token = _of_this_run.set(_new())
+    try:
+        yield
+    finally:
+        _of_this_run.reset(token)
+
+
+def preparations() -> Preparations:
+    """Those of the block around this call; without one, new ones."""
+    return _of_this_run.get() or _new()
+
+
+def _new() -> Preparations:
+    # Beside the jobs that are drawn, which may take all that the setting allows.
+    return Preparations(settings().max_tensor_bytes // 2)
