@@ -56,14 +56,16 @@ def grid(
 ) -> None:
     """Draw rows and columns of variants of one job. Interrupted and started again, only what is missing is drawn."""
     draws()
-    server = server_for(as_flow_run)
     trust_the_caller()
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
+
+    # First, because it needs neither torch nor Prefect: mistakes are told before either is imported.
+    asked = read_grid(file, set_ or [])
+    server = server_for(as_flow_run)
     prepares_once(context)
     from prefect_regional_diffusion.flows.grid import check
     from prefect_regional_diffusion.flows.grid import grid as grid_flow
-    from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 
-    asked = read_grid(file, set_ or [])
     warn(check(asked).warnings())
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
@@ -86,14 +88,15 @@ def batch(
 ) -> None:
     """Draw all jobs that a pattern finds. Interrupted and started again, only what is missing is drawn."""
     draws()
-    server = server_for(as_flow_run)
     trust_the_caller()
-    prepares_once(context)
-    from prefect_regional_diffusion.flows.batch import batch as batch_flow
-    from prefect_regional_diffusion.tasks.check_jobs import prepared_files
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
 
     found = read_job_files(files, set_ or [])
+    server = server_for(as_flow_run)
+    prepares_once(context)
+    from prefect_regional_diffusion.flows.batch import batch as batch_flow
+    from prefect_regional_diffusion.tasks.check_jobs import prepared_files
+
     warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
     jobs = list(found.values())
     check_places(store, out)
@@ -105,7 +108,7 @@ def batch(
 
 
 def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
-    """What the flow returns. If pictures are missing, what is there is told before NotDrawnError is raised."""
+    """What the flow returns. If pictures are missing, what is there is told before IncompleteRenderError is raised."""
     try:
         return in_context(on_step, start)
     except IncompleteRenderError as error:

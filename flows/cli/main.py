@@ -11,8 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -41,9 +40,6 @@ from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
 from prefect_regional_diffusion.sampling_core.errors import BadJob, RegionalError
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_lines
-
-if TYPE_CHECKING:
-    from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 
 BAD_INPUT = 2
 """Exit code for everything that a user can mend."""
@@ -100,8 +96,16 @@ def render(
 ) -> None:
     """Draw the picture of a job file. Interrupted and started again, it goes on where it was."""
     draws()
+    trust_the_caller()
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+
+    # First, because it needs neither torch nor Prefect: mistakes are told before either is imported.
+    asked = read_job(job, set_ or [])
     server = server_for(as_flow_run)
-    prepared = _prepare(context, job, set_)
+    prepares_once(context)
+    from prefect_regional_diffusion.tasks.runtime.preparations import preparations
+
+    prepared = preparations().look_up(asked)
     check_places(store, out)
     warn(prepared.warnings())
     from prefect_regional_diffusion.flows.render import render as render_flow
@@ -120,15 +124,6 @@ def render(
         f"{spent(record['seconds'], time.monotonic() - stopping.BEGAN)}",
         style="dim",
     )
-
-
-def _prepare(context: typer.Context, file: Path, overrides: list[str] | None) -> Prepared:
-    trust_the_caller()
-    prepares_once(context)
-    from prefect_regional_diffusion.tasks.inputs.job_files import read_job
-    from prefect_regional_diffusion.tasks.runtime.preparations import preparations
-
-    return preparations().look_up(read_job(file, overrides or []))
 
 
 app.command()(cli_plan.plan)

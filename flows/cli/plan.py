@@ -16,10 +16,10 @@ from prefect_regional_diffusion.flows.cli.printing import cell, say
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from prefect_regional_diffusion.sampling_core.engine.batching import Count
-    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob
     from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
     from prefect_regional_diffusion.sampling_core.planning.compile import Cost
     from prefect_regional_diffusion.tasks.runtime.batch_plan import BatchPlan
@@ -38,14 +38,17 @@ def plan(context: typer.Context, job: Plannable, set_: Overrides = None, as_json
     Of a grid or of many jobs: what they cost when one process draws them.
     """
     trust_the_caller()
-    prepares_once(context)
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
-    from prefect_regional_diffusion.tasks.inputs.job_files import read_any
+    from prefect_regional_diffusion.tasks.inputs.job_files import read_any, read_job_files
 
+    # First, because it needs no torch: mistakes are told before it is imported.
     if not job.exists() and any(sign in str(job) for sign in "*?["):
-        _plan_batch(str(job), set_ or [], as_json=as_json)
+        found = read_job_files(str(job), set_ or [])
+        prepares_once(context)
+        _plan_batch(found, as_json=as_json)
         return
     asked = read_any(job, set_ or [])
+    prepares_once(context)
     if isinstance(asked, GridJob):
         _plan_grid(job, asked, as_json=as_json)
     else:
@@ -118,12 +121,10 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
     _warn(warnings)
 
 
-def _plan_batch(pattern: str, overrides: list[str], *, as_json: bool) -> None:
+def _plan_batch(found: Mapping[Path, NamedJob], *, as_json: bool) -> None:
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
-    from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
     from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 
-    found = read_job_files(pattern, overrides)
     prepared = prepared_files(found)
     planned = plan_batch(list(found.values()), {one.name: prepared[file] for file, one in found.items()})
     rows: list[dict[str, Any]] = [

@@ -60,7 +60,7 @@ async def draw(
     """Draw jobs and merge their pictures in rows of `columns`. Equal jobs are drawn once.
 
     Raises BadInput before anything is drawn for jobs that cannot be, StoreError for a folder that cannot be written,
-    and NotDrawnError, once everything that can be drawn is, if some are missing.
+    and IncompleteRenderError, once everything that can be drawn is, if some are missing.
     """
     check_count("jobs", len(jobs))
     store, out = store_place(places.store), out_place(places.out)
