@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Netw
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import Prediction, Query
+from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, Query
 from tests.problems import GaussianData, conditionings
 
 LEVEL = Level(1.0, 2.0)
@@ -106,7 +106,7 @@ def test_a_real_network_in_any_split() -> None:
     told = {PromptKey("", prompt): model.text_encoder.encode(prompt) for prompt in prompts}
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
     guidances = [ClassifierFreeGuidance(2.0, prompt, "") for prompt in prompts[1:]]
-    found: list[list[Prediction]] = []
+    found: list[list[DenoisedPrediction]] = []
     for most in (None, 1, 2):
         answers, _ = evaluate(asked(x, *guidances), Networks({"": model.denoiser}, told, most))
         found.append(answers)

@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules import SCHEDULES, TABLES, original_sigmas
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
-from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, Query
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, Interval, Query
 from prefect_regional_diffusion.sampling_core.solvers.base import Noise
 
 MODELS: dict[str, ModelLevels] = {"eps": beta_levels("epsilon"), "flow": flow_levels()}
@@ -84,7 +84,7 @@ def asked(sampler: str, levels: ModelLevels, sigmas: tuple[float, ...]) -> list[
             query: Query = next(step)
             while True:
                 found.append((query.level.sigma, levels.timestep_of(query.level.sigma)))
-                query = step.send(Prediction(x, x))
+                query = step.send(DenoisedPrediction(x, x))
         except StopIteration as stop:
             x, state = stop.value
     return found

@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.engine.joint_state import from_ten
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Interval, Prediction, solver_named
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, Interval, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from tests.problems import EMBEDDINGS, GaussianData, finish, run_of_plan, single, using
 
@@ -58,7 +58,7 @@ def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[fl
         evaluations += 1
         answer = problem(query.x, [query.level] * len(query.x), EMBEDDINGS["base"])
         try:
-            query = step.send(Prediction(answer))
+            query = step.send(DenoisedPrediction(answer))
         except StopIteration as stop:
             reached = stop.value[0]
             return float(

@@ -17,11 +17,12 @@ from prefect_regional_diffusion.sampling_core.masks.region_weights import (
     hard_partition,
     stack_below,
 )
+from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import CFG_PP, SOLVERS, Noise
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Noise
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 
 

@@ -26,9 +26,9 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
 )
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import CFG_PP
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent
 
 

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     ddim_step,
     level_like,
@@ -78,3 +79,8 @@ class EulerAncestral(OneStep):
             return denoised, state
         descent = ancestral_split(at.t, at.s)
         return renoise(ddim_step(x, denoised, at.t, descent.down), descent, at), state
+
+
+SAMPLERS: Samplers = {
+    "euler_ancestral": EulerAncestral(),
+}

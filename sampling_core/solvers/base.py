@@ -163,6 +163,9 @@ class Solver(Protocol[S]):
     draws: int
     """How many fresh draws of noise a step makes."""
 
+    brownian: bool
+    """Whether the noise is the increments of one Brownian path."""
+
     def init(self, x: Latent) -> S:
         """The state before the first step of a run that starts at `x`."""
         ...
@@ -176,6 +179,7 @@ class OneStep:
     """Base of methods that remember nothing between steps."""
 
     draws = 0
+    brownian = False
 
     def init(self, x: Latent) -> NoState:
         return NoState()
@@ -185,6 +189,7 @@ class Multistep:
     """Base of methods that remember earlier predictions or slopes."""
 
     draws = 0
+    brownian = False
 
     def init(self, x: Latent) -> History:
         return History.empty(x)
@@ -249,3 +254,12 @@ def weighted_sum(weights: Sequence[float], values: Sequence[Latent]) -> Latent:
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total = total + weight * value
     return total
+
+
+Samplers = dict[str, Solver[Any]]
+"""Solvers by the names that users know."""
+
+
+def on_gpu(samplers: Samplers) -> Samplers:
+    """The same solvers under ComfyUI's names for a Brownian path that is drawn on the GPU; the formula is the same."""
+    return {f"{name}_gpu": solver for name, solver in samplers.items()}

@@ -8,6 +8,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     slope,
 )
@@ -50,3 +51,9 @@ class EulerAncestralCfgPP(OneStep):
         up = max(ratio_s**2 - down**2, 0.0) ** 0.5
         moved = s.alpha * answer.denoised + s.alpha * down * noise
         return moved + s.alpha * up * at.noise.fresh(at.step_index), state
+
+
+SAMPLERS: Samplers = {
+    "euler_cfg_pp": EulerCfgPP(),
+    "euler_ancestral_cfg_pp": EulerAncestralCfgPP(),
+}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Samplers,
+    Step,
+    slope,
+)
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -23,3 +31,8 @@ class DDPM(OneStep):
             return mean, state
         spread = math.sqrt((1 - alpha) * (1 - kept_s) / (1 - kept_t))
         return (mean + spread * at.noise.fresh(at.step_index)) / math.sqrt(kept_s), state
+
+
+SAMPLERS: Samplers = {
+    "ddpm": DDPM(),
+}

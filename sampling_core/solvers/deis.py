@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     Multistep,
     Query,
+    Samplers,
     Step,
     ddim_step,
     slope,
@@ -60,3 +61,8 @@ class DEIS(Multistep):
         share = _WEIGHTS * (stop - start) / 2 * _sigma_slope(t)
         weights = [float((share * polynomial(t - start)).sum()) for polynomial in basis]
         return x + weighted_sum(weights, list(slopes.values)), slopes
+
+
+SAMPLERS: Samplers = {
+    "deis": DEIS(),
+}

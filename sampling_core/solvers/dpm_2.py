@@ -9,6 +9,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     ddim_step,
     level_like,
@@ -63,3 +64,9 @@ class DPM2Ancestral(OneStep):
         else:
             x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
         return renoise(x, descent, at), state
+
+
+SAMPLERS: Samplers = {
+    "dpm_2": DPM2(),
+    "dpm_2_ancestral": DPM2Ancestral(),
+}

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Interval, Query, Step, level_like
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoisedPrediction,
+    Interval,
+    Query,
+    Samplers,
+    Step,
+    level_like,
+)
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 Asking = Generator[Query, DenoisedPrediction, Latent]
@@ -62,6 +69,7 @@ class DPMFast:
 
     order = 3
     draws = 0
+    brownian = False
 
     def init(self, x: Latent) -> Seen:
         return Seen(torch.zeros_like(x))
@@ -95,6 +103,7 @@ class DPMAdaptive:
 
     order = 3
     draws = 0
+    brownian = False
     absolute, relative, first_step, safety = 0.0078, 0.05, 0.05, 0.81
 
     def init(self, x: Latent) -> Seen:
@@ -119,3 +128,9 @@ class DPMAdaptive:
                 before, x, t = low, high, s
             h *= factor
         return x, state
+
+
+SAMPLERS: Samplers = {
+    "dpm_fast": DPMFast(),
+    "dpm_adaptive": DPMAdaptive(),
+}

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import math
 
-from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, ddim_step
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Samplers,
+    Step,
+    ddim_step,
+)
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -43,3 +51,9 @@ class DPMpp2MCfgPP(Multistep):
         if len(state) > 0 and at.s.sigma > 0:
             moved = moved + (1 - ratio) * _slope_weight(state, at) * (answer.denoised - state.values[-1])
         return moved, state.with_(plain, at.t, 1)
+
+
+SAMPLERS: Samplers = {
+    "dpmpp_2m": DPMpp2M(),
+    "dpmpp_2m_cfg_pp": DPMpp2MCfgPP(),
+}

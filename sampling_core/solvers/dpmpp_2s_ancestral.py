@@ -9,6 +9,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     between,
     ddim_step,
@@ -67,3 +68,9 @@ class DPMpp2SAncestralCfgPP(OneStep):
         # The whole step is shifted by what the second evaluation says without the prompt.
         shifted = x + (denoised - unconditional(there))
         return renoise(ddim_step(shifted, there.denoised, t, descent.down), descent, at), state
+
+
+SAMPLERS: Samplers = {
+    "dpmpp_2s_ancestral": DPMpp2SAncestral(),
+    "dpmpp_2s_ancestral_cfg_pp": DPMpp2SAncestralCfgPP(),
+}

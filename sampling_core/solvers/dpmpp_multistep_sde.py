@@ -10,9 +10,11 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     Multistep,
     Query,
+    Samplers,
     Step,
     finite_snr,
     half_log_snr,
+    on_gpu,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -30,6 +32,7 @@ class DPMpp2MSDE(Multistep):
     """Two predictions; `heun` weighs their difference by phi_2 instead of the midpoint's one half."""
 
     order = 0
+    brownian = True
 
     def __init__(self, *, heun: bool = False) -> None:
         self._heun = heun
@@ -54,6 +57,7 @@ class DPMpp3MSDE(Multistep):
     """Three predictions: divided differences of first and second order."""
 
     order = 0
+    brownian = True
 
     def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
         t, s = finite_snr(at.t, at.levels), at.s
@@ -78,3 +82,11 @@ class DPMpp3MSDE(Multistep):
             else:
                 moved = moved + s.alpha * phi_2 * change
         return moved + _noise(t, s, h, at), now
+
+
+_SAMPLERS: Samplers = {
+    "dpmpp_2m_sde": DPMpp2MSDE(),
+    "dpmpp_2m_sde_heun": DPMpp2MSDE(heun=True),
+    "dpmpp_3m_sde": DPMpp3MSDE(),
+}
+SAMPLERS = _SAMPLERS | on_gpu(_SAMPLERS)

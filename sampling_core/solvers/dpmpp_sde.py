@@ -11,10 +11,12 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     between,
     finite_snr,
     half_log_snr,
+    on_gpu,
 )
 from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, logit
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -41,6 +43,7 @@ def _noise_ratio(level: Level) -> float:
 
 class DPMppSDE(OneStep):
     order = 0
+    brownian = True
 
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         t, s = finite_snr(at.t, at.levels), at.s
@@ -51,3 +54,9 @@ class DPMppSDE(OneStep):
         there = (yield Query(_to(x, denoised, t, middle, at), middle)).denoised
         # With the midpoint at one half, the second prediction stands for the whole step.
         return _to(x, there, t, s, at), state
+
+
+_SAMPLERS: Samplers = {
+    "dpmpp_sde": DPMppSDE(),
+}
+SAMPLERS = _SAMPLERS | on_gpu(_SAMPLERS)

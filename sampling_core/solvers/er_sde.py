@@ -7,7 +7,15 @@ import math
 import numpy as np
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, finite_snr
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Samplers,
+    Step,
+    finite_snr,
+)
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 POINTS = 200
@@ -52,3 +60,8 @@ class ERSDE(Multistep):
                 moved = moved + s.alpha * (width**2 / 2 + moment * scale_there) * bend
         spread = math.sqrt(max(there**2 - (here * kept) ** 2, 0.0))
         return moved + s.alpha * spread * at.noise.fresh(at.step_index), now
+
+
+SAMPLERS: Samplers = {
+    "er_sde": ERSDE(),
+}

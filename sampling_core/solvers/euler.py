@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step, ddim_step
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    Interval,
+    NoState,
+    OneStep,
+    Query,
+    Samplers,
+    Step,
+    ddim_step,
+)
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -12,3 +20,10 @@ class Euler(OneStep):
     def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
         denoised = (yield Query(x, at.t)).denoised
         return ddim_step(x, denoised, at.t, at.s), state
+
+
+SAMPLERS: Samplers = {
+    "euler": Euler(),
+    # DDIM with eta 0 is Euler's method (Song et al. 2020); the originals differ in how they mask it.
+    "ddim": Euler(),
+}

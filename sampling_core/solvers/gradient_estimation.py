@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Samplers,
+    Step,
+    slope,
+)
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -28,3 +36,9 @@ class GradientEstimation(Multistep):
         if len(state) > 0:
             moved = moved + (GAMMA - 1) * (at.s.sigma - at.t.sigma) * (here - state.values[-1])
         return moved, now
+
+
+SAMPLERS: Samplers = {
+    "gradient_estimation": GradientEstimation(),
+    "gradient_estimation_cfg_pp": GradientEstimation(cfg_pp=True),
+}

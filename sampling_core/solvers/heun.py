@@ -7,6 +7,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     ddim_step,
     slope,
@@ -26,3 +27,8 @@ class Heun(OneStep):
             return guess, state
         corrected = (yield Query(guess, s)).denoised
         return x + (s.sigma - t.sigma) * (slope(x, denoised, t) + slope(guess, corrected, s)) / 2, state
+
+
+SAMPLERS: Samplers = {
+    "heun": Heun(),
+}

@@ -10,6 +10,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     ddim_step,
     slope,
@@ -39,3 +40,8 @@ class HeunPP2(OneStep):
             share, share_after = s.sigma / (3 * first), after.sigma / (3 * first)
             mean = (1 - share - share_after) * here + share * next_slope + share_after * last_slope
         return x + (s.sigma - t.sigma) * mean, state
+
+
+SAMPLERS: Samplers = {
+    "heunpp2": HeunPP2(),
+}

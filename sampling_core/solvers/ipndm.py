@@ -9,6 +9,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     Multistep,
     Query,
+    Samplers,
     Step,
     slope,
     weighted_sum,
@@ -67,3 +68,9 @@ def _uneven(h: list[float]) -> list[float]:
     ) * (h[0] * (h[0] + h[1]) * (h[0] + h[1] + h[2]) / (h[1] * (h[1] + h[2]) * (h[1] + h[2] + h[3])))
     third = [twist, -(1 + r + far) * twist, (r + far * (1 + h[2] / h[3])) * twist, -far * r * twist]
     return [a + b for a, b in zip([*weights, 0.0], third, strict=True)]
+
+
+SAMPLERS: Samplers = {
+    "ipndm": IPNDM(),
+    "ipndm_v": IPNDMV(),
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Step
+from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Samplers, Step
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -15,3 +15,8 @@ class LCM(OneStep):
         if at.s.sigma == 0:
             return denoised, state
         return at.s.alpha * denoised + at.s.sigma * at.noise.fresh(at.step_index), state
+
+
+SAMPLERS: Samplers = {
+    "lcm": LCM(),
+}

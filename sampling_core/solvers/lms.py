@@ -7,6 +7,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     Interval,
     Multistep,
     Query,
+    Samplers,
     Step,
     slope,
     weighted_sum,
@@ -31,3 +32,8 @@ class LMS(Multistep):
         basis = lagrange_basis(slopes.levels[:, 1].tolist(), origin=start)
         weights = [float(polynomial.integ()(stop - start)) for polynomial in basis]
         return x + weighted_sum(weights, list(slopes.values)), slopes
+
+
+SAMPLERS: Samplers = {
+    "lms": LMS(),
+}

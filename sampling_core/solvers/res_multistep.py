@@ -6,7 +6,15 @@ import math
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split
-from prefect_regional_diffusion.sampling_core.solvers.base import History, Interval, Multistep, Query, Step, slope
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    History,
+    Interval,
+    Multistep,
+    Query,
+    Samplers,
+    Step,
+    slope,
+)
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -49,3 +57,11 @@ class RESMultistep(Multistep):
         if up > 0:
             moved = moved + up * at.noise.fresh(at.step_index)
         return moved, state.with_(believed, at.t, 1)
+
+
+SAMPLERS: Samplers = {
+    "res_multistep": RESMultistep(),
+    "res_multistep_cfg_pp": RESMultistep(cfg_pp=True),
+    "res_multistep_ancestral": RESMultistep(ancestral=True),
+    "res_multistep_ancestral_cfg_pp": RESMultistep(ancestral=True, cfg_pp=True),
+}

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     History,
     Interval,
     Query,
+    Samplers,
     Step,
     finite_snr,
     half_log_snr,
@@ -71,6 +72,7 @@ class SASolver:
 
     order = 0
     draws = 1
+    brownian = False
 
     def __init__(self, *, pece: bool = False, unfinished: bool = False) -> None:
         self._pece, self._unfinished = pece, unfinished
@@ -122,3 +124,9 @@ class SASolver:
         weights = [s.alpha * weight for weight in _adams_weights(lambdas, start, stop, tau)]
         kept = (s.sigma / t.sigma) * math.exp(-(tau**2) * (stop - start))
         return kept * x + weighted_sum(weights, list(seen.values[-order:]))
+
+
+SAMPLERS: Samplers = {
+    "sa_solver": SASolver(),
+    "sa_solver_pece": SASolver(pece=True),
+}

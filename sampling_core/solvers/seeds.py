@@ -10,6 +10,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     NoState,
     OneStep,
     Query,
+    Samplers,
     Step,
     between,
     finite_snr,
@@ -83,3 +84,9 @@ class SEEDS3(OneStep):
         late = 1.5 * _phi_2(h)
         mean = weighted_sum([_phi_1(h) - late, late], [first, last])
         return _carry(x, t, s, h) + s.alpha * mean + s.sigma * noise, state
+
+
+SAMPLERS: Samplers = {
+    "seeds_2": SEEDS2(),
+    "seeds_3": SEEDS3(),
+}

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
     History,
     Interval,
     Query,
+    Samplers,
     Step,
     level_like,
     weighted_sum,
@@ -51,6 +52,7 @@ class UniPC:
     order = 2
     """3 between steps of order 3; 2 over a run, which begins and ends with lower orders."""
     draws = 0
+    brownian = False
 
     def __init__(self, *, bh2: bool = False, short: bool = False) -> None:
         self._bh2, self._short = bh2, short
@@ -120,3 +122,9 @@ def _differences(seen: History, h: float, order: int) -> tuple[list[float], list
     ratios = [math.log(t / seen.level(back).sigma) / h for back in earlier]
     differences = [(seen.values[-b] - seen.values[-1]) / ratio for b, ratio in zip(earlier, ratios, strict=True)]
     return ratios, differences
+
+
+SAMPLERS: Samplers = {
+    "uni_pc": UniPC(),
+    "uni_pc_bh2": UniPC(bh2=True),
+}
