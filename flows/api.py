@@ -16,7 +16,7 @@ from prefect_regional_diffusion.flows.render import render as render_flow
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
 from prefect_regional_diffusion.tasks.machine.step_listener import listener
-from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.preparations import preparations, prepared_once
 
 StepListener = Callable[[int, int], None]
 """Is called after each step with the number of finished steps and of all steps."""
@@ -49,8 +49,8 @@ class JobPlan(NamedTuple):
 
 def plan(job: RenderJob) -> JobPlan:
     """Check a job and count what it costs, without loading weights. Raises BadInput or ModelError."""
-    with trust_caller():
-        prepared = prepare(job)
+    with trust_caller(), prepared_once():
+        prepared = preparations().look_up(job)
         cost = prepared.cost
         return JobPlan(
             prepared.run.steps,

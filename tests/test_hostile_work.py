@@ -186,13 +186,13 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Everything that is drawn in pixels; nothing is remembered from earlier tests."""
     drawn_masks.cache_clear()
     found: list[object] = []
-    original = region_masks._pixels
+    original = masks.rasterized
 
     def counted(*arguments: Any) -> torch.Tensor:
         found.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(region_masks, "_pixels", counted)
+    monkeypatch.setattr(masks, "rasterized", counted)
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from prefect_regional_diffusion.sampling_core.masks.resizing import bilinear
+from prefect_regional_diffusion.sampling_core.tensors.resizing import bilinear
 
 SIZE = st.integers(1, 40)
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.masks.dilation import dilated
-from prefect_regional_diffusion.sampling_core.masks.resizing import bilinear
+from prefect_regional_diffusion.sampling_core.tensors.resizing import bilinear
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, LatticeMask, MaskStack
 
 PIXELS_PER_CELL = 8

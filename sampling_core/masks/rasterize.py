@@ -6,7 +6,7 @@ cell; a cell that an edge crosses gets the covered fraction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.masks.color_maps import Color, pixels_of
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedMask
+from prefect_regional_diffusion.sampling_core.masks.color_maps import Color, check_color, pixels_of
 from prefect_regional_diffusion.sampling_core.masks.dilation import dilated
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing
 from prefect_regional_diffusion.sampling_core.names import Fit, Size
@@ -27,6 +29,27 @@ def _centers(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     y = (torch.arange(height) + 0.5) / height
     x = (torch.arange(width) + 0.5) / width
     return y[:, None], x[None, :]
+
+
+def rasterized(mask: ResolvedMask, photos: Mapping[str, RgbImage]) -> PixelMask:
+    """A mask [H, W] of the size that it is drawn on, 0 to 1; `photos` holds image files by path.
+
+    Raises BadInput for a colour that its map does not have.
+    """
+    size, shape = mask.size, mask.shape
+    match shape:
+        case Rectangle():
+            return rectangle(size, shape.x, shape.y, shape.width, shape.height)
+        case Ellipse():
+            return ellipse(size, shape.center_x, shape.center_y, shape.radius_x, shape.radius_y)
+        case Polygon():
+            return polygon(size, shape.points)
+        case Image():
+            return from_image(size, photos[shape.image], shape.fit)
+        case ColorMap():
+            photo = photos[shape.color_map]
+            check_color(photo, shape.color, shape.tolerance, f"{mask.field}.color")
+            return from_color_map(size, photo, shape.color, shape.tolerance, shape.fit)
 
 
 def rectangle(size: Size, x: float, y: float, width: float, height: float) -> PixelMask:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.masks.resizing import bilinear
 from prefect_regional_diffusion.sampling_core.names import VariationMethod
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.resizing import bilinear
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask
 
 HIGHEST_SEED = 2**64 - 1

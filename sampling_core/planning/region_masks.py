@@ -9,10 +9,8 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
 from prefect_regional_diffusion.sampling_core.masks import rasterize as draw
-from prefect_regional_diffusion.sampling_core.masks.color_maps import check_color
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, PixelMask, RgbImage
@@ -50,7 +48,7 @@ def region_masks(
 
 
 def _drawn(job: ResolvedJob, mask: ResolvedMask, photos: Mapping[str, RgbImage], cell: int) -> AnyMask:
-    pixels = _pixels(mask, photos)
+    pixels = draw.rasterized(mask, photos)
     draw.check_extent(pixels, cell, mask.field, mask.shape.model_dump(exclude={"kind"}))
     pixels = draw.feathered(draw.grown(pixels, mask.grow), mask.feather)
     return draw.to_lattice(pixels, cell) if job.composition == "joint" else pixels
@@ -66,23 +64,6 @@ def protected_pixels(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> PixelM
     protected = torch.zeros(job.height, job.width)
     # Equal ones are drawn once; a mistake is told by the field of the first.
     for mask in {mask.shape: mask for mask in reversed(job.protect)}.values():
-        torch.maximum(protected, _pixels(mask, photos), out=protected)
+        torch.maximum(protected, draw.rasterized(mask, photos), out=protected)
     # A half that was resized may miss it by its last bit.
     return (protected >= 0.5 - 1e-6).float()
-
-
-def _pixels(mask: ResolvedMask, photos: Mapping[str, RgbImage]) -> PixelMask:
-    size, shape = mask.size, mask.shape
-    match shape:
-        case Rectangle():
-            return draw.rectangle(size, shape.x, shape.y, shape.width, shape.height)
-        case Ellipse():
-            return draw.ellipse(size, shape.center_x, shape.center_y, shape.radius_x, shape.radius_y)
-        case Polygon():
-            return draw.polygon(size, shape.points)
-        case Image():
-            return draw.from_image(size, photos[shape.image], shape.fit)
-        case ColorMap():
-            photo = photos[shape.color_map]
-            check_color(photo, shape.color, shape.tolerance, f"{mask.field}.color")
-            return draw.from_color_map(size, photo, shape.color, shape.tolerance, shape.fit)
