@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest.mock import Mock
 from uuid import uuid4
@@ -186,6 +187,17 @@ def test_nobody_sets_anything_for_a_run(kind: str, variables: dict[str, Any]) ->
     if kind == "process":
         with pytest.raises(ValueError, match="cannot be set; the pool has fixed them"):
             asyncio.run(AsThePoolSays.from_template_and_values(base, variables, client=Mock()))
+
+
+def test_a_run_has_the_workers_folder_unless_its_pool_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stores and outputs are named relative to it; in a temporary folder, as Prefect's, they would be lost."""
+    monkeypatch.chdir(tmp_path)
+    for values, folder in (({}, tmp_path), ({"working_dir": "/srv"}, Path("/srv"))):
+        base = fixed_template("process", values)
+        configuration = asyncio.run(AsThePoolSays.from_template_and_values(base, {}, client=Mock()))
+        assert configuration.working_dir == folder
 
 
 def _ask_for_a_run(base: dict[str, Any], of_deployment: dict[str, Any], of_run: dict[str, Any]) -> None:
