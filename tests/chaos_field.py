@@ -141,7 +141,7 @@ def field(*, with_disks: bool, with_clock: bool) -> Generator[Field]:
             if clock is not None:
                 clock.step(3600)
             machine.up("--down")
-            left = _with_variable(processes.MARK, str(machine.folder))
+            left = _with_variable(processes.OWNER_TAG, str(machine.folder))
             assert not left, f"`make down` has left {left}"
 
 

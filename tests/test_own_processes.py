@@ -87,7 +87,7 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     made: list[subprocess.Popen[bytes]] = []
 
     def make(**marks: str) -> subprocess.Popen[bytes]:
-        own = {processes.MARK: str(tmp_path), processes.PART: "server"} | marks
+        own = {processes.OWNER_TAG: str(tmp_path), processes.PART: "server"} | marks
         telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
         made.append(process := subprocess.Popen(telling, env=os.environ | own, stdout=subprocess.PIPE))
         assert process.stdout is not None
@@ -119,7 +119,7 @@ def test_a_stranger_with_the_same_number_is_none_of_ours(
 
 
 @pytest.mark.parametrize(
-    "marks", [{processes.MARK: "/elsewhere"}, {processes.PART: "worker-gpu"}, {processes.MARK: ""}]
+    "marks", [{processes.OWNER_TAG: "/elsewhere"}, {processes.PART: "worker-gpu"}, {processes.OWNER_TAG: ""}]
 )
 def test_a_poisoned_file_ends_nobody(marks: dict[str, str], tmp_path: Path, marked: Marked) -> None:
     """Number, boot and ticks of any process of this user are for everybody to see; our mark is not in it."""
@@ -163,7 +163,7 @@ def test_only_a_small_plain_file_of_our_own_counts(tmp_path: Path, marked: Marke
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
 def test_another_users_process_with_our_mark_is_none_of_ours(tmp_path: Path) -> None:
-    marks = {processes.MARK: str(tmp_path), processes.PART: "server"}
+    marks = {processes.OWNER_TAG: str(tmp_path), processes.PART: "server"}
     stranger = subprocess.Popen(["/bin/sleep", "600"], env=marks, user=65534)
     try:
         write_file(tmp_path, stranger.pid)

@@ -46,7 +46,7 @@ def running() -> Iterator[Callable[..., None]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(folder: Path, part: str, **facts: object) -> None:
-        marks = {processes.MARK: str(folder), processes.PART: part}
+        marks = {processes.OWNER_TAG: str(folder), processes.PART: part}
         telling = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
         process = subprocess.Popen(telling, env=os.environ | marks, stdout=subprocess.PIPE)
         started.append(process)

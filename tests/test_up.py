@@ -205,7 +205,7 @@ def test_down_leaves_nothing_running(machine: Machine) -> None:
 
 def _marked(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.environ().get(processes.MARK) == str(folder)
+        return process.environ().get(processes.OWNER_TAG) == str(folder)
     except (psutil.Error, OSError):
         return False
 

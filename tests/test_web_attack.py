@@ -317,7 +317,7 @@ def test_submit_tells_no_stranger_the_auth_string(machine: Machine, monkeypatch:
     with attackers_site() as port:
         assert auth_string_of(f"http://127.0.0.1:{port}/api") is None
         # Not even when it claims to be such a server.
-        claim = {processes.MARK: str(machine.folder), processes.PART: "server"}
+        claim = {processes.OWNER_TAG: str(machine.folder), processes.PART: "server"}
         with subprocess.Popen([sys.executable, "-c", "input()"], env=os.environ | claim, stdin=subprocess.PIPE):
             assert auth_string_of(f"http://127.0.0.1:{port}/api") is None
     assert auth_string_of(machine.api) == machine.auth_string
