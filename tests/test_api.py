@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import prefect_regional_diffusion as regional
 from prefect_regional_diffusion import BadInput, Rectangle, Region, RenderJob
@@ -73,11 +73,11 @@ def test_in_an_event_loop_it_says_what_to_await() -> None:
 
 
 @pytest.mark.e2e
-def test_as_a_task_of_another_flow() -> None:
+def test_as_a_task_of_another_flow(server: str) -> None:
     @flow
     async def album() -> list[bytes]:
         return [image.tobytes() for image in (await regional.render_task(JOB)).images]
 
-    with prefect_test_harness():
+    with temporary_settings({PREFECT_API_URL: server}):
         inside = asyncio.run(album())
     assert inside == [image.tobytes() for image in regional.render(JOB).images]

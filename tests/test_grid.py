@@ -43,7 +43,7 @@ def pixels(path: str | Path) -> bytes:
 
 
 def nearly_equal(one: bytes, two: bytes) -> bool:
-    """In other company, forwards round otherwise: now and then a value is the next one."""
+    """With other rows in a forward, results round otherwise: now and then a value is the next one."""
     return len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1
 
 

@@ -16,7 +16,7 @@ S = TypeVar("S")
 class Member(NamedTuple):
     """A run in a state that is not its last, and what the state after its next step is called.
 
-    States with one name are equal, whichever run computes them; in other company, up to the rounding of a forward.
+    States with one name are equal, whichever run computes them; with other rows in a forward, up to its rounding.
     """
 
     run: SamplingRun[Any]

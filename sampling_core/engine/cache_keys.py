@@ -1,7 +1,8 @@
-"""History: what determined a state. Runs that agree up to a step have the same state there, and the same name for it.
+"""Cache keys: runs with equal inputs up to a step have the same state there, and the same key for it.
 
-A run is told in segments; one begins where something changes, for instance who takes part. Two runs share
-the states of a segment if all that was told until then is equal, down to the bits of every tensor.
+A run is divided into segments with equal inputs; a new one begins where they change, for instance where a region
+enters. A state's key is the hash of its segment, of all earlier ones and of the context, and the step. Inputs are
+hashed down to the bits of every tensor.
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ def state_name(segments: Sequence[SegmentKey], step: int) -> str:
 def named(segments: Sequence[Segment], context: object, models: Mapping[str, ModelKey]) -> tuple[SegmentKey, ...]:
     """Names (SHA-256, hex) of a run's segments. `models` are by the names that the run has for them.
 
-    `context` is JSON that all states depend on. Raises TypeError for a value that cannot be told.
+    `context` is JSON that all states depend on. Raises TypeError for a value that cannot be hashed.
     """
     name, found = content_hash(context), list[SegmentKey]()
     digests: dict[int, str] = {}
     for first, values in segments:
-        name = content_hash([name, first, _told(values, models, digests)])
+        name = content_hash([name, first, _hashable(values, models, digests)])
         found.append(SegmentKey(first, name))
     return tuple(found)
 
 
-def _told(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]) -> Any:
+def _hashable(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]) -> Any:
     """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
-    told = partial(_told, models=models, digests=digests)
+    hashable = partial(_hashable, models=models, digests=digests)
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -72,13 +73,13 @@ def _told(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]
         case ModelLevels():
             return _levels(value)
         case StepNoise() | SequentialNoise():
-            return [type(value).__name__, told(value.identity)]
+            return [type(value).__name__, hashable(value.identity)]
         case _ if type(value) in _SOLVER_TYPES:
             return next(name for name, solver in SOLVERS.items() if solver is value)
         case tuple() | list():
-            return [type(value).__name__, *map(told, cast("Sequence[object]", value))]
+            return [type(value).__name__, *map(hashable, cast("Sequence[object]", value))]
         case _ if is_dataclass(value):
-            return [type(value).__name__, *(told(getattr(value, field.name)) for field in fields(value))]
+            return [type(value).__name__, *(hashable(getattr(value, field.name)) for field in fields(value))]
         case _:
             raise TypeError(f"{type(value).__name__} has no place in a run's history")
 

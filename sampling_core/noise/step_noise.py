@@ -18,7 +18,7 @@ Shape = tuple[int, int, int, int]
 
 
 class StepNoise:
-    """Noise as a function of (seed, picture, step, stage): the same in whatever order and company it is asked for.
+    """Noise as a function of (seed, picture, step, stage), independent of the order of calls and of the batch.
 
     One field [b, c, h, w] for all who take a step together, so `b` is one picture for each of `indices`, its
     place in the whole batch. The Brownian path spans the sigmas `low` to `high`.
