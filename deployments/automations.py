@@ -15,6 +15,8 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from prefect_regional_diffusion.flows.server.local import use_auth_string
+
 TAGS = ("regional", "regional-upkeep")
 """Only runs with one of these tags are touched: others may have slower heartbeats."""
 
@@ -56,6 +58,7 @@ async def ensure_automations(client: PrefectClient) -> None:
 
 
 async def _main() -> None:
+    use_auth_string()
     async with get_client() as client:
         await ensure_automations(client)
 

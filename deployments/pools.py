@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values
 
+from prefect_regional_diffusion.flows.server.local import use_auth_string
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 
 KINDS = ("process", "docker", "kubernetes")
@@ -94,6 +95,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 async def _main(name: str, kind: str, base: dict[str, Any], limit: int | None) -> None:
+    use_auth_string()
     async with get_client() as client:
         await ensure_pool(client, name, kind, base, limit)
 

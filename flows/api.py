@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import fsspec
 from PIL import Image
 from prefect import task
 
@@ -17,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
 from prefect_regional_diffusion.tasks.machine.step_listener import listener
 from prefect_regional_diffusion.tasks.runtime.preparations import preparations, prepared_once
+from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 
 StepListener = Callable[[int, int], None]
 """Is called after each step with the number of finished steps and of all steps."""
@@ -76,7 +78,7 @@ async def arender(
         job: What to draw. The caller may name images, models and places anywhere: check what others have written.
         store: Folder or fsspec URL in which latents are kept; the same job with the same store is resumed from there.
             None: nothing is kept.
-        out: Folder for the PNG files and their records. None: no files.
+        out: Folder or fsspec URL for the PNG files and their records. None: no files.
         on_step: Is called after each step.
         name: Beginning of the names of the files.
 
@@ -98,8 +100,8 @@ async def arender(
 
 
 def _read(place: str) -> Image.Image:
-    with Image.open(place) as image:
-        image.load()
+    opened: Any = fsspec.open(place, "rb", **storage_options(place))
+    with opened as file, Image.open(file) as image:
         return image.copy()
 
 
@@ -123,5 +125,11 @@ def render(
 async def render_task(
     job: RenderJob, store: str | None = None, out: str | None = None, name: str = "render"
 ) -> RenderResult:
-    """`arender` as a task of somebody's own flow; what happens in it is seen as task runs of that flow."""
-    return await arender(job, store=store, out=out, name=name)
+    """A job drawn as a task of somebody's own flow: `await render_task(job)`.
+
+    What happens in it is seen as task runs of that flow. As with the flow `render`, `store` and `out` are this
+    machine's where they are left out, and jobs name only what the settings (`REGIONAL_ROOTS`, `REGIONAL_STORES`,
+    `REGIONAL_OUTS`) allow, because a flow's parameters may come over a server. Raises what `arender` raises.
+    """
+    record = await render_flow.fn(job, None, store, out, name)
+    return RenderResult(tuple(map(_read, record["images"])), record)

@@ -1,7 +1,6 @@
 """Flow `render`: one job, from its masks to a PNG; started again after a crash, it goes on where it was."""
 
-# No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot
-# resolve them as text when it loads this file by its path.
+# No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot resolve text.
 import asyncio
 from functools import partial
 from typing import Annotated, Any

@@ -13,6 +13,7 @@ Nothing is imported before it is used: torch, diffusers and Prefect take seconds
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Read when torch is imported: threads that wait by spinning starve each other, and other processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError
@@ -24,8 +25,21 @@ def checked(named: NamedJob, *, keep: bool = True) -> Prepared:
 
     What is prepared is kept for whoever draws it in this process, if `keep`.
     """
-    try:
+    with _mistakes_of(named):
         return preparations().look_up(named.job, keep=keep)
+
+
+def _taken(named: NamedJob) -> Prepared:
+    """The same, to be drawn now: it is not kept any longer."""
+    with _mistakes_of(named):
+        return preparations().take(named.job)
+
+
+@contextmanager
+def _mistakes_of(named: NamedJob) -> Generator[None]:
+    """Errors say which of many jobs they are about."""
+    try:
+        yield
     except RegionalError as error:
         raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
 
@@ -68,8 +82,7 @@ async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     check_jobs(jobs)
     check_shard(jobs)
-    known = preparations()
-    prepared = await asyncio.to_thread(lambda: [known.take(named.job) for named in jobs])
+    prepared = await asyncio.to_thread(lambda: [_taken(named) for named in jobs])
     check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
     runs, unstored = await with_masks(prepared, store_url)
     made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})

@@ -72,8 +72,23 @@ def test_in_an_event_loop_it_says_what_to_await() -> None:
         asyncio.run(call())
 
 
+def test_as_a_task_a_job_names_only_what_the_settings_allow(workdir: Path) -> None:
+    """A flow's parameters may come over a server; the flow's machine says where things are kept."""
+    picture = next((ROOT / "examples" / "pictures").glob("*.png"))
+    job = JOB.model_copy(update={"start_image": str(picture), "denoise": 0.5})
+    with pytest.raises(BadInput, match="start_image"):
+        asyncio.run(regional.render_task.fn(job))
+    with pytest.raises(BadInput, match=r"^out: "):
+        asyncio.run(regional.render_task.fn(JOB, out=str(workdir.parent)))
+    result = asyncio.run(regional.render_task.fn(JOB, name="mine"))
+    (file,) = result.record["images"]
+    assert Path(file).parent == Path("renders")
+    assert Path(file).read_bytes()
+    assert (workdir / ".regional" / "store").is_dir()
+
+
 @pytest.mark.e2e
-def test_as_a_task_of_another_flow(server: str) -> None:
+def test_as_a_task_of_another_flow(workdir: Path, server: str) -> None:
     @flow
     async def album() -> list[bytes]:
         return [image.tobytes() for image in (await regional.render_task(JOB)).images]

@@ -46,7 +46,7 @@ def trust_the_caller() -> None:
         from prefect_regional_diffusion.flows.server.local import use_auth_string
 
         use_auth_string()
-    # Late, because it imports torch.
+    # Late, because pydantic takes a while, too, and some commands need no settings.
     from prefect_regional_diffusion.sampling_core.text.plain_text import plain
     from prefect_regional_diffusion.tasks.machine.settings import unknown_variables
 
