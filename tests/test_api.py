@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from PIL import Image
 
 import prefect_regional_diffusion as regional
 from prefect_regional_diffusion import BadInput, Rectangle, Region, RenderJob
-from tests.processes import ROOT
+from tests.processes import ROOT, post
 
 JOB = RenderJob(
     prompt="a blue background",
@@ -87,12 +88,28 @@ def test_as_a_task_a_job_names_only_what_the_settings_allow(workdir: Path) -> No
     assert (workdir / ".regional" / "store").is_dir()
 
 
-@pytest.mark.e2e
-def test_as_a_task_of_another_flow(workdir: Path, server: str) -> None:
-    @flow
-    async def album() -> list[bytes]:
-        return [image.tobytes() for image in (await regional.render_task(JOB)).images]
+ALBUM = """
+from prefect import flow
+from prefect_regional_diffusion import RenderJob, render_task
 
-    with temporary_settings({PREFECT_API_URL: server}):
-        inside = asyncio.run(album())
-    assert inside == [image.tobytes() for image in regional.render(JOB).images]
+@flow
+async def album(job: RenderJob) -> str:
+    return (await render_task(job, name="mine")).record["images"][0]
+
+if __name__ == "__main__":
+    import asyncio, sys
+    print(asyncio.run(album(RenderJob.model_validate_json(sys.argv[1]))))
+"""
+
+
+@pytest.mark.e2e
+def test_as_a_task_of_another_flow(workdir: Path, server: str, env: dict[str, str]) -> None:
+    (workdir / "album.py").write_text(ALBUM)
+    command = [sys.executable, "album.py", JOB.model_dump_json()]
+    done = subprocess.run(command, cwd=workdir, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(workdir / done.stdout.strip()) as drawn:
+        assert drawn.tobytes() == regional.render(JOB).images[0].tobytes()
+    (run,) = post(server, "flow_runs/filter", {"flows": {"name": {"any_": ["album"]}}})
+    tasks = post(server, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert {"build masks", "encode prompts", "load model embedded", "decode"} <= {task["name"] for task in tasks}
