@@ -215,8 +215,8 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
         until(lambda: post(server, "work_pools/filter", {}), "the pool")
         forked.run([sys.executable, "-c", DEPLOY, str(ROOT)], cwd=tmp_path, env=env).check_returncode()
         command = regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40")
-        with (tmp_path / "stdout").open("w") as out, (tmp_path / "stderr").open("w") as err:
-            asked = forked.Forked(command, cwd=tmp_path, env=env, stdout=out, stderr=err)
+        with (tmp_path / "stdout").open("w") as said, (tmp_path / "stderr").open("w") as err:
+            asked = forked.Forked(command, cwd=tmp_path, env=env, stdout=said, stderr=err)
         os.kill(until(under_way, "two shards at work"), signal.SIGKILL)
         asked.wait(400)
         stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))

@@ -34,7 +34,7 @@ def test_up_again_starts_nothing_twice(machine: Machine) -> None:
     assert f"http://127.0.0.1:{machine.port}" in said
     assert [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")] == before
     schedules = [deployment["schedules"] for deployment in post(machine.api, "deployments/filter", {})]
-    assert sorted(map(len, schedules)) == [0, 0, 0, 0, 1, 2]
+    assert sorted(map(len, schedules)) == [0, 0, 0, 0, 0, 1, 2]
     assert len(post(machine.api, "automations/filter", {})) == 1
 
 
