@@ -40,11 +40,11 @@ BARS = {
 }
 
 
-def draw(job: RenderJob, model: WholeModel, max_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def draw(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The picture of a job, uint8 [height, width, 3]."""
     run = run_on(model.checkpoint, job)
     conditionings = {key: model.text_encoder.encode(key.prompt) for key in run.prompts}
-    using = Networks({job.model: model.denoiser}, conditionings, max_rows)
+    using = Networks({job.model: model.denoiser}, conditionings, max_forward_rows)
     *_, (last, _) = iterate(run, run.begin(), using)
     return model.autoencoder.decode(run.pictures(last))[0].numpy()
 

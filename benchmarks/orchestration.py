@@ -117,7 +117,7 @@ def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
     assert server is not None
     before, calls = _memory(server), _calls(machine)
     job = GRID | {"job": CELL | {"seed": number}}
-    parameters = {"job": job, "machines": machines, "out": str(machine.out)}
+    parameters = {"job": job, "parallel_shards": machines, "out": str(machine.out)}
     run_id = machine.submit("grid/grid", **parameters, store=f"s3://{BUCKET}/grid-{number}", name=f"grid-{number}")
     machine.completed(run_id, seconds=3600)
     shards = post(machine.api, "flow_runs/filter", {"deployments": {"name": {"any_": ["shard"]}}, "limit": 200})
@@ -167,7 +167,7 @@ def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]
         "REGIONAL_S3_ENDPOINT": endpoint,
         "REGIONAL_S3_KEY": s3.KEY,
         "REGIONAL_S3_SECRET": s3.SECRET,
-        "REGIONAL_MAX_ROWS": str(ROWS_PER_FORWARD),
+        "REGIONAL_MAX_FORWARD_ROWS": str(ROWS_PER_FORWARD),
         # The log of requests is what calls are counted in.
         "PREFECT_SERVER_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_SERVER_LEVEL": "INFO",

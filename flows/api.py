@@ -128,8 +128,9 @@ async def render_task(
     """A job drawn as a task of somebody's own flow: `await render_task(job)`.
 
     What happens in it is seen as task runs of that flow. As with the flow `render`, `store` and `out` are this
-    machine's where they are left out, and jobs name only what the settings (`REGIONAL_ROOTS`, `REGIONAL_STORES`,
-    `REGIONAL_OUTS`) allow, because a flow's parameters may come over a server. Raises what `arender` raises.
+    machine's where they are left out, and jobs name only what the settings (`REGIONAL_ASSET_ROOTS`,
+    `REGIONAL_ALLOWED_STORES`, `REGIONAL_ALLOWED_OUTPUTS`) allow, because a flow's parameters may come over
+    a server. Raises what `arender` raises.
     """
     record = await render_flow.fn(job, None, store, out, name)
     return RenderResult(tuple(map(_read, record["images"])), record)

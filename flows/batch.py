@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
-from prefect_regional_diffusion.flows.grid import JobsPerShard, Machines, Seconds
+from prefect_regional_diffusion.flows.grid import JobsPerShard, ParallelShards, Seconds
 from prefect_regional_diffusion.flows.render import Name
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
@@ -22,27 +22,27 @@ from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
 async def batch(
     jobs: Annotated[tuple[NamedJob, ...], Field(max_length=1000)] = (),
     files: str = "",
-    machines: Machines = None,
+    parallel_shards: ParallelShards = None,
     jobs_per_shard: JobsPerShard = None,
     store: str | None = None,
     out: str | None = None,
     name: Name = "batch",
     keep: Keep | None = None,
-    give_up_after: Seconds = 1800.0,
+    crash_timeout_seconds: Seconds = 1800.0,
 ) -> dict[str, Any]:
     """Draw many jobs: single pictures and a sheet of all.
 
     Args:
         jobs: What to draw, each under a name of its own.
         files: A pattern such as `jobs/*.yaml`, below the folder that the worker runs in. In the place of `jobs`.
-        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: 1 in a run of a
-            deployment; elsewhere this process draws.
+        parallel_shards: How many shards are drawn at once, as runs of the deployment `shard/shard`. Empty: 1 in a run
+            of a deployment; elsewhere this process draws.
         jobs_per_shard: Most jobs that one run draws. Empty: 32.
         store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the pictures and the sheet. Empty: where the worker puts them.
         name: Start of the folder's name.
         keep: Which states stay in the store. Empty: as the worker is set up.
-        give_up_after: Seconds for which a crashed shard may still be started again by others.
+        crash_timeout_seconds: Seconds for which a crashed shard may still be started again by others.
 
     Returns:
         The files of the sheet and the pictures.
@@ -56,6 +56,6 @@ async def batch(
             raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
         taken.add(one.name)
     columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
-    spread = ShardingOptions(machines, jobs_per_shard, give_up_after)
+    spread = ShardingOptions(parallel_shards, jobs_per_shard, crash_timeout_seconds)
     with prepared_once():
         return await draw(named, name, columns, Places(store, out, keep), spread)

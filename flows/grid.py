@@ -18,7 +18,7 @@ from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 
-Machines = Annotated[int | None, Field(ge=1, le=64)]
+ParallelShards = Annotated[int | None, Field(ge=1, le=64)]
 JobsPerShard = Annotated[int | None, Field(ge=1, le=MOST_PER_SHARD)]
 Seconds = Annotated[float, Field(ge=1)]
 
@@ -26,32 +26,32 @@ Seconds = Annotated[float, Field(ge=1)]
 @flow(name="grid", flow_run_name=named_after("grid"), persist_result=False)
 async def grid(
     job: GridJob,
-    machines: Machines = None,
+    parallel_shards: ParallelShards = None,
     cells_per_shard: JobsPerShard = None,
     store: str | None = None,
     out: str | None = None,
     name: Name = "grid",
     keep: Keep | None = None,
-    give_up_after: Seconds = 1800.0,
+    crash_timeout_seconds: Seconds = 1800.0,
 ) -> dict[str, Any]:
     """Draw rows and columns of variants of one job: single pictures and a sheet of all.
 
     Args:
         job: What to draw.
-        machines: How many machines draw at once, as runs of the deployment `shard/shard`. Empty: 1 in a run of a
-            deployment; elsewhere this process draws.
+        parallel_shards: How many shards are drawn at once, as runs of the deployment `shard/shard`. Empty: 1 in a run
+            of a deployment; elsewhere this process draws.
         cells_per_shard: Most cells that one run draws. Empty: 32.
         store: Where latents and pictures are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the pictures and the sheet. Empty: where the worker puts them.
         name: Start of the folder's name.
         keep: Which states stay in the store. Empty: as the worker is set up.
-        give_up_after: Seconds for which a crashed shard may still be started again by others.
+        crash_timeout_seconds: Seconds for which a crashed shard may still be started again by others.
 
     Returns:
         The files of the sheet and the pictures.
     """
     check_cells("job", job.rows, job.columns)
-    spread = ShardingOptions(machines, cells_per_shard, give_up_after)
+    spread = ShardingOptions(parallel_shards, cells_per_shard, crash_timeout_seconds)
     with prepared_once():
         check(job)
         return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.render import ChunkSteps, Name, render
+from prefect_regional_diffusion.flows.render import CheckpointSteps, Name, render
 from prefect_regional_diffusion.sampling_core.job.forms import EXAMPLE, NodeJob
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 
@@ -14,7 +14,7 @@ from prefect_regional_diffusion.tasks.machine.settings import Keep
 @flow(name="original-node", flow_run_name=named_after("original-node"), persist_result=False)
 async def original_node(
     job: NodeJob = EXAMPLE,
-    chunk_steps: ChunkSteps = None,
+    checkpoint_steps: CheckpointSteps = None,
     store: str | None = None,
     out: str | None = None,
     name: Name = "original-node",
@@ -26,7 +26,7 @@ async def original_node(
         job: What to draw, and by which node. RegionalSampler and RegionalSamplerAdvanced take one region or more;
             TwoSamplersForMask and TwoAdvancedSamplersForMask take one; MaskGridNKSamplersAdvanced takes none: remove
             the region.
-        chunk_steps: The state is saved after so many steps. Empty: about every second.
+        checkpoint_steps: The state is saved after so many steps. Empty: about every second.
         store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the finished pictures. Empty: where the worker puts them.
         name: Start of the pictures' file names.
@@ -35,4 +35,4 @@ async def original_node(
     Returns:
         The record, as `render` returns it.
     """
-    return await render.fn(job, chunk_steps, store, out, name, keep)
+    return await render.fn(job, checkpoint_steps, store, out, name, keep)

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import AfterValidator, Field
 
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
-from prefect_regional_diffusion.flows.render import ChunkSteps, render
+from prefect_regional_diffusion.flows.render import CheckpointSteps, render
 from prefect_regional_diffusion.sampling_core.job.fields import Text, validation_error
 from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -45,7 +45,7 @@ async def recurring(
     prompts: Prompts = (),
     prompt: Change = "by date",
     timezone: Zone = "UTC",
-    chunk_steps: ChunkSteps = None,
+    checkpoint_steps: CheckpointSteps = None,
     store: str | None = None,
     out: str | None = None,
     name: Annotated[str, Field(max_length=60)] = "recurring",
@@ -58,7 +58,7 @@ async def recurring(
         prompts: Base prompts that replace the job's. Empty: the job's.
         prompt: Fixed: the first of them. By date: the next one every day. By run: one is drawn by lot every time.
         timezone: Where the date is taken from; the schedule's time zone, usually.
-        chunk_steps: The state is saved after so many steps. Empty: about every second.
+        checkpoint_steps: The state is saved after so many steps. Empty: about every second.
         store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the finished picture. Empty: where the worker puts them.
         name: Start of the picture's file name; the date follows.
@@ -69,7 +69,7 @@ async def recurring(
     # The time at which the run was due, not the time at which it started: a retry may be late.
     due = flow_run.scheduled_start_time.astimezone(ZoneInfo(timezone))
     drawn = job_at(due, job, seed, prompts, prompt)
-    return await render(drawn, chunk_steps, store, out, f"{name}-{due:%Y-%m-%d}")
+    return await render(drawn, checkpoint_steps, store, out, f"{name}-{due:%Y-%m-%d}")
 
 
 def job_at(due: datetime, job: RenderJob, seed: Change, prompts: Sequence[str], prompt: Change) -> RenderJob:

@@ -27,14 +27,14 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 
 make_logs_plain()
 
-ChunkSteps = Annotated[int | None, Field(ge=1, le=1000)]
+CheckpointSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
 
 
 @flow(name="render", flow_run_name=named_after("render"), persist_result=False)
 async def render(
     job: JointJob,
-    chunk_steps: ChunkSteps = None,
+    checkpoint_steps: CheckpointSteps = None,
     store: str | None = None,
     out: str | None = None,
     name: Name = "render",
@@ -47,7 +47,7 @@ async def render(
 
     Args:
         job: What to draw: a prompt for the whole canvas, and regions with prompts of their own.
-        chunk_steps: The state is saved after so many steps. Empty: about every second.
+        checkpoint_steps: The state is saved after so many steps. Empty: about every second.
         store: Where latents are kept: a folder or an fsspec URL. Empty: where the worker keeps them.
         out: Folder for the finished picture. Empty: where the worker puts them.
         name: Start of the picture's file name.
@@ -66,7 +66,7 @@ async def render(
     async with PendingWrites() as writes:
         run = await writes.first_result(partial(build_masks, job, store_url))
         clock.lap("build masks")
-        sampled = await sample_batch({name: run}, chunk_steps, writes, clock)
+        sampled = await sample_batch({name: run}, checkpoint_steps, writes, clock)
         (finished,) = sampled.members
         pictures = await decode(run, finished.latents, out, name)
         clock.lap("decode")

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.common.spent_time import Clock
-from prefect_regional_diffusion.flows.render import ChunkSteps, Name
+from prefect_regional_diffusion.flows.render import CheckpointSteps, Name
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
@@ -35,7 +35,7 @@ _PICTURES = 8
 @flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
 async def shard(
     jobs: Annotated[list[NamedJob], Field(min_length=1, max_length=MOST_PER_SHARD)],
-    chunk_steps: ChunkSteps = None,
+    checkpoint_steps: CheckpointSteps = None,
     store: str | None = None,
     keep: Keep | None = None,
     name: Name = "",
@@ -44,10 +44,10 @@ async def shard(
 
     Args:
         jobs: What to draw, each under a name for people.
-        chunk_steps: States are saved after so many steps. Empty: about every second.
+        checkpoint_steps: States are saved after so many steps. Empty: about every second.
         store: Where latents and pictures are kept. Empty: where the worker keeps them.
-        keep: Which states stay in the store. Empty: as the worker is set up. Those at forks stay in any case: other
-            shards go on from them. The flow that started the shards removes them, when all are drawn.
+        keep: Which states stay in the store. Empty: as the worker is set up. Those at branch points stay in any case:
+            other shards go on from them. The flow that started the shards removes them, when all are drawn.
         name: What the run is called, for people.
 
     Returns:
@@ -63,10 +63,10 @@ async def shard(
         to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
-            count, begun = await _draw(dict(group), chunk_steps, writes, clock)
+            count, begun = await _draw(dict(group), checkpoint_steps, writes, clock)
             total, to_finish = total.plus(count), to_finish | begun
         # Only now: until all are drawn, one may go on from a state of another.
-        await finish(to_finish, keep or settings().keep, "forks")
+        await finish(to_finish, keep or settings().keep, "branch_points")
     return {
         "drawn": len(missing),
         "found": len(runs) - len(missing),
@@ -87,16 +87,16 @@ async def _left_open(drawn: Sequence[RenderContext]) -> dict[RenderContext, RunR
 
 
 async def _draw(
-    runs: dict[str, RenderContext], chunk_steps: int | None, writes: PendingWrites, clock: Clock
+    runs: dict[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
 ) -> tuple[Count, dict[RenderContext, RunRecord]]:
     """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
-    sampled = await sample_batch(runs, chunk_steps, writes, clock)
+    sampled = await sample_batch(runs, checkpoint_steps, writes, clock)
     # A picture's record names its last state.
     await writes.drain_to(0)
     for first in range(0, len(runs), _PICTURES):
         some = sampled.members[first : first + _PICTURES]
         await writes.first_result(partial(keep_pictures, some, first + 1, first + len(some)))
-        await writes.drain_to(settings().chunks_ahead)
+        await writes.drain_to(settings().max_pending_writes)
     await writes.drain_to(0)
     clock.lap("write")
     return sampled.cost, dict(zip(runs.values(), sampled.begun.result(), strict=True))

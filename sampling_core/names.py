@@ -75,7 +75,7 @@ SchedulerName = Literal[
 
 CompositionName = Literal["joint", "sequential"]
 OverlapRule = Literal["weight", "order"]
-StepNoiseName = Literal["keyed", "comfyui"]
+StepNoiseName = Literal["per_step", "comfyui"]
 VariationMethod = Literal["linear", "slerp"]
 Fit = Literal["crop", "contain", "stretch"]
 """How an image whose shape is not the canvas' is laid on it (`sampling_core.masks.image_fitting`)."""

@@ -50,7 +50,7 @@ def encoded(run: RenderContext, latents: Latent) -> list[bytes]:
 
 
 def _kept(run: RenderContext, picture: RgbImage) -> RgbImage:
-    """The picture with what is protected taken from the start image, pixel by pixel."""
+    """The picture with what is protected taken from the init image, pixel by pixel."""
     if "protected" not in run.inputs:
         return picture
     return torch.where(run.inputs["protected"][:, :, None] > 0, run.inputs["picture"], picture)

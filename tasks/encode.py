@@ -1,4 +1,4 @@
-"""Tasks: prompts to embeddings and the start image to a latent, into the store, each one once."""
+"""Tasks: prompts to embeddings and the init image to a latent, into the store, each one once."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ async def encode_prompts(runs: Sequence[RenderContext], made: asyncio.Future[Non
     return len(missing)
 
 
-@task("encode start image")
+@task("encode init image")
 async def encode_start(runs: Sequence[RenderContext], made: asyncio.Future[None]) -> int:
-    """Encode the start images of runs (at least one, with one store) that it does not have; returns how many.
+    """Encode the init images of runs (at least one, with one store) that it does not have; returns how many.
 
     `made` is set once the runs know their start latents.
     """

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 Inputs = asyncio.Future[Any]
-"""Done when masks, prompts and start images are durable."""
+"""Done when masks, prompts and init images are durable."""
 
 
 @task("base-only steps {first}-{last}")
@@ -26,7 +26,7 @@ async def regional_steps(batch: RunBatch, first: int, last: int, inputs: Inputs,
 
 
 async def _sample(batch: RunBatch, steps: int, inputs: Inputs, ready: asyncio.Future[Chunk]) -> None:
-    """Sample, set `ready`, and store the states once `inputs` (masks, prompts and start images) are durable.
+    """Sample, set `ready`, and store the states once `inputs` (masks, prompts and init images) are durable.
 
     That order holds the store together: a state without what it was made from would be continued with other masks or
     prompts, and then it is another picture's. The next chunk may begin once `ready` is set; this one is done when its

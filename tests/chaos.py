@@ -98,7 +98,7 @@ def drawn(
 ) -> tuple[Pictures, dict[str, Any], int]:
     """Pixels of all pictures, record and number of starts of a run that is disturbed once it runs."""
     machine = field.machine
-    parameters = {"job": JOBS[job], "chunk_steps": 1, "store": store, "out": str(out), "name": name}
+    parameters = {"job": JOBS[job], "checkpoint_steps": 1, "store": store, "out": str(out), "name": name}
     run_id = machine.submit("render/render", **parameters)
     machine.wait_for("the start", lambda: machine.run(run_id)["state_type"] not in ("SCHEDULED", "PENDING"))
     disturb(Target(run_id, store, JOBS[job]["steps"]))

@@ -124,11 +124,11 @@ def field(*, with_disks: bool, with_clock: bool) -> Generator[Field]:
         proxy = FaultProxy(port)
         variables = {
             "REGIONAL_STORE": f"s3://{BUCKET}",
-            "REGIONAL_STORES": str(folder / "store"),
+            "REGIONAL_ALLOWED_STORES": str(folder / "store"),
             "REGIONAL_S3_ENDPOINT": proxy.url,
             "REGIONAL_S3_KEY": s3.KEY,
             "REGIONAL_S3_SECRET": s3.SECRET,
-            "REGIONAL_OUTS": f"{folder / 'out'},{folder / 'pictures'}",
+            "REGIONAL_ALLOWED_OUTPUTS": f"{folder / 'out'},{folder / 'pictures'}",
             "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": _PLANNED_AHEAD,
             **({} if clock is None else clock.variables),
         }

@@ -42,7 +42,7 @@ class Machine:
         self.ui = f"http://127.0.0.1:{self.port}"
         self.api = f"{self.ui}/api"
         auth_files[self.api] = self.folder / "auth"
-        allowed = {"REGIONAL_STORES": str(self.store), "REGIONAL_OUTS": str(self.out)}
+        allowed = {"REGIONAL_ALLOWED_STORES": str(self.store), "REGIONAL_ALLOWED_OUTPUTS": str(self.out)}
         self.env = environment(folder / "home") | {"REGIONAL_KEEP": "all"} | allowed | variables
 
     def up(self, *options: str) -> str:

@@ -49,8 +49,8 @@ def test_the_plan_is_what_the_run_costs() -> None:
 
 def test_a_mistake_is_one_clear_error() -> None:
     for call in (regional.plan, regional.render):
-        with pytest.raises(BadInput, match=r"^start_image: "):
-            call(JOB.model_copy(update={"start_image": "nowhere.png"}))
+        with pytest.raises(BadInput, match=r"^init_image: "):
+            call(JOB.model_copy(update={"init_image": "nowhere.png"}))
 
 
 def test_the_caller_may_name_what_a_server_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +58,10 @@ def test_the_caller_may_name_what_a_server_may_not(tmp_path: Path, monkeypatch: 
     from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 
     picture = next((ROOT / "examples" / "pictures").glob("*.png"))
-    monkeypatch.setenv("REGIONAL_ROOTS", str(tmp_path))
-    job = JOB.model_copy(update={"start_image": str(picture), "denoise": 0.5})
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", str(tmp_path))
+    job = JOB.model_copy(update={"init_image": str(picture), "denoise": 0.5})
     assert regional.plan(job).steps == 3
-    with pytest.raises(BadInput, match="start_image"):
+    with pytest.raises(BadInput, match="init_image"):
         prepare(job)
 
 
@@ -76,8 +76,8 @@ def test_in_an_event_loop_it_says_what_to_await() -> None:
 def test_as_a_task_a_job_names_only_what_the_settings_allow(workdir: Path) -> None:
     """A flow's parameters may come over a server; the flow's machine says where things are kept."""
     picture = next((ROOT / "examples" / "pictures").glob("*.png"))
-    job = JOB.model_copy(update={"start_image": str(picture), "denoise": 0.5})
-    with pytest.raises(BadInput, match="start_image"):
+    job = JOB.model_copy(update={"init_image": str(picture), "denoise": 0.5})
+    with pytest.raises(BadInput, match="init_image"):
         asyncio.run(regional.render_task.fn(job))
     with pytest.raises(BadInput, match=r"^out: "):
         asyncio.run(regional.render_task.fn(JOB, out=str(workdir.parent)))

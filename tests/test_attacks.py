@@ -110,10 +110,10 @@ def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[s
 
     plain = {"job": {"prompt": "fog", "steps": 1}}
     attacks: list[tuple[dict[str, Any], str, str]] = [
-        (masked("link.png"), "regions.0.mask.image: ", "REGIONAL_ROOTS"),
-        (masked(f"{address}/mask.png"), "regions.0.mask.image: ", "REGIONAL_ROOTS"),
+        (masked("link.png"), "regions.0.mask.image: ", "REGIONAL_ASSET_ROOTS"),
+        (masked(f"{address}/mask.png"), "regions.0.mask.image: ", "REGIONAL_ASSET_ROOTS"),
         (plain | {"store": "s3://KEY:hunter2@bucket"}, "store: ", "a URL without credentials"),
-        (plain | {"out": "taken/out"}, "out: ", "REGIONAL_OUTS"),
+        (plain | {"out": "taken/out"}, "out: ", "REGIONAL_ALLOWED_OUTPUTS"),
     ]
     before = sorted(tmp_path.rglob("*"))
     to = f"deployments/{deployment(server)}/create_flow_run"

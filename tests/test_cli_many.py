@@ -70,18 +70,18 @@ def test_cells_of_a_grid_share_forwards_and_steps() -> None:
 
 
 def test_a_forward_has_no_more_rows_than_the_machine_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGIONAL_MAX_ROWS", "3")
+    monkeypatch.setenv("REGIONAL_MAX_FORWARD_ROWS", "3")
     settings.cache_clear()
     assert grid_cost() == (4, 1, 16, 0, 16, 8, 3)
 
 
 def test_jobs_with_other_start_images_share_nothing(workdir: Path) -> None:
-    """What a start image becomes is not known before it is encoded; only that another one becomes another latent."""
+    """What a init image becomes is not known before it is encoded; only that another one becomes another latent."""
     Image.new("RGB", (64, 64), "red").save("red.png")
     Image.new("RGB", (64, 64), "blue").save("blue.png")
     common = {"prompt": "a sea", "steps": 4, "denoise": 0.5}
     named = [
-        NamedJob(name=name, job=parse_job(common | {"start_image": image}))
+        NamedJob(name=name, job=parse_job(common | {"init_image": image}))
         for name, image in (("a", "red.png"), ("b", "blue.png"), ("c", "red.png"))
     ]
     together = plan_batch(named, {one.name: prepare(one.job) for one in named})
@@ -290,11 +290,11 @@ def test_a_run_is_one_line_of_80_columns(
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("REGIONAL_MAX_ROWS", "abc", "a whole number"),
-        ("REGIONAL_MAX_ROWS", "1.5", "a whole number"),
+        ("REGIONAL_MAX_FORWARD_ROWS", "abc", "a whole number"),
+        ("REGIONAL_MAX_FORWARD_ROWS", "1.5", "a whole number"),
         ("REGIONAL_MAX_STEPS", "0", "more than 0"),
-        ("REGIONAL_KEEP", "some", "'final', 'forks' or 'all' or a whole number"),
-        ("REGIONAL_CHUNK_SECONDS", "fast", "a number"),
+        ("REGIONAL_KEEP", "some", "'final', 'branch_points' or 'all' or a whole number"),
+        ("REGIONAL_CHECKPOINT_SECONDS", "fast", "a number"),
         ("REGIONAL_DTYPE", "int8", "'auto', 'float32', 'float16' or 'bfloat16'"),
     ],
 )

@@ -129,9 +129,9 @@ CONTAINERS = [(Docker, "docker"), (Kubernetes, "kubernetes")]
 
 @pytest.mark.parametrize(("configuration", "kind"), CONTAINERS)
 def test_a_container_is_told_where_its_pictures_go(configuration: type[BaseJobConfiguration], kind: str) -> None:
-    env = rendered(configuration, kind, env={"REGIONAL_ROOTS": "/models"}).env
+    env = rendered(configuration, kind, env={"REGIONAL_ASSET_ROOTS": "/models"}).env
     assert (env["REGIONAL_STORE"], env["REGIONAL_OUT"]) == tuple(PLACES.values())
-    assert env["REGIONAL_ROOTS"] == "/models"
+    assert env["REGIONAL_ASSET_ROOTS"] == "/models"
     own = rendered(configuration, kind, env={"REGIONAL_OUT": "s3://bucket/others"}).env
     assert own["REGIONAL_OUT"] == "s3://bucket/others"
 

@@ -103,9 +103,9 @@ class Pictures:
         return [ShardRequest({"jobs": []}, key, lambda key=key: drawn(key)) for key in self.there]
 
 
-def shards(pictures: Pictures, give_up_after: float = 1000) -> list[str]:
+def shards(pictures: Pictures, crash_timeout_seconds: float = 1000) -> list[str]:
     """The names of shards that did not complete."""
-    return asyncio.run(run_shards(pictures.parts(), 0, give_up_after))
+    return asyncio.run(run_shards(pictures.parts(), 0, crash_timeout_seconds))
 
 
 def test_what_is_drawn_or_at_work_is_found_again(server: Server) -> None:
@@ -159,9 +159,9 @@ def test_a_crashed_shard_may_be_started_again_by_others(server: Server) -> None:
     """It is waited for, until the crash is too old."""
     server.ends = state(StateType.CRASHED, age=50)
     with pytest.raises(AssertionError, match="waited for ever"):
-        shards(Pictures("a"), give_up_after=1000)
+        shards(Pictures("a"), crash_timeout_seconds=1000)
     server.looked = 0
-    assert shards(Pictures("a"), give_up_after=49) == ["shard 1 of grid"]
+    assert shards(Pictures("a"), crash_timeout_seconds=49) == ["shard 1 of grid"]
 
 
 JOB = parse_job({"prompt": "a blue background", "steps": 2})
@@ -212,8 +212,8 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
     return asked
 
 
-def drawn(machines: int | None = None, out: str | None = None) -> dict[str, Any]:
-    return asyncio.run(draw(JOBS, "grid", 2, Places(None, out, None), ShardingOptions(machines, 1, 1)))
+def drawn(parallel_shards: int | None = None, out: str | None = None) -> dict[str, Any]:
+    return asyncio.run(draw(JOBS, "grid", 2, Places(None, out, None), ShardingOptions(parallel_shards, 1, 1)))
 
 
 def in_a_run(monkeypatch: pytest.MonkeyPatch, deployment: UUID | None) -> None:
@@ -228,7 +228,7 @@ def test_a_run_of_a_deployment_never_draws_itself(drawing: dict[str, Any], monke
     in_a_run(monkeypatch, uuid4())
     drawn()
     assert drawing.pop("shards") == 2
-    drawn(machines=2)
+    drawn(parallel_shards=2)
     assert drawing.pop("shards") == 2
     assert "here" not in drawing
 
@@ -238,10 +238,10 @@ def test_what_is_missing_is_said_with_the_reason(drawing: dict[str, Any]) -> Non
     with pytest.raises(
         IncompleteRenderError, match=r"^not drawn: one \(shard 1 of grid did not complete\); start the run again"
     ):
-        drawn(machines=1)
+        drawn(parallel_shards=1)
     drawing["unfinished"] = []
     with pytest.raises(IncompleteRenderError, match=r"^not drawn: one \(not found whole in .*store\)"):
-        drawn(machines=1)
+        drawn(parallel_shards=1)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_drawn(drawing: dict[str, Any]) -> None:
@@ -294,7 +294,9 @@ def test_the_command_line_says_in_one_line_what_is_missing(
         raise IncompleteRenderError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
     monkeypatch.setattr("prefect_regional_diffusion.flows.grid.grid", SimpleNamespace(fn=fail))
-    monkeypatch.setattr("sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--machines", "2"])
+    monkeypatch.setattr(
+        "sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--parallel-shards", "2"]
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 1

@@ -110,7 +110,7 @@ def pictured(folder: Path, **fields: Any) -> Path:
         "height": 64,
         "steps": 2,
         "denoise": 0.5,
-        "start_image": "pictures/start.png",
+        "init_image": "pictures/start.png",
         "protect": [{"color_map": str(folder / "pictures" / "mask.png"), "color": [255, 255, 255]}],
         "regions": [{"prompt": "a red background", "mask": {"image": "pictures/mask.png"}}],
     }
@@ -145,7 +145,7 @@ def test_files_are_told_by_what_was_typed_or_by_their_own_name(path: str, told: 
 
 def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the PNG nor in the records; which content was meant is said, and what is told is a job again."""
-    monkeypatch.setenv("REGIONAL_ROOTS", "/")
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", "/")
     home = tmp_path / "home" / "me"
     job = read_job(pictured(home))
     run = started(job, tmp_path)
@@ -154,12 +154,12 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
         told, files = json.loads(image.text["regional-job"]), json.loads(image.text["regional-files"])
     assert str(tmp_path).encode() not in png
     assert str(tmp_path) not in json.dumps([told, files])
-    assert (told["start_image"], told["regions"][0]["mask"]["image"]) == ("pictures/start.png", "pictures/mask.png")
+    assert (told["init_image"], told["regions"][0]["mask"]["image"]) == ("pictures/start.png", "pictures/mask.png")
     assert told["protect"][0]["color_map"] == "mask.png", "it was typed as an absolute path"
     content = sha256((home / "pictures" / "start.png").read_bytes()).hexdigest()
-    assert files["start_image"] == {"name": "pictures/start.png", "sha256": content}
+    assert files["init_image"] == {"name": "pictures/start.png", "sha256": content}
     assert files["model"] == {"name": "embedded", "sha256": run.model_keys["embedded"].digest}
-    assert set(files) == {"start_image", "protect.0.color_map", "regions.0.mask.image", "model"}
+    assert set(files) == {"init_image", "protect.0.color_map", "regions.0.mask.image", "model"}
 
     # Beside the pictures again, it is the same job.
     told["protect"][0]["color_map"] = "pictures/mask.png"
@@ -168,7 +168,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
 
 
 def test_a_record_beside_a_picture_names_it_as_it_lies_there(tmp_path: Path) -> None:
-    job = parse_job({"prompt": "x", "start_image": str(tmp_path / "a.png"), "denoise": 0.5})
+    job = parse_job({"prompt": "x", "init_image": str(tmp_path / "a.png"), "denoise": 0.5})
     facts: dict[str, Any] = {
         "job": portable_job(job),
         "files": {},
@@ -229,7 +229,7 @@ def merged(jobs: dict[str, RenderContext], store: Path, folder: Path) -> MergeRe
 
 @pytest.mark.usefixtures("unshown")
 def test_a_sheet_names_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGIONAL_ROOTS", "/")
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", "/")
     run = started(read_job(pictured(tmp_path / "jobs")), tmp_path / "store")
     kept(run)
     done = merged({"円": run}, tmp_path / "store", tmp_path / "grid")

@@ -100,8 +100,8 @@ def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     picture = str(next((ROOT / "examples" / "pictures").glob("*.png")))
     jobs: dict[str, dict[str, Any]] = {
         "wide": {"prompt": "a red background", "width": 192, "steps": 4},
-        "over": {"prompt": "a red background", "steps": 4, "denoise": 0.5, "start_image": picture},
-        "again": {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "start_image": picture},
+        "over": {"prompt": "a red background", "steps": 4, "denoise": 0.5, "init_image": picture},
+        "again": {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "init_image": picture},
         "two": {"prompt": "a blue background", "steps": 3, "batch_size": 2},
         "node": {
             "prompt": "a green background",
@@ -157,7 +157,7 @@ import sys
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 set_defaults()
 from prefect import flow
-for name, given in (("shard", {}), ("grid", dict(machines=2, give_up_after=1))):
+for name, given in (("shard", {}), ("grid", dict(parallel_shards=2, crash_timeout_seconds=1))):
     loaded = flow.from_source(sys.argv[1], entrypoint=f"flows/{name}.py:{name}")
     loaded.deploy(name, work_pool_name="machines", parameters=given, print_next_steps=False, ignore_warnings=True)
 """

@@ -95,7 +95,7 @@ def test_the_original_node_shares_its_base_only_steps(change: dict[str, Any], sh
     [({}, 6), ({"sampler": "euler_ancestral"}, 2), ({"sampler": "euler_ancestral", "start_at_step": 4}, 4)],
 )
 def test_the_kind_of_noise_counts_from_where_somebody_draws_it(own: dict[str, Any], shared: int) -> None:
-    jobs = ({"noise": noise, "regions": [LEFT | own]} for noise in ("keyed", "comfyui"))
+    jobs = ({"noise": noise, "regions": [LEFT | own]} for noise in ("per_step", "comfyui"))
     assert common(*jobs) == shared
 
 

@@ -30,7 +30,7 @@ from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendere
 from prefect_regional_diffusion.tasks.runtime.retention import (
     begin,
     finish,
-    forget_forks,
+    forget_branch_points,
     run_record_of,
     runs,
     sizes,
@@ -77,7 +77,7 @@ def victim(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is planted is no reason to try again for ten minutes."""
-    monkeypatch.setenv("REGIONAL_STORES", "*")
+    monkeypatch.setenv("REGIONAL_ALLOWED_STORES", "*")
 
     def fail(seconds: float) -> None:
         raise AssertionError("a planted object is waited for")
@@ -112,7 +112,7 @@ def test_a_run_record_names_no_folder_outside(root: Path, victim: Path, name: st
     plant_record(root, f"runs/{hashed('run')}", run_record(segments=segments))
     plant_record(root, f"pictures/{hashed('job')}", picture_record())
     store = Store(str(root))
-    untouched(victim, lambda: asyncio.run(forget_forks(store, [hashed("job")], 2)))
+    untouched(victim, lambda: asyncio.run(forget_branch_points(store, [hashed("job")], 2)))
     assert untouched(victim, lambda: runs(store)) == []
     untouched(victim, lambda: cli_store.prune(store.url, "none", older_than=0, as_json=True))
 
@@ -122,7 +122,7 @@ def test_a_record_of_another_job_is_no_reason_to_remove_states(root: Path) -> No
     state = placed(root / "latents" / hashed("base") / "00001.safetensors", b"x")
     plant_record(root, f"runs/{hashed('run')}", run_record(job_hash=hashed("somebody's job")))
     plant_record(root, f"pictures/{hashed('job')}", picture_record())
-    asyncio.run(forget_forks(Store(str(root)), [hashed("job")], "final"))
+    asyncio.run(forget_branch_points(Store(str(root)), [hashed("job")], "final"))
     assert state.exists()
 
 
@@ -147,7 +147,7 @@ def test_a_pictures_record_names_no_other_record(root: Path, victim: Path, run: 
     (victim / "record.json").write_text(json.dumps(run_record()))
     plant_record(root, f"pictures/{hashed('job')}", picture_record(run=run))
     store = Store(str(root))
-    untouched(victim, lambda: asyncio.run(forget_forks(store, [hashed("job")], "final")))
+    untouched(victim, lambda: asyncio.run(forget_branch_points(store, [hashed("job")], "final")))
 
 
 def test_a_device_is_not_read_until_memory_is_full(root: Path) -> None:
@@ -507,7 +507,7 @@ def test_what_is_no_record_counts_as_absent(
     assert run_record_of(run) is not None
     plant_record(root, f"pictures/{hashed('job')}", record)
     assert record_of(run.store, hashed("job")) is None
-    asyncio.run(forget_forks(run.store, [hashed("job")], "final"))
+    asyncio.run(forget_branch_points(run.store, [hashed("job")], "final"))
 
 
 def test_a_record_with_a_million_steps_takes_no_memory(root: Path) -> None:

@@ -250,7 +250,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         lambda key: {"prompt": "x", "sampler": key},
         lambda key: {"prompt": "x", "model": key},
         lambda key: {"prompt": "x", "regions": [{"prompt": "x", "mask": {"image": key}}]},
-        lambda key: {"prompt": "x", "start_image": key},
+        lambda key: {"prompt": "x", "init_image": key},
         lambda key: [key],
     ],
     ids=["key", "shape", "value", "model", "image", "start", "list"],

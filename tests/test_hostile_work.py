@@ -413,7 +413,7 @@ def test_a_long_run_of_digits_is_read_once() -> None:
 @pytest.mark.parametrize("name", ["s3:" + ":" * 300_000, "s3:" + ":" * 4000, "a/" * 200_000, "a" * 300_000])
 def test_a_long_name_is_refused_before_it_is_resolved(name: str) -> None:
     """Colons were compared with each other, three by three."""
-    assert refused(image_place, "start_image", name).field == "start_image"
+    assert refused(image_place, "init_image", name).field == "init_image"
     assert refused(store_place, name).field == "store"
 
 

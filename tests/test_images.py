@@ -80,12 +80,12 @@ TURNED_BY_THE_CAMERA = {
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", TURNED_BY_THE_CAMERA)
 def test_a_photo_is_turned_as_its_camera_was_held(orientation: int, kind: str, workdir: Path) -> None:
-    """As a mask, as a colour map and as a start image: the tag undoes what the sensor saw."""
+    """As a mask, as a colour map and as a init image: the tag undoes what the sensor saw."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     TURNED_BY_THE_CAMERA[orientation](quarters(96, 64)).save(f"photo.{kind}", exif=exif)
     name = f"photo.{kind}"
-    job = {"width": 96, "height": 64, "start_image": name, "denoise": 0.5}
+    job = {"width": 96, "height": 64, "init_image": name, "denoise": 0.5}
     inputs = prepared({"color_map": name, "color": RED, "tolerance": 40}, **job).inputs.tensors
     corners = inputs["picture"][[8, 8, 56, 56], [8, 88, 8, 88]].float()
     wanted = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]).float()
@@ -173,13 +173,13 @@ def test_what_has_the_size_stays_to_the_last_bit(fit: Fit) -> None:
 def test_another_shape_is_a_warning(workdir: Path) -> None:
     quarters(400, 300).save("wide.png")
     quarters(256, 258).save("square.png")
-    fields: dict[str, Any] = {"start_image": "wide.png", "denoise": 0.5}
+    fields: dict[str, Any] = {"init_image": "wide.png", "denoise": 0.5}
     assert prepared(None, **fields).warnings() == [
-        "start_image: 400 x 300 pixels is not the canvas' shape, 128 x 128: it is cropped (start_fit)"
+        "init_image: 400 x 300 pixels is not the canvas' shape, 128 x 128: it is cropped (init_fit)"
     ]
-    assert prepared(None, **fields, start_fit="contain").warnings() == [
-        "start_image: 400 x 300 pixels is not the canvas' shape, 128 x 128: all of it is seen and its edges fill "
-        "the rest (start_fit)"
+    assert prepared(None, **fields, init_fit="contain").warnings() == [
+        "init_image: 400 x 300 pixels is not the canvas' shape, 128 x 128: all of it is seen and its edges fill "
+        "the rest (init_fit)"
     ]
     assert prepared({"image": "wide.png", "fit": "stretch"}).warnings() == [
         "regions.0.mask.image: 400 x 300 pixels is not the canvas' shape, 128 x 128: it is distorted (fit)"
@@ -188,16 +188,16 @@ def test_another_shape_is_a_warning(workdir: Path) -> None:
         "regions.0.mask.color_map: 400 x 300 pixels is not the canvas' shape, 128 x 128: all of it is seen and the "
         "rest is outside (fit)"
     ]
-    protected = prepared(None, start_image="square.png", denoise=0.5, protect=[{"image": "wide.png"}])
+    protected = prepared(None, init_image="square.png", denoise=0.5, protect=[{"image": "wide.png"}])
     assert [line[:40] for line in protected.warnings()] == ["protect.0.image: 400 x 300 pixels is not"]
-    assert prepared({"image": "square.png"}, start_image="square.png", denoise=0.5).warnings() == []
+    assert prepared({"image": "square.png"}, init_image="square.png", denoise=0.5).warnings() == []
 
 
 def test_a_mask_that_belongs_to_the_start_image_lies_on_it(workdir: Path) -> None:
     quarters(400, 300).save("wide.png")
-    fields: dict[str, Any] = {"start_image": "wide.png", "denoise": 0.5, "start_fit": "contain"}
+    fields: dict[str, Any] = {"init_image": "wide.png", "denoise": 0.5, "init_fit": "contain"}
     assert prepared({"image": "wide.png"}, **fields).warnings()[2:] == [
-        "regions.0.mask.image: it has the start image's size, and does not lie on it: fit is crop, start_fit is contain"
+        "regions.0.mask.image: it has the init image's size, and does not lie on it: fit is crop, init_fit is contain"
     ]
     assert len(prepared({"image": "wide.png", "fit": "contain"}, **fields).warnings()) == 2
 
@@ -215,7 +215,7 @@ def test_fit_and_tolerance_are_part_of_what_a_job_means(workdir: Path) -> None:
     """In the job's hash and in the key of its masks and pictures, which a store would else take for the others'."""
     quarters(400, 300).save("wide.png")
     jobs: list[Any] = [
-        *(job_with(None, start_image="wide.png", denoise=0.5, start_fit=fit) for fit in FITS),
+        *(job_with(None, init_image="wide.png", denoise=0.5, init_fit=fit) for fit in FITS),
         *(job_with({"image": "wide.png", "fit": fit}) for fit in FITS),
         *(job_with({"color_map": "wide.png", "color": RED, "fit": fit}) for fit in FITS),
         *(job_with({"color_map": "wide.png", "color": RED, "tolerance": tolerance}) for tolerance in (1, 2)),
@@ -223,9 +223,9 @@ def test_fit_and_tolerance_are_part_of_what_a_job_means(workdir: Path) -> None:
     ready = [prepare(job) for job in jobs]
     assert len({one.job_hash for one in ready}) == len({one.inputs.mask_hash for one in ready}) == len(jobs)
     with pytest.raises(
-        BadJob, match=r"^start_fit: 'contain' is not allowed; allowed: left out where there is no start"
+        BadJob, match=r"^init_fit: 'contain' is not allowed; allowed: left out where there is no init_image"
     ):
-        job_with(None, start_fit="contain")
+        job_with(None, init_fit="contain")
 
 
 # --- colours ---------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_colour_that_is_nowhere_near(workdir: Path) -> None:
     with pytest.raises(BadInput, match=r"the nearest are #0000ff \[0, 0, 255\]$"):
         prepared({"color_map": "map.png", "color": RED})
     with pytest.raises(BadInput, match=r"^protect\.0\.color: "):
-        prepared(start_image="map.png", denoise=0.5, protect=[{"color_map": "map.png", "color": RED}])
+        prepared(init_image="map.png", denoise=0.5, protect=[{"color_map": "map.png", "color": RED}])
 
 
 @given(tolerance=st.integers(0, 255), color=st.tuples(*[st.integers(0, 255)] * 3), seed=st.integers(0, 99))
@@ -344,7 +344,7 @@ def test_what_is_no_file_is_not_read(workdir: Path) -> None:
     Path("folder.png").mkdir()
     Path("device.png").symlink_to("/dev/zero")
     settings.cache_clear()
-    os.environ["REGIONAL_ROOTS"] = f"{workdir},/dev"
+    os.environ["REGIONAL_ASSET_ROOTS"] = f"{workdir},/dev"
     for name, says in {
         "pipe.png": "this is a pipe",
         "folder.png": "this is a folder",
@@ -367,7 +367,7 @@ def test_what_is_no_file_is_not_read(workdir: Path) -> None:
 def test_the_web_is_not_read(address: str, shown: str, workdir: Path) -> None:
     error = refused(address)
     assert error.value == shown
-    assert "REGIONAL_ROOTS" in error.allowed
+    assert "REGIONAL_ASSET_ROOTS" in error.allowed
     assert error.allowed.endswith("nothing is downloaded from the web: download it first")
 
 
@@ -385,7 +385,7 @@ def test_an_object_store_has_folders_and_gaps_too(tmp_path: Path, monkeypatch: p
             client(endpoint).put_object(Bucket="images", Key=key, Body=data)
         for name, value in {"ENDPOINT": endpoint, "KEY": KEY, "SECRET": SECRET}.items():
             monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
-        monkeypatch.setenv("REGIONAL_ROOTS", "s3://images")
+        monkeypatch.setenv("REGIONAL_ASSET_ROOTS", "s3://images")
         settings.cache_clear()
         assert prepared({"image": "s3://images/masks/map.png"}).warnings() == []
         for name, says in {

@@ -216,8 +216,8 @@ def test_later_regions_lie_over_earlier_ones() -> None:
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "uni_pc"])
 def test_what_is_protected_stays(sampler: str) -> None:
-    """Those cells are the start image's at the end, and carry the noise of each level on the way."""
-    asked = job({"mask": LEFT}, sampler=sampler, denoise=0.6, start_image="x.png", protect=[MIDDLE])
+    """Those cells are the init image's at the end, and carry the noise of each level on the way."""
+    asked = job({"mask": LEFT}, sampler=sampler, denoise=0.6, init_image="x.png", protect=[MIDDLE])
     clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     protected = region_masks(resolve(job({"mask": MIDDLE})), {}, 8)[0]
     run = joint(resolve(asked), LEVELS, clean, region_masks(resolve(asked), {}, 8), protected)

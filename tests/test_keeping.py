@@ -26,7 +26,7 @@ from prefect_regional_diffusion.tasks.runtime.retention import (
     DAY,
     RunRecord,
     begin,
-    forget_forks,
+    forget_branch_points,
     kind,
     runs,
     sizes,
@@ -63,7 +63,7 @@ def steps(states: set[str]) -> list[int]:
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
-    [("final", [6]), ("forks", [2, 6]), ("all", [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (3, [3, 6]), (100, [6])],
+    [("final", [6]), ("branch_points", [2, 6]), ("all", [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (3, [3, 6]), (100, [6])],
 )
 def test_policies(keep: Keep, kept: list[int]) -> None:
     assert steps(known(BASE, ONE).states(keep, ALL)) == kept
@@ -75,7 +75,7 @@ def test_the_final_state_always_stays(total: int, every: int, forks: set[int]) -
         SegmentKey(first, hashed(f"c{first}")) for first in sorted({0} | {fork for fork in forks if fork < total})
     ]
     run, there = known(*segments, steps=total), {name: range(1, total + 1) for _, name in segments}
-    for keep in ("final", "forks", "all", every):
+    for keep in ("final", "branch_points", "all", every):
         assert run.state(total) in run.states(keep, there) <= run.states("all", there)
 
 
@@ -110,7 +110,7 @@ def in_words(keys: set[str]) -> set[str]:
     ("keep", "gone"),
     [
         # What run `two` has in common with run `one` stays, because `two` is young.
-        ("forks", {"latents/nobody/00001", "latents/one/00003", "latents/one/00004", "latents/one/00005"}),
+        ("branch_points", {"latents/nobody/00001", "latents/one/00003", "latents/one/00004", "latents/one/00005"}),
         ("all", {"latents/nobody/00001"}),
         (4, {"latents/nobody/00001", "latents/one/00003", "latents/one/00005"}),
         ("none", {"latents/nobody/00001", "prompts/p", "runs/one", *(f"latents/one/{n:05d}" for n in (3, 4, 5, 6))}),
@@ -158,8 +158,8 @@ def test_files_of_others_survive_every_pruning(store: Store, keep: str, capsys: 
 def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     """A kind that is missing there would never be pruned."""
     picture = str(next((ROOT / "examples" / "pictures").glob("*.png")))
-    job = {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "start_image": picture}
-    os.environ["REGIONAL_ROOTS"] = "/"
+    job = {"prompt": "a blue background", "steps": 4, "denoise": 0.5, "init_image": picture}
+    os.environ["REGIONAL_ASSET_ROOTS"] = "/"
     prepared = prepare(parse_job(job))
     run = RenderContext(prepared, str(tmp_path))
     run.remember({run.mask_key: prepared.inputs.tensors, run.start_key: {"latent": torch.zeros(1)}})
@@ -205,7 +205,7 @@ def finished_forks(store: Store) -> set[str]:
     ("keep", "left"),
     [
         ("final", {"base": [], "one": [4, 6], "two": [4, 6]}),
-        ("forks", {"base": [2], "one": [4, 6], "two": [4, 6]}),
+        ("branch_points", {"base": [2], "one": [4, 6], "two": [4, 6]}),
         ("all", {"base": [2], "one": [4, 6], "two": [4, 6]}),
         (2, {"base": [2], "one": [4, 6], "two": [4, 6]}),
         (3, {"base": [], "one": [4, 6], "two": [4, 6]}),
@@ -214,7 +214,7 @@ def finished_forks(store: Store) -> set[str]:
 def test_forks_go_when_all_are_drawn(keep: Keep, left: dict[str, list[int]], tmp_path: Path) -> None:
     """Only those: everything else that a policy does not keep has gone with its shard."""
     store = Store(str(tmp_path))
-    asyncio.run(forget_forks(store, finished_forks(store), keep))
+    asyncio.run(forget_branch_points(store, finished_forks(store), keep))
     assert {word: [int(name) for name in store.names(keys.states(hashed(word)))] for word in left} == left
 
 
@@ -223,7 +223,7 @@ def test_the_forks_of_an_unfinished_run_stay(tmp_path: Path) -> None:
     hashes = finished_forks(store)
     for word, segment in (("one", ONE), ("two", TWO)):
         store.write_json(keys.run(hashed(word)), known(BASE, segment).model_dump(mode="json"))
-    asyncio.run(forget_forks(store, hashes, "final"))
+    asyncio.run(forget_branch_points(store, hashes, "final"))
     assert store.names(keys.states(hashed("base"))) == ["00002"]
 
 

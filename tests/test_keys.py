@@ -45,7 +45,7 @@ OVER: Data = {"prompt": "over", "mask": {"x": 0.25, "y": 0, "width": 0.5, "heigh
 VARIED: Data = REGION | {"variation_strength": 0.5}
 JOB: Data = {"prompt": "base", "width": 64, "height": 64, "steps": 6, "base_only_steps": 2, "regions": [REGION]}
 TWO_REGIONS = JOB | {"regions": [REGION, OVER]}
-STARTED = JOB | {"start_image": "one.png", "denoise": 0.5}
+STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
 def node(name: str, **fields: Any) -> Data:
@@ -112,8 +112,8 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "batch_index": Other([1], JOB | {"batch_size": 2}),
         "overlap": Other("order", TWO_REGIONS),
         "noise": Other("comfyui", JOB | {"sampler": "euler_ancestral"}),
-        "start_image": Other("other.png", STARTED),
-        "start_fit": Other("stretch", STARTED),
+        "init_image": Other("other.png", STARTED),
+        "init_fit": Other("stretch", STARTED),
         "protect": Other([LEFT], STARTED),
         "node": Other({"name": "RegionalSamplerAdvanced"}, node("TwoSamplersForMask")),
     },
@@ -429,7 +429,7 @@ def region(**fields: Any) -> Data:
             },
         ),
         (masked(image="one again.png"), IMAGE),
-        (STARTED | {"start_image": "one again.png"}, STARTED),
+        (STARTED | {"init_image": "one again.png"}, STARTED),
     ],
 )
 def test_what_draws_the_same_has_the_same_keys(one: Data, two: Data) -> None:

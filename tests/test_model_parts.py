@@ -71,8 +71,8 @@ def test_what_the_store_has_needs_no_network() -> None:
 
 def test_a_start_image_needs_the_autoencoder_alone() -> None:
     Image.new("RGB", (64, 64), "red").save("start.png")
-    assert drawn(start_image="start.png", denoise=0.5) == [VAE, TEXT, UNET]
-    assert drawn(start_image="start.png", denoise=0.5, seed=1) == [UNET, VAE]
+    assert drawn(init_image="start.png", denoise=0.5) == [VAE, TEXT, UNET]
+    assert drawn(init_image="start.png", denoise=0.5, seed=1) == [UNET, VAE]
 
 
 def test_a_shard_reads_each_part_once() -> None:

@@ -31,7 +31,7 @@ COUNTING = 3
 RUNS = {
     "comfyui": {"sampler": "euler_ancestral", "noise": "comfyui"},
     "comfyui, three draws a step": {"sampler": "seeds_3", "noise": "comfyui"},
-    "brownian": {"sampler": "dpmpp_sde", "noise": "keyed"},
+    "brownian": {"sampler": "dpmpp_sde", "noise": "per_step"},
     "brownian, comfyui": {"sampler": "dpmpp_2m_sde", "noise": "comfyui"},
 }
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) 
 
 SOURCES: dict[str, Callable[[], Noise]] = {
     "comfyui": lambda: SequentialNoise(SHAPE, 7, 2, 0.03, 14.6),
-    "keyed": lambda: StepNoise(SHAPE, 7, (0, 1), 0.03, 14.6),
+    "per_step": lambda: StepNoise(SHAPE, 7, (0, 1), 0.03, 14.6),
 }
 
 

@@ -101,7 +101,7 @@ def test_jobs_in_several_shards_are_planned_once(
 def test_a_start_image_does_not_make_a_second_plan(
     counts: Counter[str], workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workdir / "job.yaml").write_text(json.dumps(JOB | {"start_image": "mask.png", "denoise": 0.6}))
+    (workdir / "job.yaml").write_text(json.dumps(JOB | {"init_image": "mask.png", "denoise": 0.6}))
     regional(monkeypatch, "render", "job.yaml", "--json")
     assert counts == once(1)
 
@@ -151,7 +151,7 @@ def test_memory_is_bounded(counts: Counter[str]) -> None:
 )
 def test_a_run_that_is_given_its_latent_later_is_the_same(fields: dict[str, Any]) -> None:
     mask = {"x": 0, "y": 0, "width": 0.5, "height": 1}
-    asked = JOB | {"steps": 6, "regions": [{"prompt": "region", "mask": mask}], "start_image": "mask.png"} | fields
+    asked = JOB | {"steps": 6, "regions": [{"prompt": "region", "mask": mask}], "init_image": "mask.png"} | fields
     job, levels = resolve(parse_job(asked)), open_folder("embedded").noise_schedule(Canvas(64, 64))
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     masks = region_masks(job, {}, 8)

@@ -40,7 +40,7 @@ JOINT = resolve(
     parse_job(
         {
             **{"prompt": "base", "batch_size": 3, "batch_index": [0, 2], "overlap": "weight", "noise": "comfyui"},
-            **{"start_image": "start.png", "denoise": 0.5, "protect": [LEFT], "sampler": "euler_ancestral"},
+            **{"init_image": "start.png", "denoise": 0.5, "protect": [LEFT], "sampler": "euler_ancestral"},
             "regions": [
                 {"prompt": "one", "mask": {"image": "mask.png"}, "variation_strength": 0.5, "end_at_step": 9},
                 {"prompt": "two", "mask": LEFT, "weight": 2.0, "negative_prompt": "own"},
@@ -54,9 +54,9 @@ SEQUENTIAL = resolve(
 OTHER: dict[str, Any] = {
     **{
         "overlap": "order",
-        "noise": "keyed",
-        "start_fit": "stretch",
-        "start_image": "other.png",
+        "noise": "per_step",
+        "init_fit": "stretch",
+        "init_image": "other.png",
     },
     **{"sampler": "heun", "scheduler": "simple", "variation_method": "slerp", "batch_index": (1,), "batch_size": 7},
     **{"regions": (), "protect": (), "end_at_step": 5, "shape": Rectangle(x=0.1, y=0, width=0.5, height=1)},

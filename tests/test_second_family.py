@@ -76,7 +76,7 @@ def test_what_is_protected_stays(channels: int, cell: int) -> None:
     toy_folder(Path("toy"), channels, cell)
     Image.fromarray(np.full((128, 192, 3), 77, np.uint8)).save("start.png")
     left = {"x": 0, "y": 0, "width": 0.5, "height": 1}
-    picture = drawn(start_image="start.png", protect=[left])
+    picture = drawn(init_image="start.png", protect=[left])
     assert (picture[:, :96] == 77).all()
     assert np.abs(picture[64, 176].astype(int) - shown("base", channels)).max() <= 1
 

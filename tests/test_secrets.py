@@ -185,14 +185,20 @@ def test_prefects_own_keys_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"REGIONAL_STORE": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
         ({"REGIONAL_STORE": "s3://KEY:{}@bucket"}, ["store", "ls"]),
         ({"REGIONAL_STORE": "s3://bucket?X-Amz-Signature={}"}, ["render", "job.yaml"]),
-        ({"REGIONAL_STORE": "s3://KEY:{}@bucket", "REGIONAL_STORES": "x"}, ["render", "job.yaml", "--store", "y"]),
+        (
+            {"REGIONAL_STORE": "s3://KEY:{}@bucket", "REGIONAL_ALLOWED_STORES": "x"},
+            ["render", "job.yaml", "--store", "y"],
+        ),
         ({"REGIONAL_OUT": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
         ({"REGIONAL_OUT": "s3://bucket#{}"}, ["render", "job.yaml"]),
-        ({"REGIONAL_OUT": "https://user:{}@host/x", "REGIONAL_OUTS": "x"}, ["render", "job.yaml", "--out", "y"]),
-        ({"REGIONAL_ROOTS": "s3://KEY:{}@bucket"}, ["render", "job.yaml", "--set", "start_image=x.png"]),
-        ({"REGIONAL_STORES": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--store", "/y"]),
-        ({"REGIONAL_OUTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--out", "/y"]),
-        ({"REGIONAL_ROOTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--set", "model=/y"]),
+        (
+            {"REGIONAL_OUT": "https://user:{}@host/x", "REGIONAL_ALLOWED_OUTPUTS": "x"},
+            ["render", "job.yaml", "--out", "y"],
+        ),
+        ({"REGIONAL_ASSET_ROOTS": "s3://KEY:{}@bucket"}, ["render", "job.yaml", "--set", "init_image=x.png"]),
+        ({"REGIONAL_ALLOWED_STORES": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--store", "/y"]),
+        ({"REGIONAL_ALLOWED_OUTPUTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--out", "/y"]),
+        ({"REGIONAL_ASSET_ROOTS": "s3://KEY:x,{}@bucket"}, ["render", "job.yaml", "--set", "model=/y"]),
         ({"REGIONAL_S3_ENDPOINT": "https://user:{}@host"}, ["render", "job.yaml", "--store", "s3://bucket/x"]),
         ({"REGIONAL_KEEP": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
         ({"REGIONAL_DEVICE": "s3://KEY:{}@bucket"}, ["render", "job.yaml"]),
@@ -200,7 +206,7 @@ def test_prefects_own_keys_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, ["render", "job.yaml", "--out", "https://user:{}@host"]),
         ({}, ["render", "s3://KEY:{}@bucket/job.yaml"]),
         ({}, ["batch", "s3://KEY:{}@bucket/*.yaml"]),
-        ({}, ["plan", "job.yaml", "--set", "start_image=https://user:{}@host/x.png"]),
+        ({}, ["plan", "job.yaml", "--set", "init_image=https://user:{}@host/x.png"]),
         ({}, ["plan", "job.yaml", "--set", "model=https://user:{}@host/x"]),
         ({}, ["plan", "job.yaml", "--set", "sampler=https://user:{}@host/x"]),
         ({"PREFECT_API_URL": "http://user:{}@127.0.0.1:9/api"}, ["submit", "job.yaml"]),
@@ -234,7 +240,7 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
     from prefect_regional_diffusion.tasks.storage import retry as patience
 
     url = f"https://user:{ADDRESS_SECRET}@host/bucket?X-Amz-Signature={ADDRESS_SECRET}"
-    monkeypatch.setenv("REGIONAL_STORE_PATIENCE", "1")
+    monkeypatch.setenv("REGIONAL_STORE_RETRY_SECONDS", "1")
     settings.cache_clear()
     monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     remember(url, "read")

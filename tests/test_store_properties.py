@@ -31,7 +31,7 @@ from prefect_regional_diffusion.tasks.runtime.rendered_images import pictures_of
 from prefect_regional_diffusion.tasks.runtime.retention import (
     begin,
     finish,
-    forget_forks,
+    forget_branch_points,
     run_record_of,
     runs,
     to_prune,
@@ -141,7 +141,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("00001.safetensors", "00003.safetensors", "secret.json", "secret"):
         placed(tmp_path / "victim" / name, b"secret")
     monkeypatch.chdir(tmp_path / "store")
-    monkeypatch.setenv("REGIONAL_STORES", "*")
+    monkeypatch.setenv("REGIONAL_ALLOWED_STORES", "*")
 
     def fail(_: float) -> None:
         raise AssertionError("a planted object is waited for")
@@ -229,7 +229,7 @@ def test_records_of_pictures(part: int, root: Path, tmp_path: Path) -> None:
                 assert drawn is None or all(isinstance(keys.parsed(key), PictureKey) for key in drawn.pictures)
                 assert pictures_of(store, hashed("job"), job) is None or drawn.pictures == ()
                 if number % 4 == 0:
-                    asyncio.run(forget_forks(store, [hashed("job")], rng.choice(["final", 2])))
+                    asyncio.run(forget_branch_points(store, [hashed("job")], rng.choice(["final", 2])))
                 if number % 40 == 0:
                     asyncio.run(merge.fn(named, {"a": hashed("job")}, 1, str(root), str(tmp_path / "out" / "grid")))
 

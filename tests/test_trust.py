@@ -89,9 +89,9 @@ def roots(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "link.png").symlink_to(workdir / "secret.png")
     (root / "folder").symlink_to(workdir)
     (root / "loop").symlink_to("loop")
-    monkeypatch.setenv("REGIONAL_ROOTS", "in, s3://allowed/masks")
-    monkeypatch.setenv("REGIONAL_STORES", "in,s3://allowed/masks")
-    monkeypatch.setenv("REGIONAL_OUTS", "in,s3://allowed/masks")
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", "in, s3://allowed/masks")
+    monkeypatch.setenv("REGIONAL_ALLOWED_STORES", "in,s3://allowed/masks")
+    monkeypatch.setenv("REGIONAL_ALLOWED_OUTPUTS", "in,s3://allowed/masks")
     return root
 
 
@@ -113,7 +113,7 @@ def test_what_lies_outside_is_refused_for_everything(name: str, roots: Path) -> 
 
 @pytest.mark.parametrize("url", WITH_SECRETS)
 def test_secrets_in_a_url_are_refused_and_not_repeated(url: str, roots: Path) -> None:
-    for call in (store_place, out_place, open_model, lambda name: image_place("start_image", name)):
+    for call in (store_place, out_place, open_model, lambda name: image_place("init_image", name)):
         assert "hun" not in str(refused(call, url))
     if "@" in url:
         assert "REGIONAL_S3_SECRET" in str(refused(store_place, url))
@@ -122,8 +122,8 @@ def test_secrets_in_a_url_are_refused_and_not_repeated(url: str, roots: Path) ->
 def test_what_lies_inside_is_opened_as_it_was_resolved(roots: Path) -> None:
     (roots / "inner.png").symlink_to("x.png")
     for name in ("in/x.png", "in/../in/x.png", str(roots / "inner.png"), "in/folder/in/x.png"):
-        assert image_place("start_image", name) == str(roots / "x.png")
-    assert image_place("start_image", "s3://allowed/masks/a b.png") == "s3://allowed/masks/a b.png"
+        assert image_place("init_image", name) == str(roots / "x.png")
+    assert image_place("init_image", "s3://allowed/masks/a b.png") == "s3://allowed/masks/a b.png"
     assert store_place("in/new/store") == str(roots / "new/store")
     assert store_place(f"file://{roots}/store") == str(roots / "store")
     assert store_place("s3://allowed/masks/") == "s3://allowed/masks"
@@ -142,16 +142,16 @@ def test_the_machines_own_places_are_always_allowed(workdir: Path, monkeypatch: 
 
 def test_without_settings_a_job_names_what_lies_in_the_working_directory(workdir: Path) -> None:
     Image.new("L", (16, 16), 255).save("x.png")
-    assert image_place("start_image", "x.png") == str(workdir / "x.png")
-    assert "REGIONAL_ROOTS (.)" in str(refused(image_place, "start_image", "../x.png"))
+    assert image_place("init_image", "x.png") == str(workdir / "x.png")
+    assert "REGIONAL_ASSET_ROOTS (.)" in str(refused(image_place, "init_image", "../x.png"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "memory", "file"])
 def test_even_a_root_gives_no_requests_but_to_object_stores(
     scheme: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REGIONAL_ROOTS", f"{scheme}://host/images")
-    assert refused(image_place, "start_image", f"{scheme}://host/images/x.png")
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", f"{scheme}://host/images")
+    assert refused(image_place, "init_image", f"{scheme}://host/images/x.png")
 
 
 JOB: dict[str, Any] = {"prompt": "a blue background", "denoise": 0.5}
@@ -159,15 +159,15 @@ MASK = {"x": 0, "y": 0, "width": 1, "height": 1}
 
 
 @pytest.mark.parametrize(
-    "field", ["start_image", "protect.0.image", "regions.0.mask.color_map", "regions.0.model", "model"]
+    "field", ["init_image", "protect.0.image", "regions.0.mask.color_map", "regions.0.model", "model"]
 )
 def test_every_field_that_names_something_is_checked(field: str, roots: Path) -> None:
     """Through `prepare`, which is what a flow begins with."""
     region = {"prompt": "a red circle", "mask": MASK}
     secret = str(roots.parent / "secret.png")
-    job: dict[str, Any] = JOB | {"start_image": "in/x.png", "regions": [region]}
+    job: dict[str, Any] = JOB | {"init_image": "in/x.png", "regions": [region]}
     job |= {
-        "start_image": {"start_image": secret},
+        "init_image": {"init_image": secret},
         "protect.0.image": {"protect": [{"image": secret}]},
         "regions.0.mask.color_map": {"regions": [region | {"mask": {"color_map": secret, "color": [255, 255, 255]}}]},
         "regions.0.model": {"regions": [region | {"model": secret}]},

@@ -71,7 +71,7 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
     """One run, killed three times, each time after it has got on."""
     job = JOB | {"steps": 60}
     store, out = machine.store / "killed", machine.out / "killed"
-    run = machine.submit("render/render", job=job, chunk_steps=1, store=str(store), out=str(out))
+    run = machine.submit("render/render", job=job, checkpoint_steps=1, store=str(store), out=str(out))
 
     def states() -> int:
         return len(list(store.glob("latents/*/*.safetensors")))
@@ -122,7 +122,11 @@ def test_a_grid_whose_own_process_is_killed_ends_with_all_its_cells(machine: Mac
     job = read_grid(GRID)
     job = job.model_copy(update={"job": job.job.model_copy(update={"steps": 40})})
     store, out = machine.store / "grid", machine.out / "grid"
-    given: dict[str, Any] = {"job": job.model_dump(mode="json", exclude_unset=True), "machines": 2, "name": "killed"}
+    given: dict[str, Any] = {
+        "job": job.model_dump(mode="json", exclude_unset=True),
+        "parallel_shards": 2,
+        "name": "killed",
+    }
     grid = machine.submit("grid/grid", **given, store=str(store), out=str(out))
 
     def shards() -> dict[str, tuple[str, int]]:

@@ -60,13 +60,13 @@ def found(run: RenderContext) -> RunProgress:
     return asyncio.run(newest(run))
 
 
-def sampled(progress: RunProgress, chunk_steps: int) -> list[Chunk]:
+def sampled(progress: RunProgress, checkpoint_steps: int) -> list[Chunk]:
     """Sample all and wait until all is written, as the flow does."""
 
     async def flow() -> list[Chunk]:
         async with PendingWrites() as writes:
             batch = RunBatch([progress])
-            return await sample_in_chunks(batch, chunk_steps, writes.all_pending(), writes, lambda: None)
+            return await sample_in_chunks(batch, checkpoint_steps, writes.all_pending(), writes, lambda: None)
 
     return asyncio.run(flow())
 
@@ -80,7 +80,7 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(
     run: RenderContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes wait until three chunks are sampled; never do more than two wait while another chunk is sampled."""
-    settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, chunks_ahead=2)
+    settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, max_pending_writes=2)
     written: list[int] = []
     third, progress = threading.Event(), found(run)
     writes, advances = Store.write_tensors, RunBatch.advance
@@ -124,7 +124,7 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(
 
 
 def test_a_chunk_ends_where_another_job_can_go_on(tmp_path: Path, run: RenderContext) -> None:
-    """Whatever the size of chunks: where a region enters and leaves there is a state, which `forks` keeps."""
+    """Whatever the size of chunks: where a region enters and leaves there is a state, which `branch_points` keeps."""
     windows = JOB.regions[0].model_copy(update={"start_at_step": 2, "end_at_step": 5})
     told = JOB.model_copy(update={"regions": (windows,)})
 
@@ -169,7 +169,7 @@ def test_what_is_no_state_of_the_run_counts_as_absent(run: RenderContext, plante
 def test_what_may_pass_is_tried_again(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     import prefect_regional_diffusion.tasks.storage.retry as patience
 
-    settings_with(monkeypatch, patience, store_patience=5)
+    settings_with(monkeypatch, patience, store_retry_seconds=5)
     tries: list[int] = []
 
     def third_time() -> str:
@@ -187,7 +187,7 @@ def test_what_will_not_pass_is_said_at_once(
 ) -> None:
     import prefect_regional_diffusion.tasks.storage.retry as module
 
-    settings_with(monkeypatch, module, store_patience=patience)
+    settings_with(monkeypatch, module, store_retry_seconds=patience)
     tries: list[int] = []
 
     def fails() -> None:

@@ -31,10 +31,10 @@ from prefect_regional_diffusion.flows.common.environment import trust_the_caller
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
 
-Machines = Annotated[
+ParallelShards = Annotated[
     int | None,
     typer.Option(
-        min=1, max=64, metavar="N", help="Draw on N machines, as runs of shard/shard. Default: in this process."
+        min=1, max=64, metavar="N", help="Draw N shards at a time, as runs of shard/shard. Default: in this process."
     ),
 ]
 PerShard = Annotated[
@@ -48,7 +48,7 @@ def grid(
     file: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The grid job, as YAML or JSON.")],
     store: StoreUrl = None,
     out: Out = None,
-    machines: Machines = None,
+    parallel_shards: ParallelShards = None,
     per_shard: PerShard = None,
     set_: Overrides = None,
     as_flow_run: AsFlowRun = False,
@@ -69,9 +69,9 @@ def grid(
     warn(check(asked).warnings())
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
-    with progress(steps, shown=not as_json and machines is None) as on_step:
+    with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
         start = called(grid_flow, server)
-        done = _drawn(on_step, lambda: start(asked, machines, per_shard, store, out, file.stem[:80]))
+        done = _drawn(on_step, lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]))
     _tell(done, as_json)
 
 
@@ -80,7 +80,7 @@ def batch(
     files: Annotated[str, typer.Argument(metavar="'JOBS/*.yaml'", help="Job files, below this folder.")],
     store: StoreUrl = None,
     out: Out = None,
-    machines: Machines = None,
+    parallel_shards: ParallelShards = None,
     per_shard: PerShard = None,
     set_: Overrides = None,
     as_flow_run: AsFlowRun = False,
@@ -101,9 +101,9 @@ def batch(
     jobs = list(found.values())
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
-    with progress(steps, shown=not as_json and machines is None) as on_step:
+    with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
         start = called(batch_flow, server)
-        done = _drawn(on_step, lambda: start(tuple(jobs), "", machines, per_shard, store, out))
+        done = _drawn(on_step, lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out))
     _tell(done, as_json)
 
 

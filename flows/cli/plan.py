@@ -163,7 +163,7 @@ def _tell(console: Console, planned: BatchPlan, number: int, what: str) -> None:
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     parts = "1 shard" if planned.shards == 1 else f"{planned.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
-    console.print(f"With --machines or --per-shard, {what} share fewer forwards and steps", style="dim")
+    console.print(f"With --parallel-shards or --per-shard, {what} share fewer forwards and steps", style="dim")
 
 
 def _warn(warnings: Iterable[str]) -> None:

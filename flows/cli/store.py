@@ -24,7 +24,7 @@ app = typer.Typer(help="Look at a store of latents, and throw away what is not n
 Url = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="Folder or fsspec URL. Default: .regional/store.")
 ]
-_POLICIES = "final, forks, all, none, or a number"
+_POLICIES = "final, branch_points, all, none, or a number"
 
 
 @app.command()
@@ -71,11 +71,11 @@ def prune(
         str,
         typer.Option(
             metavar="POLICY",
-            help="What stays of finished runs: `final` states, `forks` (also those where other jobs can go on), "
-            "`all`, every n-th (a number), or `none`: then also masks, prompts, start images and grids' pictures go. "
-            "Files that are not the store's own always stay.",
+            help="What stays of finished runs: `final` states, `branch_points` (also those where other jobs "
+            "can go on), `all`, every n-th (a number), or `none`: then also masks, prompts, init images and grids' "
+            "pictures go. Files that are not the store's own always stay.",
         ),
-    ] = "forks",
+    ] = "branch_points",
     older_than: Annotated[
         float, typer.Option(min=0, metavar="DAYS", help="Only what was finished or left longer ago than this.")
     ] = 1.0,
@@ -110,7 +110,7 @@ def _open(url: str | None) -> Store:
 def _policy(text: str) -> Any:
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    if text not in {"final", "forks", "all", "none"}:
+    if text not in {"final", "branch_points", "all", "none"}:
         raise BadInput("--keep", text, _POLICIES)
     return text
 

@@ -12,28 +12,32 @@ from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, reg
 
 
 async def sample_in_chunks(
-    batch: RunBatch, chunk_steps: int | None, inputs: Inputs, writes: PendingWrites, after_chunk: Callable[[], None]
+    batch: RunBatch,
+    checkpoint_steps: int | None,
+    inputs: Inputs,
+    writes: PendingWrites,
+    after_chunk: Callable[[], None],
 ) -> list[Chunk]:
     """All steps that are not done, first those of the base alone. The last states may still be being written.
 
-    No chunk goes over a step after which a state is kept. At most `chunks_ahead` chunks, or other pending writes, wait
-    while the next chunk is sampled.
+    No chunk goes over a step after which a state is kept. At most `max_pending_writes` chunks, or other pending
+    writes, wait while the next chunk is sampled.
     """
     chunks, base_only = list[Chunk](), batch.base_only_steps
     for end in batch.ends():
         while batch.done < end:
             first = batch.done + 1
-            last = min(batch.done + (chunk_steps or _chosen_size(chunks)), end)
+            last = min(batch.done + (checkpoint_steps or _chosen_size(chunks)), end)
             steps = base_only_steps if last <= base_only else regional_steps
             chunks.append(await writes.first_result(partial(steps, batch, first, last, inputs)))
             after_chunk()
-            await writes.drain_to(settings().chunks_ahead)
+            await writes.drain_to(settings().max_pending_writes)
     return chunks
 
 
 def _chosen_size(chunks: list[Chunk]) -> int:
-    """As many steps as take about `chunk_seconds`, judged by the last chunk; one step to begin with."""
+    """As many steps as take about `checkpoint_seconds`, judged by the last chunk; one step to begin with."""
     if not chunks:
         return 1
     last = chunks[-1]
-    return max(1, round(settings().chunk_seconds * last.steps / max(last.seconds, 1e-3)))
+    return max(1, round(settings().checkpoint_seconds * last.steps / max(last.seconds, 1e-3)))

@@ -40,7 +40,11 @@ def trust_the_caller() -> None:
     To be called before settings are read, by commands that do the work in their own process. Variables that look like
     settings and are none are warned of.
     """
-    for name, value in {"REGIONAL_ROOTS": "/", "REGIONAL_STORES": "*", "REGIONAL_OUTS": "*"}.items():
+    for name, value in {
+        "REGIONAL_ASSET_ROOTS": "/",
+        "REGIONAL_ALLOWED_STORES": "*",
+        "REGIONAL_ALLOWED_OUTPUTS": "*",
+    }.items():
         os.environ.setdefault(name, value)
     if os.environ.get("REGIONAL_STORE_BLOCK"):
         from prefect_regional_diffusion.flows.server.local import use_auth_string

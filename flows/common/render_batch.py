@@ -34,14 +34,14 @@ class SampledBatch(NamedTuple):
 
 
 async def sample_batch(
-    runs: Mapping[str, RenderContext], chunk_steps: int | None, writes: PendingWrites, clock: Clock
+    runs: Mapping[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
 ) -> SampledBatch:
     """Runs (at least one) by name, all of the same models and with one store, sampled to their last step.
 
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
     """
     these = list(runs.values())
-    starts = [run for run in these if run.job.start_image is not None]
+    starts = [run for run in these if run.job.init_image is not None]
     if starts:
         await writes.first_result(partial(encode_start, starts))
     _, restored = await asyncio.gather(
@@ -59,7 +59,7 @@ async def sample_batch(
     restored_steps, _ = batch.steps_done()
     report_step(*batch.steps_done())
     shown = RunArtifacts(batch)
-    chunks = await sample_in_chunks(batch, chunk_steps, inputs, writes, shown.renew)
+    chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, shown.renew)
     writes.start(shown.end())
     clock.lap("sample")
     cost = Count(sum(chunk.cost.evaluations for chunk in chunks), sum(chunk.cost.forwards for chunk in chunks))

@@ -26,7 +26,7 @@ from prefect_regional_diffusion.tasks.machine.step_listener import began
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered
-from prefect_regional_diffusion.tasks.runtime.retention import forget_forks
+from prefect_regional_diffusion.tasks.runtime.retention import forget_branch_points
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 _MOST_NAMES = 20
@@ -44,13 +44,13 @@ class Places(NamedTuple):
 class ShardingOptions(NamedTuple):
     """How jobs are spread over machines.
 
-    None machines: all are drawn in this process; but in a run of a deployment on one other, because the machine that
-    runs `grid` or `batch` only starts shards, and loads no model itself.
+    No parallel_shards: all are drawn in this process; but in a run of a deployment on one other, because the machine
+    that runs `grid` or `batch` only starts shards, and loads no model itself.
     """
 
-    machines: int | None
+    parallel_shards: int | None
     jobs_per_shard: int | None
-    give_up_after: float
+    crash_timeout_seconds: float
     poll: float = 5.0
 
 
@@ -64,20 +64,20 @@ async def draw(
     """
     check_count("jobs", len(jobs))
     store, out = store_place(places.store), out_place(places.out)
-    machines = spread.machines or (1 if _of_deployment() else None)
-    if machines is not None:
-        check_server(machines)
+    parallel_shards = spread.parallel_shards or (1 if _of_deployment() else None)
+    if parallel_shards is not None:
+        check_server(parallel_shards)
     await asyncio.to_thread(Store(out, "out").check, patient=True)
     firsts = distinct(jobs)
     different = list(dict.fromkeys(firsts.values()))
-    parts = shards(different, machines or 1, spread.jobs_per_shard)
+    parts = shards(different, parallel_shards or 1, spread.jobs_per_shard)
     for part in parts:
         check_shard(part)
-    hash_of = check_all(different, drawn_here=machines is None)
+    hash_of = check_all(different, drawn_here=parallel_shards is None)
     hashes = {called: hash_of[first.name] for called, first in firsts.items()}
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
-    if machines is None:
+    if parallel_shards is None:
         draw_here = shard if in_flow_run() else shard.fn
         for part in parts:
             counted.append(await draw_here(list(part), store=places.store, keep=places.keep))
@@ -85,14 +85,14 @@ async def draw(
             began.set(None)
     else:
         asked = [_part(part, hash_of, places, store) for part in parts]
-        unfinished = await run_shards(asked, spread.poll, spread.give_up_after)
+        unfinished = await run_shards(asked, spread.poll, spread.crash_timeout_seconds)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
     merged = await merge(list(jobs), hashes, columns, store, folder)
     done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
     if merged.missing:
         why = f"{_named(unfinished)} did not complete" if unfinished else f"not found whole in {plain_path(store)}"
         raise IncompleteRenderError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
-    await forget_forks(Store(store), hash_of.values(), places.keep or settings().keep)
+    await forget_branch_points(Store(store), hash_of.values(), places.keep or settings().keep)
     return done
 
 

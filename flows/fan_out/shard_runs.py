@@ -44,31 +44,31 @@ class ShardRequest(NamedTuple):
     """Whether all of its pictures are there."""
 
 
-def check_server(machines: int) -> None:
+def check_server(parallel_shards: int) -> None:
     """Raise BadInput where there is no server that could start shards."""
     if not get_current_settings().api.url:
-        raise BadInput("machines", machines, "left out without a Prefect server (PREFECT_API_URL)")
+        raise BadInput("parallel_shards", parallel_shards, "left out without a Prefect server (PREFECT_API_URL)")
 
 
-async def run_shards(parts: Sequence[ShardRequest], poll: float, give_up_after: float) -> list[str]:
+async def run_shards(parts: Sequence[ShardRequest], poll: float, crash_timeout_seconds: float) -> list[str]:
     """Start a run for each part, or find the one that this run started before, and wait until all have ended.
 
-    A Crashed run may be requeued by someone else, so it counts as ended only after `give_up_after` seconds.
+    A Crashed run may be requeued by someone else, so it counts as ended only after `crash_timeout_seconds` seconds.
     Returns the names of those that did not complete. Raises BadInput if the server has no such deployment.
     """
-    started = [await _started(number, part, give_up_after) for number, part in enumerate(parts, start=1)]
+    started = [await _started(number, part, crash_timeout_seconds) for number, part in enumerate(parts, start=1)]
     runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
     bar = ProgressArtifact()
     while True:
-        ended = sum(_ended(run, give_up_after) for run in runs.values())
+        ended = sum(_ended(run, crash_timeout_seconds) for run in runs.values())
         await best_effort(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
         if ended == len(runs):
             return [run.name for run in started if not _completed(runs[run.id])]
         await asyncio.sleep(poll)
-        runs = await _retried(partial(_read, list(runs)), give_up_after)
+        runs = await _retried(partial(_read, list(runs)), crash_timeout_seconds)
 
 
-async def _started(number: int, part: ShardRequest, give_up_after: float) -> FlowRun:
+async def _started(number: int, part: ShardRequest, crash_timeout_seconds: float) -> FlowRun:
     """The run of a part: one that is still at work or has drawn all of it, or else a new one.
 
     Each time that this flow run is started anew, a part whose run failed, or whose pictures are gone, gets one more.
@@ -77,8 +77,8 @@ async def _started(number: int, part: ShardRequest, give_up_after: float) -> Flo
     own, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
         start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
-        run = await _retried(start, give_up_after)
-        if not _ended(run, give_up_after) or (_completed(run) and await part.drawn()):
+        run = await _retried(start, crash_timeout_seconds)
+        if not _ended(run, crash_timeout_seconds) or (_completed(run) and await part.drawn()):
             break
     assert run is not None
     return run
@@ -96,7 +96,7 @@ async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
             flow_run_name=f"shard {parameters['name']}",
         )
     except ObjectNotFound as error:
-        raise BadInput("machines", DEPLOYMENT, "a server that has this deployment") from error
+        raise BadInput("parallel_shards", DEPLOYMENT, "a server that has this deployment") from error
 
 
 async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
@@ -110,14 +110,14 @@ async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
     return found
 
 
-def _ended(run: FlowRun | None, give_up_after: float) -> bool:
+def _ended(run: FlowRun | None, crash_timeout_seconds: float) -> bool:
     """Whether nobody goes on with a run: neither a process nor, after a crash, the reaper."""
     if run is None:
         return True
     state = run.state
     if state is None or not state.is_final():
         return False
-    return not state.is_crashed() or state.name == GIVEN_UP or _age(state.timestamp) > give_up_after
+    return not state.is_crashed() or state.name == GIVEN_UP or _age(state.timestamp) > crash_timeout_seconds
 
 
 def _completed(run: FlowRun | None) -> bool:

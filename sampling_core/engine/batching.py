@@ -22,7 +22,7 @@ class Networks:
 
     networks: Mapping[str, Denoiser]
     conditionings: Mapping[PromptKey, Conditioning]
-    max_rows: int | None = None
+    max_forward_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
     room: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
     """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
@@ -46,7 +46,7 @@ def evaluate(
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
     Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
-    prompt share that row. Forwards that exceed `max_rows`, or for which memory does not suffice, are split.
+    prompt share that row. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
     """
     wanted = [guidance.expand(query) for query, guidance in asked]
     distinct: dict[_Identity, Row] = {}
@@ -89,7 +89,7 @@ def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count
     told = stack([using.conditionings[row.prompt].repeated(n) for row, n in zip(rows, pictures, strict=True)])
     model = rows[0].prompt.model
     network, kind = using.networks[model], (model, x.shape[1:])
-    most = min(using.max_rows or len(x), using.room.get(kind, len(x)))
+    most = min(using.max_forward_rows or len(x), using.room.get(kind, len(x)))
     parts, at = list[Rows](), 0
     while at < len(x):
         part = slice(at, at + most)

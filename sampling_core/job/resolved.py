@@ -124,8 +124,8 @@ class ResolvedJob:
     batch_index: tuple[int, ...]
     overlap: OverlapRule
     noise: StepNoiseName
-    start_image: str | None
-    start_fit: Fit
+    init_image: str | None
+    init_fit: Fit
     protect: tuple[ResolvedMask, ...]
     node: Node
 
@@ -155,8 +155,8 @@ class ResolvedJob:
 
     @property
     def image_files(self) -> dict[str, str]:
-        """Image files that are read, the start image first: field -> path."""
-        start = {} if self.start_image is None else {"start_image": self.start_image}
+        """Image files that are read, the init image first: field -> path."""
+        start = {} if self.init_image is None else {"init_image": self.init_image}
         files = [mask.file for mask in (*self.masks, *self.protect)]
         return start | {file.field: file.path for file in files if file is not None}
 
@@ -178,8 +178,8 @@ def resolve(job: JobFields) -> ResolvedJob:
         batch_index=job.batch_index,
         overlap=job.overlap if len(job.regions) > 1 else "weight",
         noise=job.noise,
-        start_image=job.start_image,
-        start_fit=job.start_fit,
+        init_image=job.init_image,
+        init_fit=job.init_fit,
         protect=tuple(ResolvedMask(f"protect.{i}", shape, canvas) for i, shape in enumerate(job.protect)),
         node=_node(job),
     )

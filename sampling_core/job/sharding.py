@@ -16,16 +16,16 @@ MAX_BYTES = 256 * 1024
 """Of a shard's jobs as JSON. A Prefect server takes parameters up to twice that."""
 
 
-def shards(jobs: Sequence[NamedJob], machines: int, jobs_per_shard: int | None = None) -> list[tuple[NamedJob, ...]]:
-    """The jobs, in their order, in parts of nearly equal size; one for each machine at least, if the jobs suffice.
+def shards(jobs: Sequence[NamedJob], parallel: int, jobs_per_shard: int | None = None) -> list[tuple[NamedJob, ...]]:
+    """The jobs, in their order, in parts of nearly equal size; at least `parallel` parts, if there are as many jobs.
 
     A part has at most `jobs_per_shard` jobs (default JOBS_PER_SHARD) and about MAX_BYTES of JSON.
     """
     if not jobs:
         return []
-    machines = max(machines, 1)
+    parallel = max(parallel, 1)
     size = sum(len(named.model_dump_json(exclude_unset=True)) for named in jobs)
-    wanted = max(machines, -(-len(jobs) // (jobs_per_shard or JOBS_PER_SHARD)), -(-size // MAX_BYTES))
-    # A number that the machines can share evenly, so that none waits for another's last part.
-    count = min(len(jobs), -(-wanted // machines) * machines)
+    wanted = max(parallel, -(-len(jobs) // (jobs_per_shard or JOBS_PER_SHARD)), -(-size // MAX_BYTES))
+    # A multiple of `parallel`, so that no worker waits for the last shard of another.
+    count = min(len(jobs), -(-wanted // parallel) * parallel)
     return [tuple(jobs[first:last]) for first, last in pairwise(len(jobs) * i // count for i in range(count + 1))]

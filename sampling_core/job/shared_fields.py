@@ -114,26 +114,26 @@ class JobFields(FrozenModel):
         description="weight: regions share where they overlap; order: later ones lie over earlier ones",
     )
     noise: StepNoiseName = Field(
-        "keyed",
+        "per_step",
         title="Step noise",
-        description="Of samplers that draw noise. keyed: by seed, picture and step; comfyui: as ComfyUI draws it",
+        description="Of samplers that draw noise. per_step: by seed, picture and step; comfyui: as ComfyUI draws it",
     )
-    start_image: Text | None = Field(
+    init_image: Text | None = Field(
         None,
         min_length=1,
-        title="Start image",
+        title="Init image",
         description="Image file to start from, with denoise below 1. Empty: start from noise alone",
     )
-    start_fit: Fit = Field(
+    init_fit: Fit = Field(
         "crop",
         title="Start fit",
-        description="Where the start image's shape is not the canvas': crop: its middle fills the canvas; "
+        description="Where the init image's shape is not the canvas': crop: its middle fills the canvas; "
         "contain: all of it is seen, its edges fill the rest; stretch: it is distorted",
     )
     protect: tuple[MaskShape, ...] = Field(
         (),
         max_length=16,
         title="Protect",
-        description="Masks of what stays as it is in the start image, to the last bit",
+        description="Masks of what stays as it is in the init image, to the last bit",
     )
     node: Node = Field(DEFAULT_NODE, title="Original node", description="For sequential composition")

@@ -19,7 +19,7 @@ _FIELDS = {
     "seed": ("noise_seed", "random_seed", "generator"),
     "denoise": ("strength", "denoising_strength"),
     "batch_size": ("n_iter", "num_images_per_prompt", "num_images", "batch_count", "n_samples"),
-    "start_image": ("init_image", "init_images", "image"),
+    "init_image": ("start_image", "init_images", "image"),
     "model": ("checkpoint", "ckpt_name", "sd_model_checkpoint", "pretrained_model_name_or_path"),
     "feather": ("mask_blur", "blur"),
     "grow": ("overlap_factor", "dilate", "dilation"),

@@ -34,8 +34,8 @@ _REGIONS = {
 
 def check_composition(job: JobFields) -> None:
     """Raises the error of a field that the job's composition has no use for, or cannot do with."""
-    if job.start_image is None and job.start_fit != _default(job, "start_fit"):
-        raise validation_error("start_fit", job.start_fit, "left out where there is no start_image")
+    if job.init_image is None and job.init_fit != _default(job, "init_fit"):
+        raise validation_error("init_fit", job.init_fit, "left out where there is no init_image")
     if job.composition == "joint":
         _check_joint(job)
     else:
@@ -59,8 +59,8 @@ def _check_joint(job: JobFields) -> None:
         why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({base_only})"
         if last is not None and last <= (base_only if first is None else first):
             raise validation_error(f"regions.{i}.end_at_step", last, f"more than {why}")
-    if job.protect and job.start_image is None:
-        raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no start_image")
+    if job.protect and job.init_image is None:
+        raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no init_image")
 
 
 def _check_sequential(job: JobFields) -> None:

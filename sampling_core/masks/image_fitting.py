@@ -40,7 +40,7 @@ def placing(image: Size, canvas: Size, fit: Fit) -> Placing:
     """Where an image comes to lie.
 
     crop: its middle fills the canvas; contain: all of it lies in the middle of the canvas; stretch: all of it
-    fills the canvas. Masks and start images of one size lie alike, so that they keep to each other.
+    fills the canvas. Masks and init images of one size lie alike, so that they keep to each other.
     """
     if fit == "stretch" or same_shape(image, canvas):
         return Placing(Box(0, 0, *image), Box(0, 0, *canvas))

@@ -31,7 +31,7 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
     the same bytes count the same wherever they lie.
     """
     digests = digests or {}
-    shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "start_image", "start_fit"}
+    shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "init_image", "init_fit"}
     canonical = _as_they_stand(
         {field.name: getattr(job, field.name) for field in fields(job)}, {*shaped, "protect", "node"}
     )
@@ -41,7 +41,7 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
     canonical |= canonical_start(job, digests)
     if job.overlap != "weight":
         canonical["overlap"] = job.overlap
-    if job.noise != "keyed" and any(SOLVERS[settings.sampler].order == 0 for settings in job.participants):
+    if job.noise != "per_step" and any(SOLVERS[settings.sampler].order == 0 for settings in job.participants):
         canonical["noise"] = job.noise
     canonical["regions"] = [_region(job, region, digests) for region in job.regions]
     if job.composition == "sequential":
@@ -56,9 +56,9 @@ def job_hash(job: ResolvedJob, digests: Mapping[str, str] | None = None) -> str:
 
 def canonical_start(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, Any]:
     """What a job starts from and keeps of it; empty if it starts from noise alone."""
-    if job.start_image is None:
+    if job.init_image is None:
         return {}
-    start = [digests.get(job.start_image, job.start_image), job.start_fit]
+    start = [digests.get(job.init_image, job.init_image), job.init_fit]
     return {"start": start, "protect": [canonical_shape(mask.shape, digests) for mask in job.protect]}
 
 

@@ -80,14 +80,16 @@ class _NoNetwork:
         return x
 
 
-def cost(run: SamplingRun[Any], max_rows: int | None = None, most: float = math.inf) -> Cost:
+def cost(run: SamplingRun[Any], max_forward_rows: int | None = None, most: float = math.inf) -> Cost:
     """Counted, not calculated: the run's own loop is driven without a network and without noise.
 
     It ends with the step in which the evaluations become more than `most`.
     """
     run = run.noiseless()
     models = {key.model for key in run.prompts}
-    using = Networks(dict.fromkeys(models, _NoNetwork()), dict.fromkeys(run.prompts, Conditioning({})), max_rows)
+    using = Networks(
+        dict.fromkeys(models, _NoNetwork()), dict.fromkeys(run.prompts, Conditioning({})), max_forward_rows
+    )
     per_step: list[Count] = []
     evaluations = 0
     for _, count in iterate(run, run.begin(), using):
@@ -101,10 +103,10 @@ def cost(run: SamplingRun[Any], max_rows: int | None = None, most: float = math.
 def warnings(job: ResolvedJob, run: SamplingRun[Any], trained_pixels: int) -> list[str]:
     """What a person should know before spending a GPU on this; `trained_pixels` is the model's canvas edge."""
     found: list[str] = []
-    if job.denoise < 1 and job.start_image is None:
-        found.append("denoise is below 1 and there is no start image: the picture will be flat")
-    if job.denoise == 1 and job.start_image is not None and not job.protect:
-        found.append("start_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
+    if job.denoise < 1 and job.init_image is None:
+        found.append("denoise is below 1 and there is no init image: the picture will be flat")
+    if job.denoise == 1 and job.init_image is not None and not job.protect:
+        found.append("init_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
     found += [*run.warnings(), *_weighted_words(job)]
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:

@@ -26,10 +26,10 @@ def image_warnings(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> list[str
     found: list[str] = []
     counted: dict[tuple[str, Color, int], int] = {}
     sizes: dict[str, Size] = {path: (photo.shape[0], photo.shape[1]) for path, photo in photos.items()}
-    if job.start_image is not None:
+    if job.init_image is not None:
         canvas = (job.height, job.width)
-        changed = _unlike(sizes[job.start_image], canvas, "the canvas'", job.start_fit, "its edges fill the rest")
-        found += [f"start_image: {changed} (start_fit)"] if changed else []
+        changed = _unlike(sizes[job.init_image], canvas, "the canvas'", job.init_fit, "its edges fill the rest")
+        found += [f"init_image: {changed} (init_fit)"] if changed else []
     for mask in (*job.masks, *job.protect):
         if mask.file is not None:
             found += _of_mask(job, mask, mask.file, sizes)
@@ -47,17 +47,17 @@ def image_warnings(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> list[str
 
 
 def _of_mask(job: ResolvedJob, mask: ResolvedMask, file: MaskFile, sizes: Mapping[str, Size]) -> list[str]:
-    """What is done with a mask's file, and whether it lies elsewhere than the start image that it belongs to."""
+    """What is done with a mask's file, and whether it lies elsewhere than the init image that it belongs to."""
     tile = mask.field == "node.tile"
     whose = "a grid cell's" if tile else "the canvas'"
     changed = _unlike(sizes[file.path], mask.size, whose, file.fit, "the rest is outside")
     if not changed:
         return []
     found = [f"{file.field}: {changed} (fit)"]
-    belongs = job.start_image is not None and not tile and sizes[job.start_image] == sizes[file.path]
-    if belongs and file.fit != job.start_fit:
-        unlike = f"fit is {file.fit}, start_fit is {job.start_fit}"
-        found.append(f"{file.field}: it has the start image's size, and does not lie on it: {unlike}")
+    belongs = job.init_image is not None and not tile and sizes[job.init_image] == sizes[file.path]
+    if belongs and file.fit != job.init_fit:
+        unlike = f"fit is {file.fit}, init_fit is {job.init_fit}"
+        found.append(f"{file.field}: it has the init image's size, and does not lie on it: {unlike}")
     return found
 
 

@@ -74,7 +74,7 @@ def finished_bytes(job: RenderJob) -> int:
 def _pictures_name(job: ResolvedJob) -> str:
     masks = [(canonical_mask(mask, {}), mask.size) for mask in job.masks]
     protect = [canonical_shape(mask.shape, {}) for mask in job.protect]
-    return content_hash([job.composition, job.width, job.height, masks, job.start_image, job.start_fit, protect])
+    return content_hash([job.composition, job.width, job.height, masks, job.init_image, job.init_fit, protect])
 
 
 def _mask_bytes(job: ResolvedJob) -> int:
@@ -84,8 +84,8 @@ def _mask_bytes(job: ResolvedJob) -> int:
 
 
 def _picture_bytes(job: ResolvedJob) -> int:
-    """Of a start image in 8-bit colours, and of what is protected of it."""
-    of_pixel = 0 if job.start_image is None else 3 + (_NUMBER if job.protect else 0)
+    """Of a init image in 8-bit colours, and of what is protected of it."""
+    of_pixel = 0 if job.init_image is None else 3 + (_NUMBER if job.protect else 0)
     return job.width * job.height * of_pixel
 
 

@@ -55,7 +55,7 @@ def _drawn(job: ResolvedJob, mask: ResolvedMask, photos: Mapping[str, RgbImage],
 
 
 def protected_pixels(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> PixelMask | None:
-    """1 where the start image stays as it is, else 0; None if nothing is protected. Soft masks are cut at a half.
+    """1 where the init image stays as it is, else 0; None if nothing is protected. Soft masks are cut at a half.
 
     Raises BadInput for a colour that its map does not have.
     """

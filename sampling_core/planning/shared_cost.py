@@ -54,7 +54,7 @@ class _Counting:
         return x
 
 
-def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_rows: int | None = None) -> BatchCost:
+def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | None = None) -> BatchCost:
     """Counted, not calculated: all runs of a shard step together, as when they are drawn, but without a network.
 
     Shards are drawn one after the other; a later one goes on from states that an earlier one has kept.
@@ -62,7 +62,7 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_rows: int | None = No
     kept: dict[str, dict[str, Tensor]] = {}
     total, network = BatchCost(), _Counting()
     for runs in shards:
-        for count, computed, members in _rounds(runs, _using(runs, network, max_rows), kept):
+        for count, computed, members in _rounds(runs, _using(runs, network, max_forward_rows), kept):
             total = BatchCost(
                 total.steps + computed,
                 total.shared_steps + members - computed,
@@ -96,7 +96,7 @@ def _newest(planned: PlannedRun, kept: dict[str, dict[str, Tensor]]) -> Any:
     return planned.run.begin()
 
 
-def _using(runs: Sequence[PlannedRun], network: Denoiser, max_rows: int | None) -> Networks:
+def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> Networks:
     prompts = {key for planned in runs for key in planned.run.prompts}
     models = {key.model for key in prompts}
-    return Networks(dict.fromkeys(models, network), dict.fromkeys(prompts, Conditioning({})), max_rows)
+    return Networks(dict.fromkeys(models, network), dict.fromkeys(prompts, Conditioning({})), max_forward_rows)

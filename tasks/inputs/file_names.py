@@ -65,7 +65,7 @@ def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
     shapes = [region["mask"] for region in regions] + list(data.get("protect", ()))
     places = [(shape, field) for shape in shapes for field in ("image", "color_map")]
     places += [(data.get("node", {}).get("tile", {}), field) for field in ("image", "color_map")]
-    places += [(data, "start_image"), *((part, "model") for part in (data, *regions))]
+    places += [(data, "init_image"), *((part, "model") for part in (data, *regions))]
     for part, field in places:
         path = part.get(field)
         if path is not None and (field, path) != ("model", "embedded"):

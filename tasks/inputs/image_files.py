@@ -1,4 +1,4 @@
-"""Images that a person hands in: start images, and those that masks are read from."""
+"""Images that a person hands in: init images, and those that masks are read from."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def trust_caller() -> Generator[None]:
 
 def image_place(field: str, name: str) -> str:
     """Real path, or URL in an object store, of an image that a job names. Raises BadInput."""
-    allowed = f"a readable image file under {_told('REGIONAL_ROOTS', settings().roots)}"
+    allowed = f"a readable image file under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
     scheme = name.partition(":")[0].lower()
     if is_url(name) and scheme not in _OBJECT_STORES:
         # An address may have a secret in it.
@@ -49,13 +49,13 @@ def image_place(field: str, name: str) -> str:
             else f"nothing is read of {scheme}:"
         )
         raise BadInput(field, shown, f"{allowed}, or an object in a store ({', '.join(_OBJECT_STORES)}); {why}")
-    return _inside(field, name, settings().roots, allowed)
+    return _inside(field, name, settings().asset_roots, allowed)
 
 
 def model_place(field: str, name: str, rule: str = "") -> str:
     """Real path of a model folder, or of a file that a link in it leads to. Raises BadInput."""
-    allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ROOTS', settings().roots)}"
-    place = _inside(field, name, settings().roots, f"{allowed}, {rule}" if rule else allowed)
+    allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
+    place = _inside(field, name, settings().asset_roots, f"{allowed}, {rule}" if rule else allowed)
     if is_url(place):
         raise BadInput(field, name, allowed)
     return place
@@ -64,16 +64,18 @@ def model_place(field: str, name: str, rule: str = "") -> str:
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().store
-    allowed = f"a place under {_told('REGIONAL_STORES', (own, *settings().stores))}"
-    return _inside("store", _as_path(url or own), [_as_path(root) for root in (own, *settings().stores)], allowed)
+    allowed = f"a place under {_told('REGIONAL_ALLOWED_STORES', (own, *settings().allowed_stores))}"
+    return _inside(
+        "store", _as_path(url or own), [_as_path(root) for root in (own, *settings().allowed_stores)], allowed
+    )
 
 
 def out_place(folder: str | None) -> str:
     """Folder for pictures that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().out
-    allowed = f"a folder under {_told('REGIONAL_OUTS', (own, *settings().outs))}"
+    allowed = f"a folder under {_told('REGIONAL_ALLOWED_OUTPUTS', (own, *settings().allowed_outputs))}"
     if folder:
-        return _inside("out", folder, (own, *settings().outs), allowed)
+        return _inside("out", folder, (own, *settings().allowed_outputs), allowed)
     return _plain_url("out", own, allowed) if is_url(own) else own
 
 

@@ -29,7 +29,7 @@ Places = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 SECRET = ("REGIONAL_S3_KEY", "REGIONAL_S3_SECRET")
 
-Keep = Literal["final", "forks", "all"] | Annotated[int, Field(ge=1)]
+Keep = Literal["final", "branch_points", "all"] | Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
@@ -37,9 +37,9 @@ class Settings(BaseSettings):
 
     store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
     out: str = Field("renders", description="Folder for finished pictures and records")
-    roots: Places = Field((".",), description="Where images and models lie that a job may name")
-    stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
-    outs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
+    asset_roots: Places = Field((".",), description="Where images and models lie that a job may name")
+    allowed_stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
+    allowed_outputs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
     s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")
     s3_region: str | None = Field(None, description="Region of the bucket")
     s3_key: SecretStr | None = Field(None, description="Access key; empty: what the environment has for AWS")
@@ -48,16 +48,16 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
     keep_text_encoders: bool = Field(True, description="Whether they stay in memory once prompts are encoded")
-    chunk_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    checkpoint_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
     keep: Keep = Field(
-        "forks",
-        description="States that stay when a run is finished: `final`, `forks` (also those where other jobs can go "
-        "on), a number n (every n-th), or `all`",
+        "branch_points",
+        description="States that stay when a run is finished: `final`, `branch_points` (also those where other jobs "
+        "can go on), a number n (every n-th), or `all`",
     )
-    store_patience: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
-    chunks_ahead: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
+    store_retry_seconds: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
+    max_pending_writes: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
     preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
-    max_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
+    max_forward_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
     max_job_bytes: int = Field(500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288")
     max_canvas_pixels: int = Field(4096 * 4096, gt=0, description="Largest canvas, width x height")
     max_steps: int = Field(1000, gt=0, description="Most steps")

@@ -33,7 +33,7 @@ def plan_batch(
         # Those with the same models step together, as in the flow `shard`.
         for _, group in groupby(sorted((prepared[one.name] for one in part), key=_models), key=_models):
             groups.append([_planned(one) for one in group])
-    return BatchPlan(len(different), len(parts), batch_cost(groups, settings().max_rows))
+    return BatchPlan(len(different), len(parts), batch_cost(groups, settings().max_forward_rows))
 
 
 def _models(prepared: Prepared) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def _models(prepared: Prepared) -> tuple[str, ...]:
 
 def _planned(prepared: Prepared) -> PlannedRun:
     inputs = prepared.inputs
-    # The latent of a start image is not known yet: jobs that start from others share nothing.
-    start = None if prepared.resolved.start_image is None else inputs.mask_hash
+    # The latent of a init image is not known yet: jobs that start from others share nothing.
+    start = None if prepared.resolved.init_image is None else inputs.mask_hash
     context = [inputs.model_keys[prepared.resolved.base.model].digest, start]
     return PlannedRun(prepared.run.noiseless(), named(prepared.run.segments(), context, inputs.model_keys))

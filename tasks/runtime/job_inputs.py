@@ -32,7 +32,7 @@ class JobInputs:
     """Models, masks and pictures of a job.
 
     `folders` and `model_keys` are by model; `digests` are of all files that the job names, weights among them, by
-    path. `tensors` has the masks `0`, `1`, ...; of a start image, `picture` in canvas pixels, and what is `protected`;
+    path. `tensors` has the masks `0`, `1`, ...; of a init image, `picture` in canvas pixels, and what is `protected`;
     `mask_hash` stands for them. `warnings` are of the images.
     """
 
@@ -58,7 +58,7 @@ def drawn_masks() -> DrawnMasks:
 def inputs_key(job: ResolvedJob) -> Hashable:
     """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
     canvas = (job.composition, job.width, job.height)
-    return (canvas, job.masks, job.protect, job.start_image, job.start_fit, tuple(job.models_by_field.items()))
+    return (canvas, job.masks, job.protect, job.init_image, job.init_fit, tuple(job.models_by_field.items()))
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
@@ -99,8 +99,8 @@ def _tensors(job: ResolvedJob, files: ImageFiles, cell: int) -> dict[str, Tensor
     photos = files.photos
     masks = region_masks(job, photos, cell, files.digests, drawn_masks())
     tensors: dict[str, Tensor] = {f"{i}": mask for i, mask in enumerate(masks)}
-    if job.start_image is not None:
-        tensors["picture"] = resized(photos[job.start_image], (job.height, job.width), job.start_fit)
+    if job.init_image is not None:
+        tensors["picture"] = resized(photos[job.init_image], (job.height, job.width), job.init_fit)
         protected = protected_pixels(job, photos)
         if protected is not None:
             tensors["protected"] = protected

@@ -29,7 +29,7 @@ from prefect_regional_diffusion.tasks.runtime.job_inputs import JobInputs, canva
 class Prepared:
     """A job that is known to be drawable, and its run. `job_hash` names what it draws.
 
-    The run of a job with a start image begins with zeros, until the image is encoded (`SamplingRun.started_from`).
+    The run of a job with a init image begins with zeros, until the image is encoded (`SamplingRun.started_from`).
     """
 
     job: RenderJob
@@ -79,7 +79,7 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
     # Of a job with more evaluations, which is refused, no more are counted.
-    counted = cost(run, settings().max_rows, settings().max_evaluations)
+    counted = cost(run, settings().max_forward_rows, settings().max_evaluations)
     check_evaluations("job", counted.evaluations)
     return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, counted)
 

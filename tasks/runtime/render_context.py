@@ -83,7 +83,7 @@ class RenderContext:
 
     @property
     def mask_key(self) -> TensorKey:
-        """Key of the masks of all regions, and of the start image if there is one."""
+        """Key of the masks of all regions, and of the init image if there is one."""
         return keys.masks(self._prepared.inputs.mask_hash)
 
     @property
@@ -104,7 +104,7 @@ class RenderContext:
         # Of another machine's masks, the last bits may differ.
         if any(not torch.equal(inputs[name], mask) for name, mask in self.masks.items()):
             run = composed(job, self.folders, inputs, clean)
-        if job.start_image is None:
+        if job.init_image is None:
             return run
         return run.started_from(clean + self._stored(self.start_key, self.start_specs)["latent"])
 
@@ -114,7 +114,7 @@ class RenderContext:
 
     @property
     def start_key(self) -> TensorKey:
-        """Key of the start image's latent."""
+        """Key of the init image's latent."""
         model = self.model_keys[self.job.model].digest
         return keys.start(content_hash([self._prepared.inputs.mask_hash, model, self.numerics]))
 

@@ -63,7 +63,7 @@ def most_bytes(job: RenderJob) -> int:
 
 def is_rendered(run: RenderContext) -> bool:
     """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
-    if run.job.start_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
+    if run.job.init_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
     drawn = _whole(run.store, run.job_hash, run.job)
     return drawn is not None and drawn.latents == run.state_key(run.composition.steps)

@@ -63,7 +63,7 @@ class RunRecord(Record):
                 return True
             case "final":
                 return step == self.steps
-            case "forks":
+            case "branch_points":
                 return step == segment[-1]
             case int():
                 return step == self.steps or step % keep == 0
@@ -118,16 +118,16 @@ async def finish(finished: Mapping[RenderContext, RunRecord], *keep: Keep) -> No
     await asyncio.gather(writing, _forget(store, list(finished.values()), "all", keep))
 
 
-async def forget_forks(store: Store, job_hashes: Iterable[str], keep: Keep) -> None:
-    """Remove the states at forks where the policy keeps none, once all jobs that go on from them are drawn."""
-    if keep in ("forks", "all"):
+async def forget_branch_points(store: Store, job_hashes: Iterable[str], keep: Keep) -> None:
+    """Remove the states at branch points where the policy keeps none, once all jobs that go on from them are drawn."""
+    if keep in ("branch_points", "all"):
         return
     drawn = await map_concurrently(lambda job_hash: record_of(store, job_hash), job_hashes)
     told = [(keys.run_of(record.run), record.job_hash) for record in drawn if record is not None]
     known = await map_concurrently(lambda key: read_record(store, key, RunRecord), [key for key, _ in told])
     # Only what is told of these jobs: a record may name any run.
     own = [run for run, (_, job_hash) in zip(known, told, strict=True) if run is not None and run.job_hash == job_hash]
-    await _forget(store, [run for run in own if run.finished is not None], "forks", [keep])
+    await _forget(store, [run for run in own if run.finished is not None], "branch_points", [keep])
 
 
 async def _forget(store: Store, runs: Sequence[RunRecord], some: Keep, keep: Sequence[Keep]) -> None:
@@ -137,7 +137,7 @@ async def _forget(store: Store, runs: Sequence[RunRecord], some: Keep, keep: Seq
     """
 
     def may_go(run: RunRecord, segment: range) -> bool:
-        steps = segment[-1:] if some == "forks" else reversed(segment)
+        steps = segment[-1:] if some == "branch_points" else reversed(segment)
         return any(not any(run.keeps(step, segment, policy) for policy in keep) for step in steps)
 
     folders = {name for run in runs for name, segment in run.stretches() if may_go(run, segment)}
@@ -184,7 +184,7 @@ def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> l
     """What can go. Of runs finished more than `older_than` seconds ago: the states that `keep` does not name.
 
     Of unfinished runs, and of nobody's states, what was last written longer ago than that. `none` keeps nothing of
-    such runs, nor what can be made again for later ones: masks, prompts, start images, and the pictures that grids
+    such runs, nor what can be made again for later ones: masks, prompts, init images, and the pictures that grids
     are merged from. What is not the store's own stays, whatever it is.
     """
     now = time.time()

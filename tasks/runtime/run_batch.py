@@ -40,7 +40,7 @@ class RunBatch:
         runs = [member.run for member in self.members]
         conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
         networks = {name: run.denoiser(name) for run in runs for name in run.models}
-        return Networks(networks, conditionings, settings().max_rows)
+        return Networks(networks, conditionings, settings().max_forward_rows)
 
     @property
     def _slowest(self) -> RunProgress:

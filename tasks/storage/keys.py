@@ -45,7 +45,7 @@ class Key(str):
 
 
 class TensorKey(Key):
-    """Of tensors: the state after a step of a segment, masks, an encoded prompt, a start image."""
+    """Of tensors: the state after a step of a segment, masks, an encoded prompt, a init image."""
 
     __slots__ = ()
     form = re.compile(rf"latents/{HASH}/{_STEP}|(masks|prompts|starts)/{HASH}")
@@ -115,7 +115,7 @@ def prompt(digest: str) -> TensorKey:
 
 
 def start(digest: str) -> TensorKey:
-    """Of a start image's latent."""
+    """Of a init image's latent."""
     return TensorKey(f"starts/{digest}")
 
 

@@ -47,7 +47,7 @@ def retry_transient(url: str, work: Callable[[], T], operation: Operation, field
     """What `work` returns, tried again with growing pauses while the store at `url` fails.
 
     An object store that is down, throttles (503) or times out comes back, and a full disk may be emptied. So
-    only after `store_patience` seconds, or at once for a failure that will not pass, this raises StoreError.
+    only after `store_retry_seconds` seconds, or at once for a failure that will not pass, this raises StoreError.
     `field` is what the error calls the store. What a refusal means depends on whether the store has done such an
     operation before.
     """
@@ -57,7 +57,7 @@ def retry_transient(url: str, work: Callable[[], T], operation: Operation, field
             done = work()
         except Exception as error:  # each file system has errors of its own
             waited = time.monotonic() - began
-            if is_permanent(error, url, operation) or waited + pause > settings().store_patience:
+            if is_permanent(error, url, operation) or waited + pause > settings().store_retry_seconds:
                 raise StoreError(field, url, f"a store that answers ({reason_of(error)})") from error
             logger.warning("%s does not answer (%s); trying again in %.1f s", url, reason_of(error), pause)
         else:
