@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Shapes and types of the core are checked at every call while tests run."""
+"""Fixtures of all tests. Shapes of tensors in the core are checked at every call while tests run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ import tests.typechecking
 if TYPE_CHECKING:
     from tests.machine import Machine
 
-# Before anything imports the core: every annotated call in it is then checked, shapes included.
-install_import_hook("prefect_regional_diffusion.sampling_core", f"{tests.typechecking.__name__}.checked")
+CORE = Path(__file__).parents[1] / "sampling_core"
+
+
+def modules_with_shapes() -> list[str]:
+    """Modules of the core whose signatures have tensors with shapes. The other ones are left to the static checker."""
+    files = [file for file in sorted(CORE.rglob("*.py")) if "sampling_core.tensors.types import" in file.read_text()]
+    names = [file.relative_to(CORE.parent).with_suffix("").parts for file in files]
+    return [".".join(["prefect_regional_diffusion", *name]).removesuffix(".__init__") for name in names]
+
+
+# Before anything imports the core: every annotated call in these modules is then checked, shapes included.
+install_import_hook(modules_with_shapes(), f"{tests.typechecking.__name__}.checked")
 
 # Set before torch and Prefect are imported; see flows.common.environment for the reasons.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
