@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 from PIL import Image
-from prefect import task
 
-from prefect_regional_diffusion.flows.render import render as render_flow
+from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
 from prefect_regional_diffusion.tasks.machine.step_listener import listener
@@ -90,13 +89,18 @@ async def arender(
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="regional-")))
         if on_step is not None:
             stack.callback(listener.reset, listener.set(on_step))
-        record = await render_flow.fn(job, None, str(store or scratch / "store"), str(out or scratch / "out"), name)
-        images = tuple(map(_read, record["images"]))
+        record = await draw_job(job, None, str(store or scratch / "store"), str(out or scratch / "out"), name)
+        images = pictures_in(record)
         if out is None:
             record["images"] = []
         if store is None:
             record["store"] = None
         return RenderResult(images, record)
+
+
+def pictures_in(record: dict[str, Any]) -> tuple[Image.Image, ...]:
+    """The pictures whose places a record names."""
+    return tuple(map(_read, record["images"]))
 
 
 def _read(place: str) -> Image.Image:
@@ -119,18 +123,3 @@ def render(
     except RuntimeError:
         return asyncio.run(arender(job, store=store, out=out, on_step=on_step, name=name))
     raise RuntimeError("an event loop is running here (as in a notebook): use `await arender(job)`")
-
-
-@task(name="render a regional job", persist_result=False)
-async def render_task(
-    job: RenderJob, store: str | None = None, out: str | None = None, name: str = "render"
-) -> RenderResult:
-    """A job drawn as a task of somebody's own flow: `await render_task(job)`.
-
-    What happens in it is seen as task runs of that flow. As with the flow `render`, `store` and `out` are this
-    machine's where they are left out, and jobs name only what the settings (`REGIONAL_ASSET_ROOTS`,
-    `REGIONAL_ALLOWED_STORES`, `REGIONAL_ALLOWED_OUTPUTS`) allow, because a flow's parameters may come over
-    a server. Raises what `arender` raises.
-    """
-    record = await render_flow.fn(job, None, store, out, name)
-    return RenderResult(tuple(map(_read, record["images"])), record)

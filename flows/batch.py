@@ -1,21 +1,17 @@
 """Flow `batch`: a list of jobs, or all job files that a pattern finds, drawn in shards and merged into a sheet."""
 
 # No `from __future__ import annotations`: see render.py.
-import math
 from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
+from prefect_regional_diffusion.flows.fan_out.draw_batch import draw_batch
 from prefect_regional_diffusion.flows.grid import JobsPerShard, ParallelShards, Seconds
 from prefect_regional_diffusion.flows.render import Name
-from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
-from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
 from prefect_regional_diffusion.tasks.machine.settings import Keep
-from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
 
 
 @flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)
@@ -47,15 +43,4 @@ async def batch(
     Returns:
         The files of the sheet and the pictures.
     """
-    if bool(jobs) == bool(files):
-        raise BadInput("files", files, "a pattern, or jobs in its place, and not both")
-    named = list(jobs) or read_jobs(files)
-    taken = set[str]()
-    for i, one in enumerate(named):
-        if one.name in taken:
-            raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
-        taken.add(one.name)
-    columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
-    spread = ShardingOptions(parallel_shards, jobs_per_shard, crash_timeout_seconds)
-    with prepared_once():
-        return await draw(named, name, columns, Places(store, out, keep), spread)
+    return await draw_batch(jobs, files, parallel_shards, jobs_per_shard, store, out, name, keep, crash_timeout_seconds)

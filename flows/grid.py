@@ -7,16 +7,11 @@ from prefect import flow
 from pydantic import Field
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
+from prefect_regional_diffusion.flows.fan_out.draw_grid import draw_grid
 from prefect_regional_diffusion.flows.render import Name
-from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
+from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
 from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
-from prefect_regional_diffusion.tasks.check_jobs import checked
-from prefect_regional_diffusion.tasks.inputs.limits import check_cells
 from prefect_regional_diffusion.tasks.machine.settings import Keep
-from prefect_regional_diffusion.tasks.runtime.preparations import prepared_once
-from prefect_regional_diffusion.tasks.runtime.prepare import Prepared
 
 ParallelShards = Annotated[int | None, Field(ge=1, le=64)]
 JobsPerShard = Annotated[int | None, Field(ge=1, le=MOST_PER_SHARD)]
@@ -50,18 +45,4 @@ async def grid(
     Returns:
         The files of the sheet and the pictures.
     """
-    check_cells("job", job.rows, job.columns)
-    spread = ShardingOptions(parallel_shards, cells_per_shard, crash_timeout_seconds)
-    with prepared_once():
-        check(job)
-        return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
-
-
-def check(grid_job: GridJob) -> Prepared:
-    """Mistakes of the job itself are told by its own fields, not by those of a cell. Raises BadInput."""
-    prepared = checked(NamedJob(name="job", job=grid_job.job))
-    steps = prepared.run.steps
-    if grid_job.fork_step >= steps:
-        allowed = f"1 to {steps - 1} (scheduler {grid_job.job.scheduler} makes {steps} steps)"
-        raise BadInput("fork_at_step", grid_job.fork_step, allowed)
-    return prepared
+    return await draw_grid(job, parallel_shards, cells_per_shard, store, out, name, keep, crash_timeout_seconds)

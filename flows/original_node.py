@@ -6,7 +6,8 @@ from typing import Any
 from prefect import flow
 
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.render import CheckpointSteps, Name, render
+from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
+from prefect_regional_diffusion.flows.render import CheckpointSteps, Name
 from prefect_regional_diffusion.sampling_core.job.forms import EXAMPLE, NodeJob
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 
@@ -35,4 +36,4 @@ async def original_node(
     Returns:
         The record, as `render` returns it.
     """
-    return await render.fn(job, checkpoint_steps, store, out, name, keep)
+    return await draw_job(job, checkpoint_steps, store, out, name, keep)

@@ -22,9 +22,9 @@ from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
 
-from prefect_regional_diffusion.flows.common.prefect_logs import make_logs_plain
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
+from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
 
 make_logs_plain()
 

@@ -1,29 +1,16 @@
 """Flow `render`: one job, from its masks to a PNG; started again after a crash, it goes on where it was."""
 
 # No `from __future__ import annotations`: Prefect builds the form from the flow's annotations, and cannot resolve text.
-import asyncio
-from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
-from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
-from prefect_regional_diffusion.flows.common.prefect_logs import make_logs_plain
-from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.sampling_core.job.forms import JointJob
-from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
-from prefect_regional_diffusion.tasks.build_masks import build_masks
-from prefect_regional_diffusion.tasks.decode import decode
-from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
-from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
-from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
-from prefect_regional_diffusion.tasks.publish import Record, publish, versions
-from prefect_regional_diffusion.tasks.runtime.retention import finish
-from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
-from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
+from prefect_regional_diffusion.tasks.machine.settings import Keep
 
 make_logs_plain()
 
@@ -57,37 +44,4 @@ async def render(
         The record, with the places of the pictures and of the store. It is also written as JSON beside the
         pictures, with their names alone.
     """
-    clock = Clock()
-    clock.lap("start")
-    store_url, out = store_place(store), out_place(out)
-    # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
-    await map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
-    clock.lap("open store")
-    async with PendingWrites() as writes:
-        run = await writes.first_result(partial(build_masks, job, store_url))
-        clock.lap("build masks")
-        sampled = await sample_batch({name: run}, checkpoint_steps, writes, clock)
-        (finished,) = sampled.members
-        pictures = await decode(run, finished.latents, out, name)
-        clock.lap("decode")
-    clock.lap("write")
-
-    record = Record(
-        job=portable_job(job),
-        files=run.files,
-        job_hash=run.job_hash,
-        model_fingerprint=run.model_keys[job.model].digest,
-        latents=finished.state_key,
-        store=redacted(store_url),
-        images=list(pictures),
-        steps_computed=sampled.computed_steps,
-        steps_restored=sampled.restored_steps,
-        evaluations=sampled.cost.evaluations,
-        forwards=sampled.cost.forwards,
-        seconds=clock.laps,
-        devices=finished.devices,
-        versions=versions(),
-    )
-    keeping = finish({run: sampled.begun.result()[0]}, keep or settings().keep)
-    await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
-    return record.as_json()
+    return await draw_job(job, checkpoint_steps, store, out, name, keep)

@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_regional_diffusion.flows.api import JobPlan, RenderResult, arender, plan, render, render_task
+    from prefect_regional_diffusion.flows.api import JobPlan, RenderResult, arender, plan, render
+    from prefect_regional_diffusion.flows.render_task import render_task
     from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError, RegionalError, StoreError
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
@@ -47,7 +48,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "flows.api": ("JobPlan", "RenderResult", "arender", "plan", "render", "render_task"),
+    "flows.api": ("JobPlan", "RenderResult", "arender", "plan", "render"),
+    "flows.render_task": ("render_task",),
     "sampling_core.errors": ("BadInput", "ModelError", "RegionalError", "StoreError"),
     "sampling_core.job.grid_job": ("GridJob",),
     "sampling_core.job.mask_shapes": ("ColorMap", "Ellipse", "Image", "Polygon", "Rectangle"),

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
@@ -23,6 +22,7 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 from prefect_regional_diffusion.tasks.ui.artifacts import best_effort
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
 from prefect_regional_diffusion.tasks.ui.markdown import cell, code
+from prefect_regional_diffusion.tasks.ui.prefect_artifacts import create_image, create_markdown
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
 
 
@@ -64,9 +64,9 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     if not in_flow_run():
         return merged
     description = f"{len(found)} of {len(files)} drawn"
-    await best_effort(acreate_image_artifact(as_data_uri(made), key="sheet", description=description))
+    await best_effort(create_image(as_data_uri(made), key="sheet", description=description))
     table = _table(jobs, merged)
-    await best_effort(acreate_markdown_artifact(table, key="cells", description=description))
+    await best_effort(create_markdown(table, key="cells", description=description))
     return merged
 
 

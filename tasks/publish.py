@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 from PIL import Image
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -23,6 +22,7 @@ from prefect_regional_diffusion.tasks.storage.keys import output
 from prefect_regional_diffusion.tasks.storage.store import Store
 from prefect_regional_diffusion.tasks.ui.artifacts import best_effort
 from prefect_regional_diffusion.tasks.ui.markdown import cell, code
+from prefect_regional_diffusion.tasks.ui.prefect_artifacts import create_image, create_markdown
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
 
 _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers", "prefect", "pydantic", "safetensors")
@@ -75,8 +75,8 @@ async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str
         await written
         return
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
-    shown = [acreate_image_artifact(_shown(data), key="picture", description=summary) for data in pictures]
-    listed = acreate_markdown_artifact(summary, key="summary", description=title)
+    shown = [create_image(_shown(data), key="picture", description=summary) for data in pictures]
+    listed = create_markdown(summary, key="summary", description=title)
     await asyncio.gather(written, *map(best_effort, [listed, *shown]))
 
 

@@ -202,13 +202,13 @@ def drawing(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> dict[str, Any]:
         return MergeResult(sheet="sheet.png", images={}, missing=asked["missing"])
 
     for name, replacement in {
-        "shard": SimpleNamespace(fn=here),
-        "run_shards": on_machines,
-        "merge": merge,
-        "check_all": lambda jobs, drawn_here: {named.name: named.name for named in jobs},
-        "check_server": lambda _: None,
+        "render_many.draw_shard": here,
+        "render_many.merge": merge,
+        "render_many.check_all": lambda jobs, drawn_here: {named.name: named.name for named in jobs},
+        "shard_runs.run_shards": on_machines,
+        "shard_runs.check_server": lambda _: None,
     }.items():
-        monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.render_many, name, replacement)
+        monkeypatch.setattr(f"prefect_regional_diffusion.flows.fan_out.{name}", replacement)
     return asked
 
 
@@ -218,7 +218,7 @@ def drawn(parallel_shards: int | None = None, out: str | None = None) -> dict[st
 
 def in_a_run(monkeypatch: pytest.MonkeyPatch, deployment: UUID | None) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(deployment_id=deployment))
-    monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.render_many.FlowRunContext, "get", lambda: context)
+    monkeypatch.setattr("prefect.context.FlowRunContext.get", lambda: context)
 
 
 def test_a_run_of_a_deployment_never_draws_itself(drawing: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_the_command_line_says_in_one_line_what_is_missing(
     async def fail(*_: Any) -> None:
         raise IncompleteRenderError("not drawn: r0c0 (shard 1 of grid did not complete); start the run again")
 
-    monkeypatch.setattr("prefect_regional_diffusion.flows.grid.grid", SimpleNamespace(fn=fail))
+    monkeypatch.setattr("prefect_regional_diffusion.flows.fan_out.draw_grid.draw_grid", fail)
     monkeypatch.setattr(
         "sys.argv", ["regional", "grid", str(ROOT / "examples/grids/seeds.yaml"), "--parallel-shards", "2"]
     )

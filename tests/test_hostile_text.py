@@ -158,8 +158,8 @@ class Artifacts:
         self.markdown: list[str] = []
         for module in modules:
             monkeypatch.setattr(f"{module}.in_flow_run", lambda: True)
-            monkeypatch.setattr(f"{module}.acreate_markdown_artifact", self.create)
-            monkeypatch.setattr(f"{module}.acreate_image_artifact", self.create_image)
+            monkeypatch.setattr(f"{module}.create_markdown", self.create)
+            monkeypatch.setattr(f"{module}.create_image", self.create_image)
 
     async def create(self, markdown: str, key: str, description: str) -> None:
         self.markdown += [markdown, description]

@@ -84,8 +84,8 @@ def test_a_bar_is_made_once_and_moved_when_it_has_something_new_to_say(monkeypat
     async def update(artifact: UUID, progress: float, description: str) -> None:
         told.append((artifact, progress, description))
 
-    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "acreate_progress_artifact", create)
-    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "aupdate_progress_artifact", update)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "create_progress", create)
+    monkeypatch.setattr(prefect_regional_diffusion.tasks.ui.artifacts, "update_progress", update)
 
     async def flow() -> None:
         bar = ProgressArtifact()

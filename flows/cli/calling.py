@@ -1,20 +1,19 @@
-"""How commands call flows: plainly in this process or, where a Prefect server is to know of them, as flow runs."""
+"""How commands draw: plainly in this process or, where a Prefect server is to know of it, as flow runs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefect_regional_diffusion.flows.server.configured import may_be_configured
+
 if TYPE_CHECKING:
-    from prefect import Flow
-
     from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 AsFlowRun = Annotated[
     bool,
@@ -22,28 +21,39 @@ AsFlowRun = Annotated[
 ]
 
 
-def server_for(as_flow_run: bool) -> TemporaryServer | None:
-    """A temporary server, which begins to start, if a flow run is asked for and no server is configured."""
-    from prefect.settings import get_current_settings
+@dataclass(frozen=True)
+class Server:
+    """Where flow runs are shown: the configured server, or a temporary one, which begins to start."""
 
-    from prefect_regional_diffusion.flows.server.local import use_auth_string
+    temporary: TemporaryServer | None
 
-    use_auth_string()
-    if not as_flow_run or get_current_settings().api.url:
+    def flow(self, name: str) -> Callable[..., Coroutine[Any, Any, dict[str, Any]]]:
+        """The flow `render`, `grid` or `batch`, once the server answers."""
+        if self.temporary is not None:
+            from prefect.context import refresh_global_settings_context
+
+            # Prefect's threads read settings as well, and they do not know this one's context.
+            os.environ["PREFECT_API_URL"] = self.temporary.address()
+            os.environ["PREFECT_API_AUTH_STRING"] = self.temporary.auth_string
+            refresh_global_settings_context()
+        return getattr(import_module(f"prefect_regional_diffusion.flows.{name}"), name)
+
+
+def server_for(as_flow_run: bool) -> Server | None:
+    """The server that is configured or, if a flow run is asked for, a temporary one; None: commands draw by themselves.
+
+    Prefect is not imported for that where nobody has configured it.
+    """
+    if may_be_configured():
+        from prefect.settings import get_current_settings
+
+        from prefect_regional_diffusion.flows.server.local import use_auth_string
+
+        use_auth_string()
+        if get_current_settings().api.url:
+            return Server(None)
+    if not as_flow_run:
         return None
     from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
-    return TemporaryServer()
-
-
-def called(flow: Flow[P, R], temporary: TemporaryServer | None) -> Callable[P, Any]:
-    """The flow where there is a server, which is waited for; else its plain function: the same body without Prefect."""
-    from prefect.context import refresh_global_settings_context
-    from prefect.settings import get_current_settings
-
-    if temporary is not None:
-        # Prefect's threads read settings as well, and they do not know this one's context.
-        os.environ["PREFECT_API_URL"] = temporary.address()
-        os.environ["PREFECT_API_AUTH_STRING"] = temporary.auth_string
-        refresh_global_settings_context()
-    return flow if get_current_settings().api.url else flow.fn
+    return Server(TemporaryServer())

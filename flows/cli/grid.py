@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from prefect_regional_diffusion.flows.cli import stopping
-from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, called, server_for
+from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, server_for
 from prefect_regional_diffusion.flows.cli.options import (
     AsJson,
     Out,
@@ -63,14 +63,13 @@ def grid(
     asked = read_grid(file, set_ or [])
     server = server_for(as_flow_run)
     prepares_once(context)
-    from prefect_regional_diffusion.flows.grid import check
-    from prefect_regional_diffusion.flows.grid import grid as grid_flow
+    from prefect_regional_diffusion.flows.fan_out.draw_grid import check, draw_grid
 
     warn(check(asked).warnings())
     check_places(store, out)
     steps = asked.rows * asked.columns * asked.job.steps
     with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
-        start = called(grid_flow, server)
+        start = draw_grid if server is None else server.flow("grid")
         done = _drawn(on_step, lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]))
     _tell(done, as_json)
 
@@ -94,7 +93,7 @@ def batch(
     found = read_job_files(files, set_ or [])
     server = server_for(as_flow_run)
     prepares_once(context)
-    from prefect_regional_diffusion.flows.batch import batch as batch_flow
+    from prefect_regional_diffusion.flows.fan_out.draw_batch import draw_batch
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
 
     warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
@@ -102,7 +101,7 @@ def batch(
     check_places(store, out)
     steps = sum(named.job.steps for named in jobs)
     with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
-        start = called(batch_flow, server)
+        start = draw_batch if server is None else server.flow("batch")
         done = _drawn(on_step, lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out))
     _tell(done, as_json)
 

@@ -19,7 +19,7 @@ from prefect_regional_diffusion.flows.cli import grid as cli_grid
 from prefect_regional_diffusion.flows.cli import plan as cli_plan
 from prefect_regional_diffusion.flows.cli import stopping, submit
 from prefect_regional_diffusion.flows.cli import store as cli_store
-from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, called, server_for
+from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, server_for
 from prefect_regional_diffusion.flows.cli.options import (
     AsJson,
     JobFile,
@@ -108,10 +108,10 @@ def render(
     prepared = preparations().look_up(asked)
     check_places(store, out)
     warn(prepared.warnings())
-    from prefect_regional_diffusion.flows.render import render as render_flow
+    from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 
     with progress(prepared.run.steps, shown=not as_json) as on_step:
-        start = called(render_flow, server)
+        start = draw_job if server is None else server.flow("render")
         record = in_context(on_step, lambda: start(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))

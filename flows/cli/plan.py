@@ -99,7 +99,7 @@ def _rows_of_equal_cost(cost: Cost) -> list[tuple[str, Count]]:
 
 
 def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
-    from prefect_regional_diffusion.flows.grid import check
+    from prefect_regional_diffusion.flows.fan_out.draw_grid import check
     from prefect_regional_diffusion.sampling_core.job.grid_job import cells, distinct
     from prefect_regional_diffusion.tasks.check_jobs import checked
     from prefect_regional_diffusion.tasks.inputs.limits import check_cells

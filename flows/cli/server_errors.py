@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -13,7 +14,8 @@ _UNAUTHORIZED = (401, 403)
 
 def explained(error: Exception) -> BadInput | None:
     """What to tell a person; None if the error is not one of talking to the server."""
-    # Late: the command line imports this, and Prefect takes a second.
+    if "prefect.settings" not in sys.modules:
+        return None  # nobody has asked a server
     import httpx
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 

@@ -1,17 +1,17 @@
-"""Many jobs drawn: checked first, cut into shards, drawn here or on other machines, and merged."""
+"""Many jobs drawn: checked first, cut into shards, drawn here or on other machines, and merged.
+
+What needs Prefect is imported where it is called: without a server nothing here does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-from prefect.context import FlowRunContext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
-from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest, check_server, run_shards
-from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.flows.drawing.draw_shard import draw_shard
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, distinct
 from prefect_regional_diffusion.sampling_core.job.sharding import shards
@@ -28,6 +28,9 @@ from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered
 from prefect_regional_diffusion.tasks.runtime.retention import forget_branch_points
 from prefect_regional_diffusion.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest
 
 _MOST_NAMES = 20
 """In the line that says what is missing."""
@@ -66,6 +69,8 @@ async def draw(
     store, out = store_place(places.store), out_place(places.out)
     parallel_shards = spread.parallel_shards or (1 if _of_deployment() else None)
     if parallel_shards is not None:
+        from prefect_regional_diffusion.flows.fan_out.shard_runs import check_server
+
         check_server(parallel_shards)
     await asyncio.to_thread(Store(out, "out").check, patient=True)
     firsts = distinct(jobs)
@@ -78,12 +83,14 @@ async def draw(
     unfinished: list[str] = []
     counted: list[dict[str, Any]] = []
     if parallel_shards is None:
-        draw_here = shard if in_flow_run() else shard.fn
+        draw_here = _shard_of_this_run() if in_flow_run() else draw_shard
         for part in parts:
             counted.append(await draw_here(list(part), store=places.store, keep=places.keep))
             # The time before the first shard is in its seconds; the next one begins now.
             began.set(None)
     else:
+        from prefect_regional_diffusion.flows.fan_out.shard_runs import run_shards
+
         asked = [_part(part, hash_of, places, store) for part in parts]
         unfinished = await run_shards(asked, spread.poll, spread.crash_timeout_seconds)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
@@ -96,6 +103,13 @@ async def draw(
     return done
 
 
+def _shard_of_this_run() -> Callable[..., Coroutine[Any, Any, dict[str, Any]]]:
+    """The flow `shard`, whose runs the server shows below this one."""
+    from prefect_regional_diffusion.flows.shard import shard
+
+    return shard
+
+
 def _named(names: Sequence[str]) -> str:
     """The names in one line; of many, the first ones and how many more there are."""
     told = ", ".join(plain(name, 80) for name in names[:_MOST_NAMES])
@@ -104,12 +118,18 @@ def _named(names: Sequence[str]) -> str:
 
 def _of_deployment() -> bool:
     """Whether this is a run that a worker has started, and not somebody's own process."""
+    if not in_flow_run():
+        return False
+    from prefect.context import FlowRunContext
+
     context = FlowRunContext.get()
     return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
 def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> ShardRequest:
     """What a shard is asked for; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
+    from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest
+
     parameters: dict[str, Any] = {
         "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in jobs],
         "store": places.store,

@@ -1,13 +1,16 @@
-"""Tasks: what a flow calls. In a flow run each call is a task run that Prefect shows; elsewhere it is a plain call."""
+"""Tasks: what a flow calls. In a flow run each call is a task run that Prefect shows; elsewhere it is a plain call.
+
+Prefect takes a second to import, so it is imported where a first call is to be shown. Without a flow run it never is.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-import prefect
-from prefect.context import FlowRunContext
+from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,6 +18,11 @@ R = TypeVar("R")
 
 def in_flow_run() -> bool:
     """Whether this is called in a flow run, so that there is a server to be told of things."""
+    # Where nobody has imported Prefect, there is no flow run.
+    if "prefect.context" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
     return FlowRunContext.get() is not None
 
 
@@ -23,10 +31,17 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], run_name: str) -> None:
         self.fn, self.run_name = function, run_name
-        # Results stay out of Prefect's store: what it reads back may name a pickle serializer.
-        made: Any = prefect.task(task_run_name=run_name, persist_result=False)(function)
-        self._recorded = cast("Callable[P, R]", made)
         update_wrapper(self, function)
+
+    @cached_property
+    def _recorded(self) -> Callable[P, R]:
+        """The same function as a task of Prefect's."""
+        import prefect
+
+        make_logs_plain()
+        # Results stay out of Prefect's store: what it reads back may name a pickle serializer.
+        made: Any = prefect.task(task_run_name=self.run_name, persist_result=False)(self.fn)
+        return cast("Callable[P, R]", made)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._recorded(*args, **kwargs) if in_flow_run() else self.fn(*args, **kwargs)

@@ -9,14 +9,6 @@ from collections.abc import Awaitable, Sequence
 from uuid import UUID
 
 from PIL import Image
-from prefect.artifacts import (
-    acreate_image_artifact,
-    acreate_markdown_artifact,
-    acreate_progress_artifact,
-    aupdate_progress_artifact,
-)
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 from torch.nn.functional import interpolate
 
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
@@ -28,6 +20,13 @@ from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage.retry import reason_of
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
+from prefect_regional_diffusion.tasks.ui.prefect_artifacts import (
+    create_image,
+    create_markdown,
+    create_progress,
+    update_image,
+    update_progress,
+)
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
 
 logger = plain_logger(__name__)
@@ -59,9 +58,9 @@ class ProgressArtifact:
             return
         share = 100 * done / of
         if self._id is None:
-            self._id = await acreate_progress_artifact(share, key="progress", description=words)
+            self._id = await create_progress(share, key="progress", description=words)
         else:
-            await aupdate_progress_artifact(self._id, share, words)
+            await update_progress(self._id, share, words)
         self._words = words
 
 
@@ -104,7 +103,7 @@ class RunArtifacts:
         if len(self._batch.members) == 1:
             run = self._batch.members[0].run
             plan = await asyncio.to_thread(_plan, run)
-            await acreate_markdown_artifact(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+            await create_markdown(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
         await self._bar.show(*self._batch.steps_done(), self._words)
@@ -124,10 +123,9 @@ class RunArtifacts:
     async def _show_preview(self) -> None:
         image = await asyncio.to_thread(lambda: as_data_uri(preview(self._batch.members)))
         if self._preview is None:
-            self._preview = await acreate_image_artifact(image, key="preview", description=self._words)
+            self._preview = await create_image(image, key="preview", description=self._words)
         else:
-            async with get_client() as client:
-                await client.update_artifact(self._preview, ArtifactUpdate(data=image, description=self._words))
+            await update_image(self._preview, image, self._words)
         self._preview_at = time.monotonic()
 
 

@@ -1,0 +1,83 @@
+"""Several jobs drawn in one process, with one loaded model and in the same forwards; their pictures go to the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
+from prefect_regional_diffusion.flows.common.render_batch import sample_batch
+from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.tasks.check_jobs import prepare_all
+from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
+from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.rendered_images import is_rendered
+from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, finish, run_record_of
+from prefect_regional_diffusion.tasks.save_images import keep_pictures
+from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
+from prefect_regional_diffusion.tasks.storage.store import Store
+
+_PICTURES = 8
+"""Decoded in one task: many tasks at once are more than a server on SQLite can write down."""
+
+
+async def draw_shard(
+    jobs: list[NamedJob], checkpoint_steps: int | None = None, store: str | None = None, keep: Keep | None = None
+) -> dict[str, Any]:
+    """The body of the flow `shard`, which says what the arguments are and what is returned.
+
+    Raises BadInput, ModelError or StoreError.
+    """
+    total, store_url, clock = Count(), store_place(store), Clock()
+    await asyncio.to_thread(Store(store_url).check, patient=True)
+    async with PendingWrites() as writes:
+        runs = await writes.first_result(partial(prepare_all, jobs, store_url))
+        clock.lap("build masks")
+        drawn = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
+        missing = {name: run for name, run in runs.items() if not drawn[name]}
+        to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
+        # Models that differ do not fit on a card at once: those with the same ones are drawn together.
+        for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
+            count, begun = await _draw(dict(group), checkpoint_steps, writes, clock)
+            total, to_finish = total.plus(count), to_finish | begun
+        # Only now: until all are drawn, one may go on from a state of another.
+        await finish(to_finish, keep or settings().keep, "branch_points")
+    return {
+        "drawn": len(missing),
+        "found": len(runs) - len(missing),
+        "evaluations": total.evaluations,
+        "forwards": total.forwards,
+        "seconds": clock.laps,
+    }
+
+
+def _models(item: tuple[str, RenderContext]) -> tuple[str, ...]:
+    return item[1].models
+
+
+async def _left_open(drawn: Sequence[RenderContext]) -> dict[RenderContext, RunRecord]:
+    """Those runs whose pictures are there, but whose process was killed before it could say that they are finished."""
+    known = zip(drawn, await map_concurrently(run_record_of, drawn), strict=True)
+    return {run: entry for run, entry in known if entry is not None and entry.finished is None}
+
+
+async def _draw(
+    runs: dict[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
+) -> tuple[Count, dict[RenderContext, RunRecord]]:
+    """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
+    sampled = await sample_batch(runs, checkpoint_steps, writes, clock)
+    # A picture's record names its last state.
+    await writes.drain_to(0)
+    for first in range(0, len(runs), _PICTURES):
+        some = sampled.members[first : first + _PICTURES]
+        await writes.first_result(partial(keep_pictures, some, first + 1, first + len(some)))
+        await writes.drain_to(settings().max_pending_writes)
+    await writes.drain_to(0)
+    clock.lap("write")
+    return sampled.cost, dict(zip(runs.values(), sampled.begun.result(), strict=True))
