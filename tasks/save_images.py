@@ -1,16 +1,16 @@
-"""Finished pictures in the store, by the job that they show: what shards leave, and what is merged on any machine."""
+"""Finished pictures in the store, by the job that they show: found there by the same job, merged by any machine."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from prefect_regional_diffusion.tasks.decode import encoded
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.png_pictures import encoded
 from prefect_regional_diffusion.tasks.runtime.rendered_images import NamedFile, RenderRecord, digest
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
@@ -27,10 +27,11 @@ async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, 
     """
     files = [(member, await asyncio.to_thread(encoded, member.run, member.latents)) for member in finished]
     made.set_result(None)
-    await map_concurrently(lambda one: _keep(*one), files)
+    await map_concurrently(lambda one: save_pictures(*one), files)
 
 
-def _keep(member: RunProgress, files: Sequence[bytes]) -> None:
+def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
+    """Write the PNG files of a finished run, whose last state is durable, to its store, and a record of them."""
     run = member.run
     pictures = {keys.picture(digest(data)): data for data in files}
     for key, data in pictures.items():

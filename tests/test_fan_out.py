@@ -33,7 +33,7 @@ from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.save_images import _keep
+from prefect_regional_diffusion.tasks.save_images import save_pictures
 from tests.processes import ROOT
 
 
@@ -273,7 +273,7 @@ def kept(workdir: Path) -> Callable[[NamedJob], str]:
         run.remember({run.mask_key: prepared.inputs.tensors or {"none": torch.zeros(1)}})
         picture = io.BytesIO()
         Image.new("RGB", (named.job.width, named.job.height)).save(picture, format="PNG")
-        _keep(RunProgress(run, None), [picture.getvalue()])
+        save_pictures(RunProgress(run, None), [picture.getvalue()])
         return run.job_hash
 
     return keep

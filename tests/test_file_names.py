@@ -23,7 +23,6 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.tasks import save_images
-from prefect_regional_diffusion.tasks.decode import encoded
 from prefect_regional_diffusion.tasks.inputs.file_names import (
     file_stem,
     portable_files,
@@ -35,6 +34,7 @@ from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.merge import MergeResult, merge
 from prefect_regional_diffusion.tasks.publish import Record
 from prefect_regional_diffusion.tasks.runtime import rendered_images
+from prefect_regional_diffusion.tasks.runtime.png_pictures import encoded
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered, is_rendered

@@ -33,7 +33,7 @@ from prefect_regional_diffusion.tasks.runtime.retention import (
     to_prune,
 )
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.save_images import _keep
+from prefect_regional_diffusion.tasks.save_images import save_pictures
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import ROOT
@@ -168,7 +168,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     kinds = [kind(keys.parsed(key.object_name)) for key in made]
     assert kinds == ["masks", "starts", "prompts", "latents"]
     begin(run, "a run")
-    _keep(RunProgress(run, None), [b"a picture"])
+    save_pictures(RunProgress(run, None), [b"a picture"])
     assert {name: number for name, (number, _) in sizes(run.store).items()} == {"pictures": 2, "runs": 1}
 
 

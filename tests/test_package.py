@@ -25,8 +25,9 @@ print(plan(job).evaluations)
 result = render(job)
 result.images[0].save("picture.png")
 print(type(result.images[0]).__module__, result.images[0].size, result.record["evaluations"])
+import sys
 import prefect_regional_diffusion.tasks
-print(prefect_regional_diffusion.tasks.__file__)
+print(prefect_regional_diffusion.tasks.__file__, "prefect" in sys.modules)
 """
 
 
@@ -109,6 +110,7 @@ def test_a_script_renders_beside_modules_of_our_folders_names(hostile: Path, ins
     planned, drawn, place = done.stdout.splitlines()
     assert drawn == f"PIL.Image (128, 128) {planned}"
     assert place.startswith(str(installed))
+    assert place.endswith(" False"), "without a flow, nothing imports Prefect"
     assert done.stderr.count("\n") <= 3
     assert (hostile / "picture.png").stat().st_size > 0
     assert not (hostile / ".regional").exists()

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,55 +17,61 @@ PACKAGE = "prefect_regional_diffusion"
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 1}
 GRID = {"job": JOB, "rows": 1, "columns": 2}
 
-COMMAND = f"""
-import sys
-from {PACKAGE}.flows.cli.main import main
-try:
-    main()
-finally:
-    print(*(name for name in ("torch", "prefect", "diffusers", "transformers") if name in sys.modules), file=sys.stderr)
-"""
-"""The command `regional`; its last line on stderr is which of these libraries it has imported."""
-
-
-def imported(folder: Path, *arguments: str, code: str = COMMAND) -> list[str]:
-    """What a process of its own imports: this one has everything already."""
-    command = [sys.executable, "-c", code, *arguments]
-    env = environment(folder / "home") | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 2), done.stderr
-    return done.stderr.splitlines()[-1].split()
-
-
-def written(folder: Path, name: str, content: dict[str, Any]) -> str:
-    (folder / name).write_text(json.dumps(content))
-    return name
-
-
-def test_a_refusal_imports_none_of_the_libraries(tmp_path: Path) -> None:
-    job = written(tmp_path, "job.json", JOB | {"sampler": "nope"})
-    for command in ("plan", "render"):
-        assert imported(tmp_path, command, job) == []
-
-
-def test_a_plan_imports_torch_alone(tmp_path: Path) -> None:
-    assert imported(tmp_path, "plan", written(tmp_path, "job.json", JOB)) == ["torch"]
-    assert imported(tmp_path, "plan", written(tmp_path, "grid.json", GRID)) == ["torch"]
-
-
-FACADE = f"""
+COMMANDS = f"""
 import json, sys
+from {PACKAGE}.flows.cli.main import main
+for command in json.loads(sys.argv[1]):
+    sys.argv[1:] = command
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+print(code, *(name for name in ("torch", "prefect", "diffusers", "transformers") if name in sys.modules))
+"""
+FACADE = f"""
+import sys
 from {PACKAGE} import RenderJob, render
-render(RenderJob.model_validate_json(sys.argv[1]))
-print(*(name for name in ("prefect",) if name in sys.modules), file=sys.stderr)
+render(RenderJob.model_validate_json(open("job.json").read()), store=".regional/store")
+print("imported", *(name for name in ("prefect", "diffusers", "transformers") if name in sys.modules))
 """
 
 
-def test_without_a_server_nothing_imports_prefect(tmp_path: Path) -> None:
-    assert "prefect" not in imported(tmp_path, "render", written(tmp_path, "job.json", JOB))
-    assert "prefect" not in imported(tmp_path, "grid", written(tmp_path, "grid.json", GRID))
-    assert "prefect" not in imported(tmp_path, "batch", "job*.json")
-    assert imported(tmp_path, json.dumps(JOB), code=FACADE) == []
+def said(folder: Path, code: str, *arguments: str) -> list[str]:
+    """The words on the last line of a process of its own: this one has imported everything already."""
+    env = environment(folder / "home") | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
+def after(folder: Path, *commands: list[str]) -> list[str]:
+    """The last exit code of commands `regional` in one process, and which libraries they have imported."""
+    return said(folder, COMMANDS, json.dumps(commands))
+
+
+@pytest.fixture
+def jobs(workdir: Path) -> Path:
+    """A folder with a job, a grid, and a job with a mistake."""
+    for name, content in {"job": JOB, "grid": GRID, "mistake": JOB | {"sampler": "nope"}}.items():
+        (workdir / f"{name}.json").write_text(json.dumps(content))
+    return workdir
+
+
+def test_a_refusal_imports_none_of_the_libraries(jobs: Path) -> None:
+    assert after(jobs, ["plan", "mistake.json"], ["render", "mistake.json"]) == ["2"]
+
+
+def test_a_plan_imports_torch_alone(jobs: Path) -> None:
+    assert after(jobs, ["plan", "job.json"], ["plan", "grid.json"]) == ["0", "torch"]
+
+
+def test_without_a_server_prefect_is_not_imported_and_once_all_is_drawn_nor_is_a_model(jobs: Path) -> None:
+    drawing = (["render", "job.json"], ["batch", "jo*.json"], ["grid", "grid.json"])
+    assert after(jobs, *drawing) == ["0", "torch", "diffusers", "transformers"]
+    assert after(jobs, *drawing) == ["0", "torch"]
+    assert said(jobs, FACADE) == ["imported"]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ async def draw_job(
         clock.lap("build masks")
         sampled = await sample_batch({name: run}, checkpoint_steps, writes, clock)
         (finished,) = sampled.members
-        pictures = await decode(run, finished.latents, out, name)
+        pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
         clock.lap("decode")
     clock.lap("write")
 

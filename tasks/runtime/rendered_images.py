@@ -10,14 +10,16 @@ from pydantic import AfterValidator, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.job_size import finished_bytes, most_pictures
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.machine.devices import Devices
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
-from prefect_regional_diffusion.tasks.storage.png_files import png_size
+from prefect_regional_diffusion.tasks.storage.png_files import png_size, unpacked
 from prefect_regional_diffusion.tasks.storage.records import Digest, Record, read_record
 from prefect_regional_diffusion.tasks.storage.store import Store, most_record_bytes
 
@@ -83,6 +85,22 @@ def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tu
             return None
         pictures.append(data)
     return drawn, pictures
+
+
+def same_pictures(finished: RunProgress) -> list[bytes] | None:
+    """The PNG files of a finished run, if the store has those that would be made now: of this state, in these words."""
+    run = finished.run
+    found = pictures_of(run.store, run.job_hash, run.job)
+    if found is None:
+        return None
+    drawn, pictures = found
+    files = {field: file.model_dump() for field, file in drawn.files.items()}
+    told = (len(pictures), drawn.latents, drawn.devices, drawn.job, files)
+    if told != (len(finished.latents), finished.state_key, finished.devices, portable_job(run.job), run.files):
+        return None
+    size = (run.job.width, run.job.height)
+    # They are shown and opened without another look.
+    return pictures if all(unpacked(data, size) is not None for data in pictures) else None
 
 
 def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> RenderRecord | None:
