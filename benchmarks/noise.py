@@ -78,11 +78,11 @@ def _level_after(run: Any, state: Any) -> float | None:
     assert isinstance(run, Sequential)
     if state.inside is not None:
         return None
-    last = run.stages[state.number - 1]
-    after = run.stages[state.number] if state.number < len(run.stages) else None
-    if after is not None and after.planned.call.start == last.planned.call.start:
+    last = run.passes[state.number - 1]
+    after = run.passes[state.number] if state.number < len(run.passes) else None
+    if after is not None and after.call.start == last.call.start:
         return None
-    return last.planned.sigmas[-1]
+    return last.sigmas[-1]
 
 
 def _spread(noise: Latent) -> torch.Tensor:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from benchmarks.networks import Timed, large_unet
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import stages
-from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import Region, regional_sampler
+from prefect_regional_diffusion.sampling_core.comfyui.node_passes import passes_of
+from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import RegionalPrompt, regional_sampler
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
@@ -38,20 +39,20 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
     prompts = [PromptKey("", name) for name in ("base", "a", "b", "negative")]
     using = Networks({"": network}, {key: Conditioning({PROMPT_EMBEDS: torch.randn(1, 8, 32)}) for key in prompts})
-    settings = {
-        name: SamplerConfig("euler", "normal", ClassifierFreeGuidance(4.0, prompt, "negative"))
-        for name, prompt in (("base", "base"), ("left", "a"), ("right", "b"))
-    }
+    base, a, b = (
+        SamplerConfig("euler", "normal", ClassifierFreeGuidance(4.0, prompt, "negative"))
+        for prompt in ("base", "a", "b")
+    )
     pixels = cells * 8
     left, right = torch.zeros(pixels, pixels), torch.zeros(pixels, pixels)
     left[:, : pixels // 3], right[:, -pixels // 3 :] = 1, 1
-    regions = [Region("left", left), Region("right", right)]
+    regions = [RegionalPrompt(a, left), RegionalPrompt(b, right)]
     latent: Tensor = torch.zeros(1, 4, cells, cells)
-    turns = regional_sampler(regions, (1, 4, cells, cells), seed=1, steps=steps)
+    calls = regional_sampler(DEFAULT_NODE, base, regions, (1, 4, cells, cells), seed=1, steps=steps)
 
     def run() -> Count:
         # Planning counts: it is part of every run.
-        sequence = Sequential(tuple(stages(turns, settings, {"": LEVELS})), latent)
+        sequence = Sequential(tuple(passes_of(calls, {"": LEVELS})), latent)
         total = Count()
         for _, count in iterate(sequence, sequence.begin(), using):
             total = total.plus(count)
@@ -67,8 +68,8 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
         "parameters": sum(p.numel() for p in unet.parameters()),
         "forwards": total.forwards,
         "rows": total.evaluations,
-        "passes": len(turns),
-        "outside_ms_per_pass": round(1000 * outside / len(turns), 3),
+        "passes": len(calls),
+        "outside_ms_per_pass": round(1000 * outside / len(calls), 3),
         "outside_over_inside": round(outside / network.seconds, 5),
     }
 

@@ -1,35 +1,32 @@
-"""RegionalSampler and RegionalSamplerAdvanced as lists of turns."""
+"""RegionalSampler and RegionalSamplerAdvanced as lists of calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import NO_RECOVERY, KSamplerCall, Recovery, lengthened
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig, lengthened
 from prefect_regional_diffusion.sampling_core.comfyui.masks import (
     base_mask,
     grown_in_mask_pixels,
     on_lattice,
     single_mask,
 )
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import RegionalSampler, RegionalSamplerAdvanced
 from prefect_regional_diffusion.sampling_core.names import SecondSeedMode, VariationMethod
 from prefect_regional_diffusion.sampling_core.noise.initial import HIGHEST_SEED, InitialNoise, Variation
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
-BASE = "base"
-HALFWAY = Recovery("ratio between", "AUTO", 0.3)
-"""The nodes' default recovery."""
 _SEED_WRAP = 2**50
 """Sums and differences of seeds wrap here, once, although seeds go further."""
 
 
-class Region(NamedTuple):
-    """A regional prompt: the name of its setting, its mask, and a variation of the noise inside it."""
+class RegionalPrompt(NamedTuple):
+    """A REGIONAL_PROMPT: a sampler, the mask in which it works, and a variation of the noise inside it."""
 
-    name: str
+    config: SamplerConfig
     mask: AnyMask
     variation_seed: int = 0
     variation_strength: float = 0.0
@@ -37,111 +34,124 @@ class Region(NamedTuple):
 
 
 def regional_sampler(
-    regions: Sequence[Region],
+    node: RegionalSampler,
+    base: SamplerConfig,
+    regions: Sequence[RegionalPrompt],
     shape: Shape,
     *,
     seed: int,
     steps: int,
-    seed_2nd: int = 0,
-    seed_2nd_mode: SecondSeedMode = "ignore",
     base_only_steps: int = 2,
     denoise: float = 1.0,
-    overlap_factor: int = 10,
-    restore_latent: bool = True,
-    recovery: Recovery = HALFWAY,
     latent_mask: AnyMask | None = None,
     batch_index: tuple[int, ...] | None = None,
-    vary_noise: bool = False,
-) -> list[NodeStep]:
+) -> list[KSamplerCall]:
     """RegionalSampler: the base alone for `base_only_steps`, then the base and each region in turn, step by step.
 
-    `overlap_factor` is in mask pixels. `latent_mask` is the latent's own noise mask, which only the base-only
+    The overlap factor is in mask pixels. `latent_mask` is the latent's own noise mask, which only the base-only
     stage sees. `vary_noise` applies the regions' variation, as the Impact Pack's later version does.
     Raises BadInput for no regions, masks of different sizes, a negative overlap, denoise 0 and seeds
     that leave the range of 0 to 2**64 - 1.
     """
-    inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
-    grown = _grown(regions, overlap_factor, shape)
     total = lengthened(steps, denoise)
     start = total - steps
-    leftover = base_only_steps > 0 and seed_2nd_mode == "ignore"
-    turns: list[NodeStep] = []
+    leftover = base_only_steps > 0 and node.seed_2nd_mode == "ignore"
+    second = second_seed(seed, node.seed_2nd, node.seed_2nd_mode)
+    step = _base_step(node, base, regions, shape, total, second, batch_index)
+    grown = _grown(regions, node.overlap_factor, shape)
+    calls: list[KSamplerCall] = []
     if base_only_steps > 0:
+        noise = _varied(regions, shape, seed, batch_index) if node.vary_noise else None
         end = start + base_only_steps
-        noise = _varied(regions, shape, seed, batch_index) if vary_noise else None
-        call = KSamplerCall(total, start, end, seed, True, leftover, latent_mask, noise, NO_RECOVERY, batch_index)
-        turns.append(NodeStep(BASE, call))
-    seed = second_seed(seed, seed_2nd, seed_2nd_mode)
-    add_noise = not leftover
+        calls.append(KSamplerCall(base, total, start, end, seed, True, leftover, latent_mask, noise, batch_index))
+    adds = not leftover
     # The later version hands its noise to every base pass of the loop, and a pass adds what it is handed.
-    noise = _varied(regions, shape, seed, batch_index) if add_noise and vary_noise else None
+    noise = _varied(regions, shape, second, batch_index) if adds and node.vary_noise else None
     for i in range(start + base_only_steps, total):
-        base = KSamplerCall(total, i, i + 1, seed, add_noise, True, inverse, noise, recovery, batch_index)
-        turns.append(NodeStep(BASE, base))
-        turns += _region_turns(base, regions, grown, restore_latent)
-        add_noise = False
-    if not restore_latent:
+        first = adds and i == start + base_only_steps
+        calls += _in_turn(step._replace(start=i, end=i + 1, add_noise=first, noise=noise), regions, grown, node)
+    if not node.restore_latent:
         # Past the end of all schedules but ddim_uniform's, which has an interval more.
-        turns.append(
-            NodeStep(
-                BASE, KSamplerCall(total, total, total + 1, seed, False, False, inverse, None, recovery, batch_index)
-            )
-        )
-    return turns
+        calls.append(step._replace(start=total, end=total + 1, leftover=False))
+    return calls
 
 
 def regional_sampler_advanced(
-    regions: Sequence[Region],
+    node: RegionalSamplerAdvanced,
+    base: SamplerConfig,
+    regions: Sequence[RegionalPrompt],
     shape: Shape,
     *,
     noise_seed: int,
     steps: int,
-    add_noise: bool = True,
-    start_at_step: int = 0,
-    end_at_step: int = 10000,
-    overlap_factor: int = 10,
-    restore_latent: bool = True,
-    return_with_leftover_noise: bool = False,
-    recovery: Recovery = HALFWAY,
     batch_index: tuple[int, ...] | None = None,
-) -> list[NodeStep]:
+) -> list[KSamplerCall]:
     """RegionalSamplerAdvanced: the same loop for the steps [start_at_step, end_at_step) but the last.
 
     The last step is a base pass that finishes; with `restore_latent` the original throws its result away, so
-    it is no turn here. Raises BadInput as `regional_sampler` does.
+    it is no call here. Raises BadInput as `regional_sampler` does.
     """
-    inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
-    grown = _grown(regions, overlap_factor, shape)
-    end = min(steps, end_at_step)
-    turns: list[NodeStep] = []
-    for i in range(start_at_step, end - 1):
-        adds = add_noise and i == start_at_step
+    step = _base_step(node, base, regions, shape, steps, noise_seed, batch_index)
+    grown = _grown(regions, node.overlap_factor, shape)
+    end = min(steps, node.end_at_step)
+    calls: list[KSamplerCall] = []
+    for i in range(node.start_at_step, end - 1):
+        adds = node.add_noise and i == node.start_at_step
         noise = _varied(regions, shape, noise_seed, batch_index) if adds else None
-        base = KSamplerCall(steps, i, i + 1, noise_seed, adds, True, inverse, noise, recovery, batch_index)
-        turns.append(NodeStep(BASE, base))
-        turns += _region_turns(base, regions, grown, restore_latent)
-    if not restore_latent:
-        last = KSamplerCall(
-            steps, end - 1, end, noise_seed, False, return_with_leftover_noise, inverse, None, recovery, batch_index
-        )
-        turns.append(NodeStep(BASE, last))
-    return turns
+        calls += _in_turn(step._replace(start=i, end=i + 1, add_noise=adds, noise=noise), regions, grown, node)
+    if not node.restore_latent:
+        calls.append(step._replace(start=end - 1, end=end, leftover=node.return_with_leftover_noise))
+    return calls
 
 
-def _region_turns(
-    base: KSamplerCall, regions: Sequence[Region], grown: Sequence[AnyMask], restore: bool
-) -> list[NodeStep]:
+def _base_step(
+    node: RegionalSampler | RegionalSamplerAdvanced,
+    base: SamplerConfig,
+    regions: Sequence[RegionalPrompt],
+    shape: Shape,
+    steps: int,
+    seed: int,
+    batch_index: tuple[int, ...] | None,
+) -> KSamplerCall:
+    """A base pass outside of all regions, over the whole schedule: each call of the loop is a step of it."""
+    inverse = on_lattice(base_mask([region.mask for region in regions]), shape[2:])
+    return KSamplerCall(
+        base,
+        steps,
+        0,
+        steps,
+        seed,
+        add_noise=False,
+        leftover=True,
+        mask=inverse,
+        batch_index=batch_index,
+        recovery_mode=node.additional_mode,
+        recovery_sampler=node.additional_sampler,
+        recovery_sigma_ratio=node.additional_sigma_ratio,
+    )
+
+
+def _in_turn(
+    base: KSamplerCall,
+    regions: Sequence[RegionalPrompt],
+    grown: Sequence[AnyMask],
+    node: RegionalSampler | RegionalSamplerAdvanced,
+) -> list[KSamplerCall]:
+    """A step of the base, and the same of each region under its grown mask."""
+    region_call = base._replace(add_noise=False, noise=None, restore=node.restore_latent)
     return [
-        NodeStep(region.name, base._replace(mask=mask, add_noise=False, noise=None), restore)
-        for region, mask in zip(regions, grown, strict=True)
+        base,
+        *(region_call._replace(config=r.config, mask=mask) for r, mask in zip(regions, grown, strict=True)),
     ]
 
 
-def _grown(regions: Sequence[Region], overlap_factor: int, shape: Shape) -> list[AnyMask]:
+def _grown(regions: Sequence[RegionalPrompt], overlap_factor: int, shape: Shape) -> list[AnyMask]:
     return [on_lattice(grown_in_mask_pixels(region.mask, overlap_factor), shape[2:]) for region in regions]
 
 
-def _varied(regions: Sequence[Region], shape: Shape, seed: int, batch_index: tuple[int, ...] | None) -> InitialNoise:
+def _varied(
+    regions: Sequence[RegionalPrompt], shape: Shape, seed: int, batch_index: tuple[int, ...] | None
+) -> InitialNoise:
     variations = tuple(
         Variation(single_mask(r.mask), r.variation_seed, r.variation_strength, r.variation_method)
         for r in regions

@@ -13,63 +13,53 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.comfyui.known_faults import known_faults
-from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import (
-    Pass,
-    PassState,
-    advance,
-    begin,
-    original_solver,
-)
+from prefect_regional_diffusion.sampling_core.comfyui.masked_pass import MaskedPass, PassState
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodePass
+from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import shape_of
-from prefect_regional_diffusion.sampling_core.solvers.base import Solver, check_memory, memory_specs
+from prefect_regional_diffusion.sampling_core.solvers.base import check_memory, memory_specs
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec, check_specs
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
+LatentBox = tuple[slice, slice]
+"""Rows and columns of latent cells."""
+
 
 class SequentialState(NamedTuple):
-    """A node on its way. Together with its stages it is all that is needed to go on.
+    """A node on its way. Together with its passes it is all that is needed to go on.
 
-    Latents are boundary latents [b, c, h, w]: `latent` is what the open pass began with, `turn` what its
-    turn began with, `forks` [n * b, c, h, w] the pictures that are finished. `inside` is the open pass
+    Latents are boundary latents [b, c, h, w]: `latent` is what the open pass began with, `before_call` what its
+    call began with, `forks` [n * b, c, h, w] the pictures that are finished. `inside` is the open pass
     after some of its steps; None before the first.
     """
 
     number: int
     """Finished passes."""
     latent: Latent
-    turn: Latent
+    before_call: Latent
     forks: Latent
     inside: PassState | None
 
 
-class MaskGridCells(NamedTuple):
-    """A grid whose cells become pictures: each is the first latent with one cell of the sampled one."""
-
-    rows: int
-    columns: int
-    height: int
-    """Latent cells of one grid cell."""
-    width: int
-
-
 @dataclass(frozen=True)
 class Sequential:
-    """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with."""
+    """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with.
 
-    stages: tuple[NodePass, ...]
+    With `cells` each of them is a picture: the first latent with that cell of the sampled one.
+    """
+
+    passes: tuple[NodePass, ...]
     clean: Latent
     base_only_steps: int = 0
-    cells: MaskGridCells | None = None
+    cells: tuple[LatentBox, ...] = ()
 
     @cached_property
     def _ends(self) -> list[int]:
         """Steps done after each pass."""
-        return list(accumulate(stage.planned.steps for stage in self.stages))
+        return list(accumulate(one.steps for one in self.passes))
 
     @property
     def steps(self) -> int:
@@ -79,7 +69,7 @@ class Sequential:
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (key for stage in self.stages for key in stage.planned.setting.guidance.prompt_keys)
+        used = (key for one in self.passes for key in one.call.config.guidance.prompt_keys)
         return tuple(dict.fromkeys(used))
 
     def begin(self) -> SequentialState:
@@ -92,56 +82,50 @@ class Sequential:
 
     def step(self, state: SequentialState) -> RunStep[SequentialState]:
         """The next step of the open pass; after its last one the next pass is open."""
-        stage = self.stages[state.number]
-        work = self._pass(state.number)
-        inside = begin(work, state.latent) if state.inside is None else state.inside
-        reached = yield from advance(work, inside, state.latent)
+        work = self._at_work(state.number)
+        inside = work.begin(state.latent) if state.inside is None else state.inside
+        reached = yield from work.advance(inside, state.latent)
         if reached.step < len(work.sigma_schedule) - 1:
             return state._replace(inside=reached)
-        return self._closed(state, stage, stage.planned.closed(work, reached, state.latent))
+        return self._closed(state, work.result(reached, state.latent))
 
     @cached_property
-    def _pass(self) -> Callable[[int], Pass]:
+    def _at_work(self) -> Callable[[int], MaskedPass]:
         """A pass by its number, with its noise and mask: made once for all of its steps, and not kept for longer."""
-        return lru_cache(maxsize=1)(lambda number: self.stages[number].planned.opened(shape_of(self.clean)))
+        return lru_cache(maxsize=1)(lambda number: MaskedPass(self.passes[number], shape_of(self.clean)))
 
-    def _closed(self, state: SequentialState, stage: NodePass, reached: Latent) -> SequentialState:
-        """The state after a pass, whose result may be a turn's, and the turn's a picture's."""
-        if stage.restore is not None:
-            reached = composite(state.turn, reached, 0, 0, stage.restore)
-        forks = torch.cat([state.forks, reached]) if stage.fork and self._ends_turn(state.number) else state.forks
-        return self._opened(SequentialState(state.number + 1, reached, state.turn, forks, None))
+    def _closed(self, state: SequentialState, reached: Latent) -> SequentialState:
+        """The state after the open pass, whose result may be a call's, and the call's a picture's."""
+        call, forks = self.passes[state.number].call, state.forks
+        if self._ends_call(state.number):
+            reached = composite(state.before_call, reached, 0, 0, call.mask) if call.restore else reached
+            forks = torch.cat([forks, reached]) if call.fork else forks
+        return self._opened(SequentialState(state.number + 1, reached, state.before_call, forks, None))
 
     def _opened(self, state: SequentialState) -> SequentialState:
-        """The state before the next pass: a turn begins with what is there, a fork with the node's own latent."""
-        if state.number == len(self.stages):
+        """The state before the next pass: a call begins with what is there, a fork with the node's own latent."""
+        if state.number == len(self.passes):
             return state
-        stage = self.stages[state.number]
-        if stage.opens:
-            start = self.clean if stage.fork else state.latent
-            state = state._replace(latent=start, turn=start)
-        if stage.planned.steps > 0:
+        planned = self.passes[state.number]
+        if planned.opens:
+            start = self.clean if planned.call.fork else state.latent
+            state = state._replace(latent=start, before_call=start)
+        if planned.steps > 0:
             return state
         # A range before the schedule's first step: it adds its noise and takes no step.
-        work = self._pass(state.number)
-        reached = stage.planned.closed(work, begin(work, state.latent), state.latent)
-        return self._closed(state, stage, reached)
+        work = self._at_work(state.number)
+        return self._closed(state, work.result(work.begin(state.latent), state.latent))
 
     def pictures(self, state: SequentialState) -> Latent:
         """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""
         if len(state.forks):
             return state.forks
-        if self.cells is None:
-            return state.latent
-        grid = [(row, column) for row in range(self.cells.rows) for column in range(self.cells.columns)]
-        return torch.cat([self._cell(state.latent, self.cells, row, column) for row, column in grid])
+        return torch.cat([self._cell(state.latent, box) for box in self.cells]) if self.cells else state.latent
 
-    def _cell(self, sampled: Latent, cells: MaskGridCells, row: int, column: int) -> Latent:
+    def _cell(self, sampled: Latent, box: LatentBox) -> Latent:
         """The first latent with one cell of the first sampled picture, as the original has it."""
         fork = self.clean.clone()
-        down = slice(cells.height * row, cells.height * (row + 1))
-        across = slice(cells.width * column, cells.width * (column + 1))
-        fork[0, :, down, across] = sampled[0, :, down, across]
+        fork[0, :, *box] = sampled[0, :, *box]
         return fork
 
     def expected(self, before: SequentialState, state: SequentialState) -> Latent:
@@ -154,29 +138,29 @@ class Sequential:
 
     def noiseless(self) -> Sequential:
         """This run as it is if a sampler's steps depend on what it draws."""
-        if any(stage.planned.setting.sampler == "dpm_adaptive" for stage in self.stages):
+        if any(one.sampler == "dpm_adaptive" for one in self.passes):
             return replace(self)
         return replace(self, clean=self.clean[:, :0])
 
     def warnings(self) -> list[str]:
-        return known_faults(self.stages, shape_of(self.clean), cut=self.cells is not None)
+        return known_faults(self.passes, shape_of(self.clean), cut=bool(self.cells))
 
     def savings(self) -> list[str]:
-        masks = [stage.planned.call.mask for stage in self.stages]
+        masks = [one.call.mask for one in self.passes]
         empty = sum(mask is not None and not bool(mask.any()) for mask in masks)
         return [f"{empty} of {len(masks)} passes have an empty mask: they are not evaluated"] if empty else []
 
     def segments(self) -> list[Segment]:
         """The base-only pass, if there is one, and all others."""
-        first, *others = self.stages or (None,)
+        first, *others = self.passes or (None,)
         # The state after a pass has the next one opened, which for some changes the latent.
-        opened = others and others[0].opens and not others[0].fork and others[0].planned.steps > 0
+        opened = others and others[0].opens and not others[0].call.fork and others[0].steps > 0
         if first is None or not self.base_only_steps or not opened:
-            return [Segment(0, [self.clean, *self.stages])]
+            return [Segment(0, [self.clean, *self.passes])]
         return [Segment(0, [self.clean, first]), Segment(self.base_only_steps, others)]
 
     def to_tensors(self, state: SequentialState) -> dict[str, Tensor]:
-        """Named tensors: `number`, `latent`, `turn`, `forks`, and `inside.<field>` within a pass."""
+        """Named tensors: `number`, `latent`, `before_call`, `forks`, and `inside.<field>` within a pass."""
         named = {"number": torch.tensor(state.number)} | {name: getattr(state, name) for name in _LATENTS}
         if state.inside is not None:
             named |= {"inside.step": torch.tensor(state.inside.step)}
@@ -190,19 +174,19 @@ class Sequential:
             raise ValueError(f"step {step} of {self.steps}")
         number = bisect_right(self._ends, step)
         batch, *cells = self.clean.shape
-        forks = sum(stage.fork and self._ends_turn(i) for i, stage in enumerate(self.stages[:number]))
+        forks = sum(one.call.fork and self._ends_call(i) for i, one in enumerate(self.passes[:number]))
         counter, x = TensorSpec(torch.int64, ()), TensorSpec(self.clean.dtype, (batch, *cells))
-        named = {"number": counter, "latent": x, "turn": x, "forks": x._replace(shape=(forks * batch, *cells))}
+        named = {"number": counter, "latent": x, "before_call": x, "forks": x._replace(shape=(forks * batch, *cells))}
         if step == self._before(number):
             return named
-        fresh = self._solver(number).init(torch.empty(batch, *cells, dtype=self.clean.dtype, device="meta"))
+        fresh = self.passes[number].solver.init(torch.empty(batch, *cells, dtype=self.clean.dtype, device="meta"))
         memory = {f"inside.solver.{name}": spec for name, spec in memory_specs(fresh).items()}
         return named | {"inside.step": counter, "inside.x": x, "inside.denoised": x} | memory
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> SequentialState:
         """The state that `to_tensors` wrote. Raises KeyError or ValueError if it is none of this run's."""
         number, taken = int(tensors["number"]), int(tensors["inside.step"]) if "inside.step" in tensors else 0
-        if not 0 <= number <= len(self.stages) or taken < 0:
+        if not 0 <= number <= len(self.passes) or taken < 0:
             raise ValueError(f"pass {number}, step {taken}")
         step = self._before(number) + taken
         check_specs(tensors, self.specs(step))
@@ -211,22 +195,19 @@ class Sequential:
         state = SequentialState(number, *(tensors[name] for name in _LATENTS), inside=None)
         if not taken:
             return state
-        x, planned = tensors["inside.x"], self.stages[number].planned
-        fresh: Any = self._solver(number).init(x)
+        x, planned = tensors["inside.x"], self.passes[number]
+        fresh: Any = self.passes[number].solver.init(x)
         memory = type(fresh)(**{name: tensors[f"inside.solver.{name}"] for name in fresh._fields})
         check_memory(memory, planned.sigma_schedule, taken, planned.levels)
         return state._replace(inside=PassState(taken, x, memory, tensors["inside.denoised"]))
-
-    def _solver(self, number: int) -> Solver[Any]:
-        return original_solver(self.stages[number].planned.setting.sampler)
 
     def _before(self, number: int) -> int:
         """Steps done when so many passes are finished."""
         return self._ends[number - 1] if number else 0
 
-    def _ends_turn(self, number: int) -> bool:
-        """Whether a pass is the last one of its turn."""
-        return number + 1 == len(self.stages) or self.stages[number + 1].opens
+    def _ends_call(self, number: int) -> bool:
+        """Whether a pass is the last one of its call."""
+        return number + 1 == len(self.passes) or self.passes[number + 1].opens
 
 
-_LATENTS = ("latent", "turn", "forks")
+_LATENTS = ("latent", "before_call", "forks")

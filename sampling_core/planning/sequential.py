@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prefect_regional_diffusion.sampling_core.comfyui import regional_sampler as regional
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, Recovery, SamplerConfig
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig, full_run
 from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
 from prefect_regional_diffusion.sampling_core.comfyui.masks import PIXELS_PER_CELL
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep, stages
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import MaskGridCells, Sequential
-from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import (
-    MASK,
-    FullRun,
-    two_advanced_samplers,
-    two_samplers,
+from prefect_regional_diffusion.sampling_core.comfyui.node_passes import passes_of
+from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
+    RegionalPrompt,
+    regional_sampler,
+    regional_sampler_advanced,
 )
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import two_advanced_samplers, two_samplers
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
@@ -42,61 +41,50 @@ def sequential(
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     try:
-        turns, cells = _turns(job, shape, masks, job.height // rows)
-        found = stages(turns, _settings(job), levels)
+        calls, cells = _calls(job, shape, masks, job.height // rows)
+        passes = passes_of(calls, levels)
     except BadInput as error:
         field = f"node.{error.field}" if error.field in type(job.node).model_fields else error.field
         raise BadInput(field, error.value, error.allowed) from None
-    warm_up = found[0].planned.steps if found and turns[0].who == regional.BASE and job.base_only_steps else 0
-    return Sequential(tuple(found), clean, warm_up, cells)
+    base_only_steps = passes[0].steps if passes and job.base_only_steps else 0
+    return Sequential(tuple(passes), clean, base_only_steps, cells)
 
 
-def _turns(
+def _calls(
     job: ResolvedJob, shape: Shape, masks: Sequence[AnyMask], cell: int
-) -> tuple[list[NodeStep], MaskGridCells | None]:
-    node, index = job.node, job.batch_index or None
+) -> tuple[list[KSamplerCall], tuple[LatentBox, ...]]:
+    """What the node asks of its samplers, and the cells that its result is cut into: none, if it is one picture."""
+    node, index, base = job.node, job.batch_index or None, _config(job.base)
     match node:
         case RegionalSampler():
-            return regional.regional_sampler(
-                _regions(job, masks),
+            return regional_sampler(
+                node,
+                base,
+                _regional_prompts(job, masks),
                 shape,
                 seed=job.seed,
                 steps=job.steps,
-                seed_2nd=node.seed_2nd,
-                seed_2nd_mode=node.seed_2nd_mode,
                 base_only_steps=job.base_only_steps,
                 denoise=job.denoise,
-                overlap_factor=node.overlap_factor,
-                restore_latent=node.restore_latent,
-                recovery=_recovery(node),
                 batch_index=index,
-                vary_noise=node.vary_noise,
-            ), None
+            ), ()
         case RegionalSamplerAdvanced():
-            return regional.regional_sampler_advanced(
-                _regions(job, masks),
-                shape,
-                noise_seed=job.seed,
-                steps=job.steps,
-                add_noise=node.add_noise,
-                start_at_step=node.start_at_step,
-                end_at_step=node.end_at_step,
-                overlap_factor=node.overlap_factor,
-                restore_latent=node.restore_latent,
-                return_with_leftover_noise=node.return_with_leftover_noise,
-                recovery=_recovery(node),
-                batch_index=index,
-            ), None
+            regions = _regional_prompts(job, masks)
+            return regional_sampler_advanced(
+                node, base, regions, shape, noise_seed=job.seed, steps=job.steps, batch_index=index
+            ), ()
         case TwoSamplersForMask():
-            base = FullRun(job.seed, job.steps, job.denoise)
             # What the node leaves empty is filled in.
             assert node.mask_seed is not None
             assert node.mask_steps is not None
             assert node.mask_denoise is not None
-            inside = FullRun(node.mask_seed, node.mask_steps, node.mask_denoise)
-            return two_samplers(base, inside, masks[0], index), None
+            outside = full_run(base, job.seed, job.steps, job.denoise, batch_index=index)
+            inside = full_run(_inside(job), node.mask_seed, node.mask_steps, node.mask_denoise, batch_index=index)
+            return two_samplers(outside, inside, masks[0]), ()
         case TwoAdvancedSamplersForMask():
             return two_advanced_samplers(
+                base,
+                _inside(job),
                 masks[0],
                 shape,
                 seed=job.seed,
@@ -104,11 +92,12 @@ def _turns(
                 denoise=job.denoise,
                 overlap_factor=node.overlap_factor,
                 batch_index=index,
-            ), None
+            ), ()
         case MaskGridNKSamplersAdvanced():
             if cell != PIXELS_PER_CELL:
                 raise BadInput("model", job.base.model, f"a model with {PIXELS_PER_CELL} pixels per latent cell")
             call = KSamplerCall(
+                base,
                 job.steps,
                 node.start_at_step,
                 node.end_at_step,
@@ -116,34 +105,26 @@ def _turns(
                 node.add_noise,
                 node.return_with_leftover_noise,
                 batch_index=index,
+                ksampler_denoise=job.denoise,
             )
-            return mask_grid(
-                call, shape, masks[0], rows=node.rows, columns=node.columns, mode=node.mode, denoise=job.denoise
-            )
+            return mask_grid(call, shape, masks[0], rows=node.rows, columns=node.columns, mode=node.mode)
 
 
-def _recovery(node: RegionalSampler | RegionalSamplerAdvanced) -> Recovery:
-    return Recovery(node.additional_mode, node.additional_sampler, node.additional_sigma_ratio)
-
-
-def _regions(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[regional.Region]:
+def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[RegionalPrompt]:
     return [
-        regional.Region(_name(job, i), mask, region.variation_seed, region.variation_strength, region.variation_method)
-        for i, (region, mask) in enumerate(zip(job.regions, masks, strict=True))
+        RegionalPrompt(
+            _config(region.settings), mask, region.variation_seed, region.variation_strength, region.variation_method
+        )
+        for region, mask in zip(job.regions, masks, strict=True)
     ]
 
 
-def _name(job: ResolvedJob, index: int) -> str:
-    """The name of a region's setting; people's names need not differ."""
-    return MASK if isinstance(job.node, TwoSamplersForMask | TwoAdvancedSamplersForMask) else f"region {index + 1}"
+def _inside(job: ResolvedJob) -> SamplerConfig:
+    """What is sampled with under the mask of a node that has a single one."""
+    return _config(job.regions[0].settings)
 
 
-def _settings(job: ResolvedJob) -> dict[str, SamplerConfig]:
-    own = {_name(job, i): _setting(region.settings) for i, region in enumerate(job.regions)}
-    return {regional.BASE: _setting(job.base)} | own
-
-
-def _setting(settings: ParticipantSettings) -> SamplerConfig:
+def _config(settings: ParticipantSettings) -> SamplerConfig:
     sampler = settings.sampler
     guidance = ClassifierFreeGuidance(
         settings.cfg, settings.prompt, settings.negative_prompt, sampler in CFG_PP, settings.model

@@ -23,7 +23,7 @@ from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, che
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
-FORMAT = 9
+FORMAT = 10
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
 

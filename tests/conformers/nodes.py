@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodeStep, stages
+from prefect_regional_diffusion.sampling_core.comfyui.node_passes import passes_of
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
-    Region,
+    RegionalPrompt,
     regional_sampler,
     regional_sampler_advanced,
 )
-from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import FullRun, two_advanced_samplers, two_samplers
+from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import two_advanced_samplers, two_samplers
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import RegionalSampler, RegionalSamplerAdvanced
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
-from tests.conformers.passes import LEVELS, check_cost, ksampler_call, latent_of, recovery, setting, walked
+from tests.conformers.passes import (
+    LEVELS,
+    check_cost,
+    full_run_of,
+    ksampler_call,
+    latent_of,
+    recovery_mode,
+    sampler_config,
+    walked,
+)
 from tests.recordings import SCALING, Case, Recordings
 
 COMFYUI_SCHEDULES = {
@@ -30,22 +41,21 @@ def node(case: Case, recordings: Recordings) -> Tensor:
     return _NODES[case["node"]](case, recordings)
 
 
-def _regions(case: Case, recordings: Recordings) -> list[Region]:
+def _prompts(case: Case, recordings: Recordings) -> list[RegionalPrompt]:
     return [
-        Region(
-            f"region {i}",
+        RegionalPrompt(
+            sampler_config(case["samplers"][region["sampler"]]),
             recordings.mask(region["mask"]),
             region.get("variation_seed", 0),
             region.get("variation_strength", 0.0),
             region.get("variation_method", "linear"),
         )
-        for i, region in enumerate(case["regions"])
+        for region in case["regions"]
     ]
 
 
-def _settings(case: Case) -> dict[str, SamplerConfig]:
-    regions = {f"region {i}": setting(case["samplers"][r["sampler"]]) for i, r in enumerate(case["regions"])}
-    return {"base": setting(case["samplers"][case["base_sampler"]])} | regions
+def _base(case: Case) -> SamplerConfig:
+    return sampler_config(case["samplers"][case["base_sampler"]])
 
 
 def _shape(latent: Tensor) -> Shape:
@@ -53,80 +63,78 @@ def _shape(latent: Tensor) -> Shape:
     return batch, channels, rows, columns
 
 
-def _play(
-    case: Case, recordings: Recordings, turns: list[NodeStep], settings: Mapping[str, SamplerConfig], latent: Tensor
-) -> Tensor:
-    found, count = walked(recordings, stages(turns, settings, LEVELS), latent)
+def _play(case: Case, recordings: Recordings, calls: list[KSamplerCall], latent: Tensor) -> Tensor:
+    found, count = walked(recordings, passes_of(calls, LEVELS), latent)
     check_cost(case, count)
     return found / SCALING
 
 
+def _inputs(case: Case, names: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The case's parameters: those with these names, and all others, which are inputs of the node's own."""
+    params = case["params"] | {"additional_mode": recovery_mode(case["params"]["additional_mode"])}
+    return {name: params[name] for name in names}, {name: params[name] for name in params.keys() - names}
+
+
 def _regional(case: Case, recordings: Recordings) -> Tensor:
-    params = dict(case["params"])
     latent, mask, index = latent_of(case, recordings)
-    again = recovery(params, "additional")
-    own = {name: value for name, value in params.items() if not name.startswith("additional_")}
-    turns = regional_sampler(
-        _regions(case, recordings),
-        _shape(latent),
-        recovery=again,
-        latent_mask=mask,
-        batch_index=index,
-        vary_noise=case.get("source") == "impact_current",
-        **own,
+    of_the_job, own = _inputs(case, {"seed", "steps", "base_only_steps", "denoise"})
+    # Not validated: some recordings are of values that jobs refuse.
+    node = RegionalSampler.model_construct(**own, vary_noise=case.get("source") == "impact_current")
+    prompts = _prompts(case, recordings)
+    calls = regional_sampler(
+        node, _base(case), prompts, _shape(latent), latent_mask=mask, batch_index=index, **of_the_job
     )
-    return _play(case, recordings, turns, _settings(case), latent)
+    return _play(case, recordings, calls, latent)
 
 
 def _regional_advanced(case: Case, recordings: Recordings) -> Tensor:
-    params = dict(case["params"])
     latent, _, index = latent_of(case, recordings)
-    again = recovery(params, "additional")
-    own = {name: value for name, value in params.items() if not name.startswith("additional_")}
-    regions = _regions(case, recordings)
-    turns = regional_sampler_advanced(regions, _shape(latent), recovery=again, batch_index=index, **own)
-    return _play(case, recordings, turns, _settings(case), latent)
+    of_the_job, own = _inputs(case, {"noise_seed", "steps"})
+    node = RegionalSamplerAdvanced.model_construct(**own)
+    prompts = _prompts(case, recordings)
+    calls = regional_sampler_advanced(node, _base(case), prompts, _shape(latent), batch_index=index, **of_the_job)
+    return _play(case, recordings, calls, latent)
 
 
 def _two(case: Case, recordings: Recordings) -> Tensor:
     latent, _, _ = latent_of(case, recordings)
-    configs = {role: case["samplers"][case[f"{role}_sampler"]] for role in ("base", "mask")}
-    runs = [FullRun(config["seed"], config["steps"], config["denoise"]) for config in configs.values()]
-    settings = {role: setting(config) for role, config in configs.items()}
-    return _play(case, recordings, two_samplers(*runs, recordings.mask(case["mask"])), settings, latent)
+    base, inside = (full_run_of(case["samplers"][case[f"{role}_sampler"]]) for role in ("base", "mask"))
+    return _play(case, recordings, two_samplers(base, inside, recordings.mask(case["mask"])), latent)
 
 
 def _two_advanced(case: Case, recordings: Recordings) -> Tensor:
-    params, mask = case["params"], recordings.mask(case["mask"])
+    params, mask = dict(case["params"]), recordings.mask(case["mask"])
     latent, _, _ = latent_of(case, recordings)
-    settings = {role: setting(case["samplers"][case[f"{role}_sampler"]]) for role in ("base", "mask")}
+    base, inside = _base(case), sampler_config(case["samplers"][case["mask_sampler"]])
     if case.get("source") == "impact_current":
-        turns = regional_sampler([Region("mask", mask)], _shape(latent), base_only_steps=1, vary_noise=True, **params)
+        node = RegionalSampler.model_construct(overlap_factor=params.pop("overlap_factor"), vary_noise=True)
+        calls = regional_sampler(
+            node, base, [RegionalPrompt(inside, mask)], _shape(latent), base_only_steps=1, **params
+        )
     else:
         always = case.get("flags", {}).get("strings_to_bools") is False
-        turns = two_advanced_samplers(mask, _shape(latent), always_noise=always, **params)
-    return _play(case, recordings, turns, settings, latent)
+        calls = two_advanced_samplers(base, inside, mask, _shape(latent), always_noise=always, **params)
+    return _play(case, recordings, calls, latent)
 
 
 def _grid(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     latent, mask, index = latent_of(case, recordings)
-    own = setting(case["samplers"][case["base_sampler"]])
+    config = _base(case)
     # ComfyUI's KSampler reads unknown names as its defaults; our jobs refuse them before they get here.
-    own = own._replace(
-        sampler=own.sampler if own.sampler in SOLVERS else "euler",
-        scheduler=own.scheduler if own.scheduler in COMFYUI_SCHEDULES else "simple",
+    config = config._replace(
+        sampler=config.sampler if config.sampler in SOLVERS else "euler",
+        scheduler=config.scheduler if config.scheduler in COMFYUI_SCHEDULES else "simple",
     )
-    turns, cells = mask_grid(
-        ksampler_call(params, mask, index),
+    calls, cells = mask_grid(
+        ksampler_call(config, params, mask, index),
         _shape(latent),
         recordings.mask(case["mask"])[0, :, :, 0],
         rows=params["rows"],
         columns=params["columns"],
         mode=params["mode"],
-        denoise=params["denoise"],
     )
-    found, count = walked(recordings, stages(turns, {"base": own}, LEVELS), latent, cells)
+    found, count = walked(recordings, passes_of(calls, LEVELS), latent, cells)
     check_cost(case, count)
     return found / SCALING
 

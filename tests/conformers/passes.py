@@ -11,21 +11,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import (
-    NO_RECOVERY,
-    KSamplerCall,
-    Recovery,
-    SamplerConfig,
-    full_run,
-)
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig, full_run
 from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
-from prefect_regional_diffusion.sampling_core.comfyui.node_program import NodePass, NodeStep, stages
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import MaskGridCells, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass, passes_of
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, Sequential
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.names import RecoveryMode
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
 from prefect_regional_diffusion.sampling_core.solvers import Query
@@ -66,25 +61,27 @@ def using(recordings: Recordings) -> Networks:
 
 
 def walked(
-    recordings: Recordings, stages: list[NodePass], latent: Tensor, cells: MaskGridCells | None = None
+    recordings: Recordings, passes: list[NodePass], latent: Tensor, cells: tuple[LatentBox, ...] = ()
 ) -> tuple[Tensor, Count]:
     """What a node makes of a latent, and what it cost."""
     if latent.shape[1] != CHANNELS and not bool(latent.any()):
         # Empty latents get as many channels as the networks take.
-        latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if stages else latent
-    run = Sequential(tuple(stages), latent, cells=cells)
+        latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if passes else latent
+    run = Sequential(tuple(passes), latent, cells=cells)
     walk, total = run.begin(), Count()
     for reached, count in iterate(run, walk, using(recordings)):
         walk, total = reached, total.plus(count)
     return run.pictures(walk), total
 
 
-def alone(recordings: Recordings, config: dict[str, Any], turn: NodeStep, latent: Tensor) -> tuple[Tensor, Count]:
-    """One call, as a node of one turn."""
-    return walked(recordings, stages([turn], {turn.who: setting(config)}, LEVELS), latent)
+def _alone(case: Case, recordings: Recordings, call: KSamplerCall, latent: Tensor) -> Tensor:
+    """What one call makes of a latent, as a node of that call alone."""
+    found, count = walked(recordings, passes_of([call], LEVELS), latent)
+    check_cost(case, count)
+    return found / SCALING
 
 
-def setting(config: dict[str, Any]) -> SamplerConfig:
+def sampler_config(config: dict[str, Any]) -> SamplerConfig:
     guidance = ClassifierFreeGuidance(config["cfg"], config["positive"], config["negative"], model=config["model"])
     return SamplerConfig(config["sampler_name"], config["scheduler"], guidance, config.get("sigma_factor", 1.0))
 
@@ -99,11 +96,9 @@ def latent_of(case: Case, recordings: Recordings) -> tuple[Tensor, Tensor | None
     return recordings.latent(latent["samples"]) * SCALING, mask, index
 
 
-def recovery(params: dict[str, Any], prefix: str) -> Recovery:
-    """The recovery of a case; a mode that nobody knows acts like `ratio additional`."""
-    mode = params[f"{prefix}_mode"]
-    known = mode if mode in {"DISABLE", "ratio between"} else "ratio additional"
-    return Recovery(known, params[f"{prefix}_sampler"], params[f"{prefix}_sigma_ratio"])
+def recovery_mode(name: str) -> RecoveryMode:
+    """A mode that nobody knows acts like `ratio additional`."""
+    return name if name == "DISABLE" or name == "ratio between" else "ratio additional"
 
 
 def denoiser(case: Case, recordings: Recordings) -> Tensor:
@@ -117,23 +112,32 @@ def denoiser(case: Case, recordings: Recordings) -> Tensor:
 
 def ksampler_advanced(case: Case, recordings: Recordings) -> Tensor:
     latent, mask, index = latent_of(case, recordings)
-    call = ksampler_call(case["params"], mask, index)
-    turn = NodeStep("", call, ksampler_denoise=case["params"]["denoise"])
-    found, count = alone(recordings, case["sampler"], turn, latent)
-    check_cost(case, count)
-    return found / SCALING
+    call = ksampler_call(sampler_config(case["sampler"]), case["params"], mask, index)
+    return _alone(case, recordings, call, latent)
 
 
-def ksampler_call(params: dict[str, Any], mask: Tensor | None, index: tuple[int, ...] | None) -> KSamplerCall:
-    adds, leftover = (params[name] == "enable" for name in ("add_noise", "return_with_leftover_noise"))
-    start, end = params["start_at_step"], params["end_at_step"]
-    return KSamplerCall(params["steps"], start, end, params["noise_seed"], adds, leftover, mask, batch_index=index)
+def ksampler_call(
+    config: SamplerConfig, params: dict[str, Any], mask: Tensor | None, index: tuple[int, ...] | None
+) -> KSamplerCall:
+    return KSamplerCall(
+        config,
+        params["steps"],
+        params["start_at_step"],
+        params["end_at_step"],
+        params["noise_seed"],
+        params["add_noise"] == "enable",
+        params["return_with_leftover_noise"] == "enable",
+        mask,
+        batch_index=index,
+        ksampler_denoise=params["denoise"],
+    )
 
 
 def advanced(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     latent, mask, index = latent_of(case, recordings)
     call = KSamplerCall(
+        sampler_config(case["sampler"]),
         params["steps"],
         params["start_at_step"],
         params["end_at_step"],
@@ -142,21 +146,21 @@ def advanced(case: Case, recordings: Recordings) -> Tensor:
         params["return_with_leftover_noise"],
         mask,
         RecordedNoise(0, shape_of(latent), latent=recordings.latent(case["noise"])) if "noise" in case else None,
-        NO_RECOVERY if params["recovery_mode"] == "DISABLE" else recovery(params, "recovery"),
         index,
+        recovery_mode(params["recovery_mode"]),
+        params.get("recovery_sampler", "AUTO"),
+        params.get("recovery_sigma_ratio", 1.0),
     )
-    found, count = alone(recordings, case["sampler"], NodeStep("", call), latent)
-    check_cost(case, count)
-    return found / SCALING
+    return _alone(case, recordings, call, latent)
 
 
 def ksampler_wrapper(case: Case, recordings: Recordings) -> Tensor:
-    config = case["sampler"]
     latent, mask, _ = latent_of(case, recordings)
-    call = full_run(config["seed"], config["steps"], config["denoise"], mask)
-    found, count = alone(recordings, config, NodeStep("", call), latent)
-    check_cost(case, count)
-    return found / SCALING
+    return _alone(case, recordings, full_run_of(case["sampler"], mask), latent)
+
+
+def full_run_of(config: dict[str, Any], mask: Tensor | None = None) -> KSamplerCall:
+    return full_run(sampler_config(config), config["seed"], config["steps"], config["denoise"], mask)
 
 
 def check_cost(case: Case, count: Count) -> None:
