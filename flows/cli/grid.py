@@ -67,11 +67,9 @@ def grid(
 
     warn(check(asked).warnings())
     check_places(store, out)
-    steps = asked.rows * asked.columns * asked.job.steps
-    with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
-        start = draw_grid if server is None else server.flow("grid")
-        done = _drawn(on_step, lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]))
-    _tell(done, as_json)
+    steps = 0 if parallel_shards else asked.rows * asked.columns * asked.job.steps
+    start = draw_grid if server is None else server.flow("grid")
+    _draw(lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]), steps, as_json)
 
 
 def batch(
@@ -99,21 +97,32 @@ def batch(
     warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
     jobs = list(found.values())
     check_places(store, out)
-    steps = sum(named.job.steps for named in jobs)
-    with progress(steps, shown=not as_json and parallel_shards is None) as on_step:
-        start = draw_batch if server is None else server.flow("batch")
-        done = _drawn(on_step, lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out))
-    _tell(done, as_json)
+    steps = 0 if parallel_shards else sum(named.job.steps for named in jobs)
+    start = draw_batch if server is None else server.flow("batch")
+    _draw(lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out), steps, as_json)
 
 
-def _drawn(on_step: Callable[[int, int], None], start: Callable[[], Any]) -> dict[str, Any]:
-    """What the flow returns. If pictures are missing, what is there is told before IncompleteRenderError is raised."""
-    try:
-        return in_context(on_step, start)
-    except IncompleteRenderError as error:
-        if error.done:
-            print(_in_words(totals(error.done)), file=sys.stderr)
-        raise
+
+def _draw(start: Callable[[], Any], steps: int, as_json: bool) -> None:
+    """Run the flow, with a bar of `steps` unless there are none to be seen here, and tell what it has drawn.
+
+    If pictures are missing, what is there is told before IncompleteRenderError is raised.
+    """
+    with progress(steps, shown=steps > 0 and not as_json) as on_step:
+        try:
+            done = in_context(on_step, start)
+        except IncompleteRenderError as error:
+            if error.done:
+                print(_in_words(totals(error.done)), file=sys.stderr)
+            raise
+    total = totals(done)
+    if as_json:
+        print(json.dumps(done | {"totals": total}))
+        return
+    for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
+        say_path(image)
+    say_path(done["sheet"])
+    say(_in_words(total), style="dim")
 
 
 def totals(done: dict[str, Any]) -> dict[str, Any]:
@@ -149,14 +158,3 @@ def _in_words(total: dict[str, Any]) -> str:
         + f"{total['missing']} missing; {total['evaluations']} evaluations in {total['forwards']} forwards, "
         f"{shards}, {spent(total['stages'], total['seconds'])}"
     )
-
-
-def _tell(done: dict[str, Any], as_json: bool) -> None:
-    total = totals(done)
-    if as_json:
-        print(json.dumps(done | {"totals": total}))
-        return
-    for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
-        say_path(image)
-    say_path(done["sheet"])
-    say(_in_words(total), style="dim")

@@ -21,23 +21,14 @@ _EVEN = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 2
 
 
 class IPNDM(Multistep):
-    """Weights for equal steps, whatever the steps are: order 4 on schedules even in sigma only."""
+    """Weights for equal steps, whatever the steps are: order 4 on schedules even in sigma only.
 
-    order = 1
+    With `uneven` they are for the steps as they are (diff-sampler).
+    """
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        denoised = (yield Query(x, at.t)).denoised
-        slopes = state.with_(slope(x, denoised, at.t), at.t, 4)
-        if at.s.sigma == 0:
-            return denoised, slopes
-        mean = weighted_sum(_EVEN[len(slopes) - 1], list(slopes.values.flip(0)))
-        return x + (at.s.sigma - at.t.sigma) * mean, slopes
-
-
-class IPNDMV(Multistep):
-    """Weights for the steps as they are (diff-sampler)."""
-
-    order = 2
+    def __init__(self, *, uneven: bool = False) -> None:
+        self._uneven = uneven
+        self.order = 2 if uneven else 1
 
     def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
         denoised = (yield Query(x, at.t)).denoised
@@ -46,11 +37,11 @@ class IPNDMV(Multistep):
             return denoised, slopes
         sigmas = [at.s.sigma, *reversed(slopes.levels[:, 1].tolist())]
         steps = [a - b for a, b in pairwise(sigmas)]
-        mean = weighted_sum(_uneven(steps), list(slopes.values.flip(0)))
-        return x + steps[0] * mean, slopes
+        weights = _for_uneven(steps) if self._uneven else _EVEN[len(steps) - 1]
+        return x + steps[0] * weighted_sum(weights, list(slopes.values.flip(0))), slopes
 
 
-def _uneven(h: list[float]) -> list[float]:
+def _for_uneven(h: list[float]) -> list[float]:
     """Weights by the step sizes: the coming one, the last one, and so on; latest slope first."""
     if len(h) == 1:
         return [1.0]
@@ -72,5 +63,5 @@ def _uneven(h: list[float]) -> list[float]:
 
 SAMPLERS: Samplers = {
     "ipndm": IPNDM(),
-    "ipndm_v": IPNDMV(),
+    "ipndm_v": IPNDM(uneven=True),
 }

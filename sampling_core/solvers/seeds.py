@@ -20,9 +20,9 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-def _carry(x: Latent, t: Level, s: Level, h: float) -> Latent:
-    """The part of x that survives half log-SNR `h` of the SDE."""
-    return (s.sigma / t.sigma) * math.exp(-h) * x
+def _moved(x: Latent, t: Level, s: Level, h: float, drift: Latent, noise: Latent) -> Latent:
+    """x after half log-SNR `h` of the SDE: what survives of it, what predictions add (`drift`), and noise."""
+    return (s.sigma / t.sigma) * math.exp(-h) * x + drift + s.sigma * noise
 
 
 def _phi_1(h: float) -> float:
@@ -50,14 +50,13 @@ class SEEDS2(OneStep):
         denoised = (yield Query(x, t)).denoised
         if s.sigma == 0:
             return denoised, state
-        start = half_log_snr(t)
-        h = half_log_snr(s) - start
+        h = half_log_snr(s) - half_log_snr(t)
         middle = between(t, s, 1 / 2)
         noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 2)
-        halfway = _carry(x, t, middle, h / 2) + middle.alpha * _phi_1(h / 2) * denoised + middle.sigma * noise
+        halfway = _moved(x, t, middle, h / 2, middle.alpha * _phi_1(h / 2) * denoised, noise)
         there = (yield Query(halfway, middle)).denoised
         noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 2)
-        return _carry(x, t, s, h) + s.alpha * _phi_1(h) * there + s.sigma * noise, state
+        return _moved(x, t, s, h, s.alpha * _phi_1(h) * there, noise), state
 
 
 class SEEDS3(OneStep):
@@ -69,21 +68,20 @@ class SEEDS3(OneStep):
         first = (yield Query(x, t)).denoised
         if s.sigma == 0:
             return first, state
-        start = half_log_snr(t)
-        h = half_log_snr(s) - start
+        h = half_log_snr(s) - half_log_snr(t)
         third, two_thirds = between(t, s, 1 / 3), between(t, s, 2 / 3)
         noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 3)
-        guess = _carry(x, t, third, h / 3) + third.alpha * _phi_1(h / 3) * first + third.sigma * noise
+        guess = _moved(x, t, third, h / 3, third.alpha * _phi_1(h / 3) * first, noise)
         second = (yield Query(guess, third)).denoised
         noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 3)
         late = 2 * _phi_2(2 * h / 3)
         mean = weighted_sum([_phi_1(2 * h / 3) - late, late], [first, second])
-        guess = _carry(x, t, two_thirds, 2 * h / 3) + two_thirds.alpha * mean + two_thirds.sigma * noise
+        guess = _moved(x, t, two_thirds, 2 * h / 3, two_thirds.alpha * mean, noise)
         last = (yield Query(guess, two_thirds)).denoised
         noise = _mixed(noise, at.noise.fresh(at.step_index, 2), h / 3)
         late = 1.5 * _phi_2(h)
         mean = weighted_sum([_phi_1(h) - late, late], [first, last])
-        return _carry(x, t, s, h) + s.alpha * mean + s.sigma * noise, state
+        return _moved(x, t, s, h, s.alpha * mean, noise), state
 
 
 SAMPLERS: Samplers = {
