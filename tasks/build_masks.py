@@ -15,11 +15,11 @@ from prefect_regional_diffusion.tasks.storage.parallel_io import read_all, write
 
 
 @task("build masks")
-async def build_masks(job: RenderJob, store_url: str, made: asyncio.Future[RenderContext]) -> None:
+async def build_masks(job: RenderJob, store_url: str, ready: asyncio.Future[RenderContext]) -> None:
     """Check the job, hand on its run, and store its masks. Raises BadInput, ModelError or StoreError."""
     prepared = await asyncio.to_thread(preparations().take, job)
     (run,), unstored = await with_masks([prepared], store_url)
-    made.set_result(run)
+    ready.set_result(run)
     await write_all(run.store, unstored)
 
 

@@ -78,12 +78,12 @@ def check_all(jobs: list[NamedJob], *, drawn_here: bool = True) -> dict[str, str
 
 
 @task("build masks")
-async def prepare_all(jobs: list[NamedJob], store_url: str, made: asyncio.Future[dict[str, RenderContext]]) -> None:
+async def prepare_all(jobs: list[NamedJob], store_url: str, ready: asyncio.Future[dict[str, RenderContext]]) -> None:
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     check_jobs(jobs)
     check_shard(jobs)
     prepared = await asyncio.to_thread(lambda: [_taken(named) for named in jobs])
     check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
     runs, unstored = await with_masks(prepared, store_url)
-    made.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
+    ready.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
     await write_all(runs[0].store, unstored)

@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 @task("encode prompts")
-async def encode_prompts(runs: Sequence[RenderContext], made: asyncio.Future[None]) -> int:
+async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
     """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
 
     Text encoders are loaded only for that, and let go again if the settings say so.
 
-    `made` is set once the runs know all their prompts.
+    `ready` is set once the runs know all their prompts.
     """
     store = runs[0].store
     wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.composition.prompts}
@@ -40,16 +40,16 @@ async def encode_prompts(runs: Sequence[RenderContext], made: asyncio.Future[Non
         let_go("text_encoder")
     for run in runs:
         run.remember(known | missing)
-    made.set_result(None)
+    ready.set_result(None)
     await write_all(store, missing)
     return len(missing)
 
 
 @task("encode init image")
-async def encode_start(runs: Sequence[RenderContext], made: asyncio.Future[None]) -> int:
+async def encode_start(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
     """Encode the init images of runs (at least one, with one store) that it does not have; returns how many.
 
-    `made` is set once the runs know their start latents.
+    `ready` is set once the runs know their start latents.
     """
     store = runs[0].store
     wanted = {run.start_key: run for run in runs}
@@ -60,7 +60,7 @@ async def encode_start(runs: Sequence[RenderContext], made: asyncio.Future[None]
     known, missing = await _found_or_made(store, wanted, {run.start_key: run.start_specs for run in runs}, encoded)
     for run in runs:
         run.remember({run.start_key: (known | missing)[run.start_key]})
-    made.set_result(None)
+    ready.set_result(None)
     await write_all(store, missing)
     return len(missing)
 

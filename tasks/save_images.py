@@ -20,13 +20,13 @@ logger = plain_logger(__name__)
 
 
 @task("pictures {first}-{last}")
-async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, made: asyncio.Future[None]) -> None:
+async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, ready: asyncio.Future[None]) -> None:
     """Decode finished runs one after the other, hand on, and write the pictures to the store.
 
     `first` and `last` count the runs of the shard, for people.
     """
     files = [(member, await asyncio.to_thread(encoded, member.run, member.latents)) for member in finished]
-    made.set_result(None)
+    ready.set_result(None)
     await map_concurrently(lambda one: save_pictures(*one), files)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import MASK_KINDS
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -235,14 +236,19 @@ def test_round_trip_through_json() -> None:
     assert RenderJob.model_validate_json(job.model_dump_json()) == job
 
 
+def test_no_two_kinds_of_masks_need_a_field_of_one_name() -> None:
+    needed = [name for kind in MASK_KINDS.values() for name, field in kind.model_fields.items() if field.is_required()]
+    assert len(needed) == len(set(needed))
+
+
 def test_schema_suits_forms() -> None:
     """Members of the mask union are `anyOf`, open, with the kind hidden; every field has a title and a position."""
     schema = RenderJob.model_json_schema()
     region = schema["$defs"]["Region"]
-    assert len(region["properties"]["mask"]["anyOf"]) == 5
+    assert len(region["properties"]["mask"]["anyOf"]) == len(MASK_KINDS)
     assert "oneOf" not in json.dumps(schema)
-    for name in ("Rectangle", "Ellipse", "Polygon", "Image", "ColorMap"):
-        shape = schema["$defs"][name]
+    for kind in MASK_KINDS.values():
+        shape = schema["$defs"][kind.__name__]
         assert "additionalProperties" not in shape
         assert "kind" not in shape["properties"]
     for model in (schema, *schema["$defs"].values()):

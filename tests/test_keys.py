@@ -26,7 +26,14 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
 )
 from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
+    MASK_KINDS,
+    ColorMap,
+    Ellipse,
+    Image,
+    Polygon,
+    Rectangle,
+)
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -219,7 +226,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
 PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     **{RenderJob: (), Region: ("regions", 0), GridJob: (), Cell: ("cells", 0)},
     **dict.fromkeys(NODES, ("node",)),
-    **dict.fromkeys((Rectangle, Ellipse, Polygon, Image, ColorMap), ("regions", 0, "mask")),
+    **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }
 """Where a model is in the data of its base."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_regional_diffusion.sampling_core.job.mask_shapes import MASK_KINDS
 from tests.processes import ROOT, environment
 
 PACKAGE = "prefect_regional_diffusion"
@@ -95,6 +96,8 @@ print([name for name in ("torch", "prefect", "diffusers", "transformers", "PIL",
 
 def test_every_exported_name_is_there() -> None:
     import prefect_regional_diffusion as package
+
+    assert {kind.__name__ for kind in MASK_KINDS.values()} <= set(package.__all__)
 
     assert dir(package) == sorted(package.__all__)
     for name in package.__all__:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.joint_run import start
@@ -132,6 +134,33 @@ def test_keeps_nothing_between_runs(name: str) -> None:
     x = torch.ones(1, 1, 2, 2)
     plan, problem = single(name, _ladder("flow", 5), x), GaussianData()
     assert torch.equal(finish(plan, x, problem).x, finish(plan, x, problem).x)
+
+
+class _Asked:
+    """Noise that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.fresh_stages: set[int] = set()
+        self.brownian = False
+
+    def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Tensor:
+        self.fresh_stages.add(stage)
+        return torch.zeros(1, 1, 3, 4)
+
+    def between(self, sigma: float, sigma_next: float) -> Tensor:
+        self.brownian = True
+        return torch.zeros(1, 1, 3, 4)
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_says_what_it_draws(name: str) -> None:
+    """Sources count draws by it: a method that draws more than it says gets the same noise twice."""
+    solver, noise, x = solver_named(name), _Asked(), torch.ones(1, 1, 3, 4) * 10
+    plan = replace(single(name, [*_ladder("diffusion", 6), Level(1.0, 0.0)], x), noise=noise)
+    finish(plan, x, GaussianData())
+    assert noise.fresh_stages == set(range(solver.draws))
+    assert noise.brownian == solver.brownian
+    assert (solver.order == 0) == (solver.draws > 0 or solver.brownian)
 
 
 def test_multistep_memory_is_used() -> None:

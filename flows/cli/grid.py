@@ -102,7 +102,6 @@ def batch(
     _draw(lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out), steps, as_json)
 
 
-
 def _draw(start: Callable[[], Any], steps: int, as_json: bool) -> None:
     """Run the flow, with a bar of `steps` unless there are none to be seen here, and tell what it has drawn.
 

@@ -1,10 +1,10 @@
-"""Where a region is, as a person writes it: one of five kinds of mask, told apart by their fields."""
+"""Where a region is, as a person writes it: a mask of one of several kinds, told apart by the fields that they need."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -118,15 +118,6 @@ class ColorMap(OpenFrozenModel):
     fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
 
 
-_TELLING_FIELDS = {
-    "rectangle": ("x", "y", "width", "height"),
-    "ellipse": ("center_x", "center_y", "radius_x", "radius_y"),
-    "polygon": ("points",),
-    "image": ("image",),
-    "color_map": ("color_map", "color"),
-}
-
-
 def _kind_of(value: Any) -> str | None:
     if isinstance(value, OpenFrozenModel):
         return str(getattr(value, "kind", ""))
@@ -150,4 +141,11 @@ MaskShape = Annotated[
     AnyOf,
 ]
 
+MASK_KINDS: dict[str, type[OpenFrozenModel]] = {
+    tag.tag: kind for kind, tag in map(get_args, get_args(get_args(MaskShape)[0]))
+}
+"""The members of the union, by their tags."""
+_TELLING_FIELDS = {
+    tag: [name for name, field in kind.model_fields.items() if field.is_required()] for tag, kind in MASK_KINDS.items()
+}
 SHAPE_HELP = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in _TELLING_FIELDS.items())
