@@ -36,9 +36,9 @@ class StandInTextEncoder:
     def __init__(self, checkpoint: StableDiffusion) -> None:
         self._specs = checkpoint.conditioning_specs
 
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str | None) -> Conditioning:
         shapes = {name: [size for size in spec.shape if isinstance(size, int)] for name, spec in self._specs.items()}
-        return Conditioning({name: torch.full(shape, float(len(prompt))) for name, shape in shapes.items()})
+        return Conditioning({name: torch.full(shape, float(len(prompt or ""))) for name, shape in shapes.items()})
 
 
 class StandInAutoencoder:

@@ -51,4 +51,6 @@ def run_on(checkpoint: Checkpoint, job: RenderJob) -> SamplingRun[Any]:
     cell = facts.vae_scale_factor
     empty = torch.zeros(1, facts.latent_channels, canvas.height // cell, canvas.width // cell)
     resolved = resolve(job)
-    return compose(resolved, {job.model: checkpoint.noise_schedule(canvas)}, empty, region_masks(resolved, {}, cell))
+    return compose(
+        resolved, {job.model: checkpoint.noise_schedule(canvas, job.steps)}, empty, region_masks(resolved, {}, cell)
+    )

@@ -18,8 +18,9 @@ from transformers import CLIPTokenizer
 
 from benchmarks.whole_model import load_whole
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
-from prefect_regional_diffusion.sampling_core.models import stable_diffusion as tables
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AUTOENCODER_KL
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.unet_config import UNET
 
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 PROMPTS = ["a red circle on a blue background", "<|endoftext|> red! <cat> it's", "ü 漢字  <CAT>x", "red " * 50, ""]
@@ -99,7 +100,7 @@ def test_bits_are_those_of_the_pipeline(year: int, dtype: torch.dtype, folder: P
     for prompt in PROMPTS:
         embedding = ours.text_encoder.encode(prompt)["prompt_embeds"]
         expected = tokenizer(prompt, padding="max_length", max_length=20, truncation=True)["input_ids"]
-        assert ours.checkpoint.tokenizer.ids(prompt) == expected, prompt
+        assert ours.checkpoint.tokenizers[0].ids(prompt) == expected, prompt
         with torch.inference_mode():
             assert torch.equal(embedding, pipeline.text_encoder(torch.tensor([expected]))[0].float()), prompt
     parts = {"unet": ours.denoiser._unet, "vae": ours.autoencoder._vae, "text_encoder": ours.text_encoder._encoder}
@@ -127,8 +128,8 @@ def test_what_schedulers_save_is_known(kind: str, folder: Path) -> None:
     open_folder(str(folder))
 
 
-@pytest.mark.parametrize("built", [UNet2DConditionModel, AutoencoderKL])
-def test_every_argument_of_a_network_is_in_its_table(built: type[Any]) -> None:
-    table = getattr(tables, built.__name__)
+@pytest.mark.parametrize(("built", "component"), [(UNet2DConditionModel, UNET), (AutoencoderKL, AUTOENCODER_KL)])
+def test_every_argument_of_a_network_is_in_its_table(built: type[Any], component: Any) -> None:
+    table = component.configuration
     known = set(table.model_fields) | set(table.ONLY) | set(table.NOTES)
     assert set(inspect.signature(built.__init__).parameters) - {"self"} <= known

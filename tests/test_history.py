@@ -35,7 +35,7 @@ BASE: dict[str, Any] = {
 def run_of(changes: dict[str, Any]) -> Any:
     job: RenderJob = parse_job(BASE | changes)
     clean = torch.zeros(job.pictures, 4, 8, 8)
-    levels = open_folder("embedded").noise_schedule(Canvas(64, 64))
+    levels = open_folder("embedded").noise_schedule(Canvas(64, 64), 20)
     return compose(resolve(job), {"embedded": levels}, clean, region_masks(resolve(job), {}, 8))
 
 

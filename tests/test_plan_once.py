@@ -152,7 +152,7 @@ def test_memory_is_bounded(counts: Counter[str]) -> None:
 def test_a_run_that_is_given_its_latent_later_is_the_same(fields: dict[str, Any]) -> None:
     mask = {"x": 0, "y": 0, "width": 0.5, "height": 1}
     asked = JOB | {"steps": 6, "regions": [{"prompt": "region", "mask": mask}], "init_image": "mask.png"} | fields
-    job, levels = resolve(parse_job(asked)), open_folder("embedded").noise_schedule(Canvas(64, 64))
+    job, levels = resolve(parse_job(asked)), open_folder("embedded").noise_schedule(Canvas(64, 64), 20)
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     masks = region_masks(job, {}, 8)
     protected = torch.eye(8) if "protect" in fields else None

@@ -23,7 +23,7 @@ from training.scenes import all_scenes
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 KNOWN = "a red striped circle on a blue background"
-READER = open_folder("embedded").tokenizer
+READER = open_folder("embedded").tokenizers[0]
 TOKENIZER = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
 
 

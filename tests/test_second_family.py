@@ -85,7 +85,7 @@ def test_its_levels_depend_on_the_canvas() -> None:
     toy_folder(Path("toy"))
     levels = [prepared(width=width).run.plan.levels for width in (128, 128, 256)]
     toy = open_folder("toy")
-    assert levels == [toy.noise_schedule(Canvas(width, 128)) for width in (128, 128, 256)]
+    assert levels == [toy.noise_schedule(Canvas(width, 128), 4) for width in (128, 128, 256)]
     assert levels[0] == levels[1] != levels[2]
     assert levels[2].sigmas[500] > levels[0].sigmas[500]
 

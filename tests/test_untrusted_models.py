@@ -42,7 +42,7 @@ def edit(file: Path, **changes: Any) -> None:
 def tokenizer(model: str) -> PromptTokenizer:
     opened = open_model(model)
     assert isinstance(opened, StableDiffusion)
-    return opened.tokenizer
+    return opened.tokenizers[0]
 
 
 def test_a_trap_works(workdir: Path) -> None:

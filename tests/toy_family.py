@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, LatentAffine, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, flow_levels
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "ToyFlowPipeline"
+SUITS = Defaults(128, 128, 1.0, "euler", "simple")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Toy:
     def facts(self) -> Facts:
         scale = tuple(0.5 + 0.25 * channel for channel in range(self.channels))
         shift = tuple(0.1 * channel for channel in range(self.channels))
-        return Facts("Toy", self.channels, self.cell, 2 * self.cell, LatentAffine(scale, shift), "flow", 3, 128)
+        return Facts("Toy", self.channels, self.cell, 2 * self.cell, LatentAffine(scale, shift), "flow", 3, 128, SUITS)
 
     numbers = 0
 
@@ -49,10 +50,13 @@ class Toy:
         shapes = {"pooled_prompt_embeds": (1, self.channels), "prompt_embeds": (1, 3, 2)}
         return {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
 
+    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+        return Conditioning({"time_ids": torch.tensor([[float(canvas.width), float(canvas.height)]])})
+
     def fingerprint(self) -> str:
         return self.files.digest("model_index.json").hex()
 
-    def noise_schedule(self, canvas: Canvas) -> ModelLevels:
+    def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
         """Larger canvases are noisier, as in FLUX."""
         cells = (canvas.width // self.cell) * (canvas.height // self.cell)
         return flow_levels(1 + self.shift_per_cell * cells)
@@ -89,16 +93,19 @@ def color_of(prompt: str) -> Tensor:
 class ToyTextEncoder:
     toy: Toy
 
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str | None) -> Conditioning:
         """`pooled_prompt_embeds` is the prompt's colour as a clean latent of one cell."""
-        color = color_of(prompt)[None, None].expand(self.toy.cell, self.toy.cell, 3)
+        color = color_of(prompt or "")[None, None].expand(self.toy.cell, self.toy.cell, 3)
         clean = ToyAutoencoder(self.toy).encode(color)[:, :, 0, 0]
-        return Conditioning({"pooled_prompt_embeds": clean, "prompt_embeds": torch.full((1, 3, 2), float(len(prompt)))})
+        return Conditioning(
+            {"pooled_prompt_embeds": clean, "prompt_embeds": torch.full((1, 3, 2), float(len(prompt or "")))}
+        )
 
 
 class ToyDenoiser:
     def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
         assert conditioning["prompt_embeds"].shape == (len(x), 3, 2)
+        assert conditioning["time_ids"].shape == (len(x), 2)
         return conditioning["pooled_prompt_embeds"][:, :, None, None].expand_as(x).clone()
 
 

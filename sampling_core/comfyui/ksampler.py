@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import RecoveryMode
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise
@@ -19,7 +19,7 @@ class SamplerConfig(NamedTuple):
 
     sampler: str
     scheduler: str
-    guidance: ClassifierFreeGuidance
+    guidance: Guidance
     sigma_factor: float = 1.0
     """All sigmas of a call are multiplied by it."""
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Row
-from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, Layout, stack
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey, Row
+from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning, Layout, stack
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
@@ -40,12 +40,10 @@ class Count(NamedTuple):
         return Count(*(own + more for own, more in zip(self, other, strict=True)))
 
 
-def evaluate(
-    asked: Sequence[tuple[Query, ClassifierFreeGuidance]], using: Networks
-) -> tuple[list[DenoisedPrediction], Count]:
+def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[DenoisedPrediction], Count]:
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
-    Rows with the same latent, level, model and prompt are evaluated once: regions that share a negative
+    Rows with the same latent, level, model, prompt and embedded scale are evaluated once: regions that share a negative
     prompt share that row. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
     """
     wanted = [guidance.expand(query) for query, guidance in asked]
@@ -56,7 +54,7 @@ def evaluate(
     total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
     groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        kind = (row.prompt.model, row.x.shape[1:], using.conditionings[row.prompt].layout)
+        kind = (row.prompt.model, row.x.shape[1:], _told(row, using).layout)
         groups.setdefault(kind, {})[identity] = row
     for group in groups.values():
         found, count = _answered(list(group.values()), using)
@@ -69,12 +67,20 @@ def evaluate(
     return guided, total
 
 
-_Identity = tuple[int, Level, PromptKey]
+_Identity = tuple[int, Level, PromptKey, float | None]
 
 
 def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.level, row.prompt
+    return id(row.x), row.level, row.prompt, row.guidance
+
+
+def _told(row: Row, using: Networks) -> Conditioning:
+    """What the network is told of a row beside its latent and level."""
+    told = using.conditionings[row.prompt]
+    if row.guidance is None:
+        return told
+    return told.joined(Conditioning({GUIDANCE: torch.tensor([row.guidance], dtype=torch.float32)}))
 
 
 def _pictures(rows: Iterable[Row]) -> int:
@@ -86,7 +92,7 @@ def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count
     pictures = [row.x.shape[0] for row in rows]
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
-    told = stack([using.conditionings[row.prompt].repeated(n) for row, n in zip(rows, pictures, strict=True)])
+    told = stack([_told(row, using).repeated(n) for row, n in zip(rows, pictures, strict=True)])
     model = rows[0].prompt.model
     network, kind = using.networks[model], (model, x.shape[1:])
     most = min(using.max_forward_rows or len(x), using.room.get(kind, len(x)))

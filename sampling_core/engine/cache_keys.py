@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, EmbeddedGuidance
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
@@ -70,6 +70,9 @@ def _hashable(value: object, models: Mapping[str, ModelKey], digests: dict[int, 
         case ClassifierFreeGuidance():
             model = models[value.model].digest if value.model in models else value.model
             return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
+        case EmbeddedGuidance():
+            model = models[value.model].digest if value.model in models else value.model
+            return [type(value).__name__, value.scale, value.positive, model]
         case ModelLevels():
             return _levels(value)
         case StepNoise() | SequentialNoise():

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022): which rows a query needs, and what they say together."""
+"""Guidance: which rows a query needs, and what they say together."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class PromptKey(NamedTuple):
-    """A prompt and the model whose text encoders read it."""
+    """A prompt, the model whose text encoders read it, and the canvas that the model is told of.
+
+    The prompt is None for an empty negative one of a family in which that is no prompt at all.
+    """
 
     model: str
-    prompt: str
+    prompt: str | None
+    canvas: Canvas | None = None
 
 
 class Row(NamedTuple):
-    """One network input: a latent, its level, and the prompt it is conditioned on."""
+    """One network input: a latent, its level, the prompt it is conditioned on, and the scale that the model is told."""
 
     x: Latent
     level: Level
     prompt: PromptKey
+    guidance: float | None = None
 
 
 class ClassifierFreeGuidance(NamedTuple):
-    """Guidance towards `positive` and away from `negative` with strength `cfg`; at 1 only `positive` is asked."""
+    """Guidance towards `positive` and away from `negative` with strength `cfg`; at 1 only `positive` is asked.
+
+    (Ho & Salimans 2022.) A `negative` of None is no prompt at all.
+    """
 
     cfg: float
     positive: str
-    negative: str
+    negative: str | None
     always_both: bool = False
     """The sampler asks for the unconditional prediction too, also where guidance is off."""
     model: str = ""
+    canvas: Canvas | None = None
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def prompts(self) -> tuple[str | None, ...]:
         """The prompts that queries are evaluated with."""
         if math.isclose(self.cfg, 1.0) and not self.always_both:
             return (self.positive,)
@@ -46,12 +56,12 @@ class ClassifierFreeGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read them."""
-        return tuple(PromptKey(self.model, prompt) for prompt in self.prompts)
+        return tuple(PromptKey(self.model, prompt, self.canvas) for prompt in self.prompts)
 
     def expand(self, query: Query) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, PromptKey(self.model, prompt)) for prompt in prompts]
+        return [Row(query.x, query.level, PromptKey(self.model, prompt, self.canvas)) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -59,3 +69,36 @@ class ClassifierFreeGuidance(NamedTuple):
             return DenoisedPrediction(denoised[0])
         negative, positive = denoised
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
+
+
+class EmbeddedGuidance(NamedTuple):
+    """Guidance that was distilled into the model: it is told the scale, and asked once (Meng et al. 2023)."""
+
+    scale: float
+    positive: str
+    model: str
+    canvas: Canvas | None = None
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        """The prompt that queries are evaluated with."""
+        return (self.positive,)
+
+    @property
+    def prompt_keys(self) -> tuple[PromptKey, ...]:
+        """The same with the model whose text encoders read it."""
+        return (PromptKey(self.model, self.positive, self.canvas),)
+
+    def expand(self, query: Query) -> list[Row]:
+        """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
+        if query.unconditional:
+            raise ValueError("a model with embedded guidance has no unconditional prediction")
+        return [Row(query.x, query.level, self.prompt_keys[0], self.scale)]
+
+    def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
+        """The answer to `expand`."""
+        return DenoisedPrediction(denoised[0])
+
+
+Guidance = ClassifierFreeGuidance | EmbeddedGuidance
+"""How a participant is guided."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -21,7 +21,7 @@ class Participant:
     """The base or a region: what it asks for, and how it steps."""
 
     name: str
-    guidance: ClassifierFreeGuidance
+    guidance: Guidance
     solver: Solver[Any]
 
 

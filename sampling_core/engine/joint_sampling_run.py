@@ -11,7 +11,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state as written
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
-from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise
@@ -87,7 +87,12 @@ class Joint:
         hidden = self._steps_without_base()
         if hidden:
             found.append(f"in {hidden} of {self.steps} steps the regions cover the canvas: the base is not evaluated")
-        unguided = [p.name for p in self.plan.participants if len(p.guidance.prompts) == 1]
+        participants = self.plan.participants
+        unguided = [
+            p.name
+            for p in participants
+            if isinstance(p.guidance, ClassifierFreeGuidance) and len(p.guidance.prompts) == 1
+        ]
         if unguided:
             found.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
         return found

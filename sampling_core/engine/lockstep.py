@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query, Step
 
 K = TypeVar("K")
@@ -13,7 +13,7 @@ Y = TypeVar("Y")
 A = TypeVar("A")
 R = TypeVar("R")
 
-Request = tuple[Query, ClassifierFreeGuidance]
+Request = tuple[Query, Guidance]
 """What a solver asks, and how the answer is guided."""
 
 RunStep = Generator[Mapping[int, Request], Mapping[int, DenoisedPrediction], R]
@@ -39,7 +39,7 @@ def lockstep(steps: Mapping[K, Generator[Y, A, R]]) -> Generator[dict[K, Y], Map
     return done
 
 
-def guided(step: Step[Any], guidance: ClassifierFreeGuidance) -> Generator[Request, DenoisedPrediction, Any]:
+def guided(step: Step[Any], guidance: Guidance) -> Generator[Request, DenoisedPrediction, Any]:
     """A solver's step whose queries say how their answers are guided."""
     try:
         query = next(step)

@@ -38,16 +38,18 @@ from prefect_regional_diffusion.sampling_core.names import (
 class ParticipantSettings(NamedTuple):
     """What the base or a region is sampled with.
 
-    `negative_prompt` is empty where guidance is off, as it is not evaluated there.
+    `negative_prompt` is empty where guidance is off, as it is not evaluated there; None is no prompt at all. With
+    `embedded`, the model is told `cfg` and evaluates one prompt. Both follow from the model: see `fit_to_models`.
     """
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     sampler: SamplerName
     scheduler: SchedulerName
     cfg: float
     model: str
     sigma_factor: float
+    embedded: bool = False
 
 
 class MaskFile(NamedTuple):

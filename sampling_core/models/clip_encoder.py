@@ -19,8 +19,8 @@ class CLIPTextEncoder:
         self._tokenizer = tokenizer
 
     @torch.inference_mode()
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str | None) -> Conditioning:
         """`prompt_embeds` [1, tokens, features], float32 on the CPU."""
-        tokens = torch.tensor([self._tokenizer.ids(prompt)], device=self._encoder.device)
+        tokens = torch.tensor([self._tokenizer.ids(prompt or "")], device=self._encoder.device)
         hidden: Tensor = self._encoder(tokens)[0]
         return Conditioning({PROMPT_EMBEDS: hidden.float().cpu().clone()})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from prefect_regional_diffusion.sampling_core.models.component import TRANSFORMERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.configurations import (
     Count,
     NetworkConfiguration,
@@ -84,7 +85,7 @@ class CLIPTextModel(NetworkConfiguration):
     NOTES: ClassVar[frozenset[str]] = _OF_GENERATION | {
         *("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"),
         *("initializer_factor", "initializer_range", "projection_dim", "dropout"),
-        # Where the pooled embedding is taken from, which Stable Diffusion does not use.
+        # Where a pooled embedding is taken from, which not all encoders are asked for.
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 
@@ -114,3 +115,42 @@ class CLIPTextModel(NetworkConfiguration):
     def spelled(name: str) -> str:
         """Releases of transformers differ in whether there is a prefix."""
         return name.removeprefix("text_model.")
+
+
+class PooledCLIPTextModel(CLIPTextModel):
+    """One whose pooled embedding is used: the state of the last layer at the first token that ends the text."""
+
+    NOTES: ClassVar[frozenset[str]] = CLIPTextModel.NOTES - {"eos_token_id"}
+
+    eos_token_id: Annotated[int, Field(ge=0, lt=2**20)] = 49407
+
+
+class CLIPTextModelWithProjection(PooledCLIPTextModel):
+    """One whose pooled embedding is projected to a width of its own."""
+
+    NOTES: ClassVar[frozenset[str]] = PooledCLIPTextModel.NOTES - {"projection_dim"}
+
+    projection_dim: Width = 512
+
+    def edges(self) -> dict[str, Shape]:
+        return super().edges() | {"text_projection.weight": (self.projection_dim, self.hidden_size)}
+
+
+def clip_text_network(configuration: CLIPTextModel) -> Any:
+    """The network, with random weights; with a projection if the configuration has one."""
+    from transformers.models.clip import modeling_clip
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+
+    projects = isinstance(configuration, CLIPTextModelWithProjection)
+    network = modeling_clip.CLIPTextModelWithProjection if projects else modeling_clip.CLIPTextModel
+    values: dict[str, Any] = configuration.model_dump() | {"attn_implementation": "sdpa"}
+    return network(CLIPTextConfig(**values))
+
+
+CLIP_TEXT = Component(Class("transformers", ("CLIPTextModel",)), TRANSFORMERS_STEM, CLIPTextModel, clip_text_network)
+CLIP_TEXT_WITH_PROJECTION = Component(
+    Class("transformers", ("CLIPTextModelWithProjection",)),
+    TRANSFORMERS_STEM,
+    CLIPTextModelWithProjection,
+    clip_text_network,
+)

@@ -14,6 +14,15 @@ from torch import Tensor
 PROMPT_EMBEDS = "prompt_embeds"
 """What UNets and most transformers attend to: [r, tokens, features]."""
 
+POOLED_PROMPT_EMBEDS = "pooled_prompt_embeds"
+"""One vector for a whole prompt: [r, features]."""
+
+TIME_IDS = "time_ids"
+"""Numbers that are embedded like a time: [r, numbers]."""
+
+GUIDANCE = "guidance"
+"""The scale that a model with embedded guidance is told: [r], float32. It belongs to a row and not to its prompt."""
+
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 """Name, type and shape without the row axis of each tensor, by name: conditionings of one layout can be stacked."""
 
@@ -47,6 +56,12 @@ class Conditioning:
     def repeated(self, rows: int) -> Conditioning:
         """The one row of this conditioning, so many times. No memory is copied."""
         return Conditioning({name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+
+    def joined(self, other: Conditioning) -> Conditioning:
+        """The tensors of both, which have as many rows. Raises ValueError for a name that both have."""
+        if self.tensors.keys() & other.tensors.keys():
+            raise ValueError("conditionings that are joined have tensors of different names")
+        return Conditioning({**self.tensors, **other.tensors})
 
     def rows(self, part: slice) -> Conditioning:
         """Some of the rows, as views."""

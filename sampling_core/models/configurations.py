@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +23,13 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 """Channels, features, heads."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
+Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
+Layers = Annotated[int, Field(ge=1, le=32)]
+PerLevel = Annotated[list[Width], Field(min_length=1, max_length=8)]
+Kernel = Literal[1, 3, 5, 7]
+PixelCount = Annotated[int, Field(ge=1, le=8192)]
+OF_DIFFUSERS = frozenset({"_diffusers_version", "_name_or_path", "_use_default_values"})
+"""Notes that diffusers writes into every configuration."""
 C = TypeVar("C", bound="Configuration")
 
 
@@ -85,6 +92,12 @@ class NetworkConfiguration(Configuration):
     def spelled(name: str) -> str:
         """The name that a tensor has now; files have those of the release that wrote them."""
         return name
+
+
+def check_levels(levels: int, *given: object) -> None:
+    """Raise ValueError for a list that has not one item for each level of a network."""
+    if any(isinstance(items, list) and len(items) != levels for items in given):
+        raise ValueError(f"lists of {levels} items each, as many as block_out_channels has")
 
 
 def _said(error: ValidationError) -> str:

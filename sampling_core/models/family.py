@@ -16,12 +16,20 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.names import SamplerName, SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage, Rows
 
 Part = Literal["text_encoder", "denoiser", "autoencoder"]
 """What is loaded and let go by itself. Several text encoders of one model are one part."""
+
+GuidanceKind = Literal["cfg", "embedded", "none"]
+"""How a model follows prompts more strictly: with a second row under a negative prompt; told the scale as an input
+(`GUIDANCE` of a conditioning), with one row; or not at all, because it was distilled at one scale."""
+
+EmptyNegative = Literal["encoded", "none"]
+"""What an empty negative prompt is: a prompt like any other, or none, for which the family has a stand-in."""
 
 
 class Canvas(NamedTuple):
@@ -62,6 +70,16 @@ def _by_channel(values: tuple[float, ...], latent: Latent) -> float | torch.Tens
     return torch.tensor(values, dtype=latent.dtype, device=latent.device)[:, None, None]
 
 
+class Defaults(NamedTuple):
+    """What suits a model where a job says nothing."""
+
+    width: int
+    height: int
+    cfg: float
+    sampler: SamplerName
+    scheduler: SchedulerName
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model before its weights are read."""
@@ -79,6 +97,9 @@ class Facts:
     """Tokens of a prompt that are read, begin and end not counted."""
     trained_pixels: int
     """Edge of the canvases that the model was trained on."""
+    defaults: Defaults
+    guidance: GuidanceKind = "cfg"
+    empty_negative: EmptyNegative = "encoded"
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,11 @@ class Reading:
 class TextEncoder(Protocol):
     """All text encoders of a model, loaded."""
 
-    def encode(self, prompt: str) -> Conditioning:
-        """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`."""
+    def encode(self, prompt: str | None) -> Conditioning:
+        """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`.
+
+        None is an empty negative prompt of a family in which that is no prompt at all (`Facts.empty_negative`).
+        """
         ...
 
 
@@ -103,7 +127,13 @@ class TextEncoder(Protocol):
 class Denoiser(Protocol):
     """A network that answers a batch of rows, each at its own level, with denoised predictions."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows: ...
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+        """The clean latents [r, c, h, w] that the network believes in.
+
+        `conditioning` has the tensors of the text encoder and of `Checkpoint.canvas_conditioning`, and `GUIDANCE` if
+        the model is told its scale.
+        """
+        ...
 
 
 @runtime_checkable
@@ -150,8 +180,15 @@ class Checkpoint(Protocol):
         """SHA-256 over everything that is read: two models with the same one draw the same pictures."""
         ...
 
-    def noise_schedule(self, canvas: Canvas) -> ModelLevels:
-        """The noise levels that the model knows for pictures of this size; families of flow models shift them by it."""
+    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+        """What the denoiser is told of a canvas beside the prompt: one row, or no tensors. Not stored."""
+        ...
+
+    def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
+        """The noise levels that the model knows for pictures of this size, drawn in so many steps.
+
+        Families of flow models shift them by one or by both.
+        """
         ...
 
     def working_numbers(self, canvas: Canvas, rows: int) -> int:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.diffusers_folder import INDEX
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
 from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
-
-INDEX = "model_index.json"
 
 
 def open_folder(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
@@ -43,8 +42,8 @@ def _opened(path: Path, files: ModelFiles) -> Checkpoint:
     return FAMILIES[pipeline](path, files)
 
 
-def check_alike(models: Mapping[str, str], checkpoints: Mapping[str, Checkpoint], canvas: Canvas) -> None:
-    """Raise ModelError for a model whose latents, or whose noise levels on this canvas, are not the first one's.
+def check_alike(models: Mapping[str, str], checkpoints: Mapping[str, Checkpoint], canvas: Canvas, steps: int) -> None:
+    """Raise ModelError for a model whose latents, or whose noise levels for this work, are not the first one's.
 
     `models` is field -> name, the job's own first; `checkpoints` is by name.
     """
@@ -55,7 +54,7 @@ def check_alike(models: Mapping[str, str], checkpoints: Mapping[str, Checkpoint]
             own, wanted = getattr(other.facts, what), getattr(first.facts, what)
             if own != wanted:
                 raise ModelError(field, f"{name} ({what} {own})", f"a model with the same latents ({what} {wanted})")
-        if other.noise_schedule(canvas).sigmas != first.noise_schedule(canvas).sigmas:
+        if other.noise_schedule(canvas, steps).sigmas != first.noise_schedule(canvas, steps).sigmas:
             raise ModelError(
                 field, name, f"a model with the noise levels of the job's own at {canvas.width} x {canvas.height}"
             )

@@ -24,11 +24,13 @@ T = TypeVar("T")
 class NetworkSource:
     """What a network is made of: `weights` are what the files hold, under names that `spelled` gives the network's too.
 
-    `part` is what errors call it. `build` imports the library, and makes the network on the device of its context.
+    `part` is its folder, and what errors call it; its weight files begin with `stem`. `build` imports the library, and
+    makes the network on the device of its context.
     """
 
     files: ModelFiles
     part: str
+    stem: str
     weights: Weights
     spelled: Callable[[str], str]
     build: Callable[[], Any]

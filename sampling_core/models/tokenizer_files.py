@@ -11,10 +11,11 @@ from pydantic import Field
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
 from prefect_regional_diffusion.sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
 
-TOKENIZER = "tokenizer/tokenizer.json"
-CONFIGURATION = "tokenizer/tokenizer_config.json"
-VOCABULARY, MERGES = "tokenizer/vocab.json", "tokenizer/merges.txt"
-SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json"
+TOKENIZER, CONFIGURATION = "tokenizer.json", "tokenizer_config.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
+CLIP_TOKENIZER_FILES = (TOKENIZER, CONFIGURATION, VOCABULARY, MERGES, SPECIAL_TOKENS, ADDED_TOKENS)
+"""All that are read of a tokenizer's folder."""
 
 MOST_ADDED_TOKENS = 10_000
 
@@ -138,26 +139,29 @@ class TokenizerFiles:
     """Tokens that the model is given for a prompt, begin and end included, if it has as many positions."""
 
 
-def read_tokenizer(files: ModelFiles) -> TokenizerFiles:
-    """Read and check the files of a tokenizer, and join them as transformers 5 does. Raises ModelError."""
-    configuration = TokenizerConfiguration.read(files, CONFIGURATION)
+def read_tokenizer(files: ModelFiles, folder: str) -> TokenizerFiles:
+    """Read and check the files in a tokenizer's folder, and join them as transformers 5 does. Raises ModelError."""
+    tokenizer, vocab, special_tokens, added_tokens = (
+        f"{folder}/{name}" for name in (TOKENIZER, VOCABULARY, SPECIAL_TOKENS, ADDED_TOKENS)
+    )
+    configuration = TokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
     whole = None
-    if TOKENIZER in files:
-        whole = TokenizerFile.checked(files.mapping(TOKENIZER, MOST_TOKENIZER_BYTES), files, TOKENIZER)
-        vocabulary, merges = whole.model.vocab, _pairs(files, TOKENIZER, whole.model.merges)
+    if tokenizer in files:
+        whole = TokenizerFile.checked(files.mapping(tokenizer, MOST_TOKENIZER_BYTES), files, tokenizer)
+        vocabulary, merges = whole.model.vocab, _pairs(files, tokenizer, whole.model.merges)
     else:
-        found = {"vocab": files.mapping(VOCABULARY, MOST_TOKENIZER_BYTES)}
-        vocabulary = Vocabulary.checked(found, files, VOCABULARY).vocab
-        merges = _pairs(files, MERGES, _lines(files))
-    special = SpecialTokens.read(files, SPECIAL_TOKENS) if SPECIAL_TOKENS in files else SpecialTokens()
+        found = {"vocab": files.mapping(vocab, MOST_TOKENIZER_BYTES)}
+        vocabulary = Vocabulary.checked(found, files, vocab).vocab
+        merges = _pairs(files, f"{folder}/{MERGES}", _lines(files, f"{folder}/{MERGES}"))
+    special = SpecialTokens.read(files, special_tokens) if special_tokens in files else SpecialTokens()
     if configuration.added_tokens_decoder is not None:
         # It holds all that the older files do.
-        numbered = _numbered(files, configuration.added_tokens_decoder)
+        numbered = _numbered(files, folder, configuration.added_tokens_decoder)
         special = SpecialTokens()
     else:
         older = (
-            AddedTokens.checked({"tokens": files.mapping(ADDED_TOKENS)}, files, ADDED_TOKENS).tokens
-            if (ADDED_TOKENS in files)
+            AddedTokens.checked({"tokens": files.mapping(added_tokens)}, files, added_tokens).tokens
+            if (added_tokens in files)
             else {}
         )
         numbered = _older(older, configuration, special)
@@ -195,9 +199,11 @@ _NAMED = {
 """CLIP's own, in the order in which they are added."""
 
 
-def _numbered(files: ModelFiles, tokens: Mapping[str, Token]) -> dict[int, Token]:
+def _numbered(files: ModelFiles, folder: str, tokens: Mapping[str, Token]) -> dict[int, Token]:
     if not all(number.isdecimal() and number.isascii() and len(number) < 8 for number in tokens):
-        raise files.refusal(f"a folder whose added tokens are numbered ({CONFIGURATION}: added_tokens_decoder)")
+        raise files.refusal(
+            f"a folder whose added tokens are numbered ({folder}/{CONFIGURATION}: added_tokens_decoder)"
+        )
     return {int(number): token for number, token in tokens.items()}
 
 
@@ -222,11 +228,11 @@ def _token(token: str | Token) -> Token:
     return Token(content=token, special=True, normalized=False) if isinstance(token, str) else token
 
 
-def _lines(files: ModelFiles) -> list[str]:
+def _lines(files: ModelFiles, name: str) -> list[str]:
     try:
-        text = files.read(MERGES, MOST_TOKENIZER_BYTES).decode("utf-8")
+        text = files.read(name, MOST_TOKENIZER_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise files.refusal(f"a folder with a readable {MERGES} (not UTF-8)") from error
+        raise files.refusal(f"a folder with a readable {name} (not UTF-8)") from error
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
 
 

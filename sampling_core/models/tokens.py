@@ -55,22 +55,22 @@ class PromptTokenizer:
         return {word for word in known if len(word) > 1 or word == "a"}
 
 
-def open_tokenizer(files: ModelFiles, positions: int, embeddings: int) -> PromptTokenizer:
-    """The tokenizer of a model folder, for a text encoder of so many positions and so many tokens.
+def open_tokenizer(files: ModelFiles, folder: str, encoder: str, positions: int, embeddings: int) -> PromptTokenizer:
+    """The tokenizer in a folder, for the text encoder in another one, of so many positions and so many tokens.
 
     Raises ModelError.
     """
-    found = read_tokenizer(files)
+    found = read_tokenizer(files, folder)
     if found.unknown not in found.vocabulary:
         # It would be missed only when a prompt has a letter that the vocabulary has not.
-        raise files.refusal(f"a folder whose tokenizer's vocabulary has its unk_token ({found.unknown!r:.60})")
+        raise files.refusal(f"a folder whose {folder}'s vocabulary has its unk_token ({found.unknown!r:.60})")
     try:
         tokenizer = _built(found)
     except Exception as error:
-        raise files.refusal(f"a folder whose tokenizer can be built ({' '.join(str(error).split())[:120]})") from error
+        raise files.refusal(f"a folder whose {folder} can be built ({' '.join(str(error).split())[:120]})") from error
     most = max([*found.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
     if most >= embeddings:
-        raise files.refusal(f"a folder whose tokenizer has at most text_encoder's {embeddings} tokens (one is {most})")
+        raise files.refusal(f"a folder whose {folder} has at most {encoder}'s {embeddings} tokens (one is {most})")
     texts = {token.content for token in found.added}
     several = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
     if several is not None:

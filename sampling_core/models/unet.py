@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
+from prefect_regional_diffusion.sampling_core.models.conditioning import (
+    POOLED_PROMPT_EMBEDS,
+    PROMPT_EMBEDS,
+    TIME_IDS,
+    Conditioning,
+)
+from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
+
+_ADDED = {POOLED_PROMPT_EMBEDS: "text_embeds", TIME_IDS: "time_ids"}
+"""Tensors beside the prompt's own, and what the network calls them."""
 
 
 class UNetDenoiser:
@@ -25,22 +34,13 @@ class UNetDenoiser:
         network_dtype, device = self._unet.dtype, self._unet.device
         sigma = torch.tensor([level.sigma for level in levels], dtype=torch.float32)[:, None, None, None].to(x.device)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
+        told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
+        added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
         output: Tensor = self._unet(
             scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
             timesteps,
-            encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, network_dtype),
+            encoder_hidden_states=told[PROMPT_EMBEDS],
+            added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
         return denoised(x, output.to(x.device, torch.float32), sigma, self._levels.prediction).clone()
-
-
-def scaled_input(x: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
-    """What the network is shown: unit variance for models trained on betas (EDM table 1, `c_in`)."""
-    return x if prediction == "flow" else x / (sigma**2 + 1).sqrt()
-
-
-def denoised(x: Rows, output: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
-    """The clean latent that a network output stands for (EDM table 1; v: Salimans & Ho 2022, appendix D)."""
-    if prediction == "v_prediction":
-        return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
-    return x - sigma * output

@@ -18,8 +18,8 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Confi
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 
 MOST_HEADER_BYTES = 2**23
-MOST_BYTES = 2**34
-"""Of all files of one part: four times what the largest part of Stable Diffusion has."""
+MOST_BYTES = 2**37
+"""Of all files of one part, as 32 bits a number: what FLUX.2 has, the largest of the open models."""
 _NUMBERS = ("F64", "F32", "F16", "BF16")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
 

@@ -19,9 +19,14 @@ from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
-INERT: dict[type, set[str]] = {Region: {"name"}, ResolvedRegion: {"name", "inherited"}, ResolvedMask: {"field"}}
-"""Fields that change no picture, by type. Every other field of a resolved job is hashed: by `canonical_job`, in a form
-of its own or else as it stands."""
+INERT: dict[type, set[str]] = {
+    Region: {"name"},
+    ResolvedRegion: {"name", "inherited"},
+    ResolvedMask: {"field"},
+    ParticipantSettings: {"embedded"},
+}
+"""Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
+`canonical_job`, in a form of its own or else as it stands."""
 
 
 def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _settings(
     settings: ParticipantSettings, digests: Mapping[str, str], unused: Collection[str] = ()
 ) -> dict[str, Any]:
     model = digests.get(settings.model, settings.model)
-    return _as_they_stand(settings._asdict(), unused) | {"model": model}
+    return _as_they_stand(settings._asdict(), {*unused, *INERT[ParticipantSettings]}) | {"model": model}
 
 
 def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]) -> dict[str, Any]:

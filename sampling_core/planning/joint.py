@@ -6,20 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.engine.joint_run import InpaintConstraint, Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.region_weights import (
     by_order,
     by_weight,
     hard_partition,
     stack_below,
 )
-from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
+from prefect_regional_diffusion.sampling_core.planning.guidance_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Noise
@@ -38,7 +37,10 @@ def joint(
     shape = (batch, channels, rows, columns)
     sigma_levels = sigma_schedule(levels, job.base.scheduler, job.steps, job.denoise)
     names = ("base", *(region.name for region in job.regions))
-    participants = tuple(_participant(*named) for named in zip(names, job.participants, strict=True))
+    participants = tuple(
+        Participant(name, guidance_of(settings, job), SOLVERS[settings.sampler])
+        for name, settings in zip(names, job.participants, strict=True)
+    )
     kinds = [_kind(settings.sampler) for settings in job.participants]
     stages = _stages(job, masks, kinds, sigma_levels, shape)
     noise = _initial_noise(job, masks, shape)
@@ -46,12 +48,6 @@ def joint(
     known = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, drawn)
     plan = Plan(sigma_levels, stages, participants, levels, _noise(job, shape, sigma_levels), known)
     return Joint(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
-
-
-def _participant(name: str, settings: ParticipantSettings) -> Participant:
-    sampler, model = settings.sampler, settings.model
-    guidance = ClassifierFreeGuidance(settings.cfg, settings.prompt, settings.negative_prompt, sampler in CFG_PP, model)
-    return Participant(name, guidance, SOLVERS[sampler])
 
 
 def _kind(sampler: str) -> str:

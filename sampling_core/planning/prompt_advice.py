@@ -18,7 +18,8 @@ _LONGEST = 60
 
 class _Prompt(NamedTuple):
     field: str
-    key: PromptKey
+    model: str
+    prompt: str
 
 
 def prompt_warnings(job: ResolvedJob, used: Collection[PromptKey], models: Mapping[str, Checkpoint]) -> list[str]:
@@ -28,17 +29,18 @@ def prompt_warnings(job: ResolvedJob, used: Collection[PromptKey], models: Mappi
     nobody's loss. `models` are by name.
     """
     found: list[str] = []
-    for field, key in _prompts(job):
-        if key in used:
-            model = models[key.model]
-            read = model.reading(key.prompt)
+    evaluated = {(key.model, key.prompt) for key in used}
+    for field, name, prompt in _prompts(job):
+        if (name, prompt) in evaluated:
+            model = models[name]
+            read = model.reading(prompt)
             if read.tokens > read.most:
-                last = one_line(" ".join(key.prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
+                last = one_line(" ".join(prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
                 found.append(
                     f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
                     f'"... {last}", and ignores the rest'
                 )
-            unknown = model.unknown_words(key.prompt) if model.path == EMBEDDED else []
+            unknown = model.unknown_words(prompt) if model.path == EMBEDDED else []
             if unknown:
                 number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
                 shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
@@ -55,4 +57,4 @@ def _prompts(job: ResolvedJob) -> list[_Prompt]:
         negative = "negative_prompt" if "negative_prompt" in region.inherited else f"regions.{i}.negative_prompt"
         prompts.append((f"regions.{i}.prompt", settings.model, settings.prompt))
         prompts.append((negative, settings.model, settings.negative_prompt))
-    return list(dict.fromkeys(_Prompt(field, PromptKey(model, prompt)) for field, model, prompt in prompts))
+    return list(dict.fromkeys(_Prompt(field, model, prompt) for field, model, prompt in prompts if prompt is not None))

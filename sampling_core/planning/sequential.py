@@ -15,7 +15,6 @@ from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
 )
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, Sequential
 from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import two_advanced_samplers, two_samplers
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     MaskGridNKSamplersAdvanced,
@@ -25,8 +24,8 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
 )
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
-from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
+from prefect_regional_diffusion.sampling_core.planning.guidance_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent
 
@@ -54,7 +53,7 @@ def _calls(
     job: ResolvedJob, shape: Shape, masks: Sequence[AnyMask], cell: int
 ) -> tuple[list[KSamplerCall], tuple[LatentBox, ...]]:
     """What the node asks of its samplers, and the cells that its result is cut into: none, if it is one picture."""
-    node, index, base = job.node, job.batch_index or None, _config(job.base)
+    node, index, base = job.node, job.batch_index or None, _config(job.base, job)
     match node:
         case RegionalSampler():
             return regional_sampler(
@@ -113,7 +112,11 @@ def _calls(
 def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[RegionalPrompt]:
     return [
         RegionalPrompt(
-            _config(region.settings), mask, region.variation_seed, region.variation_strength, region.variation_method
+            _config(region.settings, job),
+            mask,
+            region.variation_seed,
+            region.variation_strength,
+            region.variation_method,
         )
         for region, mask in zip(job.regions, masks, strict=True)
     ]
@@ -121,12 +124,8 @@ def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[Region
 
 def _inside(job: ResolvedJob) -> SamplerConfig:
     """What is sampled with under the mask of a node that has a single one."""
-    return _config(job.regions[0].settings)
+    return _config(job.regions[0].settings, job)
 
 
-def _config(settings: ParticipantSettings) -> SamplerConfig:
-    sampler = settings.sampler
-    guidance = ClassifierFreeGuidance(
-        settings.cfg, settings.prompt, settings.negative_prompt, sampler in CFG_PP, settings.model
-    )
-    return SamplerConfig(sampler, settings.scheduler, guidance, settings.sigma_factor)
+def _config(settings: ParticipantSettings, job: ResolvedJob) -> SamplerConfig:
+    return SamplerConfig(settings.sampler, settings.scheduler, guidance_of(settings, job), settings.sigma_factor)

@@ -24,6 +24,10 @@ BetaSchedule = Literal["scaled_linear", "linear"]
 BETA_SCHEDULES: dict[str, BetaSchedule] = {"scaled_linear": "scaled_linear", "linear": "linear"}
 
 
+LEAST_KEPT = 4.8973451890853435e-08
+"""ComfyUI's stand-in for a share of 0 that is left of the picture, which gives a sigma of 4519."""
+
+
 class Level(NamedTuple):
     """One noise level: a latent here is `alpha * clean + sigma * noise`."""
 
@@ -107,13 +111,23 @@ def beta_levels(
     beta_end: float = 0.012,
     timesteps: int = 1000,
     schedule: BetaSchedule = "scaled_linear",
+    *,
+    zero_terminal_snr: bool = False,
 ) -> ModelLevels:
-    """Levels of a model trained with DDPM betas (Ho et al. 2020); `scaled_linear` is Stable Diffusion's."""
+    """Levels of a model trained with DDPM betas (Ho et al. 2020); `scaled_linear` is Stable Diffusion's.
+
+    With `zero_terminal_snr`, the betas were rescaled until nothing is left of the picture at the last level (Lin et al.
+    2024, algorithm 1). Its sigma would be infinite, and is what ComfyUI puts in its place.
+    """
     if schedule == "scaled_linear":
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
     else:
         betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     kept = torch.cumprod(1 - betas, dim=0)
+    if zero_terminal_snr:
+        root = kept.sqrt()
+        kept = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        kept[-1] = LEAST_KEPT
     # The network was trained on float32 levels; a timestep is looked up among exactly those.
     sigmas = ((1 - kept) / kept).sqrt()
     return ModelLevels(tuple(sigmas.float().tolist()), prediction, tuple(sigmas.log().float().tolist()))

@@ -11,10 +11,11 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.folder import check_alike
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
+from prefect_regional_diffusion.sampling_core.planning.guidance_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
 from prefect_regional_diffusion.sampling_core.planning.region_masks import protected_pixels, region_masks
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
@@ -44,6 +45,11 @@ class JobInputs:
     warnings: list[str]
 
     @property
+    def facts(self) -> dict[str, Facts]:
+        """What is known of the models, by model."""
+        return {name: folder.facts for name, folder in self.folders.items()}
+
+    @property
     def bytes(self) -> int:
         """Of the tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
@@ -57,7 +63,8 @@ def drawn_masks() -> DrawnMasks:
 
 def inputs_key(job: ResolvedJob) -> Hashable:
     """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
-    canvas = (job.composition, job.width, job.height)
+    # Whether several models have the same noise levels may depend on the steps.
+    canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
     return (canvas, job.masks, job.protect, job.init_image, job.init_fit, tuple(job.models_by_field.items()))
 
 
@@ -67,7 +74,8 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     for field, name in job.models_by_field.items():
         if name not in folders:
             folders[name] = open_model(name, field)
-    check_alike(job.models_by_field, folders, canvas_of(job))
+    check_alike(job.models_by_field, folders, canvas_of(job), job.steps)
+    fit_to_models(job, {name: folder.facts for name, folder in folders.items()})
     facts = folders[job.base.model].facts
     cell = facts.vae_scale_factor
     check_canvas(job, facts.pixel_multiple)

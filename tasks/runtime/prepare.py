@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
+from prefect_regional_diffusion.sampling_core.planning.guidance_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -75,6 +76,7 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     check_size(job, resolved)
     inputs = inputs_of(resolved)
     folder = inputs.folders[resolved.base.model]
+    resolved = fit_to_models(resolved, inputs.facts)
     # The inputs may have been read for a job with fewer pictures.
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
@@ -98,5 +100,5 @@ def composed(
     masks = [inputs[f"{i}"] for i in range(len(job.masks))]
     protected = inputs.get("protected")
     lattice = None if protected is None else to_lattice(protected, folders[job.base.model].facts.vae_scale_factor)
-    levels = {name: folder.noise_schedule(canvas_of(job)) for name, folder in folders.items()}
+    levels = {name: folder.noise_schedule(canvas_of(job), job.steps) for name, folder in folders.items()}
     return compose(job, levels, clean, masks, lattice)

@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
-from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT, canvas_of
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
@@ -138,7 +138,7 @@ class RenderContext:
         return model_cache.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
-        """Key of an encoded prompt."""
+        """Key of an encoded prompt, whatever canvas it is for."""
         return keys.prompt(content_hash([FORMAT, self.model_keys[prompt.model].digest, self.numerics, prompt.prompt]))
 
     def prompt_specs(self, prompt: PromptKey) -> Specs:
@@ -147,11 +147,13 @@ class RenderContext:
 
     @cached_property
     def conditionings(self) -> dict[PromptKey, Conditioning]:
-        """All encoded prompts of the run. Raises StoreError if one is nowhere."""
-        return {
-            prompt: Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
-            for prompt in self.composition.prompts
-        }
+        """What the models are told of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
+        found: dict[PromptKey, Conditioning] = {}
+        for prompt in self.composition.prompts:
+            encoded = Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
+            of_canvas = self.folders[prompt.model].canvas_conditioning(canvas_of(self._prepared.resolved))
+            found[prompt] = encoded.joined(of_canvas)
+        return found
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:
         return self._remembered.get(key) or self._read(key, specs)

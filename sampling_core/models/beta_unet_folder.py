@@ -1,0 +1,75 @@
+"""Folders with a UNet that was trained on betas, and a KL autoencoder: what Stable Diffusion 1, 2 and XL have alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
+from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Reading
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
+from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+
+
+@dataclass(frozen=True)
+class BetaUNetFolder(DiffusersFolder):
+    """A checked folder; `tokenizers` are those of its text encoders, in their order."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    tokenizers: tuple[PromptTokenizer, ...]
+    levels: ModelLevels
+
+    def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
+        """The levels that the betas give, whatever is drawn."""
+        return self.levels
+
+    def working_numbers(self, canvas: Canvas, rows: int) -> int:
+        """A rough estimate of the larger of one forward of so many rows and the decoding of one picture.
+
+        The embedded model keeps 14 first-level maps alive in a forward and 5.5 in the decoder (tensors
+        counted while it ran). Larger models have attention and more layers on that level, so the
+        factors here are higher; expect the right order of magnitude and no more.
+        """
+        cells = (canvas.width // self.vae.vae_scale_factor) * (canvas.height // self.vae.vae_scale_factor)
+        forward = rows * cells * self.unet.block_out_channels[0] * 24
+        decoding = canvas.width * canvas.height * self.vae.block_out_channels[0] * 8
+        return max(forward, decoding)
+
+    def reading(self, prompt: str) -> Reading:
+        """How much of a prompt the text encoder reads that reads the least of it."""
+        return min((tokenizer.reading(prompt) for tokenizer in self.tokenizers), key=lambda reading: reading.end)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt, each once, that are no token of their own."""
+        return self.tokenizers[0].unknown_words(prompt)
+
+    def load_denoiser(self, device: str, dtype: torch.dtype) -> UNetDenoiser:
+        """Read the UNet's weights. Raises ModelError."""
+        return UNetDenoiser(self.load("unet", device, dtype), self.levels)
+
+    def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
+        """Read the autoencoder's weights. Raises ModelError."""
+        return KLAutoencoder(self.load("vae", device, dtype), self.vae.latent_affine)
+
+
+def check_widths(files: ModelFiles, unet: UNet2DConditionModel, vae: AutoencoderKL, encoders: Sequence[int]) -> None:
+    """Raise ModelError for parts that do not fit together. `encoders` are the widths of the text encoders."""
+    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+        raise files.refusal(
+            f"a unet that reads and writes the latents of its vae ({unet.in_channels} and {unet.out_channels} "
+            f"channels, {vae.latent_channels} in vae/config.json)"
+        )
+    widths = unet.cross_attention_dim if isinstance(unet.cross_attention_dim, list) else [unet.cross_attention_dim]
+    if set(widths) != {sum(encoders)}:
+        raise files.refusal(
+            f"a unet that reads its text_encoder (cross_attention_dim {widths[0]}, "
+            f"hidden_size {' + '.join(map(str, encoders))})"
+        )

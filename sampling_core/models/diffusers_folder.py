@@ -1,0 +1,99 @@
+"""A diffusers folder: its index, the components that it is made of, and what all families do alike with their files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.component import Class
+from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
+from prefect_regional_diffusion.sampling_core.models.family import Part
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+
+INDEX = "model_index.json"
+Library = Annotated[list[str | None], Field(min_length=2, max_length=2)]
+"""Library and class of a component; both null if the model has none."""
+
+
+class ModelIndex(Configuration):
+    """The components of a model. What is no family's business is not loaded, whatever class it names."""
+
+    NOTES: ClassVar[frozenset[str]] = frozenset({"_diffusers_version", "_name_or_path"})
+
+    scheduler: Library
+
+
+SCHEDULER = Class("diffusers", ("*Scheduler",))
+"""Any: it is read for its numbers alone, and never loaded."""
+CLIP_TOKENIZER = Class("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
+SCHEDULER_FILES = ("scheduler_config.json",)
+"""Files of the scheduler's folder that are read."""
+
+
+def check_classes(index: ModelIndex, files: ModelFiles, known: Mapping[str, Class]) -> None:
+    """Raise ModelError for a component of another class than is known here, or from another library.
+
+    An index may name any class, and code of its own: `known` are all that are loaded, by field of the index.
+    """
+    for name, (library, classes) in known.items():
+        found = getattr(index, name)
+        of_class = found[1] or ""
+        fits = found[0] == library and any(fnmatchcase(of_class, one) for one in classes)
+        if not fits or not of_class.isidentifier():
+            allowed = f"{library} {' or '.join(classes)} (code that comes with a model is not run)"
+            raise ModelError("model", f"{files.model} ({name} {found})", allowed)
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A checked folder: what its weight files hold, by folder of a component. Families derive from it."""
+
+    PARTS: ClassVar[Mapping[Part, tuple[str, ...]]]
+    """The folders of each part."""
+    READ: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Files that are read beside weights and their configurations, by folder."""
+
+    path: Path
+    files: ModelFiles
+    networks: Mapping[str, NetworkSource]
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in all weights."""
+        return sum(prod(stored.shape) for network in self.networks.values() for stored in network.weights.values())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
+        total = hashlib.sha256()
+        for name in self._counted():
+            total.update(f"{name} ".encode())
+            total.update(self.files.digest(name))
+        return total.hexdigest()
+
+    def _counted(self) -> list[str]:
+        """The files that determine pictures: weights and configurations, but no other variants, and no notes."""
+        names = {f"{folder}/{name}".lstrip("/") for folder, read in self.READ.items() for name in read}
+        for folder, network in self.networks.items():
+            stem = f"{folder}/{network.stem}.safetensors"
+            names |= {f"{folder}/config.json", stem, f"{stem}.index.json"}
+            names |= {stored.file for stored in network.weights.values()}
+        return sorted((name for name in names if name in self.files), key=PurePosixPath)
+
+    def check_weights(self, part: Part) -> None:
+        """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""
+        for folder in self.PARTS[part]:
+            check_network(self.networks[folder])
+
+    def load(self, folder: str, device: str, dtype: torch.dtype) -> Any:
+        """Read the weights of one component. Raises ModelError."""
+        return load_network(self.networks[folder], device, dtype)

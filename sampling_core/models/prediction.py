@@ -1,0 +1,20 @@
+"""What networks are shown, and what their outputs stand for, by the kind of their predictions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import PredictionType
+from prefect_regional_diffusion.sampling_core.tensors.types import Rows
+
+
+def scaled_input(x: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
+    """What the network is shown: unit variance for models trained on betas (EDM table 1, `c_in`)."""
+    return x if prediction == "flow" else x / (sigma**2 + 1).sqrt()
+
+
+def denoised(x: Rows, output: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
+    """The clean latent that a network output stands for (EDM table 1; v: Salimans & Ho 2022, appendix D)."""
+    if prediction == "v_prediction":
+        return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
+    return x - sigma * output

@@ -1,0 +1,76 @@
+"""A resolved job made to fit how its models are guided: what one cannot do is refused, and not left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from prefect_regional_diffusion.sampling_core.engine.guidance import (
+    ClassifierFreeGuidance,
+    EmbeddedGuidance,
+    Guidance,
+)
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
+from prefect_regional_diffusion.sampling_core.names import CFG_PP
+
+
+def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
+    """The job with its guidance as its models have it. `facts` are by model. Fitting again changes nothing.
+
+    Raises BadInput for a negative prompt, a scale or a sampler that a model has no use for.
+    """
+    base = _fitted(job.base, facts, {name: name for name in _FIELDS})
+    regions = tuple(
+        region._replace(
+            settings=_fitted(
+                region.settings,
+                facts,
+                {name: name if name in region.inherited else f"regions.{i}.{name}" for name in _FIELDS},
+            )
+        )
+        for i, region in enumerate(job.regions)
+    )
+    return replace(job, base=base, regions=regions)
+
+
+_FIELDS = ("negative_prompt", "cfg", "sampler")
+
+
+def _fitted(
+    settings: ParticipantSettings, facts: Mapping[str, Facts], fields: Mapping[str, str]
+) -> ParticipantSettings:
+    """`fields` are those in which somebody wrote the values."""
+    known = facts[settings.model]
+    if known.guidance == "cfg":
+        guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
+        missing = guided and not settings.negative_prompt and known.empty_negative == "none"
+        return settings._replace(negative_prompt=None) if missing else settings
+    if settings.negative_prompt:
+        raise BadInput(
+            fields["negative_prompt"], settings.negative_prompt, f"left out: {known.family} takes no negative prompt"
+        )
+    if settings.sampler in CFG_PP:
+        raise BadInput(
+            fields["sampler"], settings.sampler, f"a sampler without _cfg_pp: {known.family} has one prediction"
+        )
+    if known.guidance == "none" and not math.isclose(settings.cfg, 1.0):
+        raise BadInput(fields["cfg"], settings.cfg, f"1: {known.family} has no guidance")
+    return settings._replace(embedded=known.guidance == "embedded")
+
+
+def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
+    """How a participant of a job is guided."""
+    canvas = Canvas(job.width, job.height)
+    if settings.embedded:
+        return EmbeddedGuidance(settings.cfg, settings.prompt, settings.model, canvas)
+    return ClassifierFreeGuidance(
+        settings.cfg,
+        settings.prompt,
+        settings.negative_prompt,
+        always_both=settings.sampler in CFG_PP,
+        model=settings.model,
+        canvas=canvas,
+    )
