@@ -1,0 +1,52 @@
+"""diffusers' own pipelines on a model folder, with our noise and our sigmas: what a job without regions must equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from numpy.typing import NDArray
+
+from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
+from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
+
+Picture = NDArray[np.uint8]
+
+
+def with_pipeline(job: dict[str, Any]) -> Picture:
+    """The picture [height, width, 3] of a job's fields; samplers `euler` and `dpmpp_2m`, negative prompts as diffusers
+    has them: none where the job has none."""
+    folder = Path(job["model"])
+    index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
+    parts: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
+    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    checkpoint = open_folder(str(folder))
+    levels = checkpoint.noise_schedule(Canvas(job["width"], job["height"]), job["steps"])
+    sigmas = [level.sigma for level in sigma_schedule(levels, job["scheduler"], job["steps"])]
+    if job["sampler"] == "euler":
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="leading")
+        walked = {"sigmas": sigmas}
+    else:
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        walked = {"timesteps": [round(levels.timestep_of(sigma)) for sigma in sigmas[:-1]]}
+    cell = checkpoint.facts.vae_scale_factor
+    shape = (1, checkpoint.facts.latent_channels, job["height"] // cell, job["width"] // cell)
+    with torch.inference_mode():
+        found = pipeline(
+            job["prompt"],
+            negative_prompt=job.get("negative_prompt"),
+            width=job["width"],
+            height=job["height"],
+            guidance_scale=job["cfg"],
+            latents=initial_noise(job["seed"], shape),
+            output_type="np",
+            **walked,
+        ).images
+    return (found[0] * 255).round().astype(np.uint8)
