@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -272,7 +273,7 @@ def test_savings_are_told() -> None:
 def test_a_region_may_have_a_model_of_its_own() -> None:
     """It answers for its region alone, in a forward of its own, from its own reading of the prompts."""
     run = run_of(job({"mask": LEFT, "prompt": "x", "model": "other"}, {"mask": RIGHT, "prompt": "x"}, cfg=1.0))
-    assert [tuple(words) for words in run.prompts] == [("embedded", "base"), ("other", "x"), ("embedded", "x")]
+    assert run.prompts == (PromptKey("embedded", "base"), PromptKey("other", "x"), PromptKey("embedded", "x"))
     words = {"base": torch.zeros(1, 1, 1), "x": torch.ones(1, 1, 1)}
     networks = {"embedded": PromptColors(), "other": PromptColors()}
     encoded = conditionings(words, "embedded") | conditionings({"x": torch.full((1, 1, 1), 5.0)}, "other")

@@ -41,7 +41,18 @@ class Toy:
     def facts(self) -> Facts:
         scale = tuple(0.5 + 0.25 * channel for channel in range(self.channels))
         shift = tuple(0.1 * channel for channel in range(self.channels))
-        return Facts("Toy", self.channels, self.cell, 2 * self.cell, LatentAffine(scale, shift), "flow", 3, 128, SUITS)
+        return Facts(
+            "Toy",
+            self.channels,
+            self.cell,
+            2 * self.cell,
+            LatentAffine(scale, shift),
+            "flow",
+            3,
+            128,
+            SUITS,
+            told_of_canvas=True,
+        )
 
     numbers = 0
 

@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class PromptKey(NamedTuple):
-    """A prompt, the model whose text encoders read it, and the canvas that the model is told of.
+    """A prompt, the model whose text encoders read it, and the canvas if the model is told of it.
 
     The prompt is None for an empty negative one of a family in which that is no prompt at all.
     """

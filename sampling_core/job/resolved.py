@@ -39,7 +39,8 @@ class ParticipantSettings(NamedTuple):
     """What the base or a region is sampled with.
 
     `negative_prompt` is empty where guidance is off, as it is not evaluated there; None is no prompt at all. With
-    `embedded`, the model is told `cfg` and evaluates one prompt. Both follow from the model: see `fit_to_models`.
+    `embedded`, the model is told `cfg` and evaluates one prompt; with `told_of_canvas`, it is told of the canvas. These
+    follow from the model: see `fit_to_models`.
     """
 
     prompt: str
@@ -50,6 +51,7 @@ class ParticipantSettings(NamedTuple):
     model: str
     sigma_factor: float
     embedded: bool = False
+    told_of_canvas: bool = False
 
 
 class MaskFile(NamedTuple):

@@ -100,6 +100,8 @@ class Facts:
     defaults: Defaults
     guidance: GuidanceKind = "cfg"
     empty_negative: EmptyNegative = "encoded"
+    told_of_canvas: bool = False
+    """Whether the denoiser is told of the canvas, and not of its latent alone (`Checkpoint.canvas_conditioning`)."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Checkpoint(Protocol):
         ...
 
     def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
-        """What the denoiser is told of a canvas beside the prompt: one row, or no tensors. Not stored."""
+        """What the denoiser is told of a canvas beside the prompt: one row, or no tensors. It is not stored."""
         ...
 
     def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:

@@ -18,7 +18,7 @@ from prefect_regional_diffusion.sampling_core.masks.region_weights import (
 )
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
-from prefect_regional_diffusion.sampling_core.planning.guidance_fit import guidance_of
+from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Noise

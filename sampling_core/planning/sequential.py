@@ -25,7 +25,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
 )
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
-from prefect_regional_diffusion.sampling_core.planning.guidance_fit import guidance_of
+from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent
 

@@ -15,8 +15,8 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, Check
 from prefect_regional_diffusion.sampling_core.models.folder import check_alike
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
-from prefect_regional_diffusion.sampling_core.planning.guidance_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
+from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.region_masks import protected_pixels, region_masks
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas

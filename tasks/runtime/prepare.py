@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
-from prefect_regional_diffusion.sampling_core.planning.guidance_fit import fit_to_models
+from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent

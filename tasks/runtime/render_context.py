@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
-from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT, canvas_of
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
@@ -150,9 +150,9 @@ class RenderContext:
         """What the models are told of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
         found: dict[PromptKey, Conditioning] = {}
         for prompt in self.composition.prompts:
-            encoded = Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
-            of_canvas = self.folders[prompt.model].canvas_conditioning(canvas_of(self._prepared.resolved))
-            found[prompt] = encoded.joined(of_canvas)
+            found[prompt] = Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
+            if prompt.canvas is not None:
+                found[prompt] = found[prompt].joined(self.folders[prompt.model].canvas_conditioning(prompt.canvas))
         return found
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:

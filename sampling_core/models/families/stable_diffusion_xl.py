@@ -108,6 +108,7 @@ class StableDiffusionXL(BetaUNetFolder):
             trained_pixels=edge,
             defaults=Defaults(edge, edge, 5.0, "dpmpp_2m", "karras"),
             empty_negative="none" if self.zeros_for_empty else "encoded",
+            told_of_canvas=True,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""A resolved job made to fit how its models are guided: what one cannot do is refused, and not left out."""
+"""A resolved job made to fit what its models are told: what one cannot do is refused, and not left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from prefect_regional_diffusion.sampling_core.names import CFG_PP
 
 
 def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
-    """The job with its guidance as its models have it. `facts` are by model. Fitting again changes nothing.
+    """The job with what its participants are told as their models have it. `facts` are by model.
+
+    Fitting again changes nothing.
 
     Raises BadInput for a negative prompt, a scale or a sampler that a model has no use for.
     """
@@ -44,6 +46,7 @@ def _fitted(
 ) -> ParticipantSettings:
     """`fields` are those in which somebody wrote the values."""
     known = facts[settings.model]
+    settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
         missing = guided and not settings.negative_prompt and known.empty_negative == "none"
@@ -58,12 +61,12 @@ def _fitted(
         )
     if known.guidance == "none" and not math.isclose(settings.cfg, 1.0):
         raise BadInput(fields["cfg"], settings.cfg, f"1: {known.family} has no guidance")
-    return settings._replace(embedded=known.guidance == "embedded")
+    return settings
 
 
 def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
     """How a participant of a job is guided."""
-    canvas = Canvas(job.width, job.height)
+    canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
     if settings.embedded:
         return EmbeddedGuidance(settings.cfg, settings.prompt, settings.model, canvas)
     return ClassifierFreeGuidance(
