@@ -38,9 +38,9 @@ from prefect_regional_diffusion.sampling_core.names import (
 class ParticipantSettings(NamedTuple):
     """What the base or a region is sampled with.
 
-    `negative_prompt` is empty where guidance is off, as it is not evaluated there; None is no prompt at all. With
-    `embedded`, the model is told `cfg` and evaluates one prompt; with `told_of_canvas`, it is told of the canvas. These
-    follow from the model: see `fit_to_models`.
+    `negative_prompt` is empty where guidance is off, as it is not evaluated there; what was written is then
+    `idle_negative`, for messages. None is no prompt at all. With `embedded`, the model is told `cfg` and evaluates one
+    prompt; with `told_of_canvas`, it is told of the canvas. These follow from the model: see `fit_to_models`.
     """
 
     prompt: str
@@ -50,6 +50,7 @@ class ParticipantSettings(NamedTuple):
     cfg: float
     model: str
     sigma_factor: float
+    idle_negative: str = ""
     embedded: bool = False
     told_of_canvas: bool = False
 
@@ -233,7 +234,9 @@ def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
         sampler = cast("SamplerName", sampler.removesuffix("_gpu"))
     # With guidance off, the negative prompt is evaluated for CFG++ alone.
     unused = math.isclose(settings.cfg, 1.0) and sampler not in CFG_PP
-    return settings._replace(sampler=sampler, negative_prompt="" if unused else settings.negative_prompt)
+    if unused:
+        settings = settings._replace(negative_prompt="", idle_negative=settings.negative_prompt or "")
+    return settings._replace(sampler=sampler)
 
 
 _INHERITED = ("negative_prompt", "sampler", "scheduler", "cfg", "model")

@@ -23,7 +23,7 @@ INERT: dict[type, set[str]] = {
     Region: {"name"},
     ResolvedRegion: {"name", "inherited"},
     ResolvedMask: {"field"},
-    ParticipantSettings: {"embedded", "told_of_canvas"},
+    ParticipantSettings: {"idle_negative", "embedded", "told_of_canvas"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
 `canonical_job`, in a form of its own or else as it stands."""

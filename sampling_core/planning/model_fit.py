@@ -51,10 +51,9 @@ def _fitted(
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
         missing = guided and not settings.negative_prompt and known.empty_negative == "none"
         return settings._replace(negative_prompt=None) if missing else settings
-    if settings.negative_prompt:
-        raise BadInput(
-            fields["negative_prompt"], settings.negative_prompt, f"left out: {known.family} takes no negative prompt"
-        )
+    negative = settings.negative_prompt or settings.idle_negative
+    if negative:
+        raise BadInput(fields["negative_prompt"], negative, f"left out: {known.family} takes no negative prompt")
     if settings.sampler in CFG_PP:
         raise BadInput(
             fields["sampler"], settings.sampler, f"a sampler without _cfg_pp: {known.family} has one prediction"
