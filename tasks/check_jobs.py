@@ -29,6 +29,12 @@ def checked(named: NamedJob, *, keep: bool = True) -> Prepared:
         return preparations().look_up(named.job, keep=keep)
 
 
+def filled_in(named: NamedJob) -> NamedJob:
+    """The job with what suits its model where it is silent. Raises BadInput, with the job's name before the field."""
+    with _mistakes_of(named):
+        return NamedJob(name=named.name, job=preparations().filled_in(named.job))
+
+
 def _taken(named: NamedJob) -> Prepared:
     """The same, to be drawn now: it is not kept any longer."""
     with _mistakes_of(named):

@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from prefect_regional_diffusion.flows.batch import batch
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
-from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.sampling_core.job.shared_fields import OF_THE_MODEL
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion_xl import StableDiffusionXL
-from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
+from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.reference_pipelines import Picture
 from tests.tiny_models import SMALL, tiny_sd, tiny_sdxl
@@ -52,8 +55,8 @@ def asked(**fields: Any) -> dict[str, Any]:
     return job | {"sampler": "euler", "scheduler": "simple"} | fields
 
 
-def record_of(chunk_steps: int | None = None, store: str | None = None, **fields: Any) -> dict[str, Any]:
-    return asyncio.run(render.fn(parse_job(asked(**fields)), chunk_steps=chunk_steps, store=store))
+def record_of(checkpoint_steps: int | None = None, store: str | None = None, **fields: Any) -> dict[str, Any]:
+    return asyncio.run(render.fn(parse_job(asked(**fields)), checkpoint_steps=checkpoint_steps, store=store))
 
 
 def picture_of(record: dict[str, Any]) -> Picture:
@@ -147,6 +150,44 @@ def test_the_autoencoder_is_as_wide_as_its_configuration_asks(upcast: bool, want
     edit("xl/vae/config.json", force_upcast=upcast)
     loaded: Any = open_model("xl").load_autoencoder("cpu", torch.float16)
     assert loaded._vae.dtype == wanted
+
+
+SILENT: dict[str, Any] = {"model": "xl", "prompt": "a red circle", "steps": 2}
+AS_EMBEDDED = {"width": 128, "height": 128, "cfg": 1.5, "sampler": "dpmpp_2m", "scheduler": "karras"}
+
+
+def test_a_silent_job_is_drawn_as_suits_its_model() -> None:
+    """The picture and its record have its size; what is written in the job counts."""
+    edit("xl/unet/config.json", sample_size=24)
+    assert Defaults._fields == OF_THE_MODEL
+    record = asyncio.run(render.fn(parse_job(SILENT | {"sampler": "euler"})))
+    assert picture_of(record).shape == (192, 192, 3)
+    told = {name: record["job"][name] for name in OF_THE_MODEL}
+    assert told == {"width": 192, "height": 192, "cfg": 5.0, "sampler": "euler", "scheduler": "karras"}
+    again = asyncio.run(render.fn(parse_job(SILENT | told)))
+    assert (again["job_hash"], again["steps_computed"]) == (record["job_hash"], 0)
+
+
+def test_of_a_batch_a_silent_job_is_not_the_one_that_says_what_suits_another_model() -> None:
+    edit("xl/unet/config.json", sample_size=24)
+    jobs = (NamedJob(name="silent", job=parse_job(SILENT)), NamedJob(name="told", job=parse_job(SILENT | AS_EMBEDDED)))
+    assert jobs[0].job == jobs[1].job, "a library's comparison does not see what was set"
+    drawn = asyncio.run(batch.fn(jobs))
+    assert len(list(Path("renders").rglob("*.png"))) == 3, "both, and the sheet"
+    sizes: set[tuple[int, int]] = set()
+    for file in Path("renders").rglob("*.png"):
+        with Image.open(file) as picture:
+            sizes.add(picture.size)
+    assert {(192, 192), (128, 128)} < sizes, drawn
+
+
+def test_what_suits_the_model_is_checked_with_the_rest_of_the_job() -> None:
+    edit("xl/unet/config.json", sample_size=24)
+    grid = {"composition": "sequential", "sampler": "euler", "node": {"name": "MaskGridNKSamplersAdvanced"}}
+    assert preparations().look_up(parse_job(SILENT | grid)).job.width == 192, "which has three columns, and 128 has not"
+    grid["node"] = {"name": "MaskGridNKSamplersAdvanced", "columns": 5}
+    with pytest.raises(BadInput, match=r"^node\.columns: 5 .*divides the width, 192 pixels"):
+        preparations().look_up(parse_job(SILENT | grid))
 
 
 def edit(name: str, **changes: Any) -> None:

@@ -56,9 +56,9 @@ def plan(context: typer.Context, job: Plannable, set_: Overrides = None, as_json
 
 
 def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
-    from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+    from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 
-    prepared = prepare(job)
+    prepared = preparations().look_up(job)
     cost = prepared.cost
     stages = [
         {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
@@ -122,11 +122,13 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
 
 
 def _plan_batch(found: Mapping[Path, NamedJob], *, as_json: bool) -> None:
+    from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
     from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 
     prepared = prepared_files(found)
-    planned = plan_batch(list(found.values()), {one.name: prepared[file] for file, one in found.items()})
+    jobs = [NamedJob(name=one.name, job=prepared[file].job) for file, one in found.items()]
+    planned = plan_batch(jobs, {one.name: prepared[file] for file, one in found.items()})
     rows: list[dict[str, Any]] = [
         {
             "file": str(file),

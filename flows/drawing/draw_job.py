@@ -50,10 +50,10 @@ async def draw_job(
     clock.lap("write")
 
     record = Record(
-        job=portable_job(job),
+        job=portable_job(run.job),
         files=run.files,
         job_hash=run.job_hash,
-        model_fingerprint=run.model_keys[job.model].digest,
+        model_fingerprint=run.model_keys[run.job.model].digest,
         latents=finished.state_key,
         store=redacted(store_url),
         images=list(pictures),

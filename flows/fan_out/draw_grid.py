@@ -40,6 +40,6 @@ def check(grid_job: GridJob) -> Prepared:
     prepared = checked(NamedJob(name="job", job=grid_job.job))
     steps = prepared.run.steps
     if grid_job.fork_step >= steps:
-        allowed = f"1 to {steps - 1} (scheduler {grid_job.job.scheduler} makes {steps} steps)"
+        allowed = f"1 to {steps - 1} (scheduler {prepared.job.scheduler} makes {steps} steps)"
         raise BadInput("fork_at_step", grid_job.fork_step, allowed)
     return prepared

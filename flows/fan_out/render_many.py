@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, distinct
 from prefect_regional_diffusion.sampling_core.job.sharding import shards
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path
-from prefect_regional_diffusion.tasks.check_jobs import check_all
+from prefect_regional_diffusion.tasks.check_jobs import check_all, filled_in
 from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.inputs.limits import check_count
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
@@ -73,6 +73,7 @@ async def draw(
 
         check_server(parallel_shards)
     await asyncio.to_thread(Store(out, "out").check, patient=True)
+    jobs = [filled_in(named) for named in jobs]
     firsts = distinct(jobs)
     different = list(dict.fromkeys(firsts.values()))
     parts = shards(different, parallel_shards or 1, spread.jobs_per_shard)

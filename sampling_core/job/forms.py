@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema
 
 from prefect_regional_diffusion.sampling_core.job.fields import validation_error
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.sampling_core.job.shared_fields import OF_THE_MODEL
 from prefect_regional_diffusion.sampling_core.job.validation import (
     JOINT_ONLY,
     JOINT_ONLY_OF_REGIONS,
@@ -59,7 +60,8 @@ class _Form(NamedTuple):
             job.pop("required", None)
             defaults = self.defaults.model_dump(mode="json")
             for name, field in job["properties"].items():
-                field["default"] = defaults[name]
+                if name not in OF_THE_MODEL or name in self.defaults.model_fields_set:
+                    field["default"] = defaults[name]
         return shown
 
 

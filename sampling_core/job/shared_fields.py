@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -27,6 +27,13 @@ from prefect_regional_diffusion.sampling_core.names import (
 )
 
 MOST_REGIONS = 64
+OF_THE_MODEL = ("width", "height", "cfg", "sampler", "scheduler")
+"""Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    """Forms send the defaults that they show; of what suits the model they show none, and stay silent."""
+    schema.pop("default", None)
 
 
 class Region(FrozenModel):
@@ -81,21 +88,49 @@ class JobFields(FrozenModel):
         "embedded",
         min_length=1,
         title="Model",
-        description="`embedded`, or the folder of a diffusers Stable Diffusion model",
+        description="`embedded`, or the folder of a model in diffusers layout",
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")
-    width: StrictInt = Field(128, ge=64, le=4096, multiple_of=8, title="Width", description="Pixels, a multiple of 8")
-    height: StrictInt = Field(128, ge=64, le=4096, multiple_of=8, title="Height", description="Pixels, a multiple of 8")
+    width: StrictInt = Field(
+        128,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        title="Width",
+        description="Pixels, a multiple of 8. Empty: the model's",
+        json_schema_extra=_no_default,
+    )
+    height: StrictInt = Field(
+        128,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        title="Height",
+        description="Pixels, a multiple of 8. Empty: the model's",
+        json_schema_extra=_no_default,
+    )
     seed: Seed = Field(0, title="Seed", description="Same seed, same picture. Forms in a browser are exact up to 2**53")
     steps: StrictInt = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps")
     base_only_steps: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None, title="Base-only steps", description="First steps without regions. Empty: 1, of RegionalSampler 2"
     )
     denoise: Number = Field(1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise")
-    sampler: SamplerName = Field("dpmpp_2m", title="Sampler")
-    scheduler: SchedulerName = Field("karras", title="Scheduler", description="How noise levels are spaced")
-    cfg: GuidanceScale = Field(1.5, title="Guidance (cfg)", description="How strictly prompts are followed")
+    sampler: SamplerName = Field(
+        "dpmpp_2m", title="Sampler", description="Empty: what suits the model", json_schema_extra=_no_default
+    )
+    scheduler: SchedulerName = Field(
+        "karras",
+        title="Scheduler",
+        description="How noise levels are spaced. Empty: what suits the model",
+        json_schema_extra=_no_default,
+    )
+    cfg: GuidanceScale = Field(
+        1.5,
+        title="Guidance (cfg)",
+        description="How strictly prompts are followed. Empty: what suits the model",
+        json_schema_extra=_no_default,
+    )
     composition: CompositionName = Field(
         "joint",
         title="Composition",

@@ -114,7 +114,9 @@ def _check_range(job: JobFields) -> None:
             )
     rows, columns = tiles_of(node)
     for name, parts, side, pixels in (("rows", rows, "height", job.height), ("columns", columns, "width", job.width)):
-        if pixels % parts:
+        # Another model's size is known, and checked, once it is opened.
+        silent = job.model != "embedded" and side not in job.model_fields_set
+        if pixels % parts and not silent:
             raise validation_error(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
 
 

@@ -11,10 +11,13 @@ from threading import Lock
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
+from prefect_regional_diffusion.sampling_core.models.family import Defaults
 from prefect_regional_diffusion.sampling_core.planning.job_size import own_bytes
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.job_inputs import JobInputs, inputs_key, read_inputs
+from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+from prefect_regional_diffusion.tasks.runtime.silent_fields import filled_in
 
 
 class Preparations:
@@ -28,11 +31,29 @@ class Preparations:
         self._most = most_bytes
         self._inputs = BoundedCache[object, JobInputs](most_bytes, lambda inputs: inputs.bytes)
         self._jobs: dict[RenderJob, Prepared] = {}
+        self._defaults: dict[str, Defaults] = {}
         self._bytes = 0
         self._lock = Lock()
 
+    def filled_in(self, job: RenderJob) -> RenderJob:
+        """The job with what suits its model where it is silent. Raises BadInput or ModelError."""
+        return filled_in(job, self._defaults_of)
+
+    def _defaults_of(self, model: str) -> Defaults:
+        with self._lock:
+            known = self._defaults.get(model)
+        if known is None:
+            known = open_model(model).facts.defaults
+            with self._lock:
+                self._defaults[model] = known
+        return known
+
     def look_up(self, job: RenderJob, *, keep: bool = True) -> Prepared:
-        """The job prepared, and kept for whoever takes it, as long as there is room. Raises BadInput or ModelError."""
+        """The job prepared, and kept for whoever takes it, as long as there is room. Raises BadInput or ModelError.
+
+        Where the job is silent, what suits its model is filled in.
+        """
+        job = self.filled_in(job)
         with self._lock:
             found = self._jobs.get(job)
         if found is not None:
@@ -48,6 +69,7 @@ class Preparations:
 
     def take(self, job: RenderJob) -> Prepared:
         """The job prepared, to be drawn: it is not kept any longer. Raises BadInput or ModelError."""
+        job = self.filled_in(job)
         with self._lock:
             found = self._jobs.pop(job, None)
             if found is not None:
