@@ -235,6 +235,25 @@ def test_folders_that_are_not_of_the_family_are_refused_in_a_line(
     assert not [path for path in touched if "renders" in path or "latents" in path]
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("unet/config.json", {"time_cond_proj_dim": 32}, r"'time_cond_proj_dim' is 32, and may only be null"),
+        ("unet/config.json", {"in_channels": 9}, r"reads and writes the latents of its vae \(9 and 4 channels"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, r"vae/config.json: 'latents_mean'"),
+        ("vae/config.json", {"shift_factor": 0.1}, r"vae/config.json: 'shift_factor'"),
+        ("scheduler/scheduler_config.json", {"sigma_data": 0.5}, r"scheduler_config.json: 'sigma_data'"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, r"v_prediction with rescale_betas"),
+    ],
+)
+def test_stable_diffusion_1_and_2_refuse_what_their_pipeline_does_not_know(
+    file: str, changes: dict[str, Any], told: str
+) -> None:
+    edit(f"sd/{file}", **changes)
+    with pytest.raises(ModelError, match=told):
+        open_model("sd")
+
+
 def test_a_unet_of_the_other_family_is_refused() -> None:
     edit("sd/unet/config.json", addition_embed_type="text_time")
     with pytest.raises(
