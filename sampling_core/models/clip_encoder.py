@@ -1,4 +1,4 @@
-"""CLIP's text encoder as Stable Diffusion 1 and 2 use it: the hidden state of every token."""
+"""CLIP's text encoder: the hidden states of every token, and the pooled embedding of a whole prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokeniz
 
 
 class CLIPTextEncoder:
-    """A loaded text encoder with the tokenizer that it was trained with."""
+    """A loaded text encoder with the tokenizer that it was trained with, as Stable Diffusion 1 and 2 use it."""
 
     def __init__(self, encoder: Any, tokenizer: PromptTokenizer) -> None:
         self._encoder = encoder
@@ -24,3 +24,13 @@ class CLIPTextEncoder:
         tokens = torch.tensor([self._tokenizer.ids(prompt or "")], device=self._encoder.device)
         hidden: Tensor = self._encoder(tokens)[0]
         return Conditioning({PROMPT_EMBEDS: hidden.float().cpu().clone()})
+
+
+def projected_states(encoder: Any, tokenizer: PromptTokenizer, prompt: str) -> tuple[Tensor, Tensor]:
+    """What an encoder with a projection says of a prompt, float32 on the CPU.
+
+    That are the states [1, tokens, features] of its last layer but one, and the projected embedding [1, features].
+    """
+    tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
+    output = encoder(tokens, output_hidden_states=True)
+    return output.hidden_states[-2].float().cpu(), output.text_embeds.float().cpu()

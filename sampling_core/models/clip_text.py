@@ -15,64 +15,9 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Share,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.transformers_switches import OF_GENERATION, OF_TRANSFORMERS
 
 TextActivation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"]
-
-_OF_TRANSFORMERS: dict[str, object] = {
-    "add_cross_attention": False,
-    "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "return_dict": True,
-    "tie_encoder_decoder": False,
-    "torchscript": False,
-    "use_bfloat16": False,
-}
-"""Written by PretrainedConfig of transformers 4 for every model, and a switch each."""
-_OF_GENERATION = frozenset(
-    [
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "id2label",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_scores",
-        "prefix",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tie_word_embeddings",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "typical_p",
-    ]
-)
-"""Written by it too: about texts that a model would write, which this one does not."""
 
 
 class CLIPTextModel(NetworkConfiguration):
@@ -80,9 +25,9 @@ class CLIPTextModel(NetworkConfiguration):
         "model_type": "clip_text_model",
         "pruned_heads": {},
         "use_attention_mask": False,
-        **_OF_TRANSFORMERS,
+        **OF_TRANSFORMERS,
     }
-    NOTES: ClassVar[frozenset[str]] = _OF_GENERATION | {
+    NOTES: ClassVar[frozenset[str]] = OF_GENERATION | {
         *("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"),
         *("initializer_factor", "initializer_range", "projection_dim", "dropout"),
         # Where a pooled embedding is taken from, which not all encoders are asked for.

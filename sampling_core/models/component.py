@@ -43,7 +43,13 @@ class Component(Generic[C]):
         """The network with what its weight files hold. Reads their headers. Raises ModelError."""
         weights = read_headers(files, folder, self.stem, configuration)
         return NetworkSource(
-            files, folder, self.stem, weights, configuration.spelled, lambda: self.build(configuration)
+            files=files,
+            part=folder,
+            stem=self.stem,
+            weights=weights,
+            spelled=configuration.spelled,
+            overflows=configuration.overflows,
+            build=lambda: self.build(configuration),
         )
 
 

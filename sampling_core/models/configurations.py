@@ -90,8 +90,16 @@ class NetworkConfiguration(Configuration):
 
     @staticmethod
     def spelled(name: str) -> str:
-        """The name that a tensor has now; files have those of the release that wrote them."""
+        """The name that a tensor has now; files have those of the release that wrote them.
+
+        Tensors of a network that are one and the same have the same.
+        """
         return name
+
+    @staticmethod
+    def overflows(name: str) -> bool:
+        """Whether float16 is too narrow for what is computed with this tensor; it then stays float32."""
+        return False
 
 
 def check_levels(levels: int, *given: object) -> None:

@@ -32,6 +32,10 @@ class ModelIndex(Configuration):
 
     scheduler: Library
 
+    def has(self, component: str) -> bool:
+        """Whether the model has this component."""
+        return getattr(self, component)[1] is not None
+
 
 SCHEDULER = Class("diffusers", ("*Scheduler",))
 """Any: it is read for its numbers alone, and never loaded."""
@@ -59,7 +63,7 @@ class DiffusersFolder:
     """A checked folder: what its weight files hold, by folder of a component. Families derive from it."""
 
     PARTS: ClassVar[Mapping[Part, tuple[str, ...]]]
-    """The folders of each part."""
+    """The folders of each part; of those that a model may lack, those that it has are loaded."""
     READ: ClassVar[Mapping[str, tuple[str, ...]]]
     """Files that are read beside weights and their configurations, by folder."""
 
@@ -92,7 +96,8 @@ class DiffusersFolder:
     def check_weights(self, part: Part) -> None:
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""
         for folder in self.PARTS[part]:
-            check_network(self.networks[folder])
+            if folder in self.networks:
+                check_network(self.networks[folder])
 
     def load(self, folder: str, device: str, dtype: torch.dtype) -> Any:
         """Read the weights of one component. Raises ModelError."""

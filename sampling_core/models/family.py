@@ -102,6 +102,8 @@ class Facts:
     empty_negative: EmptyNegative = "encoded"
     told_of_canvas: bool = False
     """Whether the denoiser is told of the canvas, and not of its latent alone (`Checkpoint.canvas_conditioning`)."""
+    most_pixels: int | None = None
+    """Edge of the largest canvas that the model has positions for; None: it has them for all."""
 
 
 @dataclass(frozen=True)

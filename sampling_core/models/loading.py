@@ -24,8 +24,9 @@ T = TypeVar("T")
 class NetworkSource:
     """What a network is made of: `weights` are what the files hold, under names that `spelled` gives the network's too.
 
-    `part` is its folder, and what errors call it; its weight files begin with `stem`. `build` imports the library, and
-    makes the network on the device of its context.
+    `part` is its folder, and what errors call it; its weight files begin with `stem`. Tensors that `overflows` names
+    stay float32 where others are float16. `build` imports the library, and makes the network on the device of its
+    context.
     """
 
     files: ModelFiles
@@ -33,6 +34,7 @@ class NetworkSource:
     stem: str
     weights: Weights
     spelled: Callable[[str], str]
+    overflows: Callable[[str], bool]
     build: Callable[[], Any]
 
 
@@ -58,10 +60,10 @@ def _guarded(source: NetworkSource, work: Callable[[], T]) -> T:
 
 
 def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str, Shape]]:
-    """The network without memory, its names of tensors by those that we know them by, and their shapes."""
+    """The network without memory, the names that we know its tensors by, by its own, and their shapes by ours."""
     with torch.device("meta"):
         network = source.build()
-    names = {source.spelled(name): name for name in network.state_dict()}
+    names = {name: source.spelled(name) for name in network.state_dict()}
     shapes = {source.spelled(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     check_shapes(source.files, source.part, source.weights, shapes)
     return network, names, shapes
@@ -69,8 +71,10 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
 
 def _filled(source: NetworkSource, device: str, dtype: torch.dtype) -> Any:
     network, names, shapes = _on_meta(source)
-    tensors = read_tensors(source.files, source.weights, shapes, device, dtype)
-    network.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, assign=True)
+    wide = {name for name in shapes if dtype == torch.float16 and source.overflows(name)}
+    dtypes = {name: torch.float32 if name in wide else dtype for name in shapes}
+    tensors = read_tensors(source.files, source.weights, dtypes, device)
+    network.load_state_dict({own: tensors[name] for own, name in names.items()}, assign=True)
     for name, buffer in list(network.named_buffers()):
         # In no file: the numbers of the positions.
         if buffer.is_meta and name.endswith("position_ids"):

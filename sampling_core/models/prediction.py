@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import PredictionType
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
+
+
+def sigma_column(levels: Sequence[Level], x: Rows) -> Tensor:
+    """The sigmas [r, 1, 1, 1] of rows [r, c, h, w], float32 on their device."""
+    return torch.tensor([level.sigma for level in levels], dtype=torch.float32)[:, None, None, None].to(x.device)
 
 
 def scaled_input(x: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     TIME_IDS,
     Conditioning,
 )
-from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input
+from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -32,7 +32,7 @@ class UNetDenoiser:
     @torch.inference_mode()
     def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
         network_dtype, device = self._unet.dtype, self._unet.device
-        sigma = torch.tensor([level.sigma for level in levels], dtype=torch.float32)[:, None, None, None].to(x.device)
+        sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}

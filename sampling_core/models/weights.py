@@ -94,13 +94,13 @@ def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[s
 
 
 def read_tensors(
-    files: ModelFiles, weights: Weights, wanted: Mapping[str, Shape], device: str, dtype: torch.dtype
+    files: ModelFiles, weights: Weights, wanted: Mapping[str, torch.dtype], device: str
 ) -> dict[str, Tensor]:
-    """The wanted tensors, copied out of their files to a device, as numbers of one type. Raises ModelError."""
+    """The wanted tensors, copied out of their files to a device, as numbers of these types. Raises ModelError."""
     tensors: dict[str, Tensor] = {}
     for file in sorted({weights[name].file for name in wanted}):
         with files.opened(file) as descriptor, safe_open(_path(descriptor), framework="pt") as stream:
-            for name in wanted:
+            for name, dtype in wanted.items():
                 if weights[name].file == file:
                     # A copy, because the file may be mapped into memory and change there.
                     tensors[name] = stream.get_tensor(weights[name].name).to(device, dtype, copy=True)

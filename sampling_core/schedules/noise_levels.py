@@ -22,6 +22,7 @@ from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, r
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 BETA_SCHEDULES: dict[str, BetaSchedule] = {"scaled_linear": "scaled_linear", "linear": "linear"}
+T = TypeVar("T", float, float32, torch.Tensor)
 
 
 LEAST_KEPT = 4.8973451890853435e-08
@@ -43,6 +44,8 @@ class ModelLevels:
     prediction: PredictionType
     log_sigmas: tuple[float, ...] = ()
     """Logarithms of the levels before they were rounded to float32; empty for flow, which has no use for them."""
+    time_shift: float | None = None
+    """Flow models whose levels depend on the canvas: the logarithm of their shift, `mu` in FLUX."""
 
     @property
     def smallest(self) -> float:
@@ -67,6 +70,10 @@ class ModelLevels:
         # Levels are float32, shifts that people use have few digits.
         return round(first * (n - 1) / (1 - first), 5)
 
+    def _of_flow(self, t: T) -> T:
+        """Sigma at a share t (0 to 1) of the training timesteps, for flow."""
+        return _shifted(t, self._shift) if self.time_shift is None else _time_shifted(t, self.time_shift)
+
     def sigma_at(self, timestep: float) -> float:
         """Sigma at a (fractional) training timestep: interpolated in log sigma, or by the shift of a flow model.
 
@@ -75,7 +82,7 @@ class ModelLevels:
         """
         t = float32(timestep)
         if self.prediction == "flow":
-            return float(_shifted(t / float32(1000), self._shift))
+            return float(self._of_flow(t / float32(1000)))
         t = min(max(t, float32(0)), float32(len(self.sigmas) - 1))
         low, high = math.floor(t), math.ceil(t)
         part = t - float32(low)
@@ -100,7 +107,7 @@ class ModelLevels:
         if percent >= 1:
             return 0.0
         if self.prediction == "flow":
-            return 1.0 if percent <= 0 else _shifted(1 - percent, self._shift)
+            return 1.0 if percent <= 0 else self._of_flow(1 - percent)
         # ComfyUI's stand-in for infinity.
         return 999999999.9 if percent <= 0 else self.sigma_at((1 - percent) * 999)
 
@@ -139,8 +146,18 @@ def flow_levels(shift: float = 3.0, timesteps: int = 1000) -> ModelLevels:
     return ModelLevels(tuple(_shifted(t, shift).tolist()), "flow")
 
 
-T = TypeVar("T", float, float32, torch.Tensor)
+def time_shifted_levels(mu: float, timesteps: int = 10_000) -> ModelLevels:
+    """Levels of a flow model that is shifted by `exp(mu)`: sigma = exp(mu) / (exp(mu) + 1/t - 1), t = 1/n .. 1.
+
+    The same curve as in `flow_levels`, in the order of operations and of the many levels that FLUX has in ComfyUI.
+    """
+    t = torch.arange(1, timesteps + 1) / timesteps
+    return ModelLevels(tuple(_time_shifted(t, mu).tolist()), "flow", time_shift=mu)
 
 
 def _shifted(t: T, shift: float) -> T:
     return shift * t / (1 + (shift - 1) * t)
+
+
+def _time_shifted(t: T, mu: float) -> T:
+    return math.exp(mu) / (math.exp(mu) + (1 / t - 1))

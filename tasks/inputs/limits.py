@@ -34,11 +34,13 @@ def check_limits(job: RenderJob, resolved: ResolvedJob) -> None:
         at_most(f"length of {field}", len(prompt), limits.max_prompt, "characters, REGIONAL_MAX_PROMPT")
 
 
-def check_canvas(job: ResolvedJob, multiple: int) -> None:
-    """Raise BadInput for a canvas of a size that the model has no latents for."""
+def check_canvas(job: ResolvedJob, multiple: int, most: int | None) -> None:
+    """Raise BadInput for a canvas of a size that the model has no latents for, or of more pixels than `most`."""
     for name, pixels in (("width", job.width), ("height", job.height)):
         if pixels % multiple:
             raise BadInput(name, pixels, f"a multiple of {multiple}, for the model {job.base.model}")
+        if most is not None and pixels > most:
+            raise BadInput(name, pixels, f"at most {most}, for the model {job.base.model}")
 
 
 def check_count(field: str, jobs: int) -> None:

@@ -78,7 +78,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     fit_to_models(job, {name: folder.facts for name, folder in folders.items()})
     facts = folders[job.base.model].facts
     cell = facts.vae_scale_factor
-    check_canvas(job, facts.pixel_multiple)
+    check_canvas(job, facts.pixel_multiple, facts.most_pixels)
     # Before anything large is read.
     check_latents(job, cell, facts.latent_channels)
     model_keys = {name: ModelKey(other.fingerprint()) for name, other in folders.items()}

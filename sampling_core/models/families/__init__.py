@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prefect_regional_diffusion.sampling_core.models.families import stable_diffusion, stable_diffusion_xl
+from prefect_regional_diffusion.sampling_core.models.families import (
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 from prefect_regional_diffusion.sampling_core.models.family import Family
 
 FAMILIES: Mapping[str, Family] = {
     stable_diffusion.PIPELINE: stable_diffusion.open_stable_diffusion,
     stable_diffusion_xl.PIPELINE: stable_diffusion_xl.open_stable_diffusion_xl,
+    stable_diffusion_3.PIPELINE: stable_diffusion_3.open_stable_diffusion_3,
 }
 """By the class of pipeline that a model_index.json names."""

@@ -1,0 +1,59 @@
+"""Folders with a rectified-flow transformer and a KL autoencoder: what Stable Diffusion 3 and FLUX have alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
+from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
+from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FlowScheduler
+from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+
+
+@dataclass(frozen=True)
+class FlowTransformerFolder(DiffusersFolder):
+    """A checked folder. A token of the transformer is `patch` x `patch` latent cells, and `width` features inside."""
+
+    vae: AutoencoderKL
+    scheduler: FlowScheduler
+    patch: int
+    width: int
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Pixels of a token, in each direction."""
+        return self.patch * self.vae.vae_scale_factor
+
+    def tokens(self, canvas: Canvas) -> int:
+        """Tokens of a picture of this size."""
+        return (canvas.width // self.pixel_multiple) * (canvas.height // self.pixel_multiple)
+
+    def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
+        """The levels that the scheduler has for so many tokens."""
+        return self.scheduler.levels(self.tokens(canvas))
+
+    def working_numbers(self, canvas: Canvas, rows: int) -> int:
+        """A rough estimate of the larger of one forward of so many rows and the decoding of one picture.
+
+        In a forward, a token's queries, keys, values and the four times wider layer after them are alive at once.
+        """
+        forward = rows * self.tokens(canvas) * self.width * 16
+        decoding = canvas.width * canvas.height * self.vae.block_out_channels[0] * 8
+        return max(forward, decoding)
+
+    def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
+        """Read the autoencoder's weights. Raises ModelError."""
+        return KLAutoencoder(self.load("vae", device, dtype), self.vae.latent_affine)
+
+
+def check_fit(files: ModelFiles, what: str, found: Mapping[str, int]) -> None:
+    """Raise ModelError unless all numbers are the same one. They are named by where they were found."""
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {number}" for name, number in found.items())
+        raise files.refusal(f"a folder whose parts have the same {what} ({told})")

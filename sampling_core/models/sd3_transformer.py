@@ -1,0 +1,102 @@
+"""diffusers' transformer of Stable Diffusion 3 (MMDiT, Esser et al. 2024): its configuration, and as a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
+from prefect_regional_diffusion.sampling_core.models.conditioning import (
+    POOLED_PROMPT_EMBEDS,
+    PROMPT_EMBEDS,
+    Conditioning,
+)
+from prefect_regional_diffusion.sampling_core.models.configurations import (
+    OF_DIFFUSERS,
+    Count,
+    NetworkConfiguration,
+    Shape,
+    Width,
+)
+from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
+from prefect_regional_diffusion.sampling_core.tensors.types import Rows
+
+
+class SD3Transformer2DModel(NetworkConfiguration):
+    ONLY: ClassVar[Mapping[str, object]] = {"_class_name": "SD3Transformer2DModel"}
+    NOTES: ClassVar[frozenset[str]] = OF_DIFFUSERS
+
+    sample_size: Annotated[int, Field(ge=1, le=1024)] = 128
+    patch_size: Annotated[int, Field(ge=1, le=16)] = 2
+    in_channels: Width = 16
+    out_channels: Width = 16
+    num_layers: Count = 18
+    attention_head_dim: Width = 64
+    num_attention_heads: Width = 18
+    joint_attention_dim: Width = 4096
+    caption_projection_dim: Width = 1152
+    pooled_projection_dim: Width = 2048
+    pos_embed_max_size: Annotated[int, Field(ge=1, le=1024)] = 96
+    dual_attention_layers: Annotated[list[Annotated[int, Field(ge=0, le=63)]], Field(max_length=64)] = Field([])
+    qk_norm: Literal["rms_norm"] | None = None
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> SD3Transformer2DModel:
+        if self.caption_projection_dim != self.inner_dim:
+            raise ValueError(f"a caption_projection_dim of {self.inner_dim}, as wide as its heads together")
+        return self
+
+    @property
+    def inner_dim(self) -> int:
+        """Features of a token inside."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def least_tensors(self) -> int:
+        return 20 * self.num_layers
+
+    def edges(self) -> dict[str, Shape]:
+        inner, patch = self.inner_dim, self.patch_size
+        return {
+            "pos_embed.pos_embed": (1, self.pos_embed_max_size**2, inner),
+            "pos_embed.proj.weight": (inner, self.in_channels, patch, patch),
+            "context_embedder.weight": (self.caption_projection_dim, self.joint_attention_dim),
+            "proj_out.weight": (patch * patch * self.out_channels, inner),
+        }
+
+
+def sd3_transformer_network(configuration: SD3Transformer2DModel) -> Any:
+    """The network, with random weights."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel as Network
+
+    return Network(**configuration.model_dump())
+
+
+SD3_TRANSFORMER = Component(
+    Class("diffusers", ("SD3Transformer2DModel",)), DIFFUSERS_STEM, SD3Transformer2DModel, sd3_transformer_network
+)
+
+
+class SD3Denoiser:
+    """Answers rows at their levels with denoised predictions, in float32 around a network of any dtype."""
+
+    def __init__(self, transformer: Any) -> None:
+        self._transformer = transformer
+
+    @torch.inference_mode()
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+        dtype, device = self._transformer.dtype, self._transformer.device
+        sigma = sigma_column(levels, x)
+        velocity: Tensor = self._transformer(
+            hidden_states=x.to(device, dtype),
+            timestep=(sigma.flatten() * 1000).to(device),
+            encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, dtype),
+            pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
+            return_dict=False,
+        )[0]
+        return denoised(x, velocity.to(x.device, torch.float32), sigma, "flow").clone()

@@ -1,0 +1,171 @@
+"""T5's tokenizer: its files, and which tokens it makes of a prompt. As transformers 5 builds it, and not with it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import Unigram
+
+from prefect_regional_diffusion.sampling_core.models.component import Class
+from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
+from prefect_regional_diffusion.sampling_core.models.family import Reading
+from prefect_regional_diffusion.sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
+from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
+    CONFIGURATION,
+    MOST_ADDED_TOKENS,
+    TOKENIZER,
+    Text,
+    Token,
+    TokenizerConfiguration,
+)
+
+T5_TOKENIZER = Class("transformers", ("T5Tokenizer", "T5TokenizerFast"))
+T5_TOKENIZER_FILES = (TOKENIZER, CONFIGURATION)
+"""All that are read of a tokenizer's folder; what `spiece.model` says is in the first of them, too."""
+_UNKNOWN = 2
+"""The number of the token for what has none: transformers takes it from no file."""
+
+Piece = Annotated[list[str | float], Field(min_length=2, max_length=2)]
+
+
+class Pieces(Configuration):
+    """The model in a tokenizer.json: pieces of words with the logarithms of their probabilities."""
+
+    ONLY: ClassVar[Mapping[str, object]] = {"type": "Unigram", "unk_id": _UNKNOWN, "byte_fallback": False}
+
+    vocab: Annotated[list[Piece], Field(min_length=_UNKNOWN + 1, max_length=2**20)]
+
+
+class Normalizer(Configuration):
+    """How characters are replaced: SentencePiece's own table."""
+
+    ONLY: ClassVar[Mapping[str, object]] = {"type": "Precompiled"}
+
+    precompiled_charsmap: str
+
+
+class TokenizerFile(Configuration):
+    """A tokenizer.json. How a text is taken apart is not read of it: T5's way is known."""
+
+    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+
+    model: Pieces
+    normalizer: Normalizer | None = None
+    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+    truncation: dict[str, Any] | None = None
+    padding: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class T5TokenizerConfiguration(TokenizerConfiguration):
+    ONLY: ClassVar[Mapping[str, object]] = {"padding_side": "right", "truncation_side": "right"}
+    NOTES: ClassVar[frozenset[str]] = TokenizerConfiguration.NOTES | {
+        *("add_prefix_space", "legacy", "sp_model_kwargs", "model_max_length"),
+        *("return_length", "return_overflowing_tokens"),
+    }
+
+    extra_ids: Annotated[int, Field(ge=0, le=1000)] = 100
+
+
+class T5PromptTokenizer:
+    """T5's tokenizer; `length` tokens are made of every prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int, end: int, padding: int) -> None:
+        self._tokenizer = tokenizer
+        self.length = length
+        self._end, self._padding = end, padding
+
+    @property
+    def most(self) -> int:
+        """Tokens of a prompt that are read, the end not counted."""
+        return self.length - 1
+
+    def ids(self, prompt: str) -> list[int]:
+        """What the text encoder is given: as much of the prompt as there is room for, end, padding."""
+        used = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.most], self._end]
+        return used + [self._padding] * (self.length - len(used))
+
+    def reading(self, prompt: str) -> Reading:
+        """How much of a prompt is read."""
+        spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
+        return Reading(len(spans), self.most, spans[self.most - 1][1] if len(spans) > self.most else len(prompt))
+
+
+def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int, embeddings: int) -> T5PromptTokenizer:
+    """The tokenizer in a folder, for the text encoder in another one, of so many tokens; prompts have `length`.
+
+    Raises ModelError.
+    """
+    name = f"{folder}/{TOKENIZER}"
+    configuration = T5TokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
+    whole = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
+    try:
+        tokenizer = _built(whole)
+    except Exception as error:
+        raise files.refusal(f"a folder whose {folder} can be built ({' '.join(str(error).split())[:120]})") from error
+    end, padding, unknown = (
+        _text(getattr(configuration, role) or usual)
+        for role, usual in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
+    )
+    numbered = configuration.added_tokens_decoder
+    added = list(numbered.values()) if numbered is not None else (whole.added_tokens or [])
+    tokenizer.add_tokens([_added(token) for token in added])
+    tokenizer.add_special_tokens([_special(text) for text in (end, unknown, padding, *_extra(configuration))])
+    numbers = tokenizer.get_vocab()
+    most = max(numbers.values())
+    if most >= embeddings:
+        raise files.refusal(f"a folder whose {folder} has at most {encoder}'s {embeddings} tokens (one is {most})")
+    return T5PromptTokenizer(tokenizer, length, numbers[end], numbers[padding])
+
+
+def _built(whole: TokenizerFile) -> Tokenizer:
+    """The tokenizer as transformers' T5Tokenizer builds it."""
+    pieces = [(str(piece), float(score)) for piece, score in whole.model.vocab]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=_UNKNOWN, byte_fallback=False))
+    if whole.normalizer is not None:
+        try:
+            table = base64.b64decode(whole.normalizer.precompiled_charsmap, validate=True)
+        except binascii.Error as error:
+            raise ValueError("its precompiled_charsmap is not base64") from error
+        tokenizer.normalizer = normalizers.Precompiled(table)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
+        ]
+    )
+    return tokenizer
+
+
+def _extra(configuration: T5TokenizerConfiguration) -> Iterable[str]:
+    """Tokens that T5 was trained to fill in."""
+    named = configuration.extra_special_tokens or configuration.additional_special_tokens
+    if named:
+        return [_text(token) for token in named]
+    return [f"<extra_id_{number}>" for number in range(configuration.extra_ids)]
+
+
+def _text(token: Text | Token) -> str:
+    return token if isinstance(token, str) else token.content
+
+
+def _added(token: Token) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _special(text: str) -> AddedToken:
+    return AddedToken(text, normalized=False, special=True)
