@@ -6,7 +6,7 @@ which each letter is a token. What is drawn with them is noise that hangs on eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,14 +73,14 @@ def lively(network: Any, *louder: str) -> Any:
     return network.eval()
 
 
-def tiny_vae(sizes: Sizes, **fields: Any) -> AutoencoderKL:
+def tiny_vae(widths: Sequence[int], channels: int = 4, **fields: Any) -> AutoencoderKL:
     """The picture of latents of unit variance has contrast."""
-    levels = len(sizes.vae)
+    levels = len(widths)
     vae = AutoencoderKL(
-        block_out_channels=sizes.vae,
+        block_out_channels=tuple(widths),
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=8,
         sample_size=128,
         **fields,
@@ -117,7 +117,7 @@ def tiny_sd(folder: Path, seed: int = 0, sizes: Sizes = SMALL, *, sd2: bool = Fa
         {"attention_head_dim": (4, 8, 8), "use_linear_projection": True} if sd2 else {"attention_head_dim": 4}
     )
     StableDiffusionPipeline(
-        vae=tiny_vae(sizes, scaling_factor=0.18215),
+        vae=tiny_vae(sizes.vae, scaling_factor=0.18215),
         text_encoder=lively(CLIPTextModel(clip_config(sizes.text[0], sizes.text_layers, hidden_act="gelu"))),
         tokenizer=clip_tokenizer("!" if sd2 else "<|endoftext|>"),
         unet=tiny_unet(sizes, sizes.text[0], **heads),
@@ -143,7 +143,7 @@ def tiny_sdxl(
     first, second = sizes.text
     projection, of_a_size = 40, 8
     pipeline = StableDiffusionXLPipeline(
-        vae=tiny_vae(sizes, **({"scaling_factor": 0.13025} | dict(vae or {}))),
+        vae=tiny_vae(sizes.vae, **({"scaling_factor": 0.13025} | dict(vae or {}))),
         text_encoder=lively(CLIPTextModel(clip_config(first, sizes.text_layers))),
         text_encoder_2=lively(
             CLIPTextModelWithProjection(

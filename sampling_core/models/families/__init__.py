@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefect_regional_diffusion.sampling_core.models.families import (
+    flux,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
@@ -15,5 +16,6 @@ FAMILIES: Mapping[str, Family] = {
     stable_diffusion.PIPELINE: stable_diffusion.open_stable_diffusion,
     stable_diffusion_xl.PIPELINE: stable_diffusion_xl.open_stable_diffusion_xl,
     stable_diffusion_3.PIPELINE: stable_diffusion_3.open_stable_diffusion_3,
+    flux.PIPELINE: flux.open_flux,
 }
 """By the class of pipeline that a model_index.json names."""

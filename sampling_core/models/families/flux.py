@@ -1,0 +1,214 @@
+"""FLUX.1 dev and schnell: a flow transformer that reads T5, and a pooled embedding of CLIP's.
+
+dev is told how strictly it follows the prompt, and its noise levels depend on the canvas; schnell has neither. Which of
+them a folder is, its transformer's `guidance_embeds` and its scheduler say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import (
+    AUTOENCODER_KL,
+    WITHOUT_MEAN,
+    AutoencoderKL,
+)
+from prefect_regional_diffusion.sampling_core.models.clip_text import CLIP_TEXT, PooledCLIPTextModel
+from prefect_regional_diffusion.sampling_core.models.conditioning import (
+    POOLED_PROMPT_EMBEDS,
+    PROMPT_EMBEDS,
+    Conditioning,
+)
+from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
+    CLIP_TOKENIZER,
+    INDEX,
+    SCHEDULER_FILES,
+    Library,
+    ModelIndex,
+    check_classes,
+)
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
+from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.flux_transformer import (
+    FLUX_TRANSFORMER,
+    PATCH,
+    FluxDenoiser,
+    FluxTransformer2DModel,
+)
+from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
+from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
+    T5_TOKENIZER,
+    T5_TOKENIZER_FILES,
+    T5PromptTokenizer,
+    open_t5_tokenizer,
+)
+from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
+from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
+from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
+
+PIPELINE = "FluxPipeline"
+_DEV_TOKENS, _SCHNELL_TOKENS = 512, 256
+"""Tokens that T5 makes of every prompt."""
+_TRAINED_PIXELS = 1024
+
+
+class Index(ModelIndex):
+    ONLY: ClassVar[Mapping[str, object]] = {"_class_name": PIPELINE}
+
+    transformer: Library
+    vae: Library
+    text_encoder: Library
+    text_encoder_2: Library
+    tokenizer: Library
+    tokenizer_2: Library
+    feature_extractor: Library | None = None
+    image_encoder: Library | None = None
+
+
+class VAE(AutoencoderKL):
+    ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_MEAN}
+
+
+_VAE = replace(AUTOENCODER_KL, configuration=VAE)
+_CLIP = replace(CLIP_TEXT, configuration=PooledCLIPTextModel)
+_KNOWN = {
+    "transformer": FLUX_TRANSFORMER.known_as,
+    "vae": _VAE.known_as,
+    "text_encoder": _CLIP.known_as,
+    "text_encoder_2": T5_TEXT.known_as,
+    "tokenizer": CLIP_TOKENIZER,
+    "tokenizer_2": T5_TOKENIZER,
+    "scheduler": FLOW_SCHEDULER,
+}
+
+
+@dataclass(frozen=True)
+class Flux(FlowTransformerFolder):
+    """A checked model folder; `clip` and `t5` are the tokenizers of its text encoders."""
+
+    PARTS: ClassVar[Mapping[Part, tuple[str, ...]]] = {
+        "text_encoder": ("text_encoder", "text_encoder_2"),
+        "denoiser": ("transformer",),
+        "autoencoder": ("vae",),
+    }
+    READ: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "scheduler": SCHEDULER_FILES,
+        "tokenizer": CLIP_TOKENIZER_FILES,
+        "tokenizer_2": T5_TOKENIZER_FILES,
+    }
+
+    transformer: FluxTransformer2DModel
+    clip: PromptTokenizer
+    t5: T5PromptTokenizer
+
+    @property
+    def facts(self) -> Facts:
+        told = self.transformer.guidance_embeds
+        return Facts(
+            family="FLUX.1 dev" if told else "FLUX.1 schnell",
+            latent_channels=self.vae.latent_channels,
+            vae_scale_factor=self.vae.vae_scale_factor,
+            pixel_multiple=self.pixel_multiple,
+            latent_affine=self.vae.latent_affine,
+            prediction_type="flow",
+            prompt_tokens=self.t5.most,
+            trained_pixels=_TRAINED_PIXELS,
+            defaults=Defaults(_TRAINED_PIXELS, _TRAINED_PIXELS, 3.5 if told else 1.0, "euler", "simple"),
+            guidance="embedded" if told else "none",
+        )
+
+    @property
+    def conditioning_specs(self) -> dict[str, TensorSpec]:
+        """`prompt_embeds` [1, tokens, features] of T5, `pooled_prompt_embeds` [1, features] of CLIP."""
+        network = self.transformer
+        return {
+            PROMPT_EMBEDS: TensorSpec(torch.float32, (1, self.t5.length, network.joint_attention_dim)),
+            POOLED_PROMPT_EMBEDS: TensorSpec(torch.float32, (1, network.pooled_projection_dim)),
+        }
+
+    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+        """Nothing: positions follow from the latent."""
+        return Conditioning({})
+
+    def reading(self, prompt: str) -> Reading:
+        """How much of a prompt T5 reads."""
+        return self.t5.reading(prompt)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt, each once, that CLIP has to spell."""
+        return self.clip.unknown_words(prompt)
+
+    def load_text_encoder(self, device: str, dtype: torch.dtype) -> FluxTextEncoder:
+        """Read the weights of both text encoders. Raises ModelError."""
+        clip, t5 = (self.load(folder, device, dtype) for folder in self.PARTS["text_encoder"])
+        return FluxTextEncoder((clip, self.clip), (t5, self.t5))
+
+    def load_denoiser(self, device: str, dtype: torch.dtype) -> FluxDenoiser:
+        """Read the transformer's weights. Raises ModelError."""
+        return FluxDenoiser(self.load("transformer", device, dtype))
+
+
+class FluxTextEncoder:
+    """The loaded text encoders, each with the tokenizer that it was trained with."""
+
+    def __init__(self, clip: tuple[Any, PromptTokenizer], t5: tuple[Any, T5PromptTokenizer]) -> None:
+        self._clip, self._clip_tokenizer = clip
+        self._t5, self._t5_tokenizer = t5
+
+    @torch.inference_mode()
+    def encode(self, prompt: str | None) -> Conditioning:
+        """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU."""
+        text = prompt or ""
+        tokens = torch.tensor([self._clip_tokenizer.ids(text)], device=self._clip.device)
+        pooled: Tensor = self._clip(tokens).pooler_output
+        found = {
+            PROMPT_EMBEDS: t5_states(self._t5, self._t5_tokenizer, text),
+            POOLED_PROMPT_EMBEDS: pooled.float().cpu(),
+        }
+        return Conditioning({name: tensor.clone() for name, tensor in found.items()})
+
+
+def open_flux(path: Path, files: ModelFiles) -> Flux:
+    """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
+    check_classes(Index.read(files, INDEX), files, _KNOWN)
+    transformer, vae = FLUX_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
+    clip, t5 = _CLIP.read(files, "text_encoder"), T5_TEXT.read(files, "text_encoder_2")
+    cells = PATCH * PATCH
+    latents = {
+        f"{cells} x vae": cells * vae.latent_channels,
+        "transformer": transformer.in_channels,
+        "its end": transformer.out_channels or transformer.in_channels,
+    }
+    check_fit(files, "channels of a token", latents)
+    pooled = {"text_encoder": clip.hidden_size, "transformer": transformer.pooled_projection_dim}
+    check_fit(files, "features of a whole prompt", pooled)
+    check_fit(
+        files, "features of a token", {"text_encoder_2": t5.d_model, "transformer": transformer.joint_attention_dim}
+    )
+    networks = {
+        "transformer": FLUX_TRANSFORMER.source(files, "transformer", transformer),
+        "vae": _VAE.source(files, "vae", vae),
+        "text_encoder": _CLIP.source(files, "text_encoder", clip),
+        "text_encoder_2": T5_TEXT.source(files, "text_encoder_2", t5),
+    }
+    length = _DEV_TOKENS if transformer.guidance_embeds else _SCHNELL_TOKENS
+    return Flux(
+        path=path,
+        files=files,
+        networks=networks,
+        vae=vae,
+        scheduler=read_flow_scheduler(files),
+        patch=PATCH,
+        width=transformer.inner_dim,
+        transformer=transformer,
+        clip=open_tokenizer(files, "tokenizer", "text_encoder", clip.max_position_embeddings, clip.vocab_size),
+        t5=open_t5_tokenizer(files, "tokenizer_2", "text_encoder_2", length, t5.vocab_size),
+    )
