@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.flow_pipelines import Picture, flux_shift, simple, with_flow_pipeline
-from tests.tiny_flow_models import OTHER, SMALL, FlowSizes, tiny_flux, tiny_sd3
+from tests.tiny_flow_models import OTHER, SMALL, FlowSizes, tiny_flux, tiny_sd3, tiny_z_image
 
 
 class Kind(NamedTuple):
@@ -50,6 +50,13 @@ KINDS = {
     "flux dev": Kind(tiny_flux, of_canvas, lambda job: {"guidance_scale": job["cfg"]}, 3.5),
     "flux schnell": Kind(
         lambda *of: tiny_flux(*of, schnell=True), static(1.0), lambda _: {"max_sequence_length": 256}, 1.0
+    ),
+    # diffusers counts its guidance from 0; the tiny one has positions for prompts of so many tokens.
+    "z-image": Kind(
+        tiny_z_image,
+        static(3.0),
+        lambda job: with_cfg(job | {"cfg": job["cfg"] - 1}) | {"max_sequence_length": 96},
+        4.0,
     ),
 }
 REGIONS = [
@@ -97,7 +104,7 @@ def test_it_draws_what_the_pipeline_draws(kind: str, seed: int, sizes: FlowSizes
         assert share_alike(ours, drawn(job | changes)) < 0.95, "the comparison would see a mistake"
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux dev", "flux schnell"])
+@pytest.mark.parametrize("kind", ["sd3", "flux dev", "flux schnell", "z-image"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -114,16 +121,17 @@ def test_whatever_is_asked(kind: str, fields: dict[str, Any]) -> None:
     assert share_alike(drawn(job), expected(kind, job)) >= 0.999
 
 
+@pytest.mark.parametrize("kind", ["sd3", "z-image"])
 @pytest.mark.parametrize("fields", [{"negative_prompt": "ugly"}, {"cfg": 1.0}], ids=str)
-def test_classifier_free_guidance(fields: dict[str, Any]) -> None:
-    tiny_sd3(Path("model"))
-    job = job_of("sd3", **fields)
+def test_classifier_free_guidance(fields: dict[str, Any], kind: str) -> None:
+    KINDS[kind].made(Path("model"), 0, SMALL)
+    job = job_of(kind, **fields)
     ours = drawn(job)
-    assert share_alike(ours, expected("sd3", job)) >= 0.999
-    assert share_alike(ours, drawn(job_of("sd3"))) < 0.95
+    assert share_alike(ours, expected(kind, job)) >= 0.999
+    assert share_alike(ours, drawn(job_of(kind))) < 0.95
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd3 without T5", "flux dev", "flux schnell"])
+@pytest.mark.parametrize("kind", ["sd3", "sd3 without T5", "flux dev", "flux schnell", "z-image"])
 def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str) -> None:
     KINDS[kind].made(Path("model"), 0, SMALL)
     job = job_of(kind, regions=REGIONS)
@@ -141,7 +149,7 @@ def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str) -> None:
     assert (drawn(job | {"regions": []}) == base).all()
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux dev"])
+@pytest.mark.parametrize("kind", ["sd3", "flux dev", "z-image"])
 def test_the_original_nodes_draw_with_it(kind: str) -> None:
     KINDS[kind].made(Path("model"), 0, SMALL)
     job = job_of(kind, regions=REGIONS, composition="sequential", base_only_steps=1)
@@ -153,11 +161,11 @@ def test_it_is_planned_without_its_weights(kind: str, monkeypatch: pytest.Monkey
     KINDS[kind].made(Path("model"), 0, SMALL)
     monkeypatch.setattr("safetensors.torch.load_file", lambda *_: pytest.fail("weights were read"))
     plan = prepare(parse_job(job_of(kind, regions=REGIONS)))
-    assert plan.cost.most_rows == (4 if KINDS[kind].asked is with_cfg else 3)
+    assert plan.cost.most_rows == (3 if kind.startswith("flux") else 4)
     assert plan.memory_bytes() > plan.folder.numbers * 4
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux dev"])
+@pytest.mark.parametrize("kind", ["sd3", "flux dev", "z-image"])
 @pytest.mark.parametrize(("field", "pixels"), [("width", 136), ("height", 72)])
 def test_canvases_are_whole_tokens(kind: str, field: str, pixels: int) -> None:
     KINDS[kind].made(Path("model"), 0, SMALL)
@@ -165,11 +173,15 @@ def test_canvases_are_whole_tokens(kind: str, field: str, pixels: int) -> None:
         prepare(parse_job(job_of(kind, **{field: pixels})))
 
 
-def test_a_canvas_without_positions_is_refused() -> None:
-    tiny_sd3(Path("model"), positions=10)
+@pytest.mark.parametrize("kind", ["sd3", "z-image"])
+def test_a_canvas_without_positions_is_refused(kind: str) -> None:
+    if kind == "sd3":
+        tiny_sd3(Path("model"), positions=10)
+    else:
+        tiny_z_image(Path("model"), lengths=(128, 12, 10))
     with pytest.raises(BadInput, match=r"^width: 192 .*at most 160"):
-        prepare(parse_job(job_of("sd3")))
-    prepare(parse_job(job_of("sd3", width=160)))
+        prepare(parse_job(job_of(kind)))
+    prepare(parse_job(job_of(kind, width=160)))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,16 @@ def test_dev_and_schnell_share_latents_but_no_levels() -> None:
         prepare(parse_job(job_of("flux dev", regions=[region])))
 
 
+def test_flux_and_z_image_draw_in_one_picture_where_their_levels_agree() -> None:
+    """They have one autoencoder, and latents alike."""
+    tiny_z_image(Path("model"), shift=1.0)
+    tiny_flux(Path("other"), schnell=True)
+    job = job_of("z-image", regions=[REGIONS[0] | {"model": "other", "cfg": 1.0}])
+    both = drawn(job)
+    assert share_alike(both[:, 140:], drawn(job | {"regions": []})[:, 140:]) < 1
+    assert share_alike(both[:, :64], drawn(job | {"regions": REGIONS[:1]})[:, :64]) < 0.9
+
+
 def test_a_prompt_is_read_by_the_encoder_that_reads_the_most() -> None:
     tiny_sd3(Path("long"))
     tiny_sd3(Path("short"), t5=False)
@@ -235,6 +257,14 @@ CHANGES: list[tuple[str, str, dict[str, Any], str]] = [
     ("flux dev", "text_encoder_2/config.json", {"d_model": 64}, "features of a token"),
     ("flux dev", "scheduler/scheduler_config.json", {"max_image_seq_len": 256}, "more than its base_image_seq_len"),
     ("flux dev", "model_index.json", {"text_encoder_2": [None, None]}, "T5EncoderModel"),
+    ("z-image", "transformer/config.json", {"siglip_feat_dim": 32}, "siglip_feat_dim"),
+    ("z-image", "transformer/config.json", {"all_patch_size": [2, 4]}, "all_patch_size"),
+    ("z-image", "transformer/config.json", {"axes_dims": [8, 4, 2]}, "axes_dims"),
+    ("z-image", "transformer/config.json", {"axes_lens": [32, 32, 32]}, "axes_lens"),
+    ("z-image", "transformer/config.json", {"cap_feat_dim": 64}, "features of a token"),
+    ("z-image", "text_encoder/config.json", {"num_key_value_heads": 3}, "a multiple of num_key_value_heads"),
+    ("z-image", "text_encoder/config.json", {"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+    ("z-image", "tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
     ("sd3", "model_index.json", {"tokenizer_3": [None, None]}, "T5Tokenizer"),
 ]
 

@@ -11,7 +11,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
@@ -19,8 +26,11 @@ from transformers import CLIPTokenizer
 from benchmarks.whole_model import load_whole
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AUTOENCODER_KL
+from prefect_regional_diffusion.sampling_core.models.flux_transformer import FLUX_TRANSFORMER
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.sd3_transformer import SD3_TRANSFORMER
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET
+from prefect_regional_diffusion.sampling_core.models.z_image_transformer import Z_IMAGE_TRANSFORMER
 
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 PROMPTS = ["a red circle on a blue background", "<|endoftext|> red! <cat> it's", "ü 漢字  <CAT>x", "red " * 50, ""]
@@ -128,7 +138,16 @@ def test_what_schedulers_save_is_known(kind: str, folder: Path) -> None:
     open_folder(str(folder))
 
 
-@pytest.mark.parametrize(("built", "component"), [(UNet2DConditionModel, UNET), (AutoencoderKL, AUTOENCODER_KL)])
+@pytest.mark.parametrize(
+    ("built", "component"),
+    [
+        (UNet2DConditionModel, UNET),
+        (AutoencoderKL, AUTOENCODER_KL),
+        (SD3Transformer2DModel, SD3_TRANSFORMER),
+        (FluxTransformer2DModel, FLUX_TRANSFORMER),
+        (ZImageTransformer2DModel, Z_IMAGE_TRANSFORMER),
+    ],
+)
 def test_every_argument_of_a_network_is_in_its_table(built: type[Any], component: Any) -> None:
     table = component.configuration
     known = set(table.model_fields) | set(table.ONLY) | set(table.NOTES)

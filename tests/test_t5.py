@@ -55,6 +55,14 @@ def test_tokens_to_fill_in_are_found(folder: Path) -> None:
     assert opened(folder, 12, 105).ids(prompt) == theirs(prompt, padding="max_length", max_length=12)["input_ids"]
 
 
+def test_tokens_without_an_embedding_are_text(folder: Path) -> None:
+    """transformers adds a hundred tokens to every tokenizer that is not told otherwise, and counts on nobody."""
+    edit(folder / "tokenizer" / "tokenizer_config.json", extra_ids=100)
+    plain = opened(folder).ids("a <extra_id_7>")
+    assert max(plain) < 64
+    assert plain != opened(folder).ids("a")
+
+
 def test_how_much_is_read(folder: Path) -> None:
     tokenizer = opened(folder, length=3)
     reading = tokenizer.reading("a red circle")

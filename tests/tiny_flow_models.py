@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,21 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
-from tests.tiny_models import clip_config, clip_tokenizer, lively, tiny_vae
+from tests.tiny_models import clip_config, clip_tokenizer, letters, lively, tiny_vae
 
 
 class FlowSizes(NamedTuple):
@@ -134,6 +146,74 @@ def tiny_flux(folder: Path, seed: int = 0, sizes: FlowSizes = SMALL, *, schnell:
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_encoder(sizes.t5, sizes.t5_layers),
         tokenizer_2=t5_tokenizer(),
+    )
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""What Qwen3's own comes to for the messages of a user."""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Each byte is a token, and so are a few pairs of them."""
+    pairs = [("r", "e"), ("re", "d"), ("Ġ", "red"), ("i", "r")]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*letters(), *("".join(pair) for pair in pairs)]
+    return Qwen2Tokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=pairs,
+        additional_special_tokens=special[1:],
+        chat_template=TEMPLATE,
+    )
+
+
+def tiny_z_image(
+    folder: Path,
+    seed: int = 0,
+    sizes: FlowSizes = SMALL,
+    *,
+    lengths: Sequence[int] = (128, 32, 32),
+    shift: float = 3.0,
+) -> str:
+    """The name of a new folder of Z-Image, with positions for `lengths`: prompts and pictures, rows, columns."""
+    torch.manual_seed(seed)
+    width = sizes.t5
+    transformer = ZImageTransformer2DModel(
+        dim=16 * sizes.heads,
+        n_layers=sizes.layers,
+        n_refiner_layers=sizes.layers - 1,
+        n_heads=sizes.heads,
+        n_kv_heads=sizes.heads,
+        cap_feat_dim=width,
+        axes_dims=(8, 4, 4),
+        axes_lens=tuple(lengths),
+    )
+    with torch.no_grad():
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):
+            token.normal_()
+    encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=300,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=sizes.t5_layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        )
+    )
+    pipeline = ZImagePipeline(
+        transformer=lively(transformer, "cap_embedder.1.weight"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        vae=flow_vae(sizes, 0.3611, 0.1159),
+        text_encoder=lively(encoder),
+        tokenizer=qwen_tokenizer(),
     )
     pipeline.save_pretrained(folder)
     return str(folder)

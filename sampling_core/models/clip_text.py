@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.component import TRANSFORMERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.configurations import (
@@ -55,6 +57,10 @@ class CLIPTextModel(NetworkConfiguration):
             "embeddings.position_embedding.weight": (self.max_position_embeddings, width),
             "encoder.layers.0.mlp.fc1.weight": (self.intermediate_size, width),
         }
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The numbers of the positions."""
+        return {"embeddings.position_ids": torch.arange(self.max_position_embeddings)[None]}
 
     @staticmethod
     def spelled(name: str) -> str:

@@ -49,6 +49,7 @@ class Component(Generic[C]):
             weights=weights,
             spelled=configuration.spelled,
             overflows=configuration.overflows,
+            buffers=configuration.buffers,
             build=lambda: self.build(configuration),
         )
 

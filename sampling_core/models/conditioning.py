@@ -17,6 +17,9 @@ PROMPT_EMBEDS = "prompt_embeds"
 POOLED_PROMPT_EMBEDS = "pooled_prompt_embeds"
 """One vector for a whole prompt: [r, features]."""
 
+PROMPT_LENGTH = "prompt_length"
+"""How many tokens of `PROMPT_EMBEDS` are the prompt's; the others fill it up: [r], int64."""
+
 TIME_IDS = "time_ids"
 """Numbers that are embedded like a time: [r, numbers]."""
 

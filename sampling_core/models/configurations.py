@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
@@ -95,6 +96,10 @@ class NetworkConfiguration(Configuration):
         Tensors of a network that are one and the same have the same.
         """
         return name
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors of the network that follow from its configuration and are in no file, by the names they have now."""
+        return {}
 
     @staticmethod
     def overflows(name: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Shape
@@ -25,8 +26,8 @@ class NetworkSource:
     """What a network is made of: `weights` are what the files hold, under names that `spelled` gives the network's too.
 
     `part` is its folder, and what errors call it; its weight files begin with `stem`. Tensors that `overflows` names
-    stay float32 where others are float16. `build` imports the library, and makes the network on the device of its
-    context.
+    stay float32 where others are float16, and those of `buffers` are in no file. `build` imports the library, and makes
+    the network on the device of its context.
     """
 
     files: ModelFiles
@@ -35,6 +36,7 @@ class NetworkSource:
     weights: Weights
     spelled: Callable[[str], str]
     overflows: Callable[[str], bool]
+    buffers: Callable[[], Mapping[str, Tensor]]
     build: Callable[[], Any]
 
 
@@ -75,9 +77,9 @@ def _filled(source: NetworkSource, device: str, dtype: torch.dtype) -> Any:
     dtypes = {name: torch.float32 if name in wide else dtype for name in shapes}
     tensors = read_tensors(source.files, source.weights, dtypes, device)
     network.load_state_dict({own: tensors[name] for own, name in names.items()}, assign=True)
+    computed = source.buffers()
     for name, buffer in list(network.named_buffers()):
-        # In no file: the numbers of the positions.
-        if buffer.is_meta and name.endswith("position_ids"):
-            owner = network.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+        if buffer.is_meta:
+            owner, _, of_owner = name.rpartition(".")
+            setattr(network.get_submodule(owner), of_owner, computed[source.spelled(name)].to(device))
     return network.to(device).eval()

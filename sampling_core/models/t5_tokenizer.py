@@ -114,10 +114,13 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
         _text(getattr(configuration, role) or usual)
         for role, usual in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
     )
+    pieces = tokenizer.get_vocab()
     numbered = configuration.added_tokens_decoder
     added = list(numbered.values()) if numbered is not None else (whole.added_tokens or [])
-    tokenizer.add_tokens([_added(token) for token in added])
-    tokenizer.add_special_tokens([_special(text) for text in (end, unknown, padding, *_extra(configuration))])
+    # Those that T5 was not trained on have no embeddings.
+    tokenizer.add_tokens([_added(token) for token in added if token.content in pieces])
+    tokenizer.add_special_tokens([_special(text) for text in _extra(configuration) if text in pieces])
+    tokenizer.add_special_tokens([_special(text) for text in (end, unknown, padding)])
     numbers = tokenizer.get_vocab()
     most = max(numbers.values())
     if most >= embeddings:

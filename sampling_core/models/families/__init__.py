@@ -9,6 +9,7 @@ from prefect_regional_diffusion.sampling_core.models.families import (
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
+    z_image,
 )
 from prefect_regional_diffusion.sampling_core.models.family import Family
 
@@ -17,5 +18,6 @@ FAMILIES: Mapping[str, Family] = {
     stable_diffusion_xl.PIPELINE: stable_diffusion_xl.open_stable_diffusion_xl,
     stable_diffusion_3.PIPELINE: stable_diffusion_3.open_stable_diffusion_3,
     flux.PIPELINE: flux.open_flux,
+    z_image.PIPELINE: z_image.open_z_image,
 }
 """By the class of pipeline that a model_index.json names."""

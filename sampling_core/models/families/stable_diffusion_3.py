@@ -234,7 +234,7 @@ def open_stable_diffusion_3(path: Path, files: ModelFiles) -> StableDiffusion3:
 def _check_widths(
     files: ModelFiles,
     transformer: SD3Transformer2DModel,
-    vae: VAE,
+    vae: AutoencoderKL,
     clip: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection],
     t5: T5EncoderModel | None,
 ) -> None:
