@@ -74,6 +74,8 @@ SchedulerName = Literal[
 ]
 
 CompositionName = Literal["joint", "sequential"]
+PromptSyntax = Literal["plain", "comfyui", "a1111"]
+"""The dialect that a prompt is written in (`sampling_core.text.prompt_syntax`)."""
 OverlapRule = Literal["weight", "order"]
 StepNoiseName = Literal["per_step", "comfyui"]
 VariationMethod = Literal["linear", "slerp"]

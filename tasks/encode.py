@@ -33,7 +33,7 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
 
     def encoded(item: tuple[RenderContext, PromptKey]) -> Tensors:
         run, prompt = item
-        return dict(run.text_encoder(prompt.model).encode(prompt.prompt).tensors)
+        return dict(run.encoded(prompt).tensors)
 
     known, missing = await _found_or_made(store, wanted, specs, encoded)
     if not settings().keep_text_encoders:

@@ -32,10 +32,10 @@ from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.masks import rasterize as masks
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.planning import compile as plan
 from prefect_regional_diffusion.sampling_core.planning import region_masks
 from prefect_regional_diffusion.sampling_core.planning.compile import compose, cost
 from prefect_regional_diffusion.sampling_core.planning.job_size import tensor_bytes
+from prefect_regional_diffusion.sampling_core.planning.prompt_signs import WEIGHTED
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from prefect_regional_diffusion.tasks.check_jobs import check_all
@@ -403,11 +403,11 @@ def test_counting_computes_nothing_on_the_canvas() -> None:
 
 def test_a_long_run_of_digits_is_read_once() -> None:
     """Each of its digits could end one part of a number and begin the next: 400 kB took hours."""
-    assert plan._WEIGHTED.search("(sea:" + "1" * 300_000 + "x") is None
+    assert WEIGHTED.search("(sea:" + "1" * 300_000 + "x") is None
     for weighted in ("(sea: 1.2)", "(a sea:1)", "(sea:.5 )"):
-        assert plan._WEIGHTED.search(weighted)
+        assert WEIGHTED.search(weighted)
     for plain in ("(sea)", "(sea: big)", "sea: 1", "(sea: 1.)"):
-        assert not plan._WEIGHTED.search(plain)
+        assert not WEIGHTED.search(plain)
 
 
 @pytest.mark.parametrize("name", ["s3:" + ":" * 300_000, "s3:" + ":" * 4000, "a/" * 200_000, "a" * 300_000])

@@ -104,6 +104,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "model": Other("other"),
         "prompt": Other("other"),
         "negative_prompt": Other("other"),
+        "prompt_syntax": Other("comfyui"),
         "width": Other(128),
         "height": Other(128),
         "seed": Other(1),

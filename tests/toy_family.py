@@ -20,6 +20,8 @@ from torch.nn.functional import avg_pool2d
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, flow_levels
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
@@ -60,6 +62,9 @@ class Toy:
     def conditioning_specs(self) -> dict[str, TensorSpec]:
         shapes = {"pooled_prompt_embeds": (1, self.channels), "prompt_embeds": (1, 3, 2)}
         return {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
+
+    def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
+        return 1
 
     def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
         return Conditioning({"time_ids": torch.tensor([[float(canvas.width), float(canvas.height)]])})
@@ -104,7 +109,9 @@ def color_of(prompt: str) -> Tensor:
 class ToyTextEncoder:
     toy: Toy
 
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
         """`pooled_prompt_embeds` is the prompt's colour as a clean latent of one cell."""
         color = color_of(prompt or "")[None, None].expand(self.toy.cell, self.toy.cell, 3)
         clean = ToyAutoencoder(self.toy).encode(color)[:, :, 0, 0]

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey, Row
-from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning, Layout, stack
+from prefect_regional_diffusion.sampling_core.models.conditioning import (
+    GUIDANCE,
+    Conditioning,
+    Layout,
+    stack,
+    stackable,
+)
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
@@ -43,6 +49,8 @@ class Count(NamedTuple):
 def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[DenoisedPrediction], Count]:
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
+    Prompts of several lengths share it if their family says that shorter ones may be repeated.
+
     Rows with the same latent, level, model, prompt and embedded scale are evaluated once: regions that share a negative
     prompt share that row. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
     """
@@ -56,7 +64,7 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
     for identity, row in distinct.items():
         kind = (row.prompt.model, row.x.shape[1:], _told(row, using).layout)
         groups.setdefault(kind, {})[identity] = row
-    for group in groups.values():
+    for group in (part for whole in groups.values() for part in _stackable(whole, using)):
         found, count = _answered(list(group.values()), using)
         answers |= dict(zip(group, found, strict=True))
         total = total.plus(count)
@@ -73,6 +81,19 @@ _Identity = tuple[int, Level, PromptKey, float | None]
 def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
     return id(row.x), row.level, row.prompt, row.guidance
+
+
+def _stackable(group: dict[_Identity, Row], using: Networks) -> Iterable[dict[_Identity, Row]]:
+    """The rows of a group as they are, or parted where the lengths of their prompts have no small multiple."""
+    lengths = {identity: _told(row, using).lengths for identity, row in group.items()}
+    parts: list[list[tuple[int, ...]]] = []
+    for length in sorted(set(lengths.values())):
+        part = next((part for part in parts if stackable([*part, length])), None)
+        if part is None:
+            parts.append([length])
+        else:
+            part.append(length)
+    return [{identity: row for identity, row in group.items() if lengths[identity] in part} for part in parts]
 
 
 def _told(row: Row, using: Networks) -> Conditioning:

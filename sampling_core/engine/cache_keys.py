@@ -15,12 +15,17 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, EmbeddedGuidance
+from prefect_regional_diffusion.sampling_core.engine.guidance import (
+    ClassifierFreeGuidance,
+    EmbeddedGuidance,
+    Guidance,
+)
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
+from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 
 
 class Segment(NamedTuple):
@@ -43,36 +48,51 @@ def state_name(segments: Sequence[SegmentKey], step: int) -> str:
     return f"{segment.name}/{step:05d}"
 
 
-def named(segments: Sequence[Segment], context: object, models: Mapping[str, ModelKey]) -> tuple[SegmentKey, ...]:
+def named(
+    segments: Sequence[Segment],
+    context: object,
+    models: Mapping[str, ModelKey],
+    embeddings: Mapping[str, str] | None = None,
+) -> tuple[SegmentKey, ...]:
     """Names (SHA-256, hex) of a run's segments. `models` are by the names that the run has for them.
 
-    `context` is JSON that all states depend on. Raises TypeError for a value that cannot be hashed.
+    `context` is JSON that all states depend on; `embeddings` are the digests of textual inversions by the names that
+    prompts have for them. Raises TypeError for a value that cannot be hashed.
     """
     name, found = content_hash(context), list[SegmentKey]()
-    digests: dict[int, str] = {}
+    known = _Known(models, embeddings or {}, {})
     for first, values in segments:
-        name = content_hash([name, first, _hashable(values, models, digests)])
+        name = content_hash([name, first, _hashable(values, known)])
         found.append(SegmentKey(first, name))
     return tuple(found)
 
 
-def _hashable(value: object, models: Mapping[str, ModelKey], digests: dict[int, str]) -> Any:
-    """A value as JSON that is equal for equal values alone. `digests` are of tensors that were met before, by id."""
-    hashable = partial(_hashable, models=models, digests=digests)
+class _Known(NamedTuple):
+    """What names stand for: models, embeddings by their digests; and digests of tensors that were met before, by id."""
+
+    models: Mapping[str, ModelKey]
+    embeddings: Mapping[str, str]
+    tensors: dict[int, str]
+
+
+def _hashable(value: object, known: _Known) -> Any:
+    """A value as JSON that is equal for equal values alone."""
+    hashable = partial(_hashable, known=known)
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Tensor():
             # The passes of a sequential run have the same masks, of a whole canvas, over and over.
-            if id(value) not in digests:
-                digests[id(value)] = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-            return [str(value.dtype), list(value.shape), digests[id(value)]]
+            if id(value) not in known.tensors:
+                known.tensors[id(value)] = hashlib.sha256(
+                    value.detach().cpu().contiguous().numpy().tobytes()
+                ).hexdigest()
+            return [str(value.dtype), list(value.shape), known.tensors[id(value)]]
         case ClassifierFreeGuidance():
-            model = models[value.model].digest if value.model in models else value.model
-            return [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both, model]
+            asked = [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both]
+            return [*asked, *_read_by(value, known)]
         case EmbeddedGuidance():
-            model = models[value.model].digest if value.model in models else value.model
-            return [type(value).__name__, value.scale, value.positive, model]
+            return [type(value).__name__, value.scale, value.positive, *_read_by(value, known)]
         case ModelLevels():
             return _levels(value)
         case StepNoise() | SequentialNoise():
@@ -85,6 +105,15 @@ def _hashable(value: object, models: Mapping[str, ModelKey], digests: dict[int, 
             return [type(value).__name__, *(hashable(getattr(value, field.name)) for field in fields(value))]
         case _:
             raise TypeError(f"{type(value).__name__} has no place in a run's history")
+
+
+def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
+    """The model that reads the prompts; and their dialect, with what they name, if it is not the plain one."""
+    model = known.models[guidance.model].digest if guidance.model in known.models else guidance.model
+    if guidance.syntax == "plain":
+        return [model]
+    names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
+    return [model, guidance.syntax, {name: known.embeddings[name] for name in names}]
 
 
 _SOLVER_TYPES = {type(solver) for solver in SOLVERS.values()}

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class PromptKey(NamedTuple):
-    """A prompt, the model whose text encoders read it, and the canvas if the model is told of it.
+    """A prompt, the model whose text encoders read it, the canvas if the model is told of it, and the prompt's dialect.
 
     The prompt is None for an empty negative one of a family in which that is no prompt at all.
     """
@@ -21,6 +22,7 @@ class PromptKey(NamedTuple):
     model: str
     prompt: str | None
     canvas: Canvas | None = None
+    syntax: PromptSyntax = "plain"
 
 
 class Row(NamedTuple):
@@ -45,6 +47,7 @@ class ClassifierFreeGuidance(NamedTuple):
     """The sampler asks for the unconditional prediction too, also where guidance is off."""
     model: str = ""
     canvas: Canvas | None = None
+    syntax: PromptSyntax = "plain"
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -56,12 +59,12 @@ class ClassifierFreeGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read them."""
-        return tuple(PromptKey(self.model, prompt, self.canvas) for prompt in self.prompts)
+        return tuple(map(self._key, self.prompts))
 
     def expand(self, query: Query) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, PromptKey(self.model, prompt, self.canvas)) for prompt in prompts]
+        return [Row(query.x, query.level, self._key(prompt)) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -69,6 +72,9 @@ class ClassifierFreeGuidance(NamedTuple):
             return DenoisedPrediction(denoised[0])
         negative, positive = denoised
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
+
+    def _key(self, prompt: str | None) -> PromptKey:
+        return PromptKey(self.model, prompt, self.canvas, self.syntax)
 
 
 class EmbeddedGuidance(NamedTuple):
@@ -78,6 +84,7 @@ class EmbeddedGuidance(NamedTuple):
     positive: str
     model: str
     canvas: Canvas | None = None
+    syntax: PromptSyntax = "plain"
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -87,7 +94,7 @@ class EmbeddedGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read it."""
-        return (PromptKey(self.model, self.positive, self.canvas),)
+        return (PromptKey(self.model, self.positive, self.canvas, self.syntax),)
 
     def expand(self, query: Query) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""

@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.job.forms import JointJob
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import Rectangle
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.shared_fields import MOST_REGIONS, Region
+from prefect_regional_diffusion.sampling_core.job.validation import check_prompt
 from prefect_regional_diffusion.sampling_core.names import ForkMode
 
 _WHOLE_CANVAS = Rectangle(x=0, y=0, width=1, height=1)
@@ -76,6 +77,8 @@ class GridJob(FrozenModel):
             if (cell.row, cell.column) in taken:
                 raise validation_error(f"cells.{i}", [cell.row, cell.column], "one entry for each cell")
             taken.add((cell.row, cell.column))
+            for name, prompt in (("prompt", cell.prompt), ("negative_prompt", cell.negative_prompt)):
+                check_prompt(f"cells.{i}.{name}", prompt or "", self.job.prompt_syntax)
         return self
 
     def _check_fork(self) -> None:

@@ -6,7 +6,11 @@ from pydantic import ConfigDict, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.fields import validation_error
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields
-from prefect_regional_diffusion.sampling_core.job.validation import check_composition, check_schedule
+from prefect_regional_diffusion.sampling_core.job.validation import (
+    check_composition,
+    check_prompts,
+    check_schedule,
+)
 
 
 class RenderJob(JobFields):
@@ -17,6 +21,7 @@ class RenderJob(JobFields):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> RenderJob:
         check_composition(self)
+        check_prompts(self)
         first, steps = self.base_only_steps, self.steps
         if self.regions and first is not None and first >= steps:
             raise validation_error("base_only_steps", first, f"0 to {steps - 1} (less than steps)")

@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
     Fit,
     OverlapRule,
+    PromptSyntax,
     SamplerName,
     SchedulerName,
     Size,
@@ -33,6 +34,7 @@ from prefect_regional_diffusion.sampling_core.names import (
     VariationMethod,
     is_whole,
 )
+from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 
 
 class ParticipantSettings(NamedTuple):
@@ -51,8 +53,15 @@ class ParticipantSettings(NamedTuple):
     model: str
     sigma_factor: float
     idle_negative: str = ""
+    prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
     told_of_canvas: bool = False
+
+    @property
+    def embedding_names(self) -> list[str]:
+        """The textual inversions that its prompts name."""
+        names = [embedding_names(prompt, self.prompt_syntax) for prompt in (self.prompt, self.negative_prompt)]
+        return sorted({*names[0], *names[1]})
 
 
 class MaskFile(NamedTuple):
@@ -227,6 +236,7 @@ def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
         **filled_in,
         prompt=job.prompt if region is None else region.prompt,
         sigma_factor=_base_factor(job.node) if region is None else region.sigma_factor,
+        prompt_syntax=job.prompt_syntax,
     )
     sampler = settings.sampler
     if job.composition == "joint":

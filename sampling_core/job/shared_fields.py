@@ -20,6 +20,7 @@ from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
     Fit,
     OverlapRule,
+    PromptSyntax,
     SamplerName,
     SchedulerName,
     StepNoiseName,
@@ -92,6 +93,12 @@ class JobFields(FrozenModel):
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")
+    prompt_syntax: PromptSyntax = Field(
+        "plain",
+        title="Prompt syntax",
+        description="How all prompts are written. plain: they are read as they stand; comfyui: (word:1.3) is a weight, "
+        "embedding:NAME a textual inversion, and long prompts are read to their end; a1111: also [word] and BREAK",
+    )
     width: StrictInt = Field(
         128,
         ge=64,

@@ -13,7 +13,9 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
 from prefect_regional_diffusion.sampling_core.job.fields import validation_error
 from prefect_regional_diffusion.sampling_core.job.resolved import base_only_steps
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
-from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS
+from prefect_regional_diffusion.sampling_core.names import CHOOSE_THEIR_STEPS, PromptSyntax
+from prefect_regional_diffusion.sampling_core.text.prompt_spans import PromptError
+from prefect_regional_diffusion.sampling_core.text.prompt_syntax import parse_prompt
 
 LONGEST_SCHEDULE = 1000
 """Levels that models are trained on; a longer schedule would name some of them twice."""
@@ -40,6 +42,23 @@ def check_composition(job: JobFields) -> None:
         _check_joint(job)
     else:
         _check_sequential(job)
+
+
+def check_prompts(job: JobFields) -> None:
+    """Raises the error of a prompt that cannot be read in the job's dialect."""
+    prompts: dict[str, object] = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
+    prompts |= _of_regions(job, "prompt") | _of_regions(job, "negative_prompt")
+    for field, prompt in prompts.items():
+        if isinstance(prompt, str):
+            check_prompt(field, prompt, job.prompt_syntax)
+
+
+def check_prompt(field: str, prompt: str, syntax: PromptSyntax) -> None:
+    """Raises the error of one prompt that cannot be read in a dialect."""
+    try:
+        parse_prompt(prompt, syntax)
+    except PromptError as error:
+        raise validation_error(field, prompt, f"{error}, with prompt_syntax: {syntax}") from None
 
 
 def _check_joint(job: JobFields) -> None:

@@ -12,9 +12,12 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import Dif
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 
 
@@ -42,6 +45,11 @@ class BetaUNetFolder(DiffusersFolder):
         forward = rows * cells * self.unet.block_out_channels[0] * 24
         decoding = canvas.width * canvas.height * self.vae.block_out_channels[0] * 8
         return max(forward, decoding)
+
+    def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
+        """The chunks of the text encoder that needs most."""
+        lengths = {name: len(embedding) for name, embedding in embeddings.items()}
+        return max(len(prompt_chunks(prompt or "", syntax, tokenizer, lengths)) for tokenizer in self.tokenizers)
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt the text encoder reads that reads the least of it."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.prompt_chunks import Vector, prompt_chunks
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
+from prefect_regional_diffusion.sampling_core.models.weighted_encoding import Encoded, encode_chunks, with_vectors
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
 
 class CLIPTextEncoder:
@@ -19,11 +23,20 @@ class CLIPTextEncoder:
         self._tokenizer = tokenizer
 
     @torch.inference_mode()
-    def encode(self, prompt: str | None) -> Conditioning:
-        """`prompt_embeds` [1, tokens, features], float32 on the CPU."""
-        tokens = torch.tensor([self._tokenizer.ids(prompt or "")], device=self._encoder.device)
-        hidden: Tensor = self._encoder(tokens)[0]
-        return Conditioning({PROMPT_EMBEDS: hidden.float().cpu().clone()})
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
+        """`prompt_embeds` [1, chunks * tokens, features], float32 on the CPU."""
+        lengths = {name: len(embedding) for name, embedding in embeddings.items()}
+
+        def states(rows: list[list[int]], places: Mapping[tuple[int, int], Vector]) -> Encoded:
+            vectors = {place: embeddings[name].vectors[0][index] for place, (name, index) in places.items()}
+            tokens = torch.tensor(rows, device=self._encoder.device)
+            return Encoded(with_vectors(self._encoder, vectors, lambda: self._encoder(tokens)[0]))
+
+        chunks = prompt_chunks(prompt or "", syntax, self._tokenizer, lengths)
+        found = encode_chunks(chunks, syntax, self._tokenizer, states)
+        return Conditioning({PROMPT_EMBEDS: found.states}, repeatable=frozenset({PROMPT_EMBEDS}))
 
 
 def projected_states(encoder: Any, tokenizer: PromptTokenizer, prompt: str) -> tuple[Tensor, Tensor]:

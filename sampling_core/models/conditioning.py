@@ -5,8 +5,9 @@ A family chooses the names; those of diffusers are a good choice (`prompt_embeds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,13 @@ GUIDANCE = "guidance"
 """The scale that a model with embedded guidance is told: [r], float32. It belongs to a row and not to its prompt."""
 
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
-"""Name, type and shape without the row axis of each tensor, by name: conditionings of one layout can be stacked."""
+"""Name, type and shape without the row axis of each tensor, by name: conditionings of one layout can be stacked.
+
+An axis along which a tensor may be repeated is 0.
+"""
+
+MOST_REPEATS = 4
+"""The shortest prompt of a forward is repeated at most so often, as in ComfyUI: more would cost more than it spares."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class Conditioning:
     """
 
     tensors: Mapping[str, Tensor]
+    repeatable: frozenset[str] = frozenset()
+    """Names of tensors [r, n, ...] that may be repeated along n, and the network answers the same: it attends to them,
+    and they have no places. So a prompt of one chunk can share a forward with a prompt of two."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for tensors without a row axis, or of different numbers of rows."""
@@ -53,30 +63,55 @@ class Conditioning:
     @property
     def layout(self) -> Layout:
         """What must agree for rows to share a forward."""
-        named = sorted(self.tensors.items())
-        return tuple((name, tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in named)
+        found: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
+        for name, tensor in sorted(self.tensors.items()):
+            shape = tuple(tensor.shape[1:])
+            found.append((name, tensor.dtype, (0, *shape[1:]) if name in self.repeatable else shape))
+        return tuple(found)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sizes of the axes along which tensors may be repeated, by name."""
+        return tuple(self.tensors[name].shape[1] for name in sorted(self.repeatable & self.tensors.keys()))
 
     def repeated(self, rows: int) -> Conditioning:
         """The one row of this conditioning, so many times. No memory is copied."""
-        return Conditioning({name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+        tensors = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def joined(self, other: Conditioning) -> Conditioning:
         """The tensors of both, which have as many rows. Raises ValueError for a name that both have."""
         if self.tensors.keys() & other.tensors.keys():
             raise ValueError("conditionings that are joined have tensors of different names")
-        return Conditioning({**self.tensors, **other.tensors})
+        return Conditioning({**self.tensors, **other.tensors}, self.repeatable | other.repeatable)
 
     def rows(self, part: slice) -> Conditioning:
         """Some of the rows, as views."""
-        return Conditioning({name: tensor[part] for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor[part] for name, tensor in self.tensors.items()})
 
 
 def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
     """The rows of several conditionings (at least one), one after the other.
 
-    Raises ValueError unless all have the same layout: what a shorter prompt is filled up with is for its family to say.
+    What may be repeated is, up to the least common multiple of its lengths. Raises ValueError unless all have the same
+    layout: what a shorter prompt is filled up with otherwise is for its family to say.
     """
     first, *others = conditionings
     if any(other.layout != first.layout for other in others):
         raise ValueError("conditionings of one forward have tensors of the same names, types and shapes")
-    return Conditioning({name: torch.cat([one[name] for one in conditionings]) for name in first.tensors})
+    tensors = {name: [one[name] for one in conditionings] for name in first.tensors}
+    for name in first.repeatable & tensors.keys():
+        length = math.lcm(*(tensor.shape[1] for tensor in tensors[name]))
+        tensors[name] = [_repeated(tensor, length) for tensor in tensors[name]]
+    return replace(first, tensors={name: torch.cat(parts) for name, parts in tensors.items()})
+
+
+def stackable(lengths: Sequence[tuple[int, ...]]) -> bool:
+    """Whether conditionings (at least one) of one layout and of these `lengths` are worth sharing a forward."""
+    return all(math.lcm(*sizes) <= MOST_REPEATS * min(sizes) for sizes in zip(*lengths, strict=True))
+
+
+def _repeated(tensor: Tensor, length: int) -> Tensor:
+    """A tensor [r, n, ...] over and over along n. One that is long enough is not copied."""
+    times = length // tensor.shape[1]
+    return tensor if times == 1 else torch.cat([tensor] * times, dim=1)

@@ -19,6 +19,8 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Confi
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
 INDEX = "model_index.json"
 Library = Annotated[list[str | None], Field(min_length=2, max_length=2)]
@@ -92,6 +94,10 @@ class DiffusersFolder:
             names |= {f"{folder}/config.json", stem, f"{stem}.index.json"}
             names |= {stored.file for stored in network.weights.values()}
         return sorted((name for name in names if name in self.files), key=PurePosixPath)
+
+    def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
+        """One: families that read longer prompts say otherwise."""
+        return 1
 
     def check_weights(self, part: Part) -> None:
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""

@@ -7,8 +7,8 @@ family; packing, position ids, time conventions and signs stay inside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +16,8 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.names import SamplerName, SchedulerName
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax, SamplerName, SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage, Rows
@@ -94,7 +95,7 @@ class Facts:
     latent_affine: LatentAffine
     prediction_type: PredictionType
     prompt_tokens: int
-    """Tokens of a prompt that are read, begin and end not counted."""
+    """Tokens of a prompt that are read, begin and end not counted; in other dialects than the plain one, of a chunk."""
     trained_pixels: int
     """Edge of the canvases that the model was trained on."""
     defaults: Defaults
@@ -104,6 +105,12 @@ class Facts:
     """Whether the denoiser is told of the canvas, and not of its latent alone (`Checkpoint.canvas_conditioning`)."""
     most_pixels: int | None = None
     """Edge of the largest canvas that the model has positions for; None: it has them for all."""
+    prompt_syntaxes: tuple[PromptSyntax, ...] = ("plain",)
+    """The dialects in which its prompts may be written."""
+    embedding_widths: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
+    repeatable: frozenset[str] = frozenset()
+    """Tensors of an encoded prompt that grow with its chunks, and may be repeated (`Conditioning.repeatable`)."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,12 @@ class Reading:
 class TextEncoder(Protocol):
     """All text encoders of a model, loaded."""
 
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
         """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`.
+
+        The dialect is one of the family's, and `embeddings` has at least what the prompt names.
 
         None is an empty negative prompt of a family in which that is no prompt at all (`Facts.empty_negative`).
         """
@@ -177,7 +188,11 @@ class Checkpoint(Protocol):
 
     @property
     def conditioning_specs(self) -> Specs:
-        """Names, types and shapes [1, ...] of an encoded prompt."""
+        """Names, types and shapes [1, ...] of an encoded prompt of one chunk."""
+        ...
+
+    def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
+        """In how many chunks a prompt is encoded: tensors that are `repeatable` are so many times as long."""
         ...
 
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@ transformers, whose import takes seconds and whose tokenizers read more files th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
@@ -33,9 +34,26 @@ class PromptTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         """What the text encoder is given: begin, as much of the prompt as there is room for, end, padding."""
-        inner = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.most]
+        return self.framed(self.words(prompt)[: self.most])
+
+    def words(self, text: str) -> list[int]:
+        """All tokens of a text."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def framed(self, inner: Sequence[int]) -> list[int]:
+        """At most `most` tokens between begin and end, and padding up to `length`."""
         used = [self._begin, *inner, self._end]
         return used + [self._padding] * (self.length - len(used))
+
+    @property
+    def begin(self) -> int:
+        """The token before a prompt."""
+        return self._begin
+
+    @cached_property
+    def comma(self) -> int | None:
+        """The token of a comma that is a word; None if the vocabulary has none."""
+        return self._tokenizer.token_to_id(",</w>")
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""

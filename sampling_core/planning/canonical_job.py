@@ -32,8 +32,8 @@ INERT: dict[type, set[str]] = {
 def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the job draws, as JSON, with everything without effect left out.
 
-    `digests` gives the SHA-256 of each image file and of the models' weights by the path that the job names, so that
-    the same bytes count the same wherever they lie.
+    `digests` gives the SHA-256 of each image file and of the models' weights by the path that the job names, and that
+    of textual inversions by `embedding_label`, so that the same bytes count the same wherever they lie.
     """
     digests = digests or {}
     shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "init_image", "init_fit"}
@@ -90,7 +90,18 @@ def _settings(
     settings: ParticipantSettings, digests: Mapping[str, str], unused: Collection[str] = ()
 ) -> dict[str, Any]:
     model = digests.get(settings.model, settings.model)
-    return _as_they_stand(settings._asdict(), {*unused, *INERT[ParticipantSettings]}) | {"model": model}
+    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax"}
+    canonical = _as_they_stand(settings._asdict(), shaped) | {"model": model}
+    if settings.prompt_syntax != "plain":
+        names = settings.embedding_names
+        embeddings = {name: digests.get(embedding_label(name), name) for name in names}
+        canonical["prompts_in"] = [settings.prompt_syntax, embeddings]
+    return canonical
+
+
+def embedding_label(name: str) -> str:
+    """What a textual inversion is called among the files of a job."""
+    return f"embedding:{name}"
 
 
 def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]) -> dict[str, Any]:

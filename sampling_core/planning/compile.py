@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,13 +14,11 @@ from prefect_regional_diffusion.sampling_core.engine.sampling_run import Samplin
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
+from prefect_regional_diffusion.sampling_core.planning.prompt_signs import sign_warnings
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask, Rows
-from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
-
-_WEIGHTED = re.compile(r"\([^()]+:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\)")
-"""How other programs write that a word counts more. A run of digits is matched in one way only, and so in no time."""
 
 
 def compose(
@@ -80,16 +77,17 @@ class _NoNetwork:
         return x
 
 
-def cost(run: SamplingRun[Any], max_forward_rows: int | None = None, most: float = math.inf) -> Cost:
+def cost(
+    run: SamplingRun[Any], max_forward_rows: int | None = None, most: float = math.inf, prompts: Unencoded | None = None
+) -> Cost:
     """Counted, not calculated: the run's own loop is driven without a network and without noise.
 
-    It ends with the step in which the evaluations become more than `most`.
+    It ends with the step in which the evaluations become more than `most`. Without `prompts`, all are of one length.
     """
     run = run.noiseless()
     models = {key.model for key in run.prompts}
-    using = Networks(
-        dict.fromkeys(models, _NoNetwork()), dict.fromkeys(run.prompts, Conditioning({})), max_forward_rows
-    )
+    told = told_in_counting(run.prompts, prompts or {})
+    using = Networks(dict.fromkeys(models, _NoNetwork()), told, max_forward_rows)
     per_step: list[Count] = []
     evaluations = 0
     for _, count in iterate(run, run.begin(), using):
@@ -107,19 +105,8 @@ def warnings(job: ResolvedJob, run: SamplingRun[Any], trained_pixels: int) -> li
         found.append("denoise is below 1 and there is no init image: the picture will be flat")
     if job.denoise == 1 and job.init_image is not None and not job.protect:
         found.append("init_image: with denoise 1 almost nothing of it is seen; 0.3 to 0.8 keeps more")
-    found += [*run.warnings(), *_weighted_words(job)]
+    found += [*run.warnings(), *sign_warnings(job)]
     for name, pixels in (("width", job.width), ("height", job.height)):
         if not trained_pixels / 2 <= pixels <= trained_pixels * 2:
             found.append(f"{name} {pixels} is far from the {trained_pixels} pixels that the model was trained on")
     return found
-
-
-def _weighted_words(job: ResolvedJob) -> list[str]:
-    regions = {f"regions.{i}.prompt": region.settings.prompt for i, region in enumerate(job.regions)}
-    prompts = {"prompt": job.base.prompt} | regions
-    weighted = {field: _WEIGHTED.search(prompt) for field, prompt in prompts.items()}
-    return [
-        f"{field}: {one_line(found[0], 60)} is read as it stands; parentheses give no weight here"
-        for field, found in weighted.items()
-        if found
-    ]

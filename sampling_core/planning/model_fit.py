@@ -22,7 +22,7 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a negative prompt, a scale or a sampler that a model has no use for.
+    Raises BadInput for a dialect, a negative prompt, a scale or a sampler that a model has no use for.
     """
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
@@ -46,10 +46,15 @@ def _fitted(
 ) -> ParticipantSettings:
     """`fields` are those in which somebody wrote the values."""
     known = facts[settings.model]
+    if settings.prompt_syntax not in known.prompt_syntaxes:
+        allowed = f"{' or '.join(known.prompt_syntaxes)}: {known.family} reads prompts as they stand, without weights"
+        raise BadInput("prompt_syntax", settings.prompt_syntax, allowed)
     settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
-        missing = guided and not settings.negative_prompt and known.empty_negative == "none"
+        # ComfyUI and the web UI encode an empty prompt like any other.
+        is_plain = settings.prompt_syntax == "plain"
+        missing = guided and is_plain and not settings.negative_prompt and known.empty_negative == "none"
         return settings._replace(negative_prompt=None) if missing else settings
     negative = settings.negative_prompt or settings.idle_negative
     if negative:
@@ -67,7 +72,7 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
     """How a participant of a job is guided."""
     canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
     if settings.embedded:
-        return EmbeddedGuidance(settings.cfg, settings.prompt, settings.model, canvas)
+        return EmbeddedGuidance(settings.cfg, settings.prompt, settings.model, canvas, settings.prompt_syntax)
     return ClassifierFreeGuidance(
         settings.cfg,
         settings.prompt,
@@ -75,4 +80,5 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
         always_both=settings.sampler in CFG_PP,
         model=settings.model,
         canvas=canvas,
+        syntax=settings.prompt_syntax,
     )

@@ -13,15 +13,17 @@ from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKe
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
 class PlannedRun(NamedTuple):
-    """A run, and the names of its segments: states with one name are one state."""
+    """A run, the names of its segments (states with one name are one state), and the shapes of its prompts."""
 
     run: SamplingRun[Any]
     segments: tuple[SegmentKey, ...]
+    prompts: Unencoded
 
     def state_name(self, step: int) -> str:
         return state_name(self.segments, step)
@@ -98,5 +100,6 @@ def _newest(planned: PlannedRun, kept: dict[str, dict[str, Tensor]]) -> Any:
 
 def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> Networks:
     prompts = {key for planned in runs for key in planned.run.prompts}
+    known = {key: told for planned in runs for key, told in planned.prompts.items()}
     models = {key.model for key in prompts}
-    return Networks(dict.fromkeys(models, network), dict.fromkeys(prompts, Conditioning({})), max_forward_rows)
+    return Networks(dict.fromkeys(models, network), told_in_counting(prompts, known), max_forward_rows)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from prefect_regional_diffusion.sampling_core.job.prompt_fields import embeddings_of
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import embedding_label
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 
 HASH_DIGITS = 16
@@ -83,5 +85,6 @@ def portable_files(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, di
 
     `digests` are by the path that the job has.
     """
-    files = job.image_files | job.models_by_field
+    labels = [embedding_label(embedding.name) for embedding in embeddings_of(job)]
+    files = job.image_files | job.models_by_field | {label: label for label in labels}
     return {field: {"name": portable_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

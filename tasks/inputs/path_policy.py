@@ -61,6 +61,19 @@ def model_place(field: str, name: str, rule: str = "") -> str:
     return place
 
 
+def embedding_places(name: str) -> list[str]:
+    """Real paths at which a textual inversion may lie: under each root that is a folder, or in its `embeddings`.
+
+    A link that leads out of all roots is none.
+    """
+    folders = [root for root in settings().roots if root != ANYWHERE and not is_url(root)]
+    found: list[str] = []
+    for path in (str(Path(root, part, name)) for root in folders for part in ("", "embeddings")):
+        with suppress(BadInput):
+            found.append(_inside("prompt", path, settings().roots, "under REGIONAL_ROOTS"))
+    return found
+
+
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().store

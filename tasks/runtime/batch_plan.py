@@ -45,4 +45,5 @@ def _planned(prepared: Prepared) -> PlannedRun:
     # The latent of a init image is not known yet: jobs that start from others share nothing.
     start = None if prepared.resolved.init_image is None else inputs.mask_hash
     context = [inputs.model_keys[prepared.resolved.base.model].digest, start]
-    return PlannedRun(prepared.run.noiseless(), named(prepared.run.segments(), context, inputs.model_keys))
+    segments = named(prepared.run.segments(), context, inputs.model_keys, inputs.embedding_digests)
+    return PlannedRun(prepared.run.noiseless(), segments, prepared.prompts)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.job.prompt_fields import embeddings_of
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.folder import check_alike
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings, TextualInversion
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import (
+    canonical_mask,
+    canonical_start,
+    embedding_label,
+)
 from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.region_masks import protected_pixels, region_masks
+from prefect_regional_diffusion.sampling_core.planning.unencoded import prompt_specs
+from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
+from prefect_regional_diffusion.tasks.inputs.embedding_files import EmbeddingFile, fitted, read_embedding
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
@@ -33,8 +43,9 @@ class JobInputs:
     """Models, masks and pictures of a job.
 
     `folders` and `model_keys` are by model; `digests` are of all files that the job names, weights among them, by
-    path. `tensors` has the masks `0`, `1`, ...; of a init image, `picture` in canvas pixels, and what is `protected`;
-    `mask_hash` stands for them. `warnings` are of the images.
+    path. `tensors` has the masks `0`, `1`, ...; of an init image, `picture` in canvas pixels, and what is `protected`;
+    `mask_hash` stands for them. `embeddings` are the textual inversions that prompts name, by model. `warnings` are of
+    the images.
     """
 
     folders: dict[str, Checkpoint]
@@ -43,6 +54,17 @@ class JobInputs:
     tensors: dict[str, Tensor]
     mask_hash: str
     warnings: list[str]
+    embeddings: Mapping[str, Embeddings]
+
+    @property
+    def embedding_digests(self) -> dict[str, str]:
+        """SHA-256 of the files of textual inversions, by the names that prompts have for them."""
+        names = {name for of_model in self.embeddings.values() for name in of_model}
+        return {name: self.digests[embedding_label(name)] for name in sorted(names)}
+
+    def prompt_specs(self, prompt: PromptKey) -> Specs:
+        """Names, types and shapes of an encoded prompt of one of the models."""
+        return prompt_specs(prompt, self.folders[prompt.model], self.embeddings[prompt.model])
 
     @property
     def facts(self) -> dict[str, Facts]:
@@ -52,7 +74,8 @@ class JobInputs:
     @property
     def bytes(self) -> int:
         """Of the tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        vectors = [one for found in self.embeddings.values() for named in found.values() for one in named.vectors]
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
 
 
 @lru_cache(maxsize=1)
@@ -65,7 +88,8 @@ def inputs_key(job: ResolvedJob) -> Hashable:
     """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
     # Whether several models have the same noise levels may depend on the steps.
     canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
-    return (canvas, job.masks, job.protect, job.init_image, job.init_fit, tuple(job.models_by_field.items()))
+    files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), embeddings_of(job))
+    return (canvas, job.masks, job.protect, *files)
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
@@ -84,7 +108,8 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     model_keys = {name: ModelKey(other.fingerprint()) for name, other in folders.items()}
     files = read_image_files(job)
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
-    digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}}
+    embeddings, embedding_digests = _read_embeddings(job, folders)
+    digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}, **embedding_digests}
     masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
     start = canonical_start(job, digests)
     pictures = [start.get("start"), start.get("protect")]
@@ -95,12 +120,26 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
         tensors=_tensors(job, files, cell),
         mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
         warnings=image_warnings(job, files.photos),
+        embeddings=embeddings,
     )
 
 
 def canvas_of(job: ResolvedJob) -> Canvas:
     """What a model's noise levels may depend on."""
     return Canvas(job.width, job.height)
+
+
+def _read_embeddings(
+    job: ResolvedJob, folders: Mapping[str, Checkpoint]
+) -> tuple[Mapping[str, Embeddings], dict[str, str]]:
+    """The textual inversions that the job's prompts name, by model; and the SHA-256 of each file, by its label."""
+    files: dict[str, EmbeddingFile] = {}
+    found: dict[str, dict[str, TextualInversion]] = {model: {} for model in job.models}
+    for field, model, name in embeddings_of(job):
+        if name not in files:
+            files[name] = read_embedding(field, name)
+        found[model][name] = fitted(field, name, files[name], folders[model].facts.embedding_widths)
+    return found, {embedding_label(name): file.digest for name, file in files.items()}
 
 
 def _tensors(job: ResolvedJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.planning.compile import Cost, comp
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, unencoded
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations, check_limits
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_latents, check_size
@@ -39,6 +40,8 @@ class Prepared:
     inputs: JobInputs
     run: SamplingRun[Any]
     cost: Cost
+    prompts: Unencoded
+    """Shapes of the run's prompts."""
 
     @property
     def folder(self) -> Checkpoint:
@@ -81,9 +84,10 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
     # Of a job with more evaluations, which is refused, no more are counted.
-    counted = cost(run, settings().max_forward_rows, settings().max_evaluations)
+    prompts = {key: unencoded(inputs.prompt_specs(key), inputs.facts[key.model].repeatable) for key in run.prompts}
+    counted = cost(run, settings().max_forward_rows, settings().max_evaluations, prompts)
     check_evaluations("job", counted.evaluations)
-    return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, counted)
+    return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, counted, prompts)
 
 
 def empty_latent(job: ResolvedJob, folder: Checkpoint) -> Latent:

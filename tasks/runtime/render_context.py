@@ -18,8 +18,10 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
@@ -67,7 +69,7 @@ class RenderContext:
     def segments(self) -> tuple[SegmentKey, ...]:
         """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
         context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
-        return named(self.composition.segments(), context, self.model_keys)
+        return named(self.composition.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests)
 
     def folder_of(self, segment: SegmentKey) -> Folder:
         """Where a segment's states are."""
@@ -139,20 +141,37 @@ class RenderContext:
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt, whatever canvas it is for."""
-        return keys.prompt(content_hash([FORMAT, self.model_keys[prompt.model].digest, self.numerics, prompt.prompt]))
+        read_by = [FORMAT, self.model_keys[prompt.model].digest, self.numerics, prompt.prompt]
+        if prompt.syntax != "plain":
+            digests = self._prepared.inputs.embedding_digests
+            names = embedding_names(prompt.prompt, prompt.syntax)
+            read_by += [prompt.syntax, {name: digests[name] for name in names}]
+        return keys.prompt(content_hash(read_by))
 
     def prompt_specs(self, prompt: PromptKey) -> Specs:
         """What is stored there: the tensors of a conditioning."""
-        return self.folders[prompt.model].conditioning_specs
+        return self._prepared.inputs.prompt_specs(prompt)
+
+    @property
+    def unencoded(self) -> Unencoded:
+        """Shapes of all prompts of the run."""
+        return self._prepared.prompts
+
+    def encoded(self, prompt: PromptKey) -> Conditioning:
+        """What the text encoders of its model, loaded, make of a prompt."""
+        embeddings = self._prepared.inputs.embeddings[prompt.model]
+        return self.text_encoder(prompt.model).encode(prompt.prompt, prompt.syntax, embeddings)
 
     @cached_property
     def conditionings(self) -> dict[PromptKey, Conditioning]:
         """What the models are told of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
         found: dict[PromptKey, Conditioning] = {}
         for prompt in self.composition.prompts:
-            found[prompt] = Conditioning(self._stored(self.prompt_key(prompt), self.prompt_specs(prompt)))
+            folder = self.folders[prompt.model]
+            stored = self._stored(self.prompt_key(prompt), self.prompt_specs(prompt))
+            found[prompt] = Conditioning(stored, folder.facts.repeatable)
             if prompt.canvas is not None:
-                found[prompt] = found[prompt].joined(self.folders[prompt.model].canvas_conditioning(prompt.canvas))
+                found[prompt] = found[prompt].joined(folder.canvas_conditioning(prompt.canvas))
         return found
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 
@@ -35,6 +35,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET, WITHOUT_ADDITIONS, UNet2DConditionModel
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "StableDiffusionPipeline"
@@ -92,6 +93,9 @@ class StableDiffusion(BetaUNetFolder):
             trained_pixels=edge,
             # The embedded model was trained on captions that say all there is to see.
             defaults=Defaults(edge, edge, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
+            prompt_syntaxes=get_args(PromptSyntax),
+            embedding_widths={"clip_l": self.text_width},
+            repeatable=frozenset({PROMPT_EMBEDS}),
         )
 
     @property

@@ -1,0 +1,46 @@
+"""The prompts of a job with the fields that somebody wrote them in, and the textual inversions that they name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
+
+
+class PromptField(NamedTuple):
+    """A prompt, the field that it is written in, and the model that reads it."""
+
+    field: str
+    model: str
+    prompt: str
+
+
+class NamedEmbedding(NamedTuple):
+    """A textual inversion by its name, the field of the prompt that names it, and the model that reads that."""
+
+    field: str
+    model: str
+    name: str
+
+
+def prompts_of(job: ResolvedJob) -> tuple[PromptField, ...]:
+    """Every prompt, each once; an inherited one is the job's field."""
+    base = job.base
+    found = [("prompt", base.model, base.prompt), ("negative_prompt", base.model, base.negative_prompt)]
+    for i, region in enumerate(job.regions):
+        settings = region.settings
+        negative = "negative_prompt" if "negative_prompt" in region.inherited else f"regions.{i}.negative_prompt"
+        found.append((f"regions.{i}.prompt", settings.model, settings.prompt))
+        found.append((negative, settings.model, settings.negative_prompt))
+    written = [PromptField(field, model, prompt) for field, model, prompt in found if prompt is not None]
+    return tuple(dict.fromkeys(written))
+
+
+def embeddings_of(job: ResolvedJob) -> tuple[NamedEmbedding, ...]:
+    """Every textual inversion that a prompt names."""
+    return tuple(
+        NamedEmbedding(field, model, name)
+        for field, model, prompt in prompts_of(job)
+        for name in embedding_names(prompt, job.base.prompt_syntax)
+    )

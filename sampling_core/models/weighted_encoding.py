@@ -1,0 +1,90 @@
+"""Prompts of several chunks, with weights and textual inversions, through one text encoder of CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.models.prompt_chunks import Chunk, Vector
+from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
+
+T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """What a text encoder makes of rows of tokens."""
+
+    states: Tensor
+    """Of every token: [rows, tokens, features]."""
+    pooled: Tensor | None = None
+    """Of every row: [rows, features]."""
+
+
+def encode_chunks(
+    chunks: Sequence[Chunk],
+    syntax: PromptSyntax,
+    tokenizer: PromptTokenizer,
+    encode: Callable[[list[list[int]], Mapping[tuple[int, int], Vector]], Encoded],
+) -> Encoded:
+    """The states [1, chunks * tokens, features] of all chunks (at least one), weighted; float32 on the CPU.
+
+    `encode` is given rows of tokens, and by row and place the vectors that stand there. The pooled state is that of the
+    first chunk, whatever its weights are. Where nothing has a weight, all is as the text encoder says.
+    """
+    rows = [tokenizer.framed([_id(weighted.token, tokenizer) for weighted in chunk]) for chunk in chunks]
+    vectors = {
+        (row, place): weighted.token
+        for row, chunk in enumerate(chunks)
+        for place, weighted in enumerate(chunk, start=1)
+        if isinstance(weighted.token, Vector)
+    }
+    weights = torch.ones(len(chunks), tokenizer.length, 1)
+    for row, chunk in enumerate(chunks):
+        weights[row, 1 : 1 + len(chunk), 0] = torch.tensor([weighted.weight for weighted in chunk])
+    is_weighted = bool((weights != 1).any())
+    against = [tokenizer.framed([])] if is_weighted and syntax == "comfyui" else []
+    found = encode(rows + against, vectors)
+    states = found.states.float().cpu()
+    if is_weighted:
+        states = _from_empty(states, weights) if syntax == "comfyui" else _mean_kept(states, weights)
+    return Encoded(states.flatten(0, 1)[None].clone(), None if found.pooled is None else found.pooled[:1].float().cpu())
+
+
+def _from_empty(states: Tensor, weights: Tensor) -> Tensor:
+    """As ComfyUI does: a weight is a step from the empty prompt, whose states are the last row, to the word's own."""
+    empty = states[-1:]
+    return torch.where(weights == 1, states[:-1], (states[:-1] - empty) * weights + empty)
+
+
+def _mean_kept(states: Tensor, weights: Tensor) -> Tensor:
+    """As Automatic1111's web UI does: states are multiplied, and each chunk's mean is brought back to what it was."""
+    weighted = states * weights
+    before, after = (part.mean(dim=(1, 2), keepdim=True) for part in (states, weighted))
+    return weighted * (before / after)
+
+
+def _id(token: int | Vector, tokenizer: PromptTokenizer) -> int:
+    """Where a vector goes, something has to be that no encoder takes for the prompt's end."""
+    return tokenizer.begin if isinstance(token, Vector) else token
+
+
+def with_vectors(encoder: Any, vectors: Mapping[tuple[int, int], Tensor], work: Callable[[], T]) -> T:
+    """Do work in which an encoder embeds other vectors [features] at some rows and places of its tokens."""
+    if not vectors:
+        return work()
+
+    def placed(_module: Any, _tokens: Any, embedded: Tensor) -> Tensor:
+        embedded = embedded.clone()
+        for (row, place), vector in vectors.items():
+            embedded[row, place] = vector.to(embedded)
+        return embedded
+
+    hook = encoder.get_input_embeddings().register_forward_hook(placed)
+    try:
+        return work()
+    finally:
+        hook.remove()
