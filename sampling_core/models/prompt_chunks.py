@@ -20,7 +20,7 @@ class Vector(NamedTuple):
     """One of the vectors of a textual inversion."""
 
     name: str
-    index: int
+    number: int
 
 
 Token = int | Vector
