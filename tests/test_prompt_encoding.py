@@ -32,6 +32,7 @@ from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import TextualInversion, textual_inversion
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
+from prefect_regional_diffusion.tasks.machine.settings import settings as machine_settings
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from tests.toy_family import PIPELINE, open_toy, toy_folder
@@ -299,6 +300,19 @@ def test_embeddings_are_looked_for_under_the_roots(workdir: Path) -> None:
     assert files["embedding:hat"]["sha256"] == hashlib.sha256(Path("same.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("roots", ["/", "models"])
+def test_embeddings_are_found_here_and_in_each_root(roots: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the command line the root is `/`; on a server, the working directory may be no root."""
+    monkeypatch.setenv("REGIONAL_ASSET_ROOTS", roots)
+    machine_settings.cache_clear()
+    embedding_file("here.safetensors")
+    embedding_file("models/embeddings/there.safetensors")
+    found, lost = ("here", "there") if roots == "/" else ("there", "here")
+    prepare(job(f"a embedding:{found}"))
+    with pytest.raises(BadInput, match=f"a file {lost}.safetensors"):
+        prepare(job(f"a embedding:{lost}"))
+
+
 def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
     """Its name is in the prompt; what it stands for is in the hash, and in the names of all that is stored."""
     embedding_file("hat.safetensors")
@@ -325,7 +339,7 @@ def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("none", "a file none.safetensors in a folder of REGIONAL_ROOTS, or in its embeddings/"),
+        ("none", "a file none.safetensors here or in REGIONAL_ASSET_ROOTS, or in a folder embeddings there"),
         ("pickle", "pickle.pt is not read: it may have code in it"),
         ("pickle.pt", "embedding:NAME for a file NAME.safetensors: others may have code in them"),
         ("broken", "a whole safetensors file"),
@@ -337,7 +351,7 @@ def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
         ("../outside", "embedding:NAME with a plain name"),
         ("/etc/passwd", "embedding:NAME with a plain name"),
         ("folder", "a file that can be read (a folder)"),
-        ("link", "a file link.safetensors in a folder of REGIONAL_ROOTS"),
+        ("link", "a file link.safetensors here or in REGIONAL_ASSET_ROOTS"),
     ],
 )
 def test_what_is_no_embedding_is_refused_in_a_line_that_names_the_field(name: str, reason: str, workdir: Path) -> None:

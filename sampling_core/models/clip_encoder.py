@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
-from prefect_regional_diffusion.sampling_core.models.prompt_chunks import Vector, prompt_chunks
+from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
-from prefect_regional_diffusion.sampling_core.models.weighted_encoding import Encoded, encode_chunks, with_vectors
+from prefect_regional_diffusion.sampling_core.models.weighted_encoding import Encoded, encode_chunks
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
 
@@ -28,14 +27,11 @@ class CLIPTextEncoder:
     ) -> Conditioning:
         """`prompt_embeds` [1, chunks * tokens, features], float32 on the CPU."""
         lengths = {name: len(embedding) for name, embedding in embeddings.items()}
-
-        def states(rows: list[list[int]], places: Mapping[tuple[int, int], Vector]) -> Encoded:
-            vectors = {place: embeddings[name].vectors[0][index] for place, (name, index) in places.items()}
-            tokens = torch.tensor(rows, device=self._encoder.device)
-            return Encoded(with_vectors(self._encoder, vectors, lambda: self._encoder(tokens)[0]))
-
         chunks = prompt_chunks(prompt or "", syntax, self._tokenizer, lengths)
-        found = encode_chunks(chunks, syntax, self._tokenizer, states)
+        vectors = {name: embedding.vectors[0] for name, embedding in embeddings.items()}
+        found = encode_chunks(
+            chunks, syntax, self._encoder, self._tokenizer, vectors, lambda tokens: Encoded(self._encoder(tokens)[0])
+        )
         return Conditioning({PROMPT_EMBEDS: found.states}, repeatable=frozenset({PROMPT_EMBEDS}))
 
 

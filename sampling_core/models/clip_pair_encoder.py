@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     PROMPT_EMBEDS,
     Conditioning,
 )
+from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
+from prefect_regional_diffusion.sampling_core.models.weighted_encoding import Encoded, encode_chunks
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
 
 class CLIPPairEncoder:
@@ -22,17 +27,32 @@ class CLIPPairEncoder:
         self._encoders = (first, second)
 
     @torch.inference_mode()
-    def encode(self, prompt: str | None) -> Conditioning:
-        """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU.
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
+        """`prompt_embeds` [1, chunks * tokens, features], `pooled_prompt_embeds` [1, features]; float32 on the CPU.
 
-        None, no prompt at all, is zeros.
+        Both encoders have as many chunks: one that needs fewer is given empty ones. None, no prompt at all, is zeros.
         """
-        outputs = [
-            encoder(torch.tensor([tokenizer.ids(prompt or "")], device=encoder.device), output_hidden_states=True)
-            for encoder, tokenizer in self._encoders
-        ]
-        states: list[Tensor] = [output.hidden_states[-2].float().cpu() for output in outputs]
-        found = {PROMPT_EMBEDS: torch.cat(states, dim=-1), POOLED_PROMPT_EMBEDS: outputs[-1].text_embeds.float().cpu()}
+        lengths = {name: len(embedding) for name, embedding in embeddings.items()}
+        chunks = [prompt_chunks(prompt or "", syntax, tokenizer, lengths) for _, tokenizer in self._encoders]
+        most = max(map(len, chunks))
+        states, pooled = list[Tensor](), list[Tensor]()
+        for i, (encoder, tokenizer) in enumerate(self._encoders):
+            vectors = {name: embedding.vectors[i] for name, embedding in embeddings.items()}
+            filled = [*chunks[i], *([] for _ in range(most - len(chunks[i])))]
+            found = encode_chunks(filled, syntax, encoder, tokenizer, vectors, _reader(encoder))
+            states.append(found.states)
+            pooled += [] if found.pooled is None else [found.pooled]
+        tensors = {PROMPT_EMBEDS: torch.cat(states, dim=-1), POOLED_PROMPT_EMBEDS: pooled[-1]}
         if prompt is None:
-            found = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
-        return Conditioning({name: tensor.clone() for name, tensor in found.items()})
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return Conditioning(tensors, repeatable=frozenset({PROMPT_EMBEDS}))
+
+
+def _reader(encoder: Any) -> Callable[[Tensor], Encoded]:
+    def read(tokens: Tensor) -> Encoded:
+        output = encoder(tokens, output_hidden_states=True)
+        return Encoded(output.hidden_states[-2], getattr(output, "text_embeds", None))
+
+    return read

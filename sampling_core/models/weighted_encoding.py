@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,6 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import Chunk, Vector
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
-
-T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
@@ -27,31 +26,35 @@ class Encoded(NamedTuple):
 def encode_chunks(
     chunks: Sequence[Chunk],
     syntax: PromptSyntax,
+    encoder: Any,
     tokenizer: PromptTokenizer,
-    encode: Callable[[list[list[int]], Mapping[tuple[int, int], Vector]], Encoded],
+    vectors: Mapping[str, Tensor],
+    read: Callable[[Tensor], Encoded],
 ) -> Encoded:
     """The states [1, chunks * tokens, features] of all chunks (at least one), weighted; float32 on the CPU.
 
-    `encode` is given rows of tokens, and by row and place the vectors that stand there. The pooled state is that of the
-    first chunk, whatever its weights are. Where nothing has a weight, all is as the text encoder says.
+    `vectors` [n, features] are those of textual inversions by name; `read` gives rows of tokens to the encoder, and
+    takes of its output what is wanted. The pooled state is that of the first chunk, whatever its weights are. Where
+    nothing has a weight, all is as the text encoder says.
     """
     rows = [tokenizer.framed([_id(weighted.token, tokenizer) for weighted in chunk]) for chunk in chunks]
-    vectors = {
-        (row, place): weighted.token
-        for row, chunk in enumerate(chunks)
-        for place, weighted in enumerate(chunk, start=1)
-        if isinstance(weighted.token, Vector)
-    }
     weights = torch.ones(len(chunks), tokenizer.length, 1)
+    places: dict[tuple[int, int], Tensor] = {}
     for row, chunk in enumerate(chunks):
-        weights[row, 1 : 1 + len(chunk), 0] = torch.tensor([weighted.weight for weighted in chunk])
+        for place, (token, weight) in enumerate(chunk, start=1):
+            weights[row, place] = weight
+            if isinstance(token, Vector):
+                places[row, place] = vectors[token.name][token.number]
     is_weighted = bool((weights != 1).any())
-    against = [tokenizer.framed([])] if is_weighted and syntax == "comfyui" else []
-    found = encode(rows + against, vectors)
+    if is_weighted and syntax == "comfyui":
+        rows.append(tokenizer.framed([]))
+    with _embedding(encoder, places):
+        found = read(torch.tensor(rows, device=encoder.device))
     states = found.states.float().cpu()
     if is_weighted:
         states = _from_empty(states, weights) if syntax == "comfyui" else _mean_kept(states, weights)
-    return Encoded(states.flatten(0, 1)[None].clone(), None if found.pooled is None else found.pooled[:1].float().cpu())
+    pooled = None if found.pooled is None else found.pooled[:1].float().cpu().clone()
+    return Encoded(states.flatten(0, 1)[None].clone(), pooled)
 
 
 def _from_empty(states: Tensor, weights: Tensor) -> Tensor:
@@ -72,19 +75,17 @@ def _id(token: int | Vector, tokenizer: PromptTokenizer) -> int:
     return tokenizer.begin if isinstance(token, Vector) else token
 
 
-def with_vectors(encoder: Any, vectors: Mapping[tuple[int, int], Tensor], work: Callable[[], T]) -> T:
-    """Do work in which an encoder embeds other vectors [features] at some rows and places of its tokens."""
-    if not vectors:
-        return work()
+@contextmanager
+def _embedding(encoder: Any, places: Mapping[tuple[int, int], Tensor]) -> Generator[None]:
+    """Meanwhile the encoder embeds other vectors [features] at some rows and places of its tokens."""
 
     def placed(_module: Any, _tokens: Any, embedded: Tensor) -> Tensor:
-        embedded = embedded.clone()
-        for (row, place), vector in vectors.items():
+        for (row, place), vector in places.items():
             embedded[row, place] = vector.to(embedded)
         return embedded
 
     hook = encoder.get_input_embeddings().register_forward_hook(placed)
     try:
-        return work()
+        yield
     finally:
         hook.remove()

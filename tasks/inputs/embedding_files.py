@@ -54,7 +54,9 @@ def read_embedding(field: str, name: str) -> EmbeddingFile:
         return EmbeddingFile(_tensors(field, name, data), hashlib.sha256(data).hexdigest())
     pickled = [suffix for suffix in _PICKLED for place in places if Path(place).with_suffix(suffix).is_file()]
     others = f"; {name}{pickled[0]} is not read: it may have code in it" if pickled else ""
-    raise _refused(field, name, f"a file {name}{_SUFFIX} in a folder of REGIONAL_ROOTS, or in its embeddings/{others}")
+    raise _refused(
+        field, name, f"a file {name}{_SUFFIX} here or in REGIONAL_ASSET_ROOTS, or in a folder embeddings there{others}"
+    )
 
 
 def fitted(field: str, name: str, file: EmbeddingFile, widths: Mapping[str, int]) -> TextualInversion:

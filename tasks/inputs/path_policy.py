@@ -62,15 +62,16 @@ def model_place(field: str, name: str, rule: str = "") -> str:
 
 
 def embedding_places(name: str) -> list[str]:
-    """Real paths at which a textual inversion may lie: under each root that is a folder, or in its `embeddings`.
+    """Real paths at which a textual inversion may lie: in a folder, or in its `embeddings`.
 
-    A link that leads out of all roots is none.
+    The folders are the working directory and the roots. What is not under a root, also by a link, is none.
     """
-    folders = [root for root in settings().roots if root != ANYWHERE and not is_url(root)]
+    roots = [root for root in settings().asset_roots if root != ANYWHERE and not is_url(root)]
+    folders = dict.fromkeys([".", *roots])
     found: list[str] = []
     for path in (str(Path(root, part, name)) for root in folders for part in ("", "embeddings")):
         with suppress(BadInput):
-            found.append(_inside("prompt", path, settings().roots, "under REGIONAL_ROOTS"))
+            found.append(_inside("prompt", path, settings().asset_roots, "under REGIONAL_ASSET_ROOTS"))
     return found
 
 

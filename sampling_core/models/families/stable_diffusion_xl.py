@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 
@@ -43,6 +43,7 @@ from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAut
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET, UNet2DConditionModel
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "StableDiffusionXLPipeline"
@@ -75,7 +76,11 @@ _VAE = replace(AUTOENCODER_KL, configuration=VAE)
 
 @dataclass(frozen=True)
 class StableDiffusionXL(BetaUNetFolder):
-    """A checked model folder. `text_width` is the number of features of a token, `pooled_width` of a whole prompt."""
+    """A checked model folder.
+
+    `text_width` is the number of features of a token, of which `second_width` are the second text encoder's;
+    `pooled_width` is that of a whole prompt.
+    """
 
     PARTS: ClassVar[Mapping[Part, tuple[str, ...]]] = {
         "text_encoder": ("text_encoder", "text_encoder_2"),
@@ -91,6 +96,7 @@ class StableDiffusionXL(BetaUNetFolder):
     }
 
     text_width: int
+    second_width: int
     pooled_width: int
     zeros_for_empty: bool
 
@@ -109,6 +115,9 @@ class StableDiffusionXL(BetaUNetFolder):
             defaults=Defaults(edge, edge, 5.0, "dpmpp_2m", "karras"),
             empty_negative="none" if self.zeros_for_empty else "encoded",
             told_of_canvas=True,
+            prompt_syntaxes=get_args(PromptSyntax),
+            embedding_widths={"clip_l": self.text_width - self.second_width, "clip_g": self.second_width},
+            repeatable=frozenset({PROMPT_EMBEDS}),
         )
 
     @property
@@ -177,6 +186,7 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
         tokenizers=tokenizers,
         levels=read_beta_levels(files),
         text_width=first.hidden_size + second.hidden_size,
+        second_width=second.hidden_size,
         pooled_width=second.projection_dim,
         zeros_for_empty=index.force_zeros_for_empty_prompt,
     )
