@@ -50,8 +50,10 @@ from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5PromptTokenizer,
     open_t5_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "FluxPipeline"
@@ -164,7 +166,9 @@ class FluxTextEncoder:
         self._t5, self._t5_tokenizer = t5
 
     @torch.inference_mode()
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
         """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU."""
         text = prompt or ""
         tokens = torch.tensor([self._clip_tokenizer.ids(text)], device=self._clip.device)

@@ -50,8 +50,10 @@ from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5PromptTokenizer,
     open_t5_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "StableDiffusion3Pipeline"
@@ -173,7 +175,9 @@ class StableDiffusion3TextEncoder:
         self._clip, self._t5 = encoders[:2], encoders[2:]
 
     @torch.inference_mode()
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
         """Tokens of CLIP, filled up with zeros to the width of T5's, and then those; all float32 on the CPU."""
         text = prompt or ""
         clip = zip(self._clip, self._tokenizers, strict=True)

@@ -37,12 +37,14 @@ from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import (
     QwenPromptTokenizer,
     open_qwen_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.z_image_transformer import (
     PATCH,
     Z_IMAGE_TRANSFORMER,
     ZImageDenoiser,
     ZImageTransformer2DModel,
 )
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "ZImagePipeline"
@@ -139,7 +141,9 @@ class ZImageTextEncoder:
         self._tokenizer = tokenizer
 
     @torch.inference_mode()
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+    ) -> Conditioning:
         """`prompt_embeds` filled up with zeros to one length for all prompts, so that they share a forward."""
         states = qwen3_states(self._encoder, self._tokenizer, prompt or "")
         tokens = states.shape[1]
