@@ -72,8 +72,8 @@ def prune(
         typer.Option(
             metavar="POLICY",
             help="What stays of finished runs: `final` states, `branch_points` (also those where other jobs "
-            "can go on), `all`, every n-th (a number), or `none`: then also masks, prompts, init images and grids' "
-            "pictures go. Files that are not the store's own always stay.",
+            "can go on), `all`, every n-th (a number), or `none`: then also masks, prompts, init images and pictures "
+            "go. Files that are not the store's own always stay.",
         ),
     ] = "branch_points",
     older_than: Annotated[

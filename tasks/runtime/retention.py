@@ -184,8 +184,8 @@ def to_prune(store: Store, keep: Keep | Literal["none"], older_than: float) -> l
     """What can go. Of runs finished more than `older_than` seconds ago: the states that `keep` does not name.
 
     Of unfinished runs, and of nobody's states, what was last written longer ago than that. `none` keeps nothing of
-    such runs, nor what can be made again for later ones: masks, prompts, init images, and
-    pictures. What is not the store's own stays, whatever it is.
+    such runs, nor what can be made again for later ones: masks, prompts, init images, and pictures.
+    What is not the store's own stays, whatever it is.
     """
     now = time.time()
     objects = {found.key: found for found in store.objects(keys.EVERYTHING) if found.key is not None}
