@@ -49,7 +49,7 @@ class JobPlan(NamedTuple):
 
 
 def plan(job: RenderJob) -> JobPlan:
-    """Check a job and count what it costs, without loading weights. Raises BadInput or ModelError."""
+    """Check a job and count what it costs, without loading weights. Raises BadInput, FileError or ModelError."""
     with trust_caller(), prepared_once():
         prepared = preparations().look_up(job)
         cost = prepared.cost
@@ -81,8 +81,7 @@ async def arender(
         on_step: Is called after each step.
         name: Beginning of the names of the files.
 
-    Raises BadInput, ModelError or StoreError, each with one line that says which field has which value, and what is
-    allowed.
+    Raises BadInput, FileError, ModelError or StoreError, each with one line that says what is wrong with what.
     """
     with ExitStack() as stack:
         stack.enter_context(trust_caller())

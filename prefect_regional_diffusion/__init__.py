@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_regional_diffusion.flows.api import JobPlan, RenderResult, arender, plan, render
     from prefect_regional_diffusion.flows.render_task import render_task
-    from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError, RegionalError, StoreError
+    from prefect_regional_diffusion.sampling_core.errors import (
+        BadInput,
+        FileError,
+        ModelError,
+        RegionalError,
+        ServerError,
+        StoreError,
+    )
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
     from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -30,6 +37,7 @@ __all__ = [
     "BadInput",
     "ColorMap",
     "Ellipse",
+    "FileError",
     "GridJob",
     "Image",
     "JobPlan",
@@ -40,6 +48,7 @@ __all__ = [
     "RegionalError",
     "RenderJob",
     "RenderResult",
+    "ServerError",
     "StoreError",
     "arender",
     "plan",
@@ -50,7 +59,7 @@ __all__ = [
 _MODULES = {
     "flows.api": ("JobPlan", "RenderResult", "arender", "plan", "render"),
     "flows.render_task": ("render_task",),
-    "sampling_core.errors": ("BadInput", "ModelError", "RegionalError", "StoreError"),
+    "sampling_core.errors": ("BadInput", "FileError", "ModelError", "RegionalError", "ServerError", "StoreError"),
     "sampling_core.job.grid_job": ("GridJob",),
     "sampling_core.job.mask_shapes": ("ColorMap", "Ellipse", "Image", "Polygon", "Rectangle"),
     "sampling_core.job.render_job": ("RenderJob",),

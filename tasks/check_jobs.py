@@ -7,9 +7,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError
+from prefect_regional_diffusion.sampling_core.errors import BadBatch, RegionalError
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
-from prefect_regional_diffusion.sampling_core.job.parsing import BadJob
 from prefect_regional_diffusion.tasks.build_masks import with_masks
 from prefect_regional_diffusion.tasks.inputs.limits import check_evaluations
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_jobs, check_shard
@@ -21,7 +20,7 @@ from prefect_regional_diffusion.tasks.storage.parallel_io import write_all
 
 
 def checked(named: NamedJob, *, keep: bool = True) -> Prepared:
-    """Raises BadInput for a job that cannot be drawn, with its name before the field.
+    """Raises the error of a job that cannot be drawn, with its name before the field.
 
     What is prepared is kept for whoever draws it in this process, if `keep`.
     """
@@ -47,20 +46,20 @@ def _mistakes_of(named: NamedJob) -> Generator[None]:
     try:
         yield
     except RegionalError as error:
-        raise BadInput(f"{named.name}.{error.field}", error.value, error.allowed) from error
+        raise error.within(f"{named.name}.") from error
 
 
 def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
-    """The jobs of files, checked. Raises BadJob with a mistake for each file that cannot be drawn."""
+    """The jobs of files, checked. Raises BadBatch with a mistake for each file that cannot be drawn."""
     known, prepared = preparations(), dict[Path, Prepared]()
-    mistakes: list[BadInput] = []
+    mistakes: list[RegionalError] = []
     for file, named in found.items():
         try:
             prepared[file] = known.look_up(named.job)
         except RegionalError as error:
-            mistakes.append(BadInput(f"{file}: {error.field}", error.value, error.allowed))
+            mistakes.append(error.within(f"{file}: "))
     if mistakes:
-        raise BadJob(mistakes)
+        raise BadBatch(mistakes)
     return prepared
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import prefect_regional_diffusion as regional
-from prefect_regional_diffusion import BadInput, Rectangle, Region, RenderJob
+from prefect_regional_diffusion import BadInput, FileError, Rectangle, Region, RenderJob
 from tests.processes import ROOT, post
 
 JOB = RenderJob(
@@ -49,7 +49,7 @@ def test_the_plan_is_what_the_run_costs() -> None:
 
 def test_a_mistake_is_one_clear_error() -> None:
     for call in (regional.plan, regional.render):
-        with pytest.raises(BadInput, match=r"^init_image: "):
+        with pytest.raises(FileError, match=r"^init_image: nowhere.png does not exist \(looked for at /.*/nowhere"):
             call(JOB.model_copy(update={"init_image": "nowhere.png"}))
 
 

@@ -210,7 +210,7 @@ def test_unusable_folders_are_refused(copy: Path, file: str, content: Any, says:
 def test_damaged_weights_are_refused(copy: Path, part: str) -> None:
     weights = copy / f"{part}.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"whole weights"):
+    with pytest.raises(ModelError, match=r"has damaged weights"):
         open_folder(str(copy))
 
 

@@ -246,7 +246,7 @@ def test_what_is_missing_is_said_with_the_reason(drawing: dict[str, Any]) -> Non
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_drawn(drawing: dict[str, Any]) -> None:
     Path("renders").write_text("a file")
-    with pytest.raises(StoreError, match=r"^out: 'renders' is not allowed; allowed: a place that can be written"):
+    with pytest.raises(StoreError, match=r"^out renders is no folder, or has a file where a folder should be: "):
         drawn()
     assert "here" not in drawing
 
@@ -256,10 +256,10 @@ def test_one_picture_needs_both_places_before_its_model(
     place: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"REGIONAL_{place.upper()}", "/proc/no/such/place")
-    with pytest.raises(StoreError, match=rf"^{place}: '/proc/no/such/place' .* a place that can be written"):
+    with pytest.raises(StoreError, match=rf"^{place} /proc/no/such/place does not exist: FileNotFound"):
         asyncio.run(render.fn(JOB))
     if place == "store":
-        with pytest.raises(StoreError, match=r"^store: "):
+        with pytest.raises(StoreError, match=r"^store /proc/no/such/place "):
             asyncio.run(shard.fn(JOBS))
 
 

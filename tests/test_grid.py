@@ -125,7 +125,7 @@ def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
     [
         (["grid", SEEDS, "--set", "job.model=nowhere"], "job.model: "),
         (["batch", "../*.yaml"], "files: '../*.yaml' is not allowed; allowed: a pattern below"),
-        (["batch", "*.nothing"], "files: '*.nothing' is not allowed; allowed: a pattern that finds job files"),
+        (["batch", "*.nothing"], "files: *.nothing finds no job files in /"),
         (["submit", SEEDS], "PREFECT_API_URL: "),
         (
             ["submit", SEEDS, "--pool", "moon"],
@@ -149,7 +149,7 @@ def test_too_many_bytes_are_refused_before_the_server_is_asked(tmp_path: Path) -
     job.write_text(json.dumps({"prompt": "x"}))
     done = run("submit", job, cwd=tmp_path, env=environment(tmp_path, "http://127.0.0.1:9/api"))
     assert done.returncode == 2
-    assert "allowed: the address of a Prefect server that answers" in done.stderr
+    assert done.stderr == "Prefect server http://127.0.0.1:9/api does not answer\n"
 
 
 DEPLOY = """

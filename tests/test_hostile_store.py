@@ -83,7 +83,7 @@ def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a planted object is waited for")
 
     monkeypatch.setattr(
-        "prefect_regional_diffusion.tasks.storage.retry.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=fail)
+        "prefect_regional_diffusion.tasks.machine.retry.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=fail)
     )
 
 

@@ -26,7 +26,7 @@ from markdown_it import MarkdownIt
 from prefect_regional_diffusion.flows.cli import main as cli
 from prefect_regional_diffusion.flows.cli import submit
 from prefect_regional_diffusion.flows.common.run_names import named_after
-from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
+from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob, StoreError
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -39,7 +39,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import (
     plain_value,
 )
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
-from prefect_regional_diffusion.tasks.inputs.job_data import NoJobFileError
+from prefect_regional_diffusion.tasks.inputs.job_data import JobFileError
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.merge import merge
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
@@ -80,7 +80,7 @@ def assert_one_line(text: str, most: int = MOST) -> None:
 @example(field="steps", value=10**5000, allowed="")
 def test_an_error_is_one_line(field: str, value: object, allowed: str) -> None:
     error = BadInput(field, value, allowed)
-    for told in (error, BadJob([error]), NoJobFileError(field, allowed, allowed)):
+    for told in (error, BadJob([error]), JobFileError(field, allowed), StoreError(field, field, allowed)):
         assert_one_line(str(told))
     # What was meant stays there for programs.
     assert (error.field, error.value, error.allowed) == (field, value, allowed)

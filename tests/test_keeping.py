@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prefect_regional_diffusion.flows.cli import store as cli_store
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.tasks.machine.settings import Keep
+from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
@@ -148,6 +148,7 @@ def test_files_of_others_survive_every_pruning(store: Store, keep: str, capsys: 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
         os.utime(folder / name, (old, old))
+    settings.cache_clear()
     cli_store.prune(store.url, keep, older_than=1, as_json=True)
     removed = json.loads(capsys.readouterr().out)["objects"]
     assert removed == (7 if keep == "none" else 4)

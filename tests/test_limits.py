@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -25,8 +25,8 @@ from tests.processes import ROOT
 MASK = {"x": 0, "y": 0, "width": 1, "height": 1}
 
 
-def refused(call: Any, *arguments: Any) -> BadInput:
-    with pytest.raises(BadInput) as error:
+def refused(call: Any, *arguments: Any) -> RegionalError:
+    with pytest.raises(RegionalError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)
     return error.value
@@ -77,7 +77,7 @@ def test_images_of_a_job_share_a_limit(workdir: Path, monkeypatch: pytest.Monkey
 READING = """
 import resource, sys
 from prefect_regional_diffusion.tasks.inputs.image_files import read_image_files
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -85,7 +85,7 @@ for name in sys.argv[1:]:
     try:
         read_image_files(resolve(parse_job({"prompt": "a", "regions": [{"prompt": "a", "mask": {"image": name}}]})))
         sys.exit(f"{name} was read")
-    except BadInput as error:
+    except RegionalError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

@@ -95,7 +95,7 @@ def test_models_go_together_if_they_do_on_this_canvas() -> None:
     toy_folder(Path("toy"), shift_per_cell=0.01)
     toy_folder(Path("other"), shift_per_cell=0.02)
     region = RIGHT | {"model": "other"}
-    with pytest.raises(ModelError, match=r"^regions.0.model: .*noise levels of the job's own at 128 x 128"):
+    with pytest.raises(ModelError, match=r"^regions.0.model: other has other noise levels than .* at 128 x 128"):
         prepared(width=128, height=128, regions=[region])
     Path("other/model_index.json").write_text(Path("toy/model_index.json").read_text() + "\n")
     prepared(width=128, height=128, regions=[region])
@@ -113,7 +113,7 @@ def test_models_of_other_latents_do_not_go_together(changes: dict[str, int], tol
     toy_folder(Path("other"), **changes)
     with pytest.raises(ModelError, match=told):
         prepared(regions=[RIGHT | {"model": "other"}])
-    with pytest.raises(ModelError, match=r"^regions.0.model: 'embedded \(latent_channels 4"):
+    with pytest.raises(ModelError, match=r"^regions.0.model: embedded has other latents .* \(latent_channels 4, not"):
         prepared(regions=[RIGHT | {"model": "embedded"}])
 
 

@@ -26,8 +26,9 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import (
     plain_value,
     redacted,
 )
-from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
-from prefect_regional_diffusion.tasks.storage.retry import reason_of, remember
+from prefect_regional_diffusion.tasks.machine.secrets import hide_keys, reason_of
+from prefect_regional_diffusion.tasks.storage.failures import remember
+from prefect_regional_diffusion.tasks.storage.retry import retry_transient
 from tests.forked import run
 from tests.processes import environment, prefect_server, regional
 from tests.s3 import KEY, SECRET, client, objects, s3_server
@@ -236,8 +237,8 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also not in the log of a store that is tried again."""
+    from prefect_regional_diffusion.tasks.machine import retry as patience
     from prefect_regional_diffusion.tasks.machine.settings import settings
-    from prefect_regional_diffusion.tasks.storage import retry as patience
 
     url = f"https://user:{ADDRESS_SECRET}@host/bucket?X-Amz-Signature={ADDRESS_SECRET}"
     monkeypatch.setenv("REGIONAL_STORE_RETRY_SECONDS", "1")
@@ -252,7 +253,7 @@ def test_a_library_that_repeats_an_address_does_not_tell_its_key(
             raise ConnectionError(f'Could not connect to the endpoint URL: "{url}"')
         return "done"
 
-    assert patience.retry_transient(url, work, "read") == "done"
+    assert retry_transient(url, work, "read") == "done"
     assert len(caplog.messages) == 2
     assert not [piece for piece in pieces(ADDRESS_SECRET) if piece in caplog.text]
 

@@ -262,7 +262,7 @@ def test_a_secret_block_needs_a_server(tmp_path: Path) -> None:
     command = regional("render", JOB, "--store", "s3://latents/x")
     done = run(command, cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("REGIONAL_STORE_BLOCK: 'keys' is not allowed;")
+    assert done.stderr.startswith("REGIONAL_STORE_BLOCK keys cannot be read:")
     assert "PREFECT_API_URL" in done.stderr
 
 

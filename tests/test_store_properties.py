@@ -146,7 +146,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fail(_: float) -> None:
         raise AssertionError("a planted object is waited for")
 
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.storage.retry.time.sleep", fail)
+    monkeypatch.setattr("prefect_regional_diffusion.tasks.machine.retry.time.sleep", fail)
     return tmp_path / "store"
 
 

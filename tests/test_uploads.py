@@ -113,7 +113,7 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(
 
     def failing(store: Store, key: str, tensors: Any) -> int:
         if key.endswith("00003"):
-            raise StoreError("store", store.url, "a store that answers")
+            raise StoreError("store", store.url, "does not answer")
         return writes(store, key, tensors)
 
     monkeypatch.setattr(Store, "write_tensors", failing)

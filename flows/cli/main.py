@@ -38,7 +38,7 @@ from prefect_regional_diffusion.flows.cli.server_errors import explained
 from prefect_regional_diffusion.flows.common.environment import set_defaults, trust_the_caller
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
-from prefect_regional_diffusion.sampling_core.errors import BadJob, RegionalError
+from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_lines
 
 BAD_INPUT = 2
@@ -143,10 +143,8 @@ def main() -> None:
     atexit.register(gc.freeze)
     try:
         app()
-    except BadJob as error:
-        _complain(error.mistakes)
     except RegionalError as error:
-        _complain([error])
+        _complain(error.mistakes)
     except IncompleteRenderError as error:
         say(error, stderr=True)
         sys.exit(submit.NOT_COMPLETED)

@@ -5,33 +5,33 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_address
+from prefect_regional_diffusion.flows.server.errors import server_error
+from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 
 _REFUSED = (409, 422)
 _UNAUTHORIZED = (401, 403)
 
 
-def explained(error: Exception) -> BadInput | None:
+def explained(error: Exception) -> RegionalError | None:
     """What to tell a person; None if the error is not one of talking to the server."""
     if "prefect.settings" not in sys.modules:
         return None  # nobody has asked a server
     import httpx
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
-    address = PREFECT_API_URL.value()
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         if status in _UNAUTHORIZED:
-            given = "…" if PREFECT_API_AUTH_STRING.value() else None
-            return BadInput(
-                "PREFECT_API_AUTH_STRING", given, f"the auth string of the server at {plain_address(address)}"
-            )
+            given = "does not accept" if PREFECT_API_AUTH_STRING.value() else "asks for an auth string: set"
+            return server_error(f"{given} PREFECT_API_AUTH_STRING (HTTP {status})")
         if status in _REFUSED:
-            return BadInput("parameters", f"HTTP {status}", f"what the server takes ({_reason(error.response)})")
-        return BadInput("PREFECT_API_URL", address, f"a server that answers (HTTP {status})")
-    if isinstance(error, httpx.TransportError | httpx.InvalidURL) or str(error).startswith("Failed to reach API"):
-        return BadInput("PREFECT_API_URL", address, "the address of a Prefect server that answers")
+            return server_error(f"refuses the parameters: {_reason(error.response)} (HTTP {status})")
+        return server_error(f"answers with HTTP {status}")
+    if isinstance(error, httpx.InvalidURL):
+        return BadInput("PREFECT_API_URL", PREFECT_API_URL.value(), "the address of a Prefect server")
+    if isinstance(error, httpx.TransportError) or str(error).startswith("Failed to reach API"):
+        return server_error("does not answer")
     return None
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from prefect_regional_diffusion.flows.cli.options import AsJson
 from prefect_regional_diffusion.flows.cli.printing import cell
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput, StoreError
 
 if TYPE_CHECKING:
     from prefect_regional_diffusion.tasks.storage.store import Store
@@ -103,7 +103,7 @@ def _open(url: str | None) -> Store:
 
     opened = Store(store_place(url))
     if not opened.exists():
-        raise BadInput("--store", opened.url, "the folder or URL of a store (there is none)")
+        raise StoreError("store", opened.url, "does not exist")
     return opened
 
 

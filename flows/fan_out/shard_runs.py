@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -19,14 +19,14 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from prefect_regional_diffusion.flows.reap import GIVEN_UP
+from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
-from prefect_regional_diffusion.tasks.storage.retry import reason_of
+from prefect_regional_diffusion.tasks.machine.retry import Retry
+from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 from prefect_regional_diffusion.tasks.ui.artifacts import ProgressArtifact, best_effort
 
 logger = plain_logger(__name__)
-
-T = TypeVar("T")
 
 DEPLOYMENT = "shard/shard"
 _PAGE = 200
@@ -54,7 +54,7 @@ async def run_shards(parts: Sequence[ShardRequest], poll: float, crash_timeout_s
     """Start a run for each part, or find the one that this run started before, and wait until all have ended.
 
     A Crashed run may be requeued by someone else, so it counts as ended only after `crash_timeout_seconds` seconds.
-    Returns the names of those that did not complete. Raises BadInput if the server has no such deployment.
+    Returns the names of those that did not complete. Raises ServerError if the server has no such deployment.
     """
     started = [await _started(number, part, crash_timeout_seconds) for number, part in enumerate(parts, start=1)]
     runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
@@ -65,7 +65,7 @@ async def run_shards(parts: Sequence[ShardRequest], poll: float, crash_timeout_s
         if ended == len(runs):
             return [run.name for run in started if not _completed(runs[run.id])]
         await asyncio.sleep(poll)
-        runs = await _retried(partial(_read, list(runs)), crash_timeout_seconds)
+        runs = await _patience(crash_timeout_seconds).acall(partial(_read, list(runs)))
 
 
 async def _started(number: int, part: ShardRequest, crash_timeout_seconds: float) -> FlowRun:
@@ -77,7 +77,7 @@ async def _started(number: int, part: ShardRequest, crash_timeout_seconds: float
     own, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
         start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
-        run = await _retried(start, crash_timeout_seconds)
+        run = await _patience(crash_timeout_seconds).acall(start)
         if not _ended(run, crash_timeout_seconds) or (_completed(run) and await part.drawn()):
             break
     assert run is not None
@@ -96,7 +96,7 @@ async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
             flow_run_name=f"shard {parameters['name']}",
         )
     except ObjectNotFound as error:
-        raise BadInput("parallel_shards", DEPLOYMENT, "a server that has this deployment") from error
+        raise no_deployment(DEPLOYMENT) from error
 
 
 async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
@@ -128,16 +128,15 @@ def _age(since: datetime) -> float:
     return (datetime.now(UTC) - since).total_seconds()
 
 
-async def _retried(ask: Callable[[], Awaitable[T]], seconds: float, pause: float = 5.0) -> T:
-    """The server's answer, also where it is restarted meanwhile. To start a run twice does no harm: it has a key."""
-    waited = 0.0
-    while True:
-        try:
-            return await ask()
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
-            passing = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= 500
-            if not passing or waited >= seconds:
-                raise
-            logger.warning("the Prefect server does not answer (%s); asking again in %.0f s", reason_of(error), pause)
-        await asyncio.sleep(pause)
-        waited += pause
+def _patience(seconds: float) -> Retry:
+    """Questions to a server that may be restarted meanwhile. To start a run twice does no harm: it has a key."""
+
+    def passes(error: Exception) -> bool:
+        if isinstance(error, PrefectHTTPStatusError):
+            return error.response.status_code >= 500
+        return isinstance(error, httpx.TransportError)
+
+    def tell(error: Exception, pause: float) -> None:
+        logger.warning("the Prefect server does not answer (%s); asking again in %.1f s", reason_of(error), pause)
+
+    return Retry(seconds, passes, tell)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
+
+from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 
 MOST_BYTES = 4096
 
@@ -37,11 +38,14 @@ def open_private(path: Path, flags: int) -> int:
 
     Raises NotPrivateError where something else is there, OSError where it cannot be opened.
     """
-    opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        opened = open_regular(path, flags)
+    except NoRegularFileError as error:
+        raise NotPrivateError(f"{path} is {error.kind}, and no plain file") from error
     found = os.fstat(opened)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+    if found.st_uid != os.geteuid() or found.st_nlink != 1:
         os.close(opened)
-        raise NotPrivateError(f"{path} is no plain file of this user's own")
+        raise NotPrivateError(f"{path} is not this user's own, or has another name elsewhere")
     return opened
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from prefect_regional_diffusion.flows.server.address_guard import OwnAddress
 from prefect_regional_diffusion.flows.server.environment import server_environment
 from prefect_regional_diffusion.flows.server.local import new_auth_string
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import ServerError
 
 _OUR_SETTINGS = {
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -55,12 +55,11 @@ class TemporaryServer:
         self._process.stdin.flush()
 
     def address(self) -> str:
-        """The address of its API, once it answers (about ten seconds). Raises BadInput if it does not start."""
+        """The address of its API, once it answers (about ten seconds). Raises ServerError if it does not start."""
         assert self._process.stdout is not None
         said = self._process.stdout.readline().strip()
         if not said.startswith("http://"):
-            allowed = "left out where Prefect's own server does not start; `prefect server start` says why"
-            raise BadInput("--flow", said or "no server", allowed)
+            raise ServerError("Prefect server", "of this command", "did not start: `prefect server start` says why")
         return said
 
 

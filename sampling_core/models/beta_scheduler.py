@@ -78,7 +78,7 @@ def read_beta_levels(files: ModelFiles) -> ModelLevels:
     found = BetaScheduler.read(files, SCHEDULER)
     if found.rescale_betas_zero_snr and found.prediction_type != "v_prediction":
         # At a level without signal, the noise says nothing about the picture.
-        raise files.refusal(f"prediction_type v_prediction with rescale_betas_zero_snr ({SCHEDULER})")
+        raise files.error(f"has rescale_betas_zero_snr without prediction_type v_prediction ({SCHEDULER})")
     levels = beta_levels(
         found.prediction_type,
         found.beta_start,
@@ -88,5 +88,5 @@ def read_beta_levels(files: ModelFiles) -> ModelLevels:
         zero_terminal_snr=found.rescale_betas_zero_snr,
     )
     if not all(0 < low <= high and isfinite(high) for low, high in pairwise(levels.sigmas)):
-        raise files.refusal(f"a scheduler whose noise levels are finite and grow ({SCHEDULER})")
+        raise files.error(f"has noise levels that are not finite, or do not grow ({SCHEDULER})")
     return levels

@@ -71,13 +71,13 @@ class BetaUNetFolder(DiffusersFolder):
 def check_widths(files: ModelFiles, unet: UNet2DConditionModel, vae: AutoencoderKL, encoders: Sequence[int]) -> None:
     """Raise ModelError for parts that do not fit together. `encoders` are the widths of the text encoders."""
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
-        raise files.refusal(
-            f"a unet that reads and writes the latents of its vae ({unet.in_channels} and {unet.out_channels} "
-            f"channels, {vae.latent_channels} in vae/config.json)"
+        raise files.error(
+            f"has a unet that does not read and write the latents of its vae ({unet.in_channels} and "
+            f"{unet.out_channels} channels, {vae.latent_channels} in vae/config.json)"
         )
     widths = unet.cross_attention_dim if isinstance(unet.cross_attention_dim, list) else [unet.cross_attention_dim]
     if set(widths) != {sum(encoders)}:
-        raise files.refusal(
-            f"a unet that reads its text_encoder (cross_attention_dim {widths[0]}, "
+        raise files.error(
+            f"has a unet that does not read its text_encoder (cross_attention_dim {widths[0]}, "
             f"hidden_size {' + '.join(map(str, encoders))})"
         )

@@ -36,7 +36,7 @@ class Component(Generic[C]):
     def read(self, files: ModelFiles, folder: str) -> C:
         """The configuration in a folder of the model. Raises ModelError."""
         if f"{folder}/adapter_config.json" in files:
-            raise files.refusal(f"a folder whose {folder} is plain weights (no adapter)")
+            raise files.error(f"has an adapter in its {folder}, which is not read here")
         return self.configuration.read(files, f"{folder}/config.json")
 
     def source(self, files: ModelFiles, folder: str, configuration: C) -> NetworkSource:

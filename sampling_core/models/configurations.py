@@ -74,7 +74,7 @@ class Configuration(BaseModel):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            raise files.refusal(f"a folder whose configurations are known ({name}: {_said(error)})") from None
+            raise files.error(f"has a configuration that is not known here ({name}: {_said(error)})") from None
 
 
 class NetworkConfiguration(Configuration):

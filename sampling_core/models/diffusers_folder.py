@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.component import Class
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
 from prefect_regional_diffusion.sampling_core.models.family import Part
@@ -56,8 +55,8 @@ def check_classes(index: ModelIndex, files: ModelFiles, known: Mapping[str, Clas
         of_class = found[1] or ""
         fits = found[0] == library and any(fnmatchcase(of_class, one) for one in classes)
         if not fits or not of_class.isidentifier():
-            allowed = f"{library} {' or '.join(classes)} (code that comes with a model is not run)"
-            raise ModelError("model", f"{files.model} ({name} {found})", allowed)
+            own = f"{library} {' or '.join(classes)}"
+            raise files.error(f"has a {name} that is {found}, not {own} (code that comes with a model is not run)")
 
 
 @dataclass(frozen=True)

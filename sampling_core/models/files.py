@@ -1,4 +1,7 @@
-"""The files of a model folder: all are looked at before the first is read, and what was looked at is what is read."""
+"""The files of a model folder: all are looked at before the first is read, and what was looked at is what is read.
+
+Not `tasks.machine.regular_files`, which opens any regular file: here it must be the very one that was looked at.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +66,10 @@ class ModelFiles:
     def read(self, name: str, most: int) -> bytes:
         """The content of a file of at most so many bytes. Raises ModelError."""
         if name not in self:
-            raise self.refusal(f"a folder with {name}")
+            raise self.error(f"has no {name}")
         size = self._by_name[name].identity.size
         if size > most:
-            raise self.refusal(f"a folder whose {name} has at most {most} bytes, not {size}")
+            raise self.error(f"has a {name} of {size} bytes, more than {most}")
         with self.opened(name) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             return stream.read(size)
 
@@ -76,7 +79,7 @@ class ModelFiles:
         try:
             return parse_mapping(content)
         except ValueError as error:
-            raise self.refusal(f"a folder with a readable {name} ({error})") from error
+            raise self.error(f"has a {name} that cannot be read: {error}") from error
 
     @contextmanager
     def opened(self, name: str) -> Generator[int]:
@@ -96,12 +99,12 @@ class ModelFiles:
             raise self._moved(name)
         return found
 
-    def refusal(self, allowed: str) -> ModelError:
-        """The error that says what would be allowed."""
-        return ModelError("model", self.model, allowed)
+    def error(self, problem: str) -> ModelError:
+        """The error that says what is wrong with the model: `has no unet/config.json`."""
+        return ModelError("model", self.model, problem)
 
     def _moved(self, name: str) -> ModelError:
-        return self.refusal(f"a folder that nobody writes to ({name} changed while it was read)")
+        return self.error(f"has a {name} that changed while it was read")
 
 
 def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
@@ -114,8 +117,8 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
     top = os.path.realpath(folder)
     looked_at = 0
 
-    def refusal(name: str, allowed: str) -> ModelError:
-        return ModelError("model", model, f"a model folder {allowed} ({name!r:.80})")
+    def refusal(name: str, problem: str) -> ModelError:
+        return ModelError("model", model, f"{problem} ({name!r:.80})")
 
     def walk(place: str, prefix: str, above: tuple[str, ...]) -> None:
         nonlocal looked_at
@@ -124,9 +127,9 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
                 name = prefix + entry.name
                 looked_at += 1
                 if looked_at > MOST_FILES or len(above) > MOST_DEPTH:
-                    raise refusal(name, f"with at most {MOST_FILES} files, at most {MOST_DEPTH} folders deep")
+                    raise refusal(name, f"has more than {MOST_FILES} files, or is more than {MOST_DEPTH} folders deep")
                 if not name.isprintable():
-                    raise refusal(name, "whose files have printable names")
+                    raise refusal(name, "has a file whose name cannot be printed")
                 real = follow(entry.path) if entry.is_symlink() else entry.path
                 try:
                     facts = Path(real).lstat()
@@ -134,12 +137,12 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
                     continue  # a link that leads nowhere
                 if stat.S_ISDIR(facts.st_mode):
                     if real in above:
-                        raise refusal(name, "without links in a circle")
+                        raise refusal(name, "has links in a circle")
                     walk(real, f"{name}/", (*above, real))
                 elif stat.S_ISREG(facts.st_mode):
                     found.append(File(name, real, Identity.of(facts)))
                 else:
-                    raise refusal(name, "with files and folders alone: no pipes, sockets and devices")
+                    raise refusal(name, "has a pipe, a socket or a device in it")
 
     walk(top, "", (top,))
     return ModelFiles(model, tuple(sorted(found)))

@@ -63,5 +63,5 @@ def read_flow_scheduler(files: ModelFiles) -> FlowScheduler:
     name = f"scheduler/{SCHEDULER_FILES[0]}"
     found = FlowScheduler.read(files, name)
     if found.use_dynamic_shifting and found.base_image_seq_len >= found.max_image_seq_len:
-        raise files.refusal(f"a scheduler whose max_image_seq_len is more than its base_image_seq_len ({name})")
+        raise files.error(f"has a max_image_seq_len that is not more than its base_image_seq_len ({name})")
     return found

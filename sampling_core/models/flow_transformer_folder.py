@@ -56,4 +56,4 @@ def check_fit(files: ModelFiles, what: str, found: Mapping[str, int]) -> None:
     """Raise ModelError unless all numbers are the same one. They are named by where they were found."""
     if len(set(found.values())) > 1:
         told = ", ".join(f"{name} {number}" for name, number in found.items())
-        raise files.refusal(f"a folder whose parts have the same {what} ({told})")
+        raise files.error(f"has parts that differ in their {what} ({told})")

@@ -25,11 +25,12 @@ def open_folder(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
     try:
         path = EMBEDDED if model == "embedded" else Path(model).expanduser()
         if not (path / INDEX).is_file():
-            raise ModelError("model", model, "`embedded`, or a folder with model_index.json (diffusers layout)")
+            missing = f"has no {INDEX}, as models in diffusers layout do" if path.is_dir() else "does not exist"
+            raise ModelError("model", model, f"{missing} (`embedded` is the one that is always there)")
         return _opened(path, find_files(model, path, follow))
     except (OSError, ValueError, RuntimeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:120]
-        raise ModelError("model", model, f"a model folder that can be read ({reason})") from error
+        raise ModelError("model", model, f"cannot be read: {reason}") from error
 
 
 @lru_cache(maxsize=16)
@@ -37,8 +38,8 @@ def _opened(path: Path, files: ModelFiles) -> Checkpoint:
     """The same files need not be checked twice."""
     pipeline = files.mapping(INDEX).get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in FAMILIES:
-        allowed = f"_class_name is {plain_value(pipeline)}, and may only be {' or '.join(sorted(FAMILIES))}"
-        raise files.refusal(f"a folder whose pipeline is known ({INDEX}: {allowed})")
+        known = " or ".join(sorted(FAMILIES))
+        raise files.error(f"is of no known pipeline ({INDEX}: _class_name is {plain_value(pipeline)}, and not {known})")
     return FAMILIES[pipeline](path, files)
 
 
@@ -53,8 +54,9 @@ def check_alike(models: Mapping[str, str], checkpoints: Mapping[str, Checkpoint]
         for what in ("latent_channels", "vae_scale_factor", "latent_affine"):
             own, wanted = getattr(other.facts, what), getattr(first.facts, what)
             if own != wanted:
-                raise ModelError(field, f"{name} ({what} {own})", f"a model with the same latents ({what} {wanted})")
+                raise ModelError(
+                    field, name, f"has other latents than the job's own model ({what} {own}, not {wanted})"
+                )
         if other.noise_schedule(canvas, steps).sigmas != first.noise_schedule(canvas, steps).sigmas:
-            raise ModelError(
-                field, name, f"a model with the noise levels of the job's own at {canvas.width} x {canvas.height}"
-            )
+            size = f"{canvas.width} x {canvas.height}"
+            raise ModelError(field, name, f"has other noise levels than the job's own model at {size}")

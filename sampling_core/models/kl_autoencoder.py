@@ -32,7 +32,6 @@ class KLAutoencoder:
         clean = self._affine.to_autoencoder(latent).to(vae.device, vae.dtype)
         pictures = vae.decode(clean, return_dict=False)[0].float().cpu()
         if not bool(pictures.isfinite().all()):
-            raise ModelError(
-                "REGIONAL_DTYPE", str(vae.dtype), "a wider type (the picture has values that are not finite)"
-            )
+            problem = "is too narrow for this model: its picture has values that are not finite"
+            raise ModelError("REGIONAL_DTYPE", str(vae.dtype), problem)
         return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -58,7 +58,7 @@ def _guarded(source: NetworkSource, work: Callable[[], T]) -> T:
         raise
     except Exception as error:  # whatever the libraries raise: it is the folder that does not load
         reason = " ".join(str(error).split())[:200]
-        raise source.files.refusal(f"a folder whose weights load ({source.part}: {reason})") from error
+        raise source.files.error(f"has weights that do not load ({source.part}: {reason})") from error
 
 
 def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str, Shape]]:

@@ -106,21 +106,21 @@ def open_qwen_tokenizer(
     if f"{folder}/{TEMPLATE}" in files:
         template = files.read(f"{folder}/{TEMPLATE}", 2**16).decode("utf-8", "replace")
     if template is None or not all(mark in template for mark in _MARKS):
-        raise files.refusal(f"a folder whose {folder} has Qwen's chat template (with {' and '.join(_MARKS)})")
+        raise files.error(f"has a {folder} without Qwen's chat template (with {' and '.join(_MARKS)})")
     try:
         tokenizer = _built(whole)
     except Exception as error:
-        raise files.refusal(f"a folder whose {folder} can be built ({' '.join(str(error).split())[:120]})") from error
+        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
     numbered = configuration.added_tokens_decoder
     added = list(numbered.values()) if numbered is not None else (whole.added_tokens or [])
     tokenizer.add_tokens([_added(token) for token in added])
     numbers = tokenizer.get_vocab()
     missing = [mark for mark in _MARKS if mark not in numbers]
     if missing:
-        raise files.refusal(f"a folder whose {folder} has a token {missing[0]}")
+        raise files.error(f"has a {folder} without a token {missing[0]}")
     most = max(numbers.values())
     if most >= embeddings:
-        raise files.refusal(f"a folder whose {folder} has at most {encoder}'s {embeddings} tokens (one is {most})")
+        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
     return QwenPromptTokenizer(tokenizer, length)
 
 

@@ -109,7 +109,7 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
     try:
         tokenizer = _built(whole)
     except Exception as error:
-        raise files.refusal(f"a folder whose {folder} can be built ({' '.join(str(error).split())[:120]})") from error
+        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
     end, padding, unknown = (
         _text(getattr(configuration, role) or usual)
         for role, usual in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
@@ -124,7 +124,7 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
     numbers = tokenizer.get_vocab()
     most = max(numbers.values())
     if most >= embeddings:
-        raise files.refusal(f"a folder whose {folder} has at most {encoder}'s {embeddings} tokens (one is {most})")
+        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
     return T5PromptTokenizer(tokenizer, length, numbers[end], numbers[padding])
 
 

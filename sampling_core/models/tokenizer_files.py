@@ -201,9 +201,7 @@ _NAMED = {
 
 def _numbered(files: ModelFiles, folder: str, tokens: Mapping[str, Token]) -> dict[int, Token]:
     if not all(number.isdecimal() and number.isascii() and len(number) < 8 for number in tokens):
-        raise files.refusal(
-            f"a folder whose added tokens are numbered ({folder}/{CONFIGURATION}: added_tokens_decoder)"
-        )
+        raise files.error(f"has added tokens without numbers ({folder}/{CONFIGURATION}: added_tokens_decoder)")
     return {int(number): token for number, token in tokens.items()}
 
 
@@ -232,12 +230,12 @@ def _lines(files: ModelFiles, name: str) -> list[str]:
     try:
         text = files.read(name, MOST_TOKENIZER_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise files.refusal(f"a folder with a readable {name} (not UTF-8)") from error
+        raise files.error(f"has a {name} that is not UTF-8") from error
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
 
 
 def _pairs(files: ModelFiles, name: str, merges: list[str] | list[list[str]]) -> list[tuple[str, str]]:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     if not all(len(pair) == 2 for pair in pairs):
-        raise files.refusal(f"a folder whose {name} merges two tokens at a time")
+        raise files.error(f"has a {name} that does not merge two tokens at a time")
     return [(left, right) for left, right in pairs]

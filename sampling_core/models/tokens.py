@@ -81,18 +81,18 @@ def open_tokenizer(files: ModelFiles, folder: str, encoder: str, positions: int,
     found = read_tokenizer(files, folder)
     if found.unknown not in found.vocabulary:
         # It would be missed only when a prompt has a letter that the vocabulary has not.
-        raise files.refusal(f"a folder whose {folder}'s vocabulary has its unk_token ({found.unknown!r:.60})")
+        raise files.error(f"has a {folder} whose vocabulary lacks its unk_token ({found.unknown!r:.60})")
     try:
         tokenizer = _built(found)
     except Exception as error:
-        raise files.refusal(f"a folder whose {folder} can be built ({' '.join(str(error).split())[:120]})") from error
+        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
     most = max([*found.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
     if most >= embeddings:
-        raise files.refusal(f"a folder whose {folder} has at most {encoder}'s {embeddings} tokens (one is {most})")
+        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
     texts = {token.content for token in found.added}
     several = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
     if several is not None:
-        raise files.refusal(f"a folder whose added tokens are one each ({several!r:.60} is several)")
+        raise files.error(f"has an added token that is several ({several!r:.60})")
     numbers = tokenizer.get_vocab()
     begin, end, padding = (numbers[text] for text in (found.begin, found.end, found.padding))
     return PromptTokenizer(tokenizer, min(found.length, positions), begin, end, padding)

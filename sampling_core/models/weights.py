@@ -52,7 +52,7 @@ def weight_files(files: ModelFiles, part: str, stem: str) -> list[str]:
         return [f"{part}/{stem}.safetensors"]
     names = set(Shards.read(files, index).weight_map.values())
     if not all(_FILE.fullmatch(name) for name in names):
-        raise files.refusal(f"a folder with weights inside it ({index})")
+        raise files.error(f"has an index of weights outside of it ({index})")
     return sorted(f"{part}/{name}" for name in names)
 
 
@@ -62,18 +62,18 @@ def read_headers(files: ModelFiles, part: str, stem: str, configuration: Network
     total = 0
     for file in weight_files(files, part, stem):
         if file not in files:
-            raise files.refusal(f"a folder with weights ({file} is missing)")
+            raise files.error(f"has no weights for its {part} ({file} is missing)")
         for stored in _header(files, file):
             name = configuration.spelled(stored.name)
             if name in found:
-                raise files.refusal(f"weights that are there once ({file}: {stored.name!r:.100})")
+                raise files.error(f"has weights that are there twice ({file}: {stored.name!r:.100})")
             found[name] = stored
             total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
     if total > MOST_BYTES:
-        raise files.refusal(f"weights of at most {MOST_BYTES} bytes ({part} has {total})")
+        raise files.error(f"has weights of {total} bytes in its {part}, more than {MOST_BYTES}")
     if len(found) < configuration.least_tensors:
-        raise files.refusal(
-            f"weights for all layers of {part}/config.json ({len(found)} tensors, fewer than its layers have)"
+        raise files.error(
+            f"lacks weights for layers of {part}/config.json ({len(found)} tensors, fewer than its layers have)"
         )
     check_shapes(files, part, found, configuration.edges())
     return found
@@ -83,13 +83,14 @@ def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[s
     """Raise ModelError for the first tensor that is missing or has another shape than its configuration says."""
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise files.refusal(f"complete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
+        raise files.error(f"has incomplete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
     for name, shape in wanted.items():
         if found[name].dtype not in _NUMBERS:
-            raise files.refusal(f"weights of type {', '.join(_NUMBERS)} ({part}: {name} is {found[name].dtype:.20})")
+            raise files.error(f"has weights of an unknown type ({part}: {name} is {found[name].dtype:.20})")
         if found[name].shape != shape:
-            raise files.refusal(
-                f"weights of the sizes in {part}/config.json ({name} is {list(found[name].shape)}, not {list(shape)})"
+            raise files.error(
+                f"has weights of other sizes than {part}/config.json says "
+                f"({name} is {list(found[name].shape)}, not {list(shape)})"
             )
 
 
@@ -121,7 +122,7 @@ def _header(files: ModelFiles, file: str) -> list[Stored]:
     except ModelError:
         raise
     except Exception as error:
-        raise files.refusal(f"whole weights ({file}: {' '.join(str(error).split())[:120]})") from error
+        raise files.error(f"has damaged weights ({file}: {' '.join(str(error).split())[:120]})") from error
 
 
 def _path(descriptor: int) -> str:

@@ -57,6 +57,12 @@ def plain_path(path: object, most: int = MOST) -> str:
     return _cut(visible(text), most)
 
 
+def plain_name(name: str) -> str:
+    """What somebody has called a file, a folder or a place, in quotes only where it would fall apart without."""
+    text = plain_address(name) if _ADDRESS.match(name) else plain_path(name)
+    return text if text and not any(map(str.isspace, text)) else f"'{text}'"
+
+
 def plain_address(url: object) -> str:
     """A URL without user, password and the values of its query, whatever blanks are in these."""
     return _cut(visible(_address(_without_keys(str(url)))), MOST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput, FileError
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import TextualInversion, textual_inversion
 from prefect_regional_diffusion.tasks.inputs.path_policy import embedding_places
-from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
+from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 
 MOST_BYTES = 2**24
 """Of one file: a thousand vectors for two text encoders."""
@@ -34,7 +35,7 @@ class EmbeddingFile:
 
 
 def read_embedding(field: str, name: str) -> EmbeddingFile:
-    """The file of a textual inversion that a prompt names. Raises BadInput."""
+    """The file of a textual inversion that a prompt names. Raises FileError, or BadInput for a bad name or size."""
     if name.lower().endswith(_PICKLED):
         raise _refused(field, name, f"embedding:NAME for a file NAME{_SUFFIX}: others may have code in them")
     if _NAME.fullmatch(name) is None:
@@ -42,21 +43,20 @@ def read_embedding(field: str, name: str) -> EmbeddingFile:
     places = embedding_places(f"{name}{_SUFFIX}")
     for place in places:
         try:
-            with open_regular(place) as file:
+            with os.fdopen(open_regular(place), "rb") as file:
                 data = file.read(MOST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, NoRegularFileError) as error:
             reason = error.kind if isinstance(error, NoRegularFileError) else error.strerror
-            raise _refused(field, name, f"a file that can be read ({reason})") from error
+            raise _unusable(field, name, f"cannot be read: {reason}") from error
         if len(data) > MOST_BYTES:
             raise _refused(field, name, f"a file of at most {MOST_BYTES} bytes")
         return EmbeddingFile(_tensors(field, name, data), hashlib.sha256(data).hexdigest())
     pickled = [suffix for suffix in _PICKLED for place in places if Path(place).with_suffix(suffix).is_file()]
     others = f"; {name}{pickled[0]} is not read: it may have code in it" if pickled else ""
-    raise _refused(
-        field, name, f"a file {name}{_SUFFIX} here or in REGIONAL_ASSET_ROOTS, or in a folder embeddings there{others}"
-    )
+    where = "here and in REGIONAL_ASSET_ROOTS, and in a folder embeddings there"
+    raise _unusable(field, name, f"does not exist: {name}{_SUFFIX} was looked for {where}{others}")
 
 
 def fitted(field: str, name: str, file: EmbeddingFile, widths: Mapping[str, int]) -> TextualInversion:
@@ -75,7 +75,11 @@ def _tensors(field: str, name: str, data: bytes) -> dict[str, Tensor]:
         return load(data)
     except Exception as error:  # what the library raises for damaged files
         reason = " ".join(str(error).split())[:120]
-        raise _refused(field, name, f"a whole safetensors file ({reason})") from error
+        raise _unusable(field, name, f"is a damaged safetensors file: {reason}") from error
+
+
+def _unusable(field: str, name: str, problem: str) -> FileError:
+    return FileError(field, f"embedding:{name}", problem)
 
 
 def _refused(field: str, name: str, allowed: str) -> BadInput:

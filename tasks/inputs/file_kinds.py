@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 _HEAD = 1024
-_CUT_OFF = "this is a {} file that is damaged or cut off"
+_CUT_OFF = "is a {} file that is damaged or cut off"
 _READABLE = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8": "JPEG",
@@ -27,7 +27,7 @@ _BRANDS = {b"hei": "a HEIC image", b"hev": "a HEIC image", b"mif1": "a HEIC imag
 
 
 def unreadable_kind(data: bytes) -> str:
-    """A sentence such as "this is an SVG drawing: export it as PNG"; empty if nothing is known."""
+    """What it is, such as "is an SVG drawing: export it as PNG"; empty if nothing is known."""
     head = data[:_HEAD]
     for magic, kind in _READABLE.items():
         if head.startswith(magic):
@@ -38,9 +38,9 @@ def unreadable_kind(data: bytes) -> str:
         return _CUT_OFF.format("BMP")
     if head[4:8] == b"ftyp":
         kind = next((kind for brand, kind in _BRANDS.items() if head[8:12].startswith(brand)), "a video or an image")
-        return f"this is {kind} that is not read here: export it as PNG or JPEG"
+        return f"is {kind} that is not read here: export it as PNG or JPEG"
     other = next((kind for magic, kind in _OTHERS.items() if head.startswith(magic)), None)
-    return f"this is {other}: export it as PNG" if other else _textual_kind(head)
+    return f"is {other}: export it as PNG" if other else _textual_kind(head)
 
 
 def _textual_kind(head: bytes) -> str:
@@ -54,9 +54,9 @@ def _textual_kind(head: bytes) -> str:
         return ""
     low = text.lower()
     if "<svg" in low:
-        return "this is an SVG drawing: export it as PNG"
+        return "is an SVG drawing: export it as PNG"
     if low.lstrip().startswith(("<!doctype html", "<html")):
-        return "this is a web page, not an image: download the image that is on it"
+        return "is a web page, not an image: download the image that is on it"
     if text.startswith("version https://git-lfs"):
-        return "this is a pointer of Git LFS: fetch the image with git lfs pull"
-    return "this is a text file"
+        return "is a pointer of Git LFS: fetch the image with git lfs pull"
+    return "is a text file, not an image"

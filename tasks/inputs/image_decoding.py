@@ -48,6 +48,10 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 _TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
+class UnsupportedImageError(Exception):
+    """A whole image of a kind that is not read; the text says what it has."""
+
+
 class TooLargeError(Exception):
     """An image would unpack to too much; `allowed` says what may be."""
 
@@ -59,8 +63,8 @@ class TooLargeError(Exception):
 def unpacked(data: bytes, left: int) -> Pixels:
     """The first picture in an image file as [height, width, 3], upright; what is transparent is black.
 
-    `left` is how many pixels the images of a job may still have. Raises TooLargeError before anything is unpacked, and
-    whatever a decoder stumbles over.
+    `left` is how many pixels the images of a job may still have. Raises TooLargeError and UnsupportedImageError before
+    anything is unpacked, and whatever a decoder stumbles over.
     """
     pixels, orientation = _lying(data, left)
     # The decoded image is gone by now: beside the pixels there is room for the turned ones.
@@ -77,7 +81,7 @@ def _lying(data: bytes, left: int) -> tuple[Pixels, int]:
             if isinstance(image, JpegImageFile) and _scans(data) > _MOST_SCANS:
                 raise TooLargeError(f"a JPEG of at most {_MOST_SCANS} scans")
             if image.mode == "F":
-                raise ValueError("floating-point pixels")
+                raise UnsupportedImageError("has floating-point pixels, which are not read: save it with 8 or 16 bits")
             image.load()
             orientation = 1
             with contextlib.suppress(Exception):  # damaged metadata: then nobody knows how the camera was held

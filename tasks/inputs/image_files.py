@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,16 +13,21 @@ import torch
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput, FileError
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing
 from prefect_regional_diffusion.sampling_core.names import Fit, Size
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
-from prefect_regional_diffusion.tasks.inputs.image_decoding import TooLargeError, reason, unpacked
+from prefect_regional_diffusion.tasks.inputs.image_decoding import (
+    TooLargeError,
+    UnsupportedImageError,
+    reason,
+    unpacked,
+)
 from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, is_url
-from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
+from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 
@@ -35,7 +41,7 @@ class ImageFiles:
 
 
 def read_image_files(job: ResolvedJob) -> ImageFiles:
-    """Read every image that a job names. Raises BadInput for one that is missing, too large or no image."""
+    """Read every image that a job names. Raises FileError, or BadInput for one that is too large."""
     left = settings().max_image_pixels
     photos: dict[str, RgbImage] = {}
     digests: dict[str, str] = {}
@@ -65,35 +71,34 @@ def resized(photo: RgbImage, size: Size, fit: Fit = "crop") -> RgbImage:
 
 
 def _read_limited(field: str, name: str) -> bytes:
-    """The file's bytes. Raises BadInput for what is no file, and for a file that is empty or too large."""
+    """The file's bytes. Raises FileError for what is missing, empty or no file, BadInput for one that is too large."""
     limit = settings().max_mask_bytes
     place = image_place(field, name)
-    wrong = ""
     try:
         data = _object(place, limit + 1) if is_url(place) else _file(place, limit + 1)
-        wrong = "" if data else "this file is empty"
     except NoRegularFileError as error:
-        data, wrong = b"", f"this is {error.kind}"
+        raise FileError(field, shown_path(name), f"is {error.kind}, and no image file") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadInput(field, shown_path(name), "a readable image file (there is no such file)") from error
+        where = "" if place == shown_path(name) else f" (looked for at {place})"
+        raise FileError(field, shown_path(name), f"does not exist{where}") from error
     except Exception as error:  # an object store has its own ways to fail
-        raise BadInput(field, shown_path(name), f"a readable image file ({reason(error)})") from error
-    if wrong:
-        raise BadInput(field, shown_path(name), f"a readable image file ({wrong})")
+        raise FileError(field, shown_path(name), f"cannot be read: {reason(error)}") from error
+    if not data:
+        raise FileError(field, shown_path(name), "is empty")
     if len(data) > limit:
         raise BadInput(field, shown_path(name), f"an image file of at most {limit} bytes (REGIONAL_MAX_MASK_BYTES)")
     return data
 
 
 def _file(place: str, most: int) -> bytes:
-    with open_regular(place) as file:
+    with os.fdopen(open_regular(place), "rb") as file:
         return file.read(most)
 
 
 def _object(place: str, most: int) -> bytes:
     system, path = url_to_fs(place, **storage_options(place))
     if not system.isfile(path):
-        raise NoRegularFileError("a folder") if system.isdir(path) else ValueError("there is no such object")
+        raise NoRegularFileError("a folder") if system.isdir(path) else FileNotFoundError(path)
     with system.open(path, "rb") as file:
         return bytes(file.read(most))
 
@@ -104,6 +109,8 @@ def _decode(field: str, name: str, data: bytes, left: int) -> RgbImage:
         return torch.from_numpy(unpacked(data, left))
     except TooLargeError as error:
         raise BadInput(field, shown_path(name), error.allowed) from error
+    except UnsupportedImageError as error:
+        raise FileError(field, shown_path(name), str(error)) from error
     except Exception as error:  # decoders fail in many ways on damaged files
-        kind = unreadable_kind(data) or reason(error)
-        raise BadInput(field, shown_path(name), f"a readable image file ({kind})") from error
+        problem = unreadable_kind(data) or f"is no image file that can be read: {reason(error)}"
+        raise FileError(field, shown_path(name), problem) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 from PIL import Image
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import FileError
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.text.plain_text import plain, plain_path
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
-from prefect_regional_diffusion.tasks.inputs.regular_files import NoRegularFileError, open_regular
 from prefect_regional_diffusion.tasks.inputs.safe_yaml import read_json, read_yaml
+from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 Kind = Literal["job", "grid"]
@@ -26,16 +27,14 @@ _PNG_HEAD = 2**20
 """Bytes of a picture in which its text is looked for, beside as many as a job may have: the text comes first."""
 
 
-class NoJobFileError(BadInput):
+class JobFileError(FileError):
     """A file that cannot be taken as the job that was asked for; it says what the file is in its place."""
 
-    def __init__(self, file: Path | str, what: str, allowed: str = "a job in YAML or JSON") -> None:
-        super().__init__("job file", str(file), allowed)
-        self.what = what
-        self._sentence = f"{plain_path(file)} {plain(what)}; allowed: {plain(allowed)}"
+    def __init__(self, file: Path | str, problem: str) -> None:
+        super().__init__("job file", file, problem)
 
     def __str__(self) -> str:
-        return self._sentence
+        return super().__str__().removeprefix(f"{self.field}{self.BETWEEN}")
 
 
 class Found(NamedTuple):
@@ -48,19 +47,19 @@ class Found(NamedTuple):
 
 
 def read_data(file: Path) -> Found:
-    """What a file says: a job, a grid, or the job inside a finished picture. Raises BadInput for anything else."""
+    """What a file says: a job, a grid, or the job inside a finished picture. Raises JobFileError for anything else."""
     content = _content(file)
     if content.startswith(_PNG):
         return Found("job", _mapping(file, _json(file, _text_of_picture(file, content))), of_a_picture=True)
     most = settings().max_job_bytes
     if len(content) > most:
-        raise NoJobFileError(file, f"has more than {most} bytes", f"{most} bytes (REGIONAL_MAX_JOB_BYTES)")
+        raise JobFileError(file, f"has more than {most} bytes (REGIONAL_MAX_JOB_BYTES)")
     data = _mapping(file, _parsed(file, _decoded(file, content), most))
     job = data.get("job")
     if isinstance(job, Mapping) and "job_hash" in data:
         return Found("job", cast("dict[str, Any]", job), of_a_picture=True)
     if {"sheet", "images"} <= data.keys():
-        raise NoJobFileError(file, "is the table of a grid's or a batch's pictures")
+        raise JobFileError(file, "is the table of a grid's or a batch's pictures, and no job")
     own = data.keys() & GridJob.model_fields.keys() - RenderJob.model_fields.keys()
     grid = "job" in own or (own and not data.keys() & RenderJob.model_fields.keys())
     return Found("grid" if grid else "job", data)
@@ -70,20 +69,21 @@ def _content(file: Path) -> bytes:
     """The bytes of a file: all of a job, or the head of a picture."""
     if is_url(str(file)):
         # A path has one slash where the URL had two.
-        raise NoJobFileError(str(file).replace(":/", "://", 1), "is a URL", "a file on this machine")
+        raise JobFileError(str(file).replace(":/", "://", 1), "is a URL, and no file on this machine")
     try:
-        with file.open("rb") if _handed_over(file) else open_regular(file) as stream:
+        # A link to a job file will do.
+        real = os.path.realpath(file)
+        with file.open("rb") if _handed_over(file) else os.fdopen(open_regular(real), "rb") as stream:
             content = stream.read(settings().max_job_bytes + 1)
             return content + stream.read(_PNG_HEAD) if content.startswith(_PNG) else content
     except NoRegularFileError as error:
-        several = "a job file, or a pattern such as 'jobs/*.yaml' with regional batch and plan"
-        if error.kind == "a folder":
-            raise NoJobFileError(file, "is a folder", several) from error
-        raise NoJobFileError(file, "is no regular file, but a pipe, a socket or a device") from error
+        several = ": regional batch and plan take a pattern such as 'jobs/*.yaml'" if error.kind == "a folder" else ""
+        raise JobFileError(file, f"is {error.kind}, and no job file{several}") from error
     except FileNotFoundError as error:
-        raise NoJobFileError(file, "is not there") from error
+        where = "" if file.is_absolute() else f" in {Path.cwd()}"
+        raise JobFileError(file, f"does not exist{where}") from error
     except (OSError, ValueError) as error:
-        raise NoJobFileError(file, f"cannot be read ({_reason(error)})") from error
+        raise JobFileError(file, f"cannot be read ({_reason(error)})") from error
 
 
 def _handed_over(file: Path) -> bool:
@@ -99,22 +99,22 @@ def _text_of_picture(file: Path, head: bytes) -> str:
             with Image.open(io.BytesIO(head), formats=["PNG"]) as image:
                 text = image.info.get("regional-job")
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise NoJobFileError(file, f"is a damaged picture ({_reason(error)})") from error
+        raise JobFileError(file, f"is a damaged picture ({_reason(error)})") from error
     if not isinstance(text, str):
-        raise NoJobFileError(file, "is a picture without a job in it")
+        raise JobFileError(file, "is a picture without a job in it")
     return str(text)
 
 
 def _decoded(file: Path, content: bytes) -> str:
     if not content.strip():
-        raise NoJobFileError(file, "is empty")
+        raise JobFileError(file, "is empty")
     try:
         # Some editors begin a file with a byte order mark.
         text = content.decode("utf-8-sig")
     except ValueError as error:
-        raise NoJobFileError(file, "is no text in UTF-8") from error
+        raise JobFileError(file, "is no text in UTF-8") from error
     if "\0" in text:
-        raise NoJobFileError(file, "is no text in UTF-8")
+        raise JobFileError(file, "is no text in UTF-8")
     return text
 
 
@@ -124,22 +124,22 @@ def _parsed(file: Path, text: str, most: int) -> Any:
     try:
         return read_yaml(text, most)
     except ValueError as error:
-        raise NoJobFileError(file, f"is not valid YAML ({error})") from error
+        raise JobFileError(file, f"is not valid YAML ({error})") from error
 
 
 def _json(file: Path, text: str) -> Any:
     try:
         return read_json(text)
     except ValueError as error:
-        raise NoJobFileError(file, f"is not valid JSON ({error})") from error
+        raise JobFileError(file, f"is not valid JSON ({error})") from error
 
 
 def _mapping(file: Path, data: Any) -> dict[str, Any]:
     if data is None:
-        raise NoJobFileError(file, "says nothing")
+        raise JobFileError(file, "says nothing")
     if not isinstance(data, dict):
         found = {list: "a list", str: "plain text"}.get(type(data), "a single value")
-        raise NoJobFileError(file, f"is {found} and no mapping of fields", "a mapping such as `prompt: a blue sea`")
+        raise JobFileError(file, f"is {found} and no mapping of fields, such as `prompt: a blue sea`")
     return cast("dict[str, Any]", data)
 
 

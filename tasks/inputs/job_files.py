@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadBatch, BadInput, FileError, RegionalError
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob
-from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid, parse_job
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.tasks.inputs.file_names import beside, renamed
-from prefect_regional_diffusion.tasks.inputs.job_data import Found, NoJobFileError, read_data
+from prefect_regional_diffusion.tasks.inputs.job_data import Found, JobFileError, read_data
 from prefect_regional_diffusion.tasks.inputs.limits import check_count
 from prefect_regional_diffusion.tasks.inputs.overrides import set_field
 from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, is_url
@@ -22,7 +22,7 @@ _JOB_SUFFIXES = (".yaml", ".yml", ".json")
 def read_job(file: Path, overrides: Sequence[str] = ()) -> RenderJob:
     """A job from a YAML or JSON file, or the job of a finished picture, with `path.to.field=value` overrides.
 
-    Mask files and model folders are looked for beside the file. Raises BadInput or BadJob.
+    Mask files and model folders are looked for beside the file. Raises JobFileError, BadInput or BadJob.
     """
     return _job(file, read_data(file), overrides)
 
@@ -40,7 +40,7 @@ def read_any(file: Path, overrides: Sequence[str] = ()) -> RenderJob | GridJob:
 
 def _job(file: Path, found: Found, overrides: Sequence[str]) -> RenderJob:
     if found.kind == "grid":
-        raise NoJobFileError(file, "is a grid, which regional grid draws", "a job")
+        raise JobFileError(file, "is a grid, which regional grid draws")
     for override in overrides:
         set_field(found.data, override, RenderJob)
     return _beside(parse_job(found.data), file.resolve().parent)
@@ -49,7 +49,7 @@ def _job(file: Path, found: Found, overrides: Sequence[str]) -> RenderJob:
 def _grid(file: Path, found: Found, overrides: Sequence[str]) -> GridJob:
     if found.kind == "job":
         what = "holds the job of a finished picture" if found.of_a_picture else "is a job"
-        raise NoJobFileError(file, f"{what}, which regional render draws", "a grid (job, rows, columns, cells)")
+        raise JobFileError(file, f"{what}, which regional render draws, and no grid (job, rows, columns, cells)")
     for override in overrides:
         set_field(found.data, override, GridJob)
     asked = parse_grid(found.data)
@@ -61,7 +61,7 @@ def read_jobs(pattern: str, overrides: Sequence[str] = ()) -> list[NamedJob]:
     """The jobs of all files that a pattern such as `jobs/*.yaml` finds below the working folder, by their paths.
 
     Each is named by its file; where that is not enough, by its path. Overrides are of every job. Raises BadInput or
-    BadJob, with all mistakes of all files.
+    FileError for the pattern, and BadBatch with all mistakes of all files.
     """
     return list(read_job_files(pattern, overrides).values())
 
@@ -71,24 +71,22 @@ def read_job_files(pattern: str, overrides: Sequence[str] = ()) -> dict[Path, Na
     files = _found(pattern)
     names = [file.stem[:80] for file in files.values()]
     jobs: dict[Path, NamedJob] = {}
-    mistakes: list[BadInput] = []
+    mistakes: list[RegionalError] = []
     for (found, file), name in zip(files.items(), names, strict=True):
         try:
             job = read_job(file, overrides)
             jobs[found] = NamedJob(name=name if names.count(name) == 1 else str(found)[-80:], job=job)
-        except BadJob as error:
-            mistakes += [BadInput(f"{found}: {one.field}", one.value, one.allowed) for one in error.mistakes]
-        except NoJobFileError as error:
-            mistakes.append(NoJobFileError(found, error.what, error.allowed))
-        except BadInput as error:
-            mistakes.append(BadInput(f"{found}: {error.field}", error.value, error.allowed))
+        except JobFileError as error:
+            mistakes.append(JobFileError(found, error.problem))
+        except RegionalError as error:
+            mistakes += [one.within(f"{found}: ") for one in error.mistakes]
     if mistakes:
-        raise BadJob(mistakes)
+        raise BadBatch(mistakes)
     return jobs
 
 
 def _found(pattern: str) -> dict[Path, Path]:
-    """The job files that a pattern finds, with their real paths. Raises BadInput."""
+    """The job files that a pattern finds, with their real paths. Raises BadInput or FileError."""
     allowed = "a pattern below the folder that this runs in, such as jobs/*.yaml"
     parts = Path(pattern).parts
     if Path(pattern).is_absolute() or ".." in parts:
@@ -112,7 +110,7 @@ def _found(pattern: str) -> dict[Path, Path]:
         raise BadInput("files", pattern, allowed) from error
     files = {file: _job_file(file) for file in sorted(found)}
     if not files:
-        raise BadInput("files", pattern, f"a pattern that finds job files in {here}, and no hidden ones")
+        raise FileError("files", pattern, f"finds no job files in {here}; hidden ones do not count")
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from prefect_regional_diffusion.sampling_core.text.plain_text import hide
+from prefect_regional_diffusion.sampling_core.text.plain_text import hide, plain
 
 _KEYS = (
     *("REGIONAL_S3_KEY", "REGIONAL_S3_SECRET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -28,3 +28,9 @@ def hide_keys() -> None:
         addresses.append(str(api.url))
     # Of a user and a password with a colon between them, the password alone as well.
     hide([*keys, *(key.partition(":")[2] for key in keys)], addresses)
+
+
+def reason_of(error: Exception) -> str:
+    """An error of a library in one short line: they repeat what they were given, keys among it."""
+    hide_keys()
+    return plain(f"{type(error).__name__}: {error}", 160)

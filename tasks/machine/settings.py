@@ -100,7 +100,9 @@ class Settings(BaseSettings):
             torch.empty(0, device=self.torch_device())
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0][:120]
-            raise BadInput("REGIONAL_DEVICE", self.device, f"auto, cpu, cuda ({reason})") from error
+            raise BadInput(
+                "REGIONAL_DEVICE", self.device, f"auto, cpu, or a device of this machine ({reason})"
+            ) from error
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Part, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
@@ -65,8 +64,8 @@ def _part(
     with _one_at_a_time:
         if name not in _loaded:
             if checkpoint.fingerprint() != key.weights:
-                raise ModelError(
-                    "model", checkpoint.files.model, "the model that the job was planned with (its files changed)"
+                raise checkpoint.files.error(
+                    "is not the model any more that the job was planned with: its files changed"
                 )
             weights = {key.weights, *(other.weights for other in needed)}
             for other in [other for other in _loaded if other[0] not in weights]:

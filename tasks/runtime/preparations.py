@@ -49,7 +49,7 @@ class Preparations:
         return known
 
     def look_up(self, job: RenderJob, *, keep: bool = True) -> Prepared:
-        """The job prepared, and kept for whoever takes it, as long as there is room. Raises BadInput or ModelError.
+        """The job prepared, and kept for whoever takes it, as long as there is room. Raises RegionalError.
 
         Where the job is silent, what suits its model is filled in.
         """
@@ -68,7 +68,7 @@ class Preparations:
         return prepared
 
     def take(self, job: RenderJob) -> Prepared:
-        """The job prepared, to be drawn: it is not kept any longer. Raises BadInput or ModelError."""
+        """The job prepared, to be drawn: it is not kept any longer. Raises RegionalError."""
         job = self.filled_in(job)
         with self._lock:
             found = self._jobs.pop(job, None)

@@ -69,7 +69,7 @@ class Prepared:
 
 
 def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read_inputs) -> Prepared:
-    """Check a job against its files and its model folders. Raises BadInput or ModelError.
+    """Check a job against its files and its model folders. Raises BadInput, FileError or ModelError.
 
     `inputs_of` gives the inputs; other than by default, they may have been read for another job on the same canvas.
     """

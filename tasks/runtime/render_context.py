@@ -180,7 +180,7 @@ class RenderContext:
     def _read(self, key: TensorKey, specs: Specs) -> Tensors:
         found = self.store.read_tensors(key, specs)
         if found is None:
-            raise StoreError("store", self.store_url, f"a store that still has {key}")
+            raise StoreError("store", self.store_url, f"does not have {key} any more, which this run needs")
         return found
 
 

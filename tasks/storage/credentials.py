@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput, StoreError
 from prefect_regional_diffusion.sampling_core.text.plain_text import hide
 from prefect_regional_diffusion.tasks.machine.secrets import hide_keys
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -17,7 +17,7 @@ _NO_KEYS = ("endpoint_url", "region_name", "signature_version", "addressing_styl
 
 
 def storage_options(url: str) -> dict[str, Any]:
-    """What fsspec needs beside the URL. Raises BadInput for half a pair of keys, or a block that is not there.
+    """What fsspec needs beside the URL. Raises BadInput for half a pair of keys, StoreError for a missing block.
 
     The Prefect block is a `Secret` with a JSON object of options for the store's file system. Without it and
     without keys in the settings, s3fs looks where all AWS tools look: environment, profile, machine role.
@@ -74,16 +74,15 @@ def _of_block(name: str) -> dict[str, Any]:
     from prefect.blocks.system import Secret
     from prefect.settings import get_current_settings
 
-    allowed = "the name of a Prefect Secret block that holds a JSON object"
     if not get_current_settings().api.url:
-        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed}, with its server's address in PREFECT_API_URL")
+        raise StoreError("REGIONAL_STORE_BLOCK", name, "cannot be read: PREFECT_API_URL names no server")
     try:
         # Prefect would return a coroutine inside an async flow; its types do not know the argument.
         options = Secret.load(name, _sync=True).get()  # pyright: ignore[reportCallIssue]
     except ValueError as error:
-        raise BadInput("REGIONAL_STORE_BLOCK", name, f"{allowed} (there is none of that name)") from error
+        raise StoreError("REGIONAL_STORE_BLOCK", name, "does not exist: the server has no such Secret block") from error
     if not isinstance(options, dict):
-        raise BadInput("REGIONAL_STORE_BLOCK", name, allowed)
+        raise StoreError("REGIONAL_STORE_BLOCK", name, "does not hold a JSON object")
     hide(_texts(options))
     if "endpoint_url" in options:
         _endpoint("REGIONAL_STORE_BLOCK", str(options["endpoint_url"]))

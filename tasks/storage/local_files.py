@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 from prefect_regional_diffusion.tasks.storage.leftovers import tidy
 from prefect_regional_diffusion.tasks.storage.unfit import UnfitError
 
@@ -29,13 +30,11 @@ _DEEPEST = 16
 """Folders within folders that are listed; the store's own names have two."""
 
 _AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# A pipe would hold up who opens it, and a terminal would be taken over.
-_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TO_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)
 _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES)
-"""A link, a socket, a device without a driver, somebody's own file."""
+"""What has become a link, a socket or a device since it was looked at; somebody's own file."""
 
 
 class Listed(NamedTuple):
@@ -186,12 +185,9 @@ def _entered(above: int, name: str) -> int:
 
 
 def _read(descriptor: int, most: int) -> bytes:
-    """All bytes of an open file. Raises UnfitError for what is no plain file, or has over `most` bytes."""
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
-        raise UnfitError("it is no plain file")
+    """All bytes of an open file. Raises UnfitError if it has over `most` bytes."""
     # Sparse files have a size that no disk has.
-    if about.st_size <= most:
+    if os.fstat(descriptor).st_size <= most:
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(most + 1)
         if len(data) <= most:
@@ -201,7 +197,9 @@ def _read(descriptor: int, most: int) -> bytes:
 
 def _opened_file(name: str, folder: int) -> int:
     try:
-        return os.open(name, _TO_READ, dir_fd=folder)
+        return open_regular(name, folder=folder)
+    except NoRegularFileError as error:
+        raise UnfitError(f"it is {error.kind}") from error
     except OSError as error:
         if error.errno in _NO_FILE:
             raise UnfitError(f"it is no file that can be read ({error.strerror})") from error

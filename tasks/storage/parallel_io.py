@@ -1,4 +1,8 @@
-"""Calls that wait for a store, made all at once: an object store takes its time for each answer."""
+"""Calls that wait for a store, made all at once: an object store takes its time for each answer.
+
+Not fsspec's `cat_ranges` and `pipe` of many paths: only asynchronous file systems do those at once, and only once all
+have ended is the first that failed known. Here each object is tried again, checked and decoded by itself.
+"""
 
 from __future__ import annotations
 

@@ -16,16 +16,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.errors import RegionalError, StoreError
+from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError, StoreError
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage import keys, tensor_files
 from prefect_regional_diffusion.tasks.storage.credentials import storage_options
+from prefect_regional_diffusion.tasks.storage.failures import Operation, is_permanent, problem_of, remember
 from prefect_regional_diffusion.tasks.storage.keys import Folder, Key, OutputKey, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.local_files import LocalFiles
 from prefect_regional_diffusion.tasks.storage.remote_files import RemoteFiles
-from prefect_regional_diffusion.tasks.storage.retry import Operation, is_permanent, reason_of, remember, retry_transient
+from prefect_regional_diffusion.tasks.storage.retry import retry_transient
 from prefect_regional_diffusion.tasks.storage.unfit import UnfitError
 
 logger = plain_logger(__name__)
@@ -47,7 +49,7 @@ class Store:
     """Keys are below `url`. Every method raises StoreError if the store fails for good."""
 
     def __init__(self, url: str, field: str = "store") -> None:
-        """`field` is what errors call it. Raises StoreError if the URL names no file system that is installed."""
+        """`field` is what errors call it. Raises BadInput if the URL names no file system that is installed."""
         self.url, self._field = url, field
         try:
             # Others write to the store as well, so what a listing said must not be remembered.
@@ -55,9 +57,8 @@ class Store:
         except RegionalError:
             raise
         except Exception as error:  # each of the many file systems has its own way to refuse
-            raise StoreError(
-                self._field, url, f"a folder or an fsspec URL such as s3://bucket/path ({reason_of(error)})"
-            ) from error
+            allowed = f"a folder or an fsspec URL such as s3://bucket/path ({reason_of(error)})"
+            raise BadInput(self._field, url, allowed) from error
         self._files: LocalFiles | RemoteFiles
         if isinstance(self._fs, LocalFileSystem):
             self._files = LocalFiles(self._root)
@@ -82,9 +83,9 @@ class Store:
             remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
             if patient and not is_permanent(error, self.url, "write"):
-                logger.warning("%s cannot be written now (%s); it may be later", self.url, reason_of(error))
+                logger.warning("%s %s; it may be written later", self.url, problem_of(error, "write"))
                 return
-            raise StoreError(self._field, self.url, f"a place that can be written ({reason_of(error)})") from error
+            raise StoreError(self._field, self.url, problem_of(error, "write")) from error
 
     def exists(self) -> bool:
         """Whether there is a folder at the URL or, in an object store, a bucket or anything below a prefix."""

@@ -13,12 +13,12 @@ from torch.nn.functional import interpolate
 
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
-from prefect_regional_diffusion.tasks.storage.retry import reason_of
 from prefect_regional_diffusion.tasks.ui.contact_sheet import sheet
 from prefect_regional_diffusion.tasks.ui.prefect_artifacts import (
     create_image,

@@ -252,4 +252,6 @@ def _check_widths(
     if t5 is not None:
         check_fit(files, "features of a token", {"text_encoder_3": t5.d_model, "transformer": joint})
     if width > joint:
-        raise files.refusal(f"a transformer as wide as CLIP's encoders are (joint_attention_dim {joint}, not {width})")
+        raise files.error(
+            f"has a transformer not as wide as CLIP's encoders (joint_attention_dim {joint}, not {width})"
+        )

@@ -176,7 +176,7 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
     )
     lengths = [tokenizer.length for tokenizer in tokenizers]
     if len(set(lengths)) > 1:
-        raise files.refusal(f"a folder whose text encoders read as many tokens ({lengths[0]} and {lengths[1]})")
+        raise files.error(f"has text encoders that read different numbers of tokens ({lengths[0]} and {lengths[1]})")
     return StableDiffusionXL(
         path=path,
         files=files,
@@ -195,10 +195,10 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
 def _check_additions(files: ModelFiles, unet: UNet2DConditionModel, second: CLIPTextModelWithProjection) -> None:
     """Raise ModelError for a UNet that is not told of the pooled prompt and of six numbers."""
     if unet.addition_embed_type is None or unet.addition_time_embed_dim is None:
-        raise files.refusal("a unet whose addition_embed_type is text_time, and that has an addition_time_embed_dim")
+        raise files.error("has a unet without an addition_embed_type text_time and its addition_time_embed_dim")
     told = _SIZES * unet.addition_time_embed_dim + second.projection_dim
     if unet.projection_class_embeddings_input_dim != told:
-        raise files.refusal(
-            f"a unet that is told of a prompt and {_SIZES} sizes (projection_class_embeddings_input_dim "
+        raise files.error(
+            f"has a unet that is not told of a prompt and {_SIZES} sizes (projection_class_embeddings_input_dim "
             f"{unet.projection_class_embeddings_input_dim}, not {told})"
         )
