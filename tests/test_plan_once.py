@@ -164,3 +164,14 @@ def test_a_run_that_is_given_its_latent_later_is_the_same(fields: dict[str, Any]
     later = compose(job, {"embedded": levels}, torch.zeros(1, 4, 8, 8), masks, protected).started_from(clean)
     assert named(later.segments(), "test", {}) == named(at_once.segments(), "test", {})
     assert all(torch.equal(one, two) for one, two in zip(tensors(later), tensors(at_once), strict=True))
+
+
+def test_canvases_without_regions_are_let_go_too(counts: Counter[str]) -> None:
+    """They have no tensors; so many sizes as there are would never have filled the memory."""
+    known = Preparations(3 * job_inputs.OWN_BYTES)
+    plain = [
+        parse_job({"prompt": "a blue background", "steps": 1, "width": 64 + 8 * i, "height": 64}) for i in range(4)
+    ]
+    for job in (*plain, plain[-1], plain[0]):
+        known.look_up(job, keep=False)
+    assert counts["inputs read"] == 5, "the last canvas is still there, the first one is not"

@@ -37,6 +37,9 @@ from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 FORMAT = 10
 """Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
 
+OWN_BYTES = 2**16
+"""Of a job's inputs beside their tensors: names, digests, warnings. A canvas without regions has nothing else."""
+
 
 @dataclass(frozen=True)
 class JobInputs:
@@ -73,9 +76,9 @@ class JobInputs:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors."""
+        """Of the tensors, and at most what the rest of it takes, but for what other inputs of the same models share."""
         vectors = [one for found in self.embeddings.values() for named in found.values() for one in named.vectors]
-        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
+        return OWN_BYTES + sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +96,7 @@ def inputs_key(job: ResolvedJob) -> Hashable:
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
-    """Look at the model folders and image files of a job, and draw its masks. Raises BadInput or ModelError."""
+    """Look at the model folders and image files of a job, and draw its masks. Raises RegionalError."""
     folders: dict[str, Checkpoint] = {}
     for field, name in job.models_by_field.items():
         if name not in folders:
