@@ -11,6 +11,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from prefect_regional_diffusion.flows.batch import batch
+from prefect_regional_diffusion.flows.cli.submit import addressed
 from prefect_regional_diffusion.flows.grid import grid
 from prefect_regional_diffusion.flows.original_node import original_node
 from prefect_regional_diffusion.flows.recurring import recurring
@@ -19,6 +20,8 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import NODES
 from prefect_regional_diffusion.sampling_core.job.forms import EXAMPLE
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
+from prefect_regional_diffusion.tasks.inputs.job_files import read_job
+from tests.processes import ROOT
 
 FLOWS = [batch, grid, original_node, recurring, render]
 SEQUENTIAL: dict[str, Any] = {
@@ -68,11 +71,36 @@ def test_the_form_of_render_is_half_as_long() -> None:
 
 
 def test_a_job_for_a_node_still_runs_as_render() -> None:
-    """Over the API, and so with `regional submit`; what is hidden from the form is not refused."""
+    """Over the API; what is hidden from the form is not refused."""
     validate({"job": SEQUENTIAL}, schema_of(render), raise_on_error=True)
     assert render.validate_parameters({"job": SEQUENTIAL})["job"] == RenderJob.model_validate(SEQUENTIAL)
     with pytest.raises(ParameterTypeError, match="nodes"):
         render.validate_parameters({"job": SEQUENTIAL | {"nodes": {}}})
+
+
+FLOW_OF = {flow.name: flow for flow in (original_node, render, grid)}
+EXAMPLES = [read_job(file) for file in sorted(ROOT.glob("examples/*.yaml"))]
+SUBMITTED: list[tuple[str, dict[str, Any]]] = [
+    ("render", {"prompt": "base"}),
+    ("original-node", SEQUENTIAL),
+    # What is left out is the job's, and not what the form has in its place.
+    ("original-node", {"prompt": "base", "composition": "sequential", "regions": SEQUENTIAL["regions"]}),
+    *(("original-node", job.model_dump(exclude_unset=True)) for job in EXAMPLES if job.composition == "sequential"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), SUBMITTED)
+def test_a_job_is_submitted_to_the_flow_whose_form_shows_its_fields(name: str, fields: dict[str, Any]) -> None:
+    job = RenderJob.model_validate(fields)
+    flow, data = addressed(job)
+    assert flow == name
+    validate({"job": data}, schema_of(FLOW_OF[flow]), raise_on_error=True)
+    assert FLOW_OF[flow].validate_parameters({"job": data})["job"] == job
+
+
+def test_a_grid_is_submitted_to_the_flow_grid() -> None:
+    flow, data = addressed(GridJob.model_validate({"job": {"prompt": "base"}, "rows": 1, "columns": 2}))
+    assert (flow, data["columns"]) == ("grid", 2)
 
 
 def test_an_empty_form_of_the_original_nodes_is_an_example() -> None:

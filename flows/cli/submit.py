@@ -10,6 +10,7 @@ import typer
 from prefect_regional_diffusion.flows.cli import stopping
 from prefect_regional_diffusion.flows.cli.options import JobFile, Overrides
 from prefect_regional_diffusion.flows.cli.printing import say
+from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_address
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
+
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+    from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 
 NOT_COMPLETED = 1
 _POLL_SECONDS = 2.0
@@ -26,21 +30,35 @@ def submit(
     job: JobFile,
     pool: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Work pool; its deployment is run. Default: render/render, or grid/grid."),
+        typer.Option(
+            metavar="NAME", help="Work pool; its deployment is run. Default: that of the flow that draws the job."
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run; exit code 1 unless it completes.")] = False,
     set_: Overrides = None,
 ) -> None:
-    """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL."""
+    """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL.
+
+    It is a run of the deployment whose form has the job's fields: render, original-node (composition: sequential) or
+    grid.
+    """
     stopping.say(lambda: "stopped; nothing was submitted")
-    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
     from prefect_regional_diffusion.tasks.inputs.job_files import read_any
 
-    asked = read_any(job, set_ or [])
-    flow = "grid" if isinstance(asked, GridJob) else "render"
-    parameters = {"job": asked.model_dump(mode="json", exclude_unset=True), "name": job.stem[:80]}
+    flow, data = addressed(read_any(job, set_ or []))
+    parameters = {"job": data, "name": job.stem[:80]}
     if not stopping.run(_submitted(flow, pool, parameters, watch)):
         raise typer.Exit(NOT_COMPLETED)
+
+
+def addressed(asked: RenderJob | GridJob) -> tuple[str, dict[str, Any]]:
+    """The flow whose form in Prefect's UI shows all fields of a job, and the job as that flow's parameter."""
+    from prefect_regional_diffusion.sampling_core.job.forms import data_for_node_form
+    from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
+
+    if not isinstance(asked, GridJob) and asked.composition == "sequential":
+        return "original-node", data_for_node_form(asked)
+    return "grid" if isinstance(asked, GridJob) else "render", asked.model_dump(mode="json", exclude_unset=True)
 
 
 async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
@@ -72,8 +90,7 @@ async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> Dep
         try:
             return await client.read_deployment_by_name(f"{flow}/{flow}")
         except ObjectNotFound as error:
-            allowed = f"a server with the deployment {flow}/{flow} (make up, or prefect deploy)"
-            raise BadInput("PREFECT_API_URL", str(client.api_url), allowed) from error
+            raise no_deployment(f"{flow}/{flow}") from error
     deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
     found = [deployment for deployment in deployments if deployment.work_pool_name == pool]
     if not found:

@@ -74,6 +74,12 @@ def _completed(data: Any) -> Any:
     return {name: value for name, value in _EXAMPLE.items() if not (grid and name == "regions")} | dict(data)
 
 
+def data_for_node_form(job: RenderJob) -> dict[str, Any]:
+    """A job as JSON for whoever reads it as a NodeJob: with its own values where EXAMPLE's would stand for them."""
+    of_example = {name: value for name, value in job.model_dump(mode="json").items() if name in _EXAMPLE}
+    return of_example | job.model_dump(mode="json", exclude_unset=True)
+
+
 def _sequential(job: RenderJob) -> RenderJob:
     if job.composition != "sequential":
         raise validation_error(
