@@ -1,6 +1,7 @@
 """One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
 
-`python -m prefect_regional_diffusion.deployments.up` starts what does not run yet; with `--down` it stops all of it.
+`python -m prefect_regional_diffusion.deployments.up` (in a checkout: `make up`) starts what does not run yet; with
+`--down` (`make down`) it stops all of it.
 Everything listens on loopback, reports to nobody, and lives in one folder (`.regional/up` in the working directory)
 that only this user may enter: database, logs, process files, and the auth string that the server asks everybody for.
 """
@@ -10,11 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,10 @@ from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.flows.server.environment import server_environment
 from prefect_regional_diffusion.flows.server.local import SERVER, auth_file, make_auth_string, ports
 from prefect_regional_diffusion.flows.server.private_files import NotPrivateError, private_folder
+from prefect_regional_diffusion.tasks.machine.retry import Retry
 
+_COMMAND = "python -m prefect_regional_diffusion.deployments.up"
+"""What `make up` calls: who has installed the package alone has no Makefile."""
 _DEPLOYMENTS = Path(__file__).resolve().parent / "prefect.yaml"
 POOLS = ("control", "gpu")
 WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
@@ -47,6 +50,11 @@ class LocalStack:
     @property
     def ui(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def down_command(self) -> str:
+        """What stops it, from wherever it is typed: `make down` knows one folder alone, and a checkout has it."""
+        return f"{_COMMAND} --down --folder {shlex.quote(str(self.folder))}"
 
     @property
     def api(self) -> str:
@@ -112,13 +120,15 @@ def up(machine: LocalStack) -> None:
             *limit,
         ]
         _start(machine, f"worker-{pool}", worker, environment)
-    print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log; `make down` stops it)")
+    print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log)")
+    print(f"This stops it, here or anywhere: {machine.down_command}")
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
 
 
 def _auth_string(machine: LocalStack) -> str:
     if processes.running(machine.folder, SERVER) is not None and not auth_file(machine.folder).exists():
-        raise StartError(f"{auth_file(machine.folder)} is gone, and the server still asks for it: `make down` first")
+        gone = f"{auth_file(machine.folder)} is gone, and the server still asks for it"
+        raise StartError(f"{gone}: `{machine.down_command}` first")
     return make_auth_string(machine.folder)
 
 
@@ -147,7 +157,7 @@ def check_port(machine: LocalStack) -> None:
         if port not in (None, machine.port):
             raise StartError(
                 f"{part} runs already, with port {port} and not {machine.port}: "
-                f"`make down` first, or PREFECT_SERVER_API_PORT={port} make up"
+                f"`{machine.down_command}` first, or this with --port {port} (PREFECT_SERVER_API_PORT={port} make up)"
             )
     if processes.running(machine.folder, SERVER) is not None:
         return
@@ -157,7 +167,7 @@ def check_port(machine: LocalStack) -> None:
         try:
             probe.bind(("127.0.0.1", machine.port))
         except (OSError, OverflowError) as error:
-            advice = "choose another: PREFECT_SERVER_API_PORT=4310 make up"
+            advice = "choose another: --port 4310 (PREFECT_SERVER_API_PORT=4310 make up)"
             raise StartError(f"port {machine.port} is not free ({error}); {advice}") from error
 
 
@@ -168,21 +178,23 @@ def _start(machine: LocalStack, part: str, command: list[str], environment: dict
 
 def wait_for_server(machine: LocalStack, seconds: float = 180) -> None:
     """Until this folder's own server answers. Raises StartError if it does not, whoever else may answer."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+
+    def ask() -> None:
         server = processes.running(machine.folder, SERVER)
-        if server is None:
-            break
-        try:
-            # Ours, and not one that was faster at the port: it will be told the auth string.
-            if machine.port not in ports(server):
-                time.sleep(0.2)
-                continue
-            with urllib.request.urlopen(f"{machine.api}/health", timeout=2):  # noqa: S310 - loopback
-                return
-        except (urllib.error.URLError, OSError, psutil.Error):
-            time.sleep(0.2)
-    raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}")
+        # Ours, and not one that was faster at the port: it will be told the auth string.
+        if server is None or machine.port not in ports(server):
+            raise ConnectionRefusedError
+        with urllib.request.urlopen(f"{machine.api}/health", timeout=2):  # noqa: S310 - loopback
+            pass
+
+    def passes(error: Exception) -> bool:
+        runs = processes.running(machine.folder, SERVER) is not None
+        return runs and isinstance(error, OSError | psutil.Error)
+
+    try:
+        Retry(seconds, passes, longest_pause=0.25).call(ask)
+    except (OSError, psutil.Error) as error:
+        raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}") from error
 
 
 async def _set_up_server(machine: LocalStack) -> None:
@@ -218,9 +230,7 @@ def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefect_regional_diffusion.deployments.up", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog=_COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--down", action="store_true", help="stop everything instead")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
     parser.add_argument("--folder", type=Path, default=Path(".regional/up"), help="database, logs, process files")
