@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.reading import read_scene
 from benchmarks.whole_model import WholeModel, load_whole, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -44,9 +44,9 @@ def draw(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None)
     """The picture of a job, uint8 [height, width, 3]."""
     run = run_on(model.checkpoint, job)
     conditionings = {key: model.text_encoder.encode(key.prompt) for key in run.prompts}
-    using = Networks({job.model: model.denoiser}, conditionings, max_forward_rows)
-    *_, (last, _) = iterate(run, run.begin(), using)
-    return model.autoencoder.decode(run.pictures(last))[0].numpy()
+    context = EvaluationContext({job.model: model.denoiser}, conditionings, max_forward_rows)
+    *_, (last, _) = iterate(run, run.initial_state(), context)
+    return model.autoencoder.decode(run.final_latents(last))[0].numpy()
 
 
 def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:

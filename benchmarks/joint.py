@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.networks import Timed, large_unet
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -71,10 +71,10 @@ def measured(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count
     """Seconds of a whole run, seconds inside the network, and what was asked of it."""
     encoded = torch.randn(len(run.prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
     told = {key: Conditioning({PROMPT_EMBEDS: one}) for key, one in zip(run.prompts, encoded, strict=True)}
-    using = Networks({"embedded": network}, told)
+    context = EvaluationContext({"embedded": network}, told)
     network.seconds, total = 0.0, Count()
     started = time.perf_counter()
-    for _, count in iterate(run, run.begin(), using):
+    for _, count in iterate(run, run.initial_state(), context):
         total = total.plus(count)
     return time.perf_counter() - started, network.seconds, total
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
@@ -50,16 +50,16 @@ def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
     asked = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
     job = resolve(parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]}))
     run = compose(job, {job.base.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
-    using = Networks({job.base.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
+    context = EvaluationContext({job.base.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
     ratios: list[torch.Tensor] = []
     left = torch.zeros(16, 16)
     # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.
     drawn = _spread(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
-    for state, _ in iterate(run, run.begin(), using):
+    for state, _ in iterate(run, run.initial_state(), context):
         sigma = _level_after(run, state)
         if sigma is None:
             continue
-        left = _spread(run.pictures(state))
+        left = _spread(run.final_latents(state))
         if sigma > 0:
             ratios.append(left / sigma / drawn)
     every = torch.stack(ratios)
@@ -73,9 +73,9 @@ def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
 
 def _level_after(run: Any, state: Any) -> float | None:
     """The schedule's sigma where a step is done by all; None within one."""
-    if isinstance(run, Joint):
+    if isinstance(run, JointSamplingRun):
         return run.plan.sigma_schedule[state.step].sigma
-    assert isinstance(run, Sequential)
+    assert isinstance(run, SequentialSamplingRun)
     if state.inside is not None:
         return None
     last = run.passes[state.number - 1]

@@ -31,7 +31,7 @@ from benchmarks.standing_in import SleepingNetwork
 from benchmarks.whole_model import run_on
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -62,9 +62,9 @@ def bare_seconds() -> float:
     """The core's loop on the same job, in this process."""
     job = parse_job(JOB)
     run = run_on(open_folder("embedded"), job)
-    using = Networks({job.model: SleepingNetwork()}, dict.fromkeys(run.prompts, Conditioning({})))
+    using = EvaluationContext({job.model: SleepingNetwork()}, dict.fromkeys(run.prompts, Conditioning({})))
     started = time.perf_counter()
-    for _ in iterate(run, run.begin(), using):
+    for _ in iterate(run, run.initial_state(), using):
         pass
     return time.perf_counter() - started
 

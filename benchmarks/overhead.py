@@ -21,9 +21,9 @@ from benchmarks.networks import Timed, large_unet
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import passes_of
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import RegionalPrompt, regional_sampler
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
@@ -38,7 +38,9 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
     prompts = [PromptKey("", name) for name in ("base", "a", "b", "negative")]
-    using = Networks({"": network}, {key: Conditioning({PROMPT_EMBEDS: torch.randn(1, 8, 32)}) for key in prompts})
+    context = EvaluationContext(
+        {"": network}, {key: Conditioning({PROMPT_EMBEDS: torch.randn(1, 8, 32)}) for key in prompts}
+    )
     base, a, b = (
         SamplerConfig("euler", "normal", ClassifierFreeGuidance(4.0, prompt, "negative"))
         for prompt in ("base", "a", "b")
@@ -52,9 +54,9 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
 
     def run() -> Count:
         # Planning counts: it is part of every run.
-        sequence = Sequential(tuple(passes_of(calls, {"": LEVELS})), latent)
+        sequence = SequentialSamplingRun(tuple(passes_of(calls, {"": LEVELS})), latent)
         total = Count()
-        for _, count in iterate(sequence, sequence.begin(), using):
+        for _, count in iterate(sequence, sequence.initial_state(), context):
             total = total.plus(count)
         return total
 

@@ -36,7 +36,7 @@ from benchmarks.adherence import draw
 from benchmarks.reading import main_color
 from benchmarks.whole_model import WholeModel, embedded_model, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -172,9 +172,9 @@ class _KnowsTheAnswer:
 
 def residual(job: RenderJob, model: WholeModel) -> float:
     run = run_on(model.checkpoint, job)
-    using = Networks({job.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
-    *_, (last, _) = iterate(run, run.begin(), using)
-    return float(run.pictures(last).square().mean().sqrt())
+    context = EvaluationContext({job.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
+    *_, (last, _) = iterate(run, run.initial_state(), context)
+    return float(run.final_latents(last).square().mean().sqrt())
 
 
 def figures(measured: Sequence[Measured]) -> dict[str, float]:

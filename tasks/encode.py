@@ -28,7 +28,7 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
     `ready` is set once the runs know all their prompts.
     """
     store = runs[0].store
-    wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.composition.prompts}
+    wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.sampling_run.prompts}
     specs = {key: run.prompt_specs(prompt) for key, (run, prompt) in wanted.items()}
 
     def encoded(item: tuple[RenderContext, PromptKey]) -> Tensors:

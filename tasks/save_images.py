@@ -42,7 +42,7 @@ def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
         files={field: NamedFile.model_validate(file) for field, file in run.files.items()},
         job_hash=run.job_hash,
         model_fingerprint=run.model_keys[run.job.model].digest,
-        latents=run.state_key(run.composition.steps),
+        latents=run.state_key(run.sampling_run.steps),
         run=run.key,
         pictures=tuple(pictures),
         devices=member.devices,

@@ -114,7 +114,7 @@ def found(run: RenderContext) -> RunProgress:
 
 def whole_state(run: RenderContext) -> dict[str, Tensor]:
     """A state of the run that is as it should be, after two steps."""
-    batch = RunBatch([RunProgress(run, run.composition.begin())])
+    batch = RunBatch([RunProgress(run, run.sampling_run.initial_state())])
     batch.advance(2)
     return {name: tensor.clone() for name, tensor in batch.members[0].to_tensors().items()}
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase, State, start
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, span
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, beta_levels, flow_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
@@ -60,18 +60,18 @@ def single(solver: str, sigma_schedule: Sequence[Level], x: Tensor, cfg: float =
     """One participant over the whole canvas of x."""
     everywhere = torch.ones(x.shape[-2:])
     base = Participant("base", ClassifierFreeGuidance(cfg, "base", ""), SOLVERS[solver])
-    noise = SequentialNoise(shape_of(x), 0, 3, *span(tuple(sigma_schedule)))
+    noise = ComfyNoise(shape_of(x), 0, 3, *span(tuple(sigma_schedule)))
     return Plan(tuple(sigma_schedule), (PlanPhase(0, (everywhere,)),), (base,), levels_of(sigma_schedule), noise)
 
 
-def run_of_plan(plan: Plan, x: Tensor) -> Joint:
+def run_of_plan(plan: Plan, x: Tensor) -> JointSamplingRun:
     """The run from a noised latent x."""
-    return Joint(plan, x, (InitialNoise(0, shape_of(x)), x))
+    return JointSamplingRun(plan, x, (InitialNoise(0, shape_of(x)), x))
 
 
-def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> Networks:
+def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> EvaluationContext:
     """A network under one model's name, with an embedding for every prompt that tests use."""
-    return Networks({model: network}, conditionings(embeddings or EMBEDDINGS, model))
+    return EvaluationContext({model: network}, conditionings(embeddings or EMBEDDINGS, model))
 
 
 def levels_of(sigma_schedule: Sequence[Level]) -> ModelLevels:

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.model_key import Adapter, ModelKey
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import Query
+from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -97,8 +97,8 @@ def test_prompts_of_other_lengths_have_forwards_of_their_own() -> None:
     prompts = {"a": 2, "b": 5, "c": 2, "": 5}
     encoded = {PromptKey("", name): Conditioning({"x": torch.ones(1, length, 3)}) for name, length in prompts.items()}
     network, x = Sums(), torch.zeros(2, 4, 3, 3)
-    asked = [(Query(x, Level(1.0, 1.0)), ClassifierFreeGuidance(2.0, name, "")) for name in "abc"]
-    answers, count = evaluate(asked, Networks({"": network}, encoded))
+    asked = [(DenoiseRequest(x, Level(1.0, 1.0)), ClassifierFreeGuidance(2.0, name, "")) for name in "abc"]
+    answers, count = evaluate(asked, EvaluationContext({"": network}, encoded))
     assert sorted(network.sizes) == [4, 4]
     assert count == Count(8, 2, shared=4)
     assert [float(answer.denoised[0, 0, 0, 0]) for answer in answers] == [-3.0, 15.0, -3.0]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.whole_model import embedded_model
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, Query
+from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, DenoiseRequest
 from tests.problems import GaussianData, conditionings
 
 LEVEL = Level(1.0, 2.0)
@@ -35,8 +35,8 @@ class Counted(GaussianData):
         return super().__call__(x, levels, conditioning) + conditioning[PROMPT_EMBEDS][:, :, :, None]
 
 
-def asked(x: Tensor, *guidances: ClassifierFreeGuidance) -> list[tuple[Query, ClassifierFreeGuidance]]:
-    return [(Query(x, LEVEL), guidance) for guidance in guidances]
+def asked(x: Tensor, *guidances: ClassifierFreeGuidance) -> list[tuple[DenoiseRequest, ClassifierFreeGuidance]]:
+    return [(DenoiseRequest(x, LEVEL), guidance) for guidance in guidances]
 
 
 THREE = [ClassifierFreeGuidance(3.0, name, "") for name in "abc"]
@@ -44,20 +44,20 @@ THREE = [ClassifierFreeGuidance(3.0, name, "") for name in "abc"]
 
 def test_shared_rows_are_evaluated_once() -> None:
     network, x = Counted(), torch.randn(2, 4, 3, 3)
-    answers, count = evaluate(asked(x, *THREE), Networks({"": network}, conditionings(WORDS)))
+    answers, count = evaluate(asked(x, *THREE), EvaluationContext({"": network}, conditionings(WORDS)))
     assert count == Count(8, 1, shared=4)
     assert network.sizes == [8]
     for guidance, answer in zip(THREE, answers, strict=True):
-        (alone,), _ = evaluate(asked(x, guidance), Networks({"": Counted()}, conditionings(WORDS)))
+        (alone,), _ = evaluate(asked(x, guidance), EvaluationContext({"": Counted()}, conditionings(WORDS)))
         torch.testing.assert_close(answer.denoised, alone.denoised, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8, None])
 def test_any_split_gives_the_same_answers(most: int | None) -> None:
     x = torch.randn(2, 4, 3, 3)
-    whole, _ = evaluate(asked(x, *THREE), Networks({"": Counted()}, conditionings(WORDS)))
+    whole, _ = evaluate(asked(x, *THREE), EvaluationContext({"": Counted()}, conditionings(WORDS)))
     network = Counted()
-    parts, count = evaluate(asked(x, *THREE), Networks({"": network}, conditionings(WORDS), most))
+    parts, count = evaluate(asked(x, *THREE), EvaluationContext({"": network}, conditionings(WORDS), most))
     assert count == Count(8, -(-8 // (most or 8)), shared=4)
     assert sum(network.sizes) == 8
     for one, two in zip(whole, parts, strict=True):
@@ -66,11 +66,11 @@ def test_any_split_gives_the_same_answers(most: int | None) -> None:
 
 def test_without_room_a_forward_is_split() -> None:
     network = Counted(room=3)
-    using = Networks({"": network}, conditionings(WORDS))
+    context = EvaluationContext({"": network}, conditionings(WORDS))
     for _ in range(2):
         # The second time it is not tried again.
         network.refused = 0
-        _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), using)
+        _, count = evaluate(asked(torch.randn(2, 4, 3, 3), *THREE), context)
         assert count == Count(8, 4, shared=4)
     assert network.sizes == [2, 2, 2, 2] * 2
     assert network.refused == 0
@@ -78,7 +78,7 @@ def test_without_room_a_forward_is_split() -> None:
 
 def test_without_room_for_one_row_it_is_said() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(asked(torch.randn(1, 4, 3, 3), *THREE), Networks({"": Counted(room=0)}, conditionings(WORDS)))
+        evaluate(asked(torch.randn(1, 4, 3, 3), *THREE), EvaluationContext({"": Counted(room=0)}, conditionings(WORDS)))
 
 
 def test_each_model_gets_its_rows_and_its_own_words() -> None:
@@ -92,7 +92,7 @@ def test_each_model_gets_its_rows_and_its_own_words() -> None:
     guidances[2] = guidances[2]._replace(model="two")
     other = {name: value + 10 for name, value in WORDS.items()}
     told = conditionings(WORDS, "one") | conditionings(other, "two")
-    answers, count = evaluate(asked(torch.zeros(1, 1, 1, 1), *guidances), Networks(networks, told))
+    answers, count = evaluate(asked(torch.zeros(1, 1, 1, 1), *guidances), EvaluationContext(networks, told))
     assert [networks[name].sizes for name in networks] == [[2], [3]]
     assert count == Count(5, 2, shared=0)
     first, second, _ = (float(answer.denoised) for answer in answers)
@@ -108,7 +108,7 @@ def test_a_real_network_in_any_split() -> None:
     guidances = [ClassifierFreeGuidance(2.0, prompt, "") for prompt in prompts[1:]]
     found: list[list[DenoisedPrediction]] = []
     for most in (None, 1, 2):
-        answers, _ = evaluate(asked(x, *guidances), Networks({"": model.denoiser}, told, most))
+        answers, _ = evaluate(asked(x, *guidances), EvaluationContext({"": model.denoiser}, told, most))
         found.append(answers)
     for others in found[1:]:
         for one, two in zip(found[0], others, strict=True):

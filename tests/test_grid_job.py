@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.job.fields import MAX_SEED
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells, distinct
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_grid
@@ -33,7 +33,7 @@ def forked(*own: dict[str, Any], job: dict[str, Any] | None = None, **fields: An
     return grid(job=JOB | (job or {}), mode="Sample then Fork", cells=own, **fields)
 
 
-def run_of(job: RenderJob) -> Joint:
+def run_of(job: RenderJob) -> JointSamplingRun:
     empty = torch.zeros(1, 4, job.height // 8, job.width // 8)
     return joint(resolve(job), beta_levels("v_prediction"), empty, region_masks(resolve(job), {}, 8))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment, named
 from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ClassifierFreeGuidance,
@@ -28,7 +28,7 @@ from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models, guidance_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, beta_levels
-from prefect_regional_diffusion.sampling_core.solvers import Query
+from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.toy_family import PIPELINE, Toy, open_toy, toy_folder
 
@@ -46,8 +46,8 @@ class Scales:
 def test_a_told_scale_belongs_to_its_row() -> None:
     """Two regions with one prompt and other scales are two rows of one forward; equal ones are one row."""
     x, encoded = torch.zeros(1, 4, 2, 2), Conditioning({"prompt_embeds": torch.ones(1, 3, 2)})
-    asked = [(Query(x, Level(1.0, 1.0)), EmbeddedGuidance(scale, "a", "flow")) for scale in (3.5, 2.0, 3.5)]
-    answers, count = evaluate(asked, Networks({"flow": Scales()}, {PromptKey("flow", "a"): encoded}))
+    asked = [(DenoiseRequest(x, Level(1.0, 1.0)), EmbeddedGuidance(scale, "a", "flow")) for scale in (3.5, 2.0, 3.5)]
+    answers, count = evaluate(asked, EvaluationContext({"flow": Scales()}, {PromptKey("flow", "a"): encoded}))
     assert [float(answer.denoised.mean()) for answer in answers] == [3.5, 2.0, 3.5]
     assert all(answer.unconditional is None for answer in answers)
     assert count == Count(2, 1, shared=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -104,10 +104,10 @@ def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
     """From the last state that two jobs share, written by the one and read by the other, to the same bits."""
     one, two = (run_of({"sampler": sampler, "regions": [region]}) for region in (LEFT, RIGHT | {"sampler": "dpm_2"}))
     prompts = [key for run in (one, two) for key in run.prompts]
-    using = Networks({"embedded": GaussianData()}, dict.fromkeys(prompts, Conditioning({})))
-    *_, (shared, _) = iterate(one, one.begin(), using, until=2)
-    *_, (resumed, _) = iterate(two, two.from_tensors(one.to_tensors(shared)), using)
-    *_, (whole, _) = iterate(two, two.begin(), using)
+    context = EvaluationContext({"embedded": GaussianData()}, dict.fromkeys(prompts, Conditioning({})))
+    *_, (shared, _) = iterate(one, one.initial_state(), context, until=2)
+    *_, (resumed, _) = iterate(two, two.from_tensors(one.to_tensors(shared)), context)
+    *_, (whole, _) = iterate(two, two.initial_state(), context)
     assert torch.equal(resumed.x, whole.x)
 
 

@@ -24,7 +24,7 @@ from prefect_regional_diffusion.flows.batch import batch
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.comfyui.masks import grown_in_latent_cells, on_lattice
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
@@ -350,8 +350,8 @@ def counted_in_full(run: Any) -> list[Count]:
     """The run itself, with its latents as they are, driven without a network."""
     models = {key.model for key in run.prompts}
     encoded = dict.fromkeys(run.prompts, Conditioning({}))
-    using = Networks(dict.fromkeys(models, lambda x, levels, conditioning: x), encoded)
-    return [count for _, count in iterate(run, run.begin(), using)]
+    context = EvaluationContext(dict.fromkeys(models, lambda x, levels, conditioning: x), encoded)
+    return [count for _, count in iterate(run, run.initial_state(), context)]
 
 
 NODES: list[dict[str, Any]] = [

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load, save
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -42,19 +42,19 @@ def job(*regions: dict[str, Any], **fields: Any) -> RenderJob:
     return parse_job({"prompt": "base", "steps": 6, "base_only_steps": 2, "regions": numbered} | fields)
 
 
-def run_of(asked: RenderJob, levels: Any = LEVELS) -> Joint:
+def run_of(asked: RenderJob, levels: Any = LEVELS) -> JointSamplingRun:
     empty = torch.zeros(asked.pictures, 4, asked.height // 8, asked.width // 8)
     return joint(resolve(asked), levels, empty, region_masks(resolve(asked), {}, 8))
 
 
-def colors(run: Joint) -> dict[str, torch.Tensor]:
+def colors(run: JointSamplingRun) -> dict[str, torch.Tensor]:
     """One number per prompt, as its embedding."""
     return {words.prompt: torch.full((1, 1, 1), float(i)) for i, words in enumerate(run.prompts)}
 
 
-def walked(run: Joint, network: Any, since: State | None = None) -> list[tuple[State, Count]]:
+def walked(run: JointSamplingRun, network: Any, since: State | None = None) -> list[tuple[State, Count]]:
     """Every state that follows, with what it cost."""
-    return list(iterate(run, since or run.begin(), using(network, colors(run), "embedded")))
+    return list(iterate(run, since or run.initial_state(), using(network, colors(run), "embedded")))
 
 
 def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
@@ -118,7 +118,7 @@ def test_plan_counts_what_is_executed(sampler: str) -> None:
 def test_resumes_bit_equal_at_every_step(stop: int, sampler: str) -> None:
     asked = job({"mask": LEFT, "sampler": "heun"}, {"mask": MIDDLE, "feather": 20}, sampler=sampler, cfg=2.5)
     run = run_of(asked)
-    states = [run.begin(), *(state for state, _ in walked(run, GaussianData()))]
+    states = [run.initial_state(), *(state for state, _ in walked(run, GaussianData()))]
     resumed = run.from_tensors(load(save(run.to_tensors(states[stop]))))
     assert torch.equal(walked(run_of(asked), GaussianData(), resumed)[-1][0].x, states[-1].x)
 
@@ -126,12 +126,12 @@ def test_resumes_bit_equal_at_every_step(stop: int, sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_the_expected_picture_is_the_answer_of_a_denoiser_that_knows_it(sampler: str) -> None:
     run = run_of(job({"mask": LEFT}, {"mask": MIDDLE, "feather": 24}, cfg=1.0, sampler=sampler))
-    states = [run.begin(), *(state for state, _ in walked(run, PromptColors()))]
+    states = [run.initial_state(), *(state for state, _ in walked(run, PromptColors()))]
     # The first steps are the base's alone.
     for before, state in pairwise(states[: run.base_only_steps + 1]):
         color = colors(run)["base"].expand_as(state.x)
-        torch.testing.assert_close(run.expected(before, state), color, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(run.expected(*states[-2:]), states[-1].x)
+        torch.testing.assert_close(run.predicted_clean(before, state), color, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run.predicted_clean(*states[-2:]), states[-1].x)
 
 
 def test_a_batch_holds_the_pictures_of_its_members() -> None:
@@ -225,7 +225,7 @@ def test_what_is_protected_stays(sampler: str) -> None:
     known, states = protected == 1, walked(run, GaussianData())
     for state, _ in states:
         level = run.plan.sigma_schedule[state.step]
-        noise = run.plan.known.noise if run.plan.known else torch.zeros(0)
+        noise = run.plan.inpaint.noise if run.plan.inpaint else torch.zeros(0)
         wanted = level.alpha * clean + level.sigma * noise
         torch.testing.assert_close(state.x[:, :, known], wanted[:, :, known])
     assert torch.equal(states[-1][0].x[:, :, known], clean[:, :, known])
@@ -277,7 +277,7 @@ def test_a_region_may_have_a_model_of_its_own() -> None:
     words = {"base": torch.zeros(1, 1, 1), "x": torch.ones(1, 1, 1)}
     networks = {"embedded": PromptColors(), "other": PromptColors()}
     encoded = conditionings(words, "embedded") | conditionings({"x": torch.full((1, 1, 1), 5.0)}, "other")
-    *_, (state, count) = iterate(run, run.begin(), Networks(networks, encoded))
+    *_, (state, count) = iterate(run, run.initial_state(), EvaluationContext(networks, encoded))
     assert (count.evaluations, count.forwards) == (2, 2)
     torch.testing.assert_close(state.x[0, 0, :, :8], torch.full((16, 8), 5.0))
     torch.testing.assert_close(state.x[0, 0, :, 8:], torch.ones(16, 8))

@@ -164,7 +164,7 @@ def test_everything_that_is_written_is_known_by_its_key(tmp_path: Path) -> None:
     prepared = prepare(parse_job(job))
     run = RenderContext(prepared, str(tmp_path))
     run.remember({run.mask_key: prepared.inputs.tensors, run.start_key: {"latent": torch.zeros(1)}})
-    words = run.composition.prompts[0]
+    words = run.sampling_run.prompts[0]
     made = [run.mask_key, run.start_key, run.prompt_key(words), run.state_key(2)]
     kinds = [kind(keys.parsed(key.object_name)) for key in made]
     assert kinds == ["masks", "starts", "prompts", "latents"]

@@ -287,7 +287,7 @@ def _keys(text: str) -> Keys:
             # In the place of what the model's encoder makes of it.
             pixels = prepared.inputs.tensors["picture"].float().movedim(-1, 0)[None]
             small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.facts.vae_scale_factor)
-            run = run.started_from(torch.cat([small, small[:, :1]], dim=1))
+            run = run.with_init_latent(torch.cat([small, small[:, :1]], dim=1))
         context = prepared.inputs.model_keys[job.model].digest
         found.latents[name] = named(run.segments(), context, prepared.inputs.model_keys)[-1].name
     return found

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import Noise
@@ -44,17 +44,17 @@ class Slow(GaussianData):
         return super().__call__(x, levels, conditioning)
 
 
-def new_run(kind: str) -> Joint:
+def new_run(kind: str) -> JointSamplingRun:
     return run_of(job(steps=STEPS, width=256, height=256, batch_size=8, **RUNS[kind]))
 
 
-def sampled(run: Joint, state: State, network: GaussianData) -> list[Tensor]:
+def sampled(run: JointSamplingRun, state: State, network: GaussianData) -> list[Tensor]:
     """The latent after each step."""
-    using = Networks({"embedded": network}, conditionings(EMBEDDINGS, "embedded"))
-    return [reached.x for reached, _ in iterate(run, state, using)]
+    context = EvaluationContext({"embedded": network}, conditionings(EMBEDDINGS, "embedded"))
+    return [reached.x for reached, _ in iterate(run, state, context)]
 
 
-def while_counted(run: Joint, work: Callable[[], list[Tensor]]) -> list[Tensor]:
+def while_counted(run: JointSamplingRun, work: Callable[[], list[Tensor]]) -> list[Tensor]:
     """What work returns while other threads count what the run costs, from the same moment on."""
     together = Barrier(COUNTING + 1)
 
@@ -74,15 +74,15 @@ def while_counted(run: Joint, work: Callable[[], list[Tensor]]) -> list[Tensor]:
 @pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) -> None:
-    wanted = sampled(new_run(kind), new_run(kind).begin(), GaussianData())
+    wanted = sampled(new_run(kind), new_run(kind).initial_state(), GaussianData())
     for number in range(TRIES):
         run = new_run(kind)
         first = STEPS // 2 if resumed else 0
-        state = run.begin()
+        state = run.initial_state()
         if resumed:
             # As after a crash: the noise of the steps before was drawn in another process.
-            using = Networks({"embedded": GaussianData()}, conditionings(EMBEDDINGS, "embedded"))
-            for before, _ in iterate(new_run(kind), state, using, until=first):
+            context = EvaluationContext({"embedded": GaussianData()}, conditionings(EMBEDDINGS, "embedded"))
+            for before, _ in iterate(new_run(kind), state, context, until=first):
                 state = before
         found = while_counted(run, lambda run=run, state=state: sampled(run, state, Slow()))
         print(f"{kind}: try {number + 1} of {TRIES}, {'resumed' if resumed else 'fresh'}")
@@ -91,8 +91,8 @@ def test_a_run_that_is_counted_while_it_is_sampled(kind: str, *, resumed: bool) 
 
 
 SOURCES: dict[str, Callable[[], Noise]] = {
-    "comfyui": lambda: SequentialNoise(SHAPE, 7, 2, 0.03, 14.6),
-    "per_step": lambda: StepNoise(SHAPE, 7, (0, 1), 0.03, 14.6),
+    "comfyui": lambda: ComfyNoise(SHAPE, 7, 2, 0.03, 14.6),
+    "per_step": lambda: CounterBasedNoise(SHAPE, 7, (0, 1), 0.03, 14.6),
 }
 
 
@@ -102,7 +102,7 @@ def test_sources_may_be_asked_by_many_threads(kind: str) -> None:
     sigmas = torch.linspace(14.6, 0.03, 41).tolist()
     questions: list[Callable[[Any], Tensor]] = [
         *(lambda noise, step=step, stage=stage: noise.fresh(step, stage) for step in range(40) for stage in range(2)),
-        *(lambda noise, i=i: noise.between(sigmas[i], sigmas[i + 1]) for i in range(40)),
+        *(lambda noise, i=i: noise.brownian_increment(sigmas[i], sigmas[i + 1]) for i in range(40)),
     ]
     alone = SOURCES[kind]()
     wanted = [question(alone) for question in questions]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -51,7 +51,7 @@ LAYOUTS = {
 }
 
 
-def run_of(levels: ModelLevels, regions: list[dict[str, Any]], channels: int, **fields: Any) -> Joint:
+def run_of(levels: ModelLevels, regions: list[dict[str, Any]], channels: int, **fields: Any) -> JointSamplingRun:
     numbered = [{"prompt": "region"} | region for region in regions]
     asked: RenderJob = parse_job(
         {"prompt": "base", "steps": 7, "cfg": 1.0, "base_only_steps": 1, "regions": numbered} | fields
@@ -59,13 +59,13 @@ def run_of(levels: ModelLevels, regions: list[dict[str, Any]], channels: int, **
     return joint(resolve(asked), levels, torch.zeros(1, channels, 16, 16), region_masks(resolve(asked), {}, 8))
 
 
-def noises(run: Joint) -> list[tuple[float, torch.Tensor]]:
+def noises(run: JointSamplingRun) -> list[tuple[float, torch.Tensor]]:
     """After every step: the level's sigma, and what the latent has beside the known answer."""
     network = using(GaussianData(spread=0.0, mean=MEAN), {"base": torch.zeros(1, 1, 1)} | _REGION, "embedded")
     sigma_schedule = run.plan.sigma_schedule
     return [
         (sigma_schedule[state.step].sigma, state.x - sigma_schedule[state.step].alpha * MEAN)
-        for state, _ in iterate(run, run.begin(), network)
+        for state, _ in iterate(run, run.initial_state(), network)
     ]
 
 
@@ -95,7 +95,7 @@ def _spread(noise: torch.Tensor) -> torch.Tensor:
     return noise[0].square().mean(dim=0).sqrt()
 
 
-def _check_levels(run: Joint) -> None:
+def _check_levels(run: JointSamplingRun) -> None:
     """Within the sampling error of so many channels, cell by cell, and closer on the average of all cells."""
     relative = 1 / math.sqrt(2 * CHANNELS)
     for sigma, noise in noises(run)[:-1]:

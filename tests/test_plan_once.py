@@ -158,10 +158,10 @@ def test_a_run_that_is_given_its_latent_later_is_the_same(fields: dict[str, Any]
     protected = torch.eye(8) if "protect" in fields else None
 
     def tensors(run: SamplingRun[Any]) -> list[torch.Tensor]:
-        return list(run.to_tensors(run.begin()).values())
+        return list(run.to_tensors(run.initial_state()).values())
 
     at_once = compose(job, {"embedded": levels}, clean, masks, protected)
-    later = compose(job, {"embedded": levels}, torch.zeros(1, 4, 8, 8), masks, protected).started_from(clean)
+    later = compose(job, {"embedded": levels}, torch.zeros(1, 4, 8, 8), masks, protected).with_init_latent(clean)
     assert named(later.segments(), "test", {}) == named(at_once.segments(), "test", {})
     assert all(torch.equal(one, two) for one, two in zip(tensors(later), tensors(at_once), strict=True))
 

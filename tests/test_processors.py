@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules import SCHEDULES, TABLES, original_sigmas
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
-from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, Interval, Query
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, DenoiseRequest, StepContext
 from prefect_regional_diffusion.sampling_core.solvers.base import Noise
 
 MODELS: dict[str, ModelLevels] = {"eps": beta_levels("epsilon"), "flow": flow_levels()}
@@ -79,9 +79,9 @@ def asked(sampler: str, levels: ModelLevels, sigmas: tuple[float, ...]) -> list[
     state, found = solver.init(x), list[tuple[float, float]]()
     sigma_schedule = tuple(levels.level(sigma) for sigma in sigmas)
     for number in range(len(sigma_schedule) - 1):
-        step = solver.step(x, state, Interval(sigma_schedule, number, levels, _Zeros()))
+        step = solver.step(x, state, StepContext(sigma_schedule, number, levels, _Zeros()))
         try:
-            query: Query = next(step)
+            query: DenoiseRequest = next(step)
             while True:
                 found.append((query.level.sigma, levels.timestep_of(query.level.sigma)))
                 query = step.send(DenoisedPrediction(x, x))

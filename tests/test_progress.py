@@ -50,7 +50,7 @@ def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Rende
     prepared = prepare(parse_job(job))
     run = RenderContext(prepared, str(folder))
     run.remember({run.mask_key: {"none": torch.zeros(1)}})
-    run.remember({run.prompt_key(words): {"prompt_embeds": torch.zeros(1, 1, 1)} for words in run.composition.prompts})
+    run.remember({run.prompt_key(words): {"prompt_embeds": torch.zeros(1, 1, 1)} for words in run.sampling_run.prompts})
     monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: network)
     return run
 
@@ -69,7 +69,7 @@ def test_a_batch_that_was_too_large_is_not_tried_again(tmp_path: Path, monkeypat
     """Not in the next chunk either: each try costs a second on a GPU that is full."""
     network = Small(room=2)
     run = run_of(tmp_path, network, monkeypatch)
-    batch = RunBatch([RunProgress(run, run.composition.begin())])
+    batch = RunBatch([RunProgress(run, run.sampling_run.initial_state())])
     batch.advance(1)
     assert network.refused == 3, "16, 8 and 4 rows were too many"
     for _ in range(2, 7):
@@ -80,7 +80,7 @@ def test_a_batch_that_was_too_large_is_not_tried_again(tmp_path: Path, monkeypat
 
 def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, GaussianData(), monkeypatch)
-    begun = RunProgress(run, run.composition.begin())
+    begun = RunProgress(run, run.sampling_run.initial_state())
     for device, last in (("cpu AVX2", 2), ("cpu AVX512", 5)):
         monkeypatch.setattr(
             prefect_regional_diffusion.tasks.runtime.run_progress, "device_name", lambda device=device: device

@@ -11,7 +11,7 @@ import torch
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, span
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, span
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
@@ -55,7 +55,7 @@ def test_full_run(case: Case) -> None:
     everywhere = torch.ones(rows, columns)
     guidance = ClassifierFreeGuidance(sampler["cfg"], sampler["positive"], sampler["negative"])
     base = Participant("base", guidance, solver)
-    noise = SequentialNoise(shape, params["noise_seed"], solver.draws, *span(sigma_levels))
+    noise = ComfyNoise(shape, params["noise_seed"], solver.draws, *span(sigma_levels))
     x = add_noise(clean, initial_noise(params["noise_seed"], shape), sigma_levels[0], levels)
     plan = Plan(sigma_levels, (PlanPhase(0, (everywhere,)),), (base,), levels, noise)
     reached = finish(plan, x, networks(GOLDENS)[sampler["model"]], RECORDINGS.conditionings)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import NODES, MaskGridNKSamplersAdvanced
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -21,9 +21,9 @@ from prefect_regional_diffusion.sampling_core.planning.region_masks import regio
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 from tests.conformance import GOLDENS
-from tests.conformers.passes import LEVELS, using
+from tests.conformers.passes import LEVELS, context
 from tests.problems import GaussianData
-from tests.problems import using as problem
+from tests.problems import context as problem
 from tests.recordings import SCALING, Case, Recordings, tolerance
 
 RECORDINGS = Recordings(GOLDENS)
@@ -109,7 +109,7 @@ EXPRESSIBLE = [
 )
 def test_a_job_gives_the_recorded_picture(case: Case, job: RenderJob) -> None:
     run = sequential(resolve(job), LEVELS, RECORDINGS.latent(case["latent"]) * SCALING, _masks(case))
-    error = (_finished(run, using(RECORDINGS)) / SCALING - RECORDINGS.expected(case)).abs()
+    error = (_finished(run, context(RECORDINGS)) / SCALING - RECORDINGS.expected(case)).abs()
     assert float(error.max()) <= tolerance(case)
 
 
@@ -123,11 +123,11 @@ def test_most_recordings_can_be_asked_for() -> None:
     assert sum(found.values()) > 150
 
 
-def _finished(run: Sequential, using: Networks) -> torch.Tensor:
-    walk = run.begin()
-    for reached, _ in iterate(run, walk, using):
+def _finished(run: SequentialSamplingRun, context: EvaluationContext) -> torch.Tensor:
+    walk = run.initial_state()
+    for reached, _ in iterate(run, walk, context):
         walk = reached
-    return run.pictures(walk)
+    return run.final_latents(walk)
 
 
 def _job(name: str, **fields: Any) -> RenderJob:
@@ -137,12 +137,12 @@ def _job(name: str, **fields: Any) -> RenderJob:
     return parse_job(asked | {"node": {"name": name} | own})
 
 
-def sequential_run_of(job: RenderJob) -> Sequential:
+def sequential_run_of(job: RenderJob) -> SequentialSamplingRun:
     empty = torch.zeros(job.pictures, 4, job.height // 8, job.width // 8)
     return sequential(resolve(job), {"embedded": beta_levels("v_prediction")}, empty, region_masks(resolve(job), {}, 8))
 
 
-def _network(run: Sequential) -> Networks:
+def _network(run: SequentialSamplingRun) -> EvaluationContext:
     return problem(GaussianData(), {words.prompt: torch.zeros(1, 1, 1) for words in run.prompts}, "embedded")
 
 
@@ -161,33 +161,33 @@ JOBS = [
 def test_goes_on_bit_equal_from_every_step(job: RenderJob) -> None:
     """Also within a pass: what a full run of one sampler has done by then is not lost."""
     run = sequential_run_of(job)
-    using = _network(run)
-    states = [run.begin(), *(state for state, _ in iterate(run, run.begin(), using))]
-    assert [run.done(state) for state in states] == list(range(run.steps + 1))
-    whole = run.pictures(states[-1])
+    context = _network(run)
+    states = [run.initial_state(), *(state for state, _ in iterate(run, run.initial_state(), context))]
+    assert [run.steps_done(state) for state in states] == list(range(run.steps + 1))
+    whole = run.final_latents(states[-1])
     for state in states:
         resumed = run.from_tensors(load(save(run.to_tensors(state))))
-        assert run.done(resumed) == run.done(state)
-        for reached, _ in iterate(run, resumed, using):
+        assert run.steps_done(resumed) == run.steps_done(state)
+        for reached, _ in iterate(run, resumed, context):
             resumed = reached
-        assert torch.equal(run.pictures(resumed), whole)
+        assert torch.equal(run.final_latents(resumed), whole)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_stops_where_it_is_told(job: RenderJob) -> None:
     run = sequential_run_of(job)
-    using = _network(run)
+    context = _network(run)
     half = run.steps // 2
-    *_, (reached, _) = iterate(run, run.begin(), using, until=half)
-    assert run.done(reached) == half
-    assert list(iterate(run, reached, using, until=half)) == []
+    *_, (reached, _) = iterate(run, run.initial_state(), context, until=half)
+    assert run.steps_done(reached) == half
+    assert list(iterate(run, reached, context, until=half)) == []
 
 
 @pytest.mark.parametrize("job", JOBS[:-1], ids=lambda job: f"{job.node.name} {job.sampler}")
 def test_plan_counts_what_is_executed(job: RenderJob) -> None:
     run = sequential_run_of(job)
-    using = _network(run)
-    assert list(cost(run).per_step) == [count for _, count in iterate(run, run.begin(), using)]
+    context = _network(run)
+    assert list(cost(run).per_step) == [count for _, count in iterate(run, run.initial_state(), context)]
 
 
 def test_a_region_that_covers_all_spares_the_base() -> None:

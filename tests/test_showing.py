@@ -25,7 +25,7 @@ def at_its_start(folder: Path, **fields: Any) -> RunProgress:
     prepared = prepare(parse_job(job | fields))
     run = RenderContext(prepared, str(folder))
     run.remember({run.mask_key: prepared.inputs.tensors or {"none": torch.zeros(1)}})
-    return RunProgress(run, run.composition.begin())
+    return RunProgress(run, run.sampling_run.initial_state())
 
 
 def decoded(progress: RunProgress) -> Image.Image:
@@ -60,7 +60,7 @@ def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -
     def begun(seed: int) -> RunProgress:
         progress = at_its_start(tmp_path, steps=6, seed=seed)
         run = progress.run
-        for words in run.composition.prompts:
+        for words in run.sampling_run.prompts:
             told = run.text_encoder(words.model).encode(words.prompt)
             run.remember({run.prompt_key(words): dict(told.tensors)})
         return progress

@@ -17,7 +17,7 @@ from prefect_regional_diffusion.sampling_core.engine.joint_state import from_ten
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, Interval, solver_named
+from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, StepContext, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
 from tests.problems import EMBEDDINGS, GaussianData, finish, run_of_plan, single, using
 
@@ -54,7 +54,7 @@ def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[fl
     problem, sigma_schedule = GaussianData(), _ladder(kind, steps)
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * sigma_schedule[0].sigma
     plan = single("euler", sigma_schedule, x)
-    step = solver.step(x, solver.init(x), Interval(plan.sigma_schedule, 0, plan.levels, plan.noise))
+    step = solver.step(x, solver.init(x), StepContext(plan.sigma_schedule, 0, plan.levels, plan.noise))
     query, evaluations = next(step), 0
     while True:
         evaluations += 1

@@ -274,7 +274,7 @@ def test_tensors(part: int, root: Path, run: RenderContext) -> None:
     """Two thousand states, through the search for the newest one: what is found is a state that can be continued."""
     state = whole_state(run)
     whole, folder = signed(state), root / run.folder_of(run.segments[-1])
-    specs = run.composition.specs(2) | {"devices": specs_of(state)["devices"]}
+    specs = run.sampling_run.specs(2) | {"devices": specs_of(state)["devices"]}
     begin(run, "n")
     with nothing_else(root):
         for number in range(500 * part, 500 * part + 500):

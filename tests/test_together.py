@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together, iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from tests.problems import GaussianData, PromptColors, conditionings
@@ -22,16 +22,16 @@ WORDS = conditionings(
 )
 
 
-def alone(run: SamplingRun[Any], using: Networks) -> list[Any]:
+def alone(run: SamplingRun[Any], context: EvaluationContext) -> list[Any]:
     """Every state of a run, drawn by itself."""
-    return [run.begin(), *(state for state, _ in iterate(run, run.begin(), using))]
+    return [run.initial_state(), *(state for state, _ in iterate(run, run.initial_state(), context))]
 
 
-def together(runs: Sequence[SamplingRun[Any]], using: Networks) -> list[list[Any]]:
+def together(runs: Sequence[SamplingRun[Any]], context: EvaluationContext) -> list[list[Any]]:
     """Every state of each run, all of them advancing until the last is done."""
-    reached = [[run.begin()] for run in runs]
-    while going := [i for i, run in enumerate(runs) if run.done(reached[i][-1]) < run.steps]:
-        states, _ = advance_together([Member(runs[i], reached[i][-1], f"{i}") for i in going], using)
+    reached = [[run.initial_state()] for run in runs]
+    while going := [i for i, run in enumerate(runs) if run.steps_done(reached[i][-1]) < run.steps]:
+        states, _ = advance_together([Member(runs[i], reached[i][-1], f"{i}") for i in going], context)
         for i, state in zip(going, states, strict=True):
             reached[i].append(state)
     return reached
@@ -46,9 +46,9 @@ def test_each_run_ends_where_it_ends_alone(sampler: str) -> None:
         run_of(job(sampler=sampler, steps=4, base_only_steps=1)),
         run_of(job({"mask": MIDDLE}, sampler=sampler, width=192)),
     ]
-    using = Networks({"embedded": GaussianData()}, WORDS)
-    for run, states in zip(runs, together(runs, using), strict=True):
-        for one, two in zip(alone(run, using), states, strict=True):
+    context = EvaluationContext({"embedded": GaussianData()}, WORDS)
+    for run, states in zip(runs, together(runs, context), strict=True):
+        for one, two in zip(alone(run, context), states, strict=True):
             for name, tensor in run.to_tensors(one).items():
                 torch.testing.assert_close(run.to_tensors(two)[name], tensor, rtol=1e-5, atol=1e-6)
 
@@ -64,14 +64,14 @@ def test_runs_of_the_original_nodes_share_forwards_too() -> None:
     ]
     nodes = [sequential_run_of(parse_job(node | fields)) for fields in asked]
     runs: list[SamplingRun[Any]] = [*nodes, run_of(job({"mask": LEFT}, steps=4))]
-    using = Networks({"embedded": GaussianData()}, WORDS)
-    for run, states in zip(runs, together(runs, using), strict=True):
-        for one, two in zip(alone(run, using), states, strict=True):
+    context = EvaluationContext({"embedded": GaussianData()}, WORDS)
+    for run, states in zip(runs, together(runs, context), strict=True):
+        for one, two in zip(alone(run, context), states, strict=True):
             for name, tensor in run.to_tensors(one).items():
                 torch.testing.assert_close(run.to_tensors(two)[name], tensor, rtol=1e-4, atol=1e-4)
-    counts = [next(iterate(run, run.begin(), using))[1] for run in runs]
-    members = [Member(run, run.begin(), f"{i}") for i, run in enumerate(runs)]
-    _, count = advance_together(members, using)
+    counts = [next(iterate(run, run.initial_state(), context))[1] for run in runs]
+    members = [Member(run, run.initial_state(), f"{i}") for i, run in enumerate(runs)]
+    _, count = advance_together(members, context)
     assert count.evaluations == sum(one.evaluations for one in counts)
     assert count.forwards == max(one.forwards for one in counts)
 
@@ -79,8 +79,8 @@ def test_runs_of_the_original_nodes_share_forwards_too() -> None:
 def test_one_forward_for_each_shape() -> None:
     runs = [run_of(job({"mask": LEFT}, seed=i)) for i in range(3)] + [run_of(job(width=192))]
     network = PromptColors()
-    members = [Member(run, run.begin(), f"{i}") for i, run in enumerate(runs)]
-    states, count = advance_together(members, Networks({"embedded": network}, WORDS))
+    members = [Member(run, run.initial_state(), f"{i}") for i, run in enumerate(runs)]
+    states, count = advance_together(members, EvaluationContext({"embedded": network}, WORDS))
     assert [rows for rows, _ in network.forwards] == [6, 2]
     assert count == Count(8, 2)
     assert [state.step for state in states] == [1, 1, 1, 1]
@@ -89,10 +89,10 @@ def test_one_forward_for_each_shape() -> None:
 def test_runs_in_the_same_state_share_their_rows() -> None:
     """Two prompts from one state: one negative row."""
     one, two = run_of(job(steps=3)), run_of(job(steps=3, prompt="region 1"))
-    state = one.begin()
+    state = one.initial_state()
     network = PromptColors()
     members = [Member(one, state, "one"), Member(two, state, "two")]
-    _, count = advance_together(members, Networks({"embedded": network}, WORDS))
+    _, count = advance_together(members, EvaluationContext({"embedded": network}, WORDS))
     assert count == Count(3, 1, shared=1)
 
 
@@ -103,8 +103,8 @@ def test_a_real_network_answers_alike_in_any_company() -> None:
     ]
     runs = [run_of(job({"mask": LEFT, "prompt": "a green plain circle on a red background"}, **own)) for own in asked]
     told = {key: model.text_encoder.encode(key.prompt) for run in runs for key in run.prompts}
-    using = Networks({"embedded": model.denoiser}, told)
-    for run, states in zip(runs, together(runs, using), strict=True):
-        last = alone(run, using)[-1]
+    context = EvaluationContext({"embedded": model.denoiser}, told)
+    for run, states in zip(runs, together(runs, context), strict=True):
+        last = alone(run, context)[-1]
         difference = (last.x - states[-1].x).abs().max() / last.x.abs().max()
         assert float(difference) < 1e-5

@@ -16,9 +16,15 @@ from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, no
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise, initial_noise
-from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise, SequentialNoise, Shape
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, NoNoise, Shape
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, Interval, Noise, Query, Solver
+from prefect_regional_diffusion.sampling_core.solvers import (
+    DenoisedPrediction,
+    DenoiseRequest,
+    Noise,
+    Solver,
+    StepContext,
+)
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import Seen
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, LatentMask
 
@@ -69,7 +75,7 @@ class MaskedPass:
         """What stochastic steps draw."""
         if self.noise.numel() == 0:
             return NoNoise(self.shape)
-        return SequentialNoise(self.shape, self.planned.call.seed, self.solver.draws, *self.planned.path)
+        return ComfyNoise(self.shape, self.planned.call.seed, self.solver.draws, *self.planned.path)
 
     @cached_property
     def outside_noise(self) -> Latent:
@@ -82,7 +88,7 @@ class MaskedPass:
         """Under an empty mask nothing of what the network would say is kept."""
         return self.mask is not None and not bool(self.mask.any())
 
-    def begin(self, latent: Latent) -> PassState:
+    def initial_state(self, latent: Latent) -> PassState:
         """The state before the first step, from the boundary latent [b, c, h, w]."""
         x = add_noise(latent, self.noise, self.sigma_schedule[0], self.planned.levels)
         return PassState(0, x, self.solver.init(x), x)
@@ -90,7 +96,7 @@ class MaskedPass:
     def advance(self, state: PassState, latent: Latent) -> RunStep[PassState]:
         """The next step of a pass that began with the boundary latent; adaptive solvers take all steps at once."""
         predictions: list[Latent] = []
-        interval = Interval(self.sigma_schedule, state.step, self.planned.levels, self.step_noise)
+        interval = StepContext(self.sigma_schedule, state.step, self.planned.levels, self.step_noise)
         solving = self.solver.step(state.x, state.solver, interval)
         try:
             query = next(solving)
@@ -98,8 +104,8 @@ class MaskedPass:
                 if self.unchanged and not query.unconditional:
                     prediction = DenoisedPrediction(latent)
                 else:
-                    asked = (self._hidden(query, latent), self.planned.call.config.guidance)
-                    prediction = self._shown((yield {0: asked})[0], latent)
+                    asked = (self._mask_input(query, latent), self.planned.call.config.guidance)
+                    prediction = self._mask_output((yield {0: asked})[0], latent)
                 predictions.append(prediction.denoised)
                 query = solving.send(prediction)
         except StopIteration as stop:
@@ -115,14 +121,14 @@ class MaskedPass:
             return reached
         return composite(latent, reached, 0, 0, self.planned.call.mask)
 
-    def _hidden(self, query: Query, latent: Latent) -> Query:
+    def _mask_input(self, query: DenoiseRequest, latent: Latent) -> DenoiseRequest:
         """The query with everything outside the mask put back: the latent, noised to the level at hand."""
         if self.mask is None:
             return query
         outside = query.level.alpha * latent + query.level.sigma * self.outside_noise
         return query._replace(x=query.x * self.mask + outside * (1 - self.mask))
 
-    def _shown(self, answer: DenoisedPrediction, latent: Latent) -> DenoisedPrediction:
+    def _mask_output(self, answer: DenoisedPrediction, latent: Latent) -> DenoisedPrediction:
         """The answer with everything outside the mask known. The unconditional half stays as it is."""
         if self.mask is None:
             return answer

@@ -45,7 +45,7 @@ class SequentialState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sequential:
+class SequentialSamplingRun:
     """A node on a latent: `clean` [b, c, h, w] is the boundary latent that it begins with.
 
     With `cells` each of them is a picture: the first latent with that cell of the sampled one.
@@ -72,18 +72,18 @@ class Sequential:
         used = (key for one in self.passes for key in one.call.config.guidance.prompt_keys)
         return tuple(dict.fromkeys(used))
 
-    def begin(self) -> SequentialState:
+    def initial_state(self) -> SequentialState:
         """The state before the first step."""
         return self._opened(SequentialState(0, self.clean, self.clean, self.clean[:0], None))
 
-    def done(self, state: SequentialState) -> int:
+    def steps_done(self, state: SequentialState) -> int:
         """Steps that are finished."""
         return self._before(state.number) + (state.inside.step if state.inside else 0)
 
     def step(self, state: SequentialState) -> RunStep[SequentialState]:
         """The next step of the open pass; after its last one the next pass is open."""
         work = self._at_work(state.number)
-        inside = work.begin(state.latent) if state.inside is None else state.inside
+        inside = work.initial_state(state.latent) if state.inside is None else state.inside
         reached = yield from work.advance(inside, state.latent)
         if reached.step < len(work.sigma_schedule) - 1:
             return state._replace(inside=reached)
@@ -114,9 +114,9 @@ class Sequential:
             return state
         # A range before the schedule's first step: it adds its noise and takes no step.
         work = self._at_work(state.number)
-        return self._closed(state, work.result(work.begin(state.latent), state.latent))
+        return self._closed(state, work.result(work.initial_state(state.latent), state.latent))
 
-    def pictures(self, state: SequentialState) -> Latent:
+    def final_latents(self, state: SequentialState) -> Latent:
         """The finished boundary latents [n * b, c, h, w]; of a grid cell by cell from the top left."""
         if len(state.forks):
             return state.forks
@@ -128,15 +128,15 @@ class Sequential:
         fork[0, :, *box] = sampled[0, :, *box]
         return fork
 
-    def expected(self, before: SequentialState, state: SequentialState) -> Latent:
+    def predicted_clean(self, before: SequentialState, state: SequentialState) -> Latent:
         """The open pass' last prediction; between passes the latent as it is, noise and all."""
         return state.latent if state.inside is None else state.inside.denoised
 
-    def started_from(self, clean: Latent) -> Sequential:
+    def with_init_latent(self, clean: Latent) -> SequentialSamplingRun:
         """The same run from another latent [b, c, h, w] of this one's shape."""
         return replace(self, clean=clean)
 
-    def noiseless(self) -> Sequential:
+    def noiseless(self) -> SequentialSamplingRun:
         """This run as it is if a sampler's steps depend on what it draws."""
         if any(one.sampler == "dpm_adaptive" for one in self.passes):
             return replace(self)

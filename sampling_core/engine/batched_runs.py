@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, lockstep
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 
@@ -24,7 +24,7 @@ class Member(NamedTuple):
     next_name: str
 
 
-def advance_together(members: Sequence[Member], using: Networks) -> tuple[list[Any], Count]:
+def advance_together(members: Sequence[Member], context: EvaluationContext) -> tuple[list[Any], Count]:
     """One step of every member, and what they cost together. Members whose next states have one name are one run.
 
     Runs have nothing in common but the networks: they may be at different steps, of different shapes and models.
@@ -32,25 +32,27 @@ def advance_together(members: Sequence[Member], using: Networks) -> tuple[list[A
     first: dict[str, Member] = {}
     for member in members:
         first.setdefault(member.next_name, member)
-    reached, cost = taken({name: run.step(state) for name, (run, state, _) in first.items()}, using)
+    reached, cost = taken({name: run.step(state) for name, (run, state, _) in first.items()}, context)
     return _given(members, first, reached), cost
 
 
-def iterate(run: SamplingRun[S], state: S, using: Networks, until: int | None = None) -> Iterator[tuple[S, Count]]:
+def iterate(
+    run: SamplingRun[S], state: S, context: EvaluationContext, until: int | None = None
+) -> Iterator[tuple[S, Count]]:
     """Every state of one run after `state` up to step `until` (default: the end), with what each step cost."""
-    for _ in range(run.done(state), run.steps if until is None else until):
-        reached, cost = taken({0: run.step(state)}, using)
+    for _ in range(run.steps_done(state), run.steps if until is None else until):
+        reached, cost = taken({0: run.step(state)}, context)
         state = reached[0]
         yield state, cost
 
 
-def taken(steps: Mapping[K, RunStep[S]], using: Networks) -> tuple[dict[K, S], Count]:
+def taken(steps: Mapping[K, RunStep[S]], context: EvaluationContext) -> tuple[dict[K, S], Count]:
     """The states after steps of several runs, by their keys, and what they cost together."""
     rounds, total = lockstep(steps), Count()
     try:
         asked = next(rounds)
         while True:
-            answers, cost = evaluate([request for own in asked.values() for request in own.values()], using)
+            answers, cost = evaluate([request for own in asked.values() for request in own.values()], context)
             total, remaining = total.plus(cost), iter(answers)
             asked = rounds.send({key: {i: next(remaining) for i in own} for key, own in asked.items()})
     except StopIteration as stop:

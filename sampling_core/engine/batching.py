@@ -18,19 +18,19 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
 )
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
 
 
 @dataclass(frozen=True)
-class Networks:
+class EvaluationContext:
     """What a run is evaluated with: denoisers by model, and encoded prompts, each of one row."""
 
     networks: Mapping[str, Denoiser]
     conditionings: Mapping[PromptKey, Conditioning]
     max_forward_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
-    room: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
+    oom_batch_limit: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
     """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
 
 
@@ -46,7 +46,9 @@ class Count(NamedTuple):
         return Count(*(own + more for own, more in zip(self, other, strict=True)))
 
 
-def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[list[DenoisedPrediction], Count]:
+def evaluate(
+    asked: Sequence[tuple[DenoiseRequest, Guidance]], context: EvaluationContext
+) -> tuple[list[DenoisedPrediction], Count]:
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
     Prompts of several lengths share it if their family says that shorter ones may be repeated.
@@ -62,10 +64,10 @@ def evaluate(asked: Sequence[tuple[Query, Guidance]], using: Networks) -> tuple[
     total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
     groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        kind = (row.prompt.model, row.x.shape[1:], _told(row, using).layout)
+        kind = (row.prompt.model, row.x.shape[1:], _told(row, context).layout)
         groups.setdefault(kind, {})[identity] = row
-    for group in (part for whole in groups.values() for part in _stackable(whole, using)):
-        found, count = _answered(list(group.values()), using)
+    for group in (part for whole in groups.values() for part in _stackable(whole, context)):
+        found, count = _answered(list(group.values()), context)
         answers |= dict(zip(group, found, strict=True))
         total = total.plus(count)
     guided = [
@@ -83,9 +85,9 @@ def _identity(row: Row) -> _Identity:
     return id(row.x), row.level, row.prompt, row.guidance
 
 
-def _stackable(group: dict[_Identity, Row], using: Networks) -> Iterable[dict[_Identity, Row]]:
+def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Iterable[dict[_Identity, Row]]:
     """The rows of a group as they are, or parted where the lengths of their prompts have no small multiple."""
-    lengths = {identity: _told(row, using).lengths for identity, row in group.items()}
+    lengths = {identity: _told(row, context).lengths for identity, row in group.items()}
     parts: list[list[tuple[int, ...]]] = []
     for length in sorted(set(lengths.values())):
         part = next((part for part in parts if stackable([*part, length])), None)
@@ -96,9 +98,9 @@ def _stackable(group: dict[_Identity, Row], using: Networks) -> Iterable[dict[_I
     return [{identity: row for identity, row in group.items() if lengths[identity] in part} for part in parts]
 
 
-def _told(row: Row, using: Networks) -> Conditioning:
+def _told(row: Row, context: EvaluationContext) -> Conditioning:
     """What the network is told of a row beside its latent and level."""
-    told = using.conditionings[row.prompt]
+    told = context.conditionings[row.prompt]
     if row.guidance is None:
         return told
     return told.joined(Conditioning({GUIDANCE: torch.tensor([row.guidance], dtype=torch.float32)}))
@@ -108,15 +110,15 @@ def _pictures(rows: Iterable[Row]) -> int:
     return sum(row.x.shape[0] for row in rows)
 
 
-def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count]:
+def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Latent], Count]:
     """The denoised latents of rows of one model and of inputs of one shape. A row of n pictures is n network rows."""
     pictures = [row.x.shape[0] for row in rows]
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
-    told = stack([_told(row, using).repeated(n) for row, n in zip(rows, pictures, strict=True)])
+    told = stack([_told(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
     model = rows[0].prompt.model
-    network, kind = using.networks[model], (model, x.shape[1:])
-    most = min(using.max_forward_rows or len(x), using.room.get(kind, len(x)))
+    network, kind = context.networks[model], (model, x.shape[1:])
+    most = min(context.max_forward_rows or len(x), context.oom_batch_limit.get(kind, len(x)))
     parts, at = list[Rows](), 0
     while at < len(x):
         part = slice(at, at + most)
@@ -126,5 +128,5 @@ def _answered(rows: Sequence[Row], using: Networks) -> tuple[list[Latent], Count
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
-            most = using.room[kind] = -(-most // 2)
+            most = context.oom_batch_limit[kind] = -(-most // 2)
     return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))

@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
 )
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, StepNoise
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
@@ -95,7 +95,7 @@ def _hashable(value: object, known: _Known) -> Any:
             return [type(value).__name__, value.scale, value.positive, *_read_by(value, known)]
         case ModelLevels():
             return _levels(value)
-        case StepNoise() | SequentialNoise():
+        case CounterBasedNoise() | ComfyNoise():
             return [type(value).__name__, hashable(value.identity)]
         case _ if type(value) in _SOLVER_TYPES:
             return next(name for name, solver in SOLVERS.items() if solver is value)

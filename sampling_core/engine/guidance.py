@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -61,7 +61,7 @@ class ClassifierFreeGuidance(NamedTuple):
         """The same with the model whose text encoders read them."""
         return tuple(map(self._key, self.prompts))
 
-    def expand(self, query: Query) -> list[Row]:
+    def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
         return [Row(query.x, query.level, self._key(prompt)) for prompt in prompts]
@@ -96,7 +96,7 @@ class EmbeddedGuidance(NamedTuple):
         """The same with the model whose text encoders read it."""
         return (PromptKey(self.model, self.positive, self.canvas, self.syntax),)
 
-    def expand(self, query: Query) -> list[Row]:
+    def expand(self, query: DenoiseRequest) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
         if query.unconditional:
             raise ValueError("a model with embedded guidance has no unconditional prediction")

@@ -12,7 +12,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, P
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.solvers import Interval, Noise, Solver
+from prefect_regional_diffusion.sampling_core.solvers import Noise, Solver, StepContext
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 
 
@@ -44,7 +44,7 @@ class InpaintConstraint(NamedTuple):
     clean: Latent
     noise: Latent
 
-    def laid_over(self, x: Latent, level: Level) -> Latent:
+    def composited_over(self, x: Latent, level: Level) -> Latent:
         """x at this level, with what is known put back."""
         return torch.lerp(x, level.alpha * self.clean + level.sigma * self.noise, self.weight)
 
@@ -54,11 +54,11 @@ class Plan:
     """All that a run is, but for the network: `sigma_schedule` has one level more than there are steps."""
 
     sigma_schedule: tuple[Level, ...]
-    stages: tuple[PlanPhase, ...]
+    phases: tuple[PlanPhase, ...]
     participants: tuple[Participant, ...]
     levels: ModelLevels
     noise: Noise
-    known: InpaintConstraint | None = None
+    inpaint: InpaintConstraint | None = None
 
     @property
     def steps(self) -> int:
@@ -75,21 +75,21 @@ class Plan:
         used = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
         return tuple(dict.fromkeys(words for several in used for words in several))
 
-    def stage(self, step: int) -> PlanPhase:
+    def phase(self, step: int) -> PlanPhase:
         """The stage that a step (0-based) belongs to."""
-        return next(stage for stage in reversed(self.stages) if stage.first <= step)
+        return next(stage for stage in reversed(self.phases) if stage.first <= step)
 
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
         """Who takes part in a step (0-based), by index, and with which weight."""
-        return {i: (self.participants[i], w) for i, w in enumerate(self.stage(step).weights) if w is not None}
+        return {i: (self.participants[i], w) for i, w in enumerate(self.phase(step).weights) if w is not None}
 
-    def remembering(self, step: int) -> Collection[int]:
+    def with_history(self, step: int) -> Collection[int]:
         """Who remembers something after `step` steps: those who took part in the last one."""
         return self.active(step - 1) if step > 0 else ()
 
-    def interval(self, step: int) -> Interval:
+    def interval(self, step: int) -> StepContext:
         """A step (0-based), as solvers see it."""
-        return Interval(self.sigma_schedule, step, self.levels, self.noise)
+        return StepContext(self.sigma_schedule, step, self.levels, self.noise)
 
 
 class State(NamedTuple):
@@ -119,7 +119,7 @@ def advance(plan: Plan, state: State) -> RunStep[State]:
 
 def _remembered(plan: Plan, state: State) -> Sequence[Any]:
     """What the participants know of earlier steps when the next one begins."""
-    first, _, reset_history = plan.stage(state.step)
+    first, _, reset_history = plan.phase(state.step)
     if state.step != first:
         return state.solvers
     return [p.solver.init(state.x) if i in reset_history else state.solvers[i] for i, p in enumerate(plan.participants)]
@@ -129,8 +129,8 @@ def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -
     """The state after a step, from what the participants made of it."""
     weights = [weight for _, weight in plan.active(state.step).values()]
     x = merge([latent for latent, _ in moved.values()], weights)
-    if plan.known is not None:
-        x = plan.known.laid_over(x, plan.sigma_schedule[state.step + 1])
+    if plan.inpaint is not None:
+        x = plan.inpaint.composited_over(x, plan.sigma_schedule[state.step + 1])
     reached = start(plan, x, state.step + 1)
     # Who is away forgets: multistep methods correct their last step, and the latent is no longer theirs.
     return reached._replace(solvers=tuple(moved[i][1] if i in moved else new for i, new in enumerate(reached.solvers)))

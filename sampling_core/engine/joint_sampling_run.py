@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointSamplingRun:
     """A run with joint composition. `noised` [b, c, h, w] is where the plan's schedule begins.
 
     `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
@@ -43,19 +43,19 @@ class Joint:
     def prompts(self) -> tuple[PromptKey, ...]:
         return self.plan.prompts
 
-    def begin(self) -> State:
+    def initial_state(self) -> State:
         return sampler.start(self.plan, self.noised)
 
-    def done(self, state: State) -> int:
+    def steps_done(self, state: State) -> int:
         return state.step
 
     def step(self, state: State) -> RunStep[State]:
         return sampler.advance(self.plan, state)
 
-    def pictures(self, state: State) -> Latent:
+    def final_latents(self, state: State) -> Latent:
         return state.x
 
-    def expected(self, before: State, state: State) -> Latent:
+    def predicted_clean(self, before: State, state: State) -> Latent:
         """The line through both states, followed to where no noise is left: x is linear in sigma if denoised stays."""
         t, s = (self.plan.sigma_schedule[one.step].sigma for one in (before, state))
         return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
@@ -103,25 +103,25 @@ class Joint:
     def segments(self) -> list[Segment]:
         """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
         plan = self.plan
-        protected = None if plan.known is None else plan.known.weight
+        protected = None if plan.inpaint is None else plan.inpaint.weight
         beginning = (self.origin, plan.sigma_schedule, plan.levels, protected)
         told: list[Segment] = []
-        for stage in plan.stages:
+        for stage in plan.phases:
             active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
             draws_noise = any(p.solver.order == 0 for p, _ in plan.active(stage.first).values())
             noise = plan.noise if draws_noise else None
             told.append(Segment(stage.first, [active, noise, sorted(stage.reset_history) if told else beginning]))
         return told
 
-    def started_from(self, clean: Latent) -> Joint:
+    def with_init_latent(self, clean: Latent) -> JointSamplingRun:
         plan, noise = self.plan, self.origin[0]
         drawn = noise.draw()
-        known = None if plan.known is None else plan.known._replace(clean=clean, noise=drawn)
+        known = None if plan.inpaint is None else plan.inpaint._replace(clean=clean, noise=drawn)
         noised = add_noise(clean, drawn, plan.sigma_schedule[0], plan.levels)
         return replace(self, plan=replace(plan, known=known), noised=noised, origin=(noise, clean))
 
-    def noiseless(self) -> Joint:
-        empty, known = self.noised[:, :0], self.plan.known
+    def noiseless(self) -> JointSamplingRun:
+        empty, known = self.noised[:, :0], self.plan.inpaint
         origin = (self.origin[0], self.origin[1][:, :0])
         if known is not None:
             known = known._replace(clean=known.clean[:, :0], noise=known.noise[:, :0])

@@ -18,7 +18,7 @@ def to_tensors(plan: Plan, state: State) -> dict[str, Tensor]:
     The others are as they begin, and other runs that begin like this one may have other participants there.
     """
     named = {"step": torch.tensor(state.step), "x": state.x}
-    for i in plan.remembering(state.step):
+    for i in plan.with_history(state.step):
         named |= {f"solver.{i}.{name}": value for name, value in state.solvers[i]._asdict().items()}
     # Cloned, because a solver may remember x itself, and safetensors writes no tensor twice.
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
@@ -30,7 +30,7 @@ def specs(plan: Plan, shape: Sequence[int], step: int) -> dict[str, TensorSpec]:
         raise ValueError(f"step {step} of {plan.steps}")
     x = torch.empty(*shape, device="meta")
     named = {"step": TensorSpec(torch.int64, ()), "x": TensorSpec(x.dtype, tuple(x.shape))}
-    for i in plan.remembering(step):
+    for i in plan.with_history(step):
         memory = memory_specs(plan.participants[i].solver.init(x))
         named |= {f"solver.{i}.{name}": spec for name, spec in memory.items()}
     return named
@@ -43,7 +43,7 @@ def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]
     """
     step, x = int(tensors["step"]), tensors["x"]
     check_specs(tensors, specs(plan, shape, step))
-    begun, remembering = start(plan, x, step), plan.remembering(step)
+    begun, remembering = start(plan, x, step), plan.with_history(step)
     solvers = tuple(
         type(new)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in new._fields})
         if i in remembering

@@ -6,14 +6,14 @@ from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Query, Step
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest, Step
 
 K = TypeVar("K")
 Y = TypeVar("Y")
 A = TypeVar("A")
 R = TypeVar("R")
 
-Request = tuple[Query, Guidance]
+Request = tuple[DenoiseRequest, Guidance]
 """What a solver asks, and how the answer is guided."""
 
 RunStep = Generator[Mapping[int, Request], Mapping[int, DenoisedPrediction], R]

@@ -35,11 +35,11 @@ class SamplingRun(Protocol[S]):
         """The distinct prompts that are evaluated, in order of first use."""
         ...
 
-    def begin(self) -> S:
+    def initial_state(self) -> S:
         """The state before the first step."""
         ...
 
-    def done(self, state: S) -> int:
+    def steps_done(self, state: S) -> int:
         """Steps that are finished in a state."""
         ...
 
@@ -47,11 +47,11 @@ class SamplingRun(Protocol[S]):
         """The next step of a run that is not finished; whoever drives it answers, together with other runs or not."""
         ...
 
-    def pictures(self, state: S) -> Latent:
+    def final_latents(self, state: S) -> Latent:
         """The latents [b, c, h, w] to decode, once all steps are done."""
         ...
 
-    def expected(self, before: S, state: S) -> Latent:
+    def predicted_clean(self, before: S, state: S) -> Latent:
         """A guess at the finished latents [b, c, h, w], from two states that follow each other: for previews."""
         ...
 
@@ -67,7 +67,7 @@ class SamplingRun(Protocol[S]):
         """What determines the states, in the order in which it comes to matter."""
         ...
 
-    def started_from(self, clean: Latent) -> SamplingRun[S]:
+    def with_init_latent(self, clean: Latent) -> SamplingRun[S]:
         """The same run from another latent [b, c, h, w] of this one's shape."""
         ...
 

@@ -17,7 +17,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 Shape = tuple[int, int, int, int]
 
 
-class StepNoise:
+class CounterBasedNoise:
     """Noise as a function of (seed, picture, step, stage), independent of the order of calls and of the batch.
 
     One field [b, c, h, w] for all who take a step together, so `b` is one picture for each of `indices`, its
@@ -53,7 +53,7 @@ def _hashed(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-class SequentialNoise:
+class ComfyNoise:
     """ComfyUI's noise: one generator, started with the seed, draws for step after step.
 
     The first draw is the same tensor as the initial noise of that seed. `draws` is how many a step

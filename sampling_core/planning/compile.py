@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
@@ -87,10 +87,10 @@ def cost(
     run = run.noiseless()
     models = {key.model for key in run.prompts}
     told = told_in_counting(run.prompts, prompts or {})
-    using = Networks(dict.fromkeys(models, _NoNetwork()), told, max_forward_rows)
+    context = EvaluationContext(dict.fromkeys(models, _NoNetwork()), told, max_forward_rows)
     per_step: list[Count] = []
     evaluations = 0
-    for _, count in iterate(run, run.begin(), using):
+    for _, count in iterate(run, run.initial_state(), context):
         per_step.append(count)
         evaluations += count.evaluations
         if evaluations > most:

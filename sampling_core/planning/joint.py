@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.joint_run import InpaintConstraint, Participant, Plan, PlanPhase
-from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import Joint
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.region_weights import (
@@ -17,7 +17,7 @@ from prefect_regional_diffusion.sampling_core.masks.region_weights import (
     stack_below,
 )
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
-from prefect_regional_diffusion.sampling_core.noise.step_noise import SequentialNoise, Shape, StepNoise, span
+from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise, Shape, span
 from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -27,7 +27,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 
 def joint(
     job: ResolvedJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None = None
-) -> Joint:
+) -> JointSamplingRun:
     """The run, from the noised `clean` latent [b, c, h, w]. Whose weight is zero everywhere takes no part.
 
     `masks` are `region_masks`, one per region, [h, w]; cells that are `protected` stay as they are in `clean`.
@@ -47,7 +47,7 @@ def joint(
     drawn = noise.draw()
     known = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, drawn)
     plan = Plan(sigma_levels, stages, participants, levels, _noise(job, shape, sigma_levels), known)
-    return Joint(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
+    return JointSamplingRun(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
 
 
 def _kind(sampler: str) -> str:
@@ -140,5 +140,5 @@ def _initial_noise(job: ResolvedJob, masks: Sequence[Mask], shape: Shape) -> Ini
 def _noise(job: ResolvedJob, shape: Shape, sigma_levels: tuple[Level, ...]) -> Noise:
     if job.noise == "comfyui":
         draws = max(SOLVERS[settings.sampler].draws for settings in job.participants)
-        return SequentialNoise(shape, job.seed, draws, *span(sigma_levels))
-    return StepNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(sigma_levels))
+        return ComfyNoise(shape, job.seed, draws, *span(sigma_levels))
+    return CounterBasedNoise(shape, job.seed, job.batch_index or range(job.batch_size), *span(sigma_levels))

@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
     regional_sampler,
     regional_sampler_advanced,
 )
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import two_advanced_samplers, two_samplers
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
@@ -32,7 +32,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Late
 
 def sequential(
     job: ResolvedJob, levels: Mapping[str, ModelLevels], clean: Latent, masks: Sequence[AnyMask]
-) -> Sequential:
+) -> SequentialSamplingRun:
     """The run, from the latent [b, c, h, w]. `levels` are by model, `masks` are `region_masks`, in pixels.
 
     Raises BadInput for what the node cannot do, named by the job's own fields.
@@ -46,7 +46,7 @@ def sequential(
         field = f"node.{error.field}" if error.field in type(job.node).model_fields else error.field
         raise BadInput(field, error.value, error.allowed) from None
     base_only_steps = passes[0].steps if passes and job.base_only_steps else 0
-    return Sequential(tuple(passes), clean, base_only_steps, cells)
+    return SequentialSamplingRun(tuple(passes), clean, base_only_steps, cells)
 
 
 def _calls(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, state_name
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
@@ -75,16 +75,16 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | N
 
 
 def _rounds(
-    runs: Sequence[PlannedRun], using: Networks, kept: dict[str, dict[str, Tensor]]
+    runs: Sequence[PlannedRun], context: EvaluationContext, kept: dict[str, dict[str, Tensor]]
 ) -> Iterator[tuple[Count, int, int]]:
     """A step of every run that is not finished: what it cost, how many different ones there were, of how many runs."""
     states = [_newest(planned, kept) for planned in runs]
-    while going := [i for i, planned in enumerate(runs) if planned.run.done(states[i]) < planned.run.steps]:
-        names = {i: runs[i].state_name(runs[i].run.done(states[i]) + 1) for i in going}
-        reached, count = advance_together([Member(runs[i].run, states[i], names[i]) for i in going], using)
+    while going := [i for i, planned in enumerate(runs) if planned.run.steps_done(states[i]) < planned.run.steps]:
+        names = {i: runs[i].state_name(runs[i].run.steps_done(states[i]) + 1) for i in going}
+        reached, count = advance_together([Member(runs[i].run, states[i], names[i]) for i in going], context)
         for i, state in zip(going, reached, strict=True):
             states[i] = state
-            if runs[i].run.done(state) in runs[i].fork_steps:
+            if runs[i].run.steps_done(state) in runs[i].fork_steps:
                 kept[names[i]] = runs[i].run.to_tensors(state)
         yield count, len(set(names.values())), len(going)
 
@@ -95,11 +95,11 @@ def _newest(planned: PlannedRun, kept: dict[str, dict[str, Tensor]]) -> Any:
         tensors = kept.get(planned.state_name(step))
         if tensors is not None:
             return planned.run.from_tensors(tensors)
-    return planned.run.begin()
+    return planned.run.initial_state()
 
 
-def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> Networks:
+def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> EvaluationContext:
     prompts = {key for planned in runs for key in planned.run.prompts}
     known = {key: told for planned in runs for key, told in planned.prompts.items()}
     models = {key.model for key in prompts}
-    return Networks(dict.fromkeys(models, network), told_in_counting(prompts, known), max_forward_rows)
+    return EvaluationContext(dict.fromkeys(models, network), told_in_counting(prompts, known), max_forward_rows)

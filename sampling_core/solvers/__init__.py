@@ -13,12 +13,12 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     DenoisedPrediction,
-    Interval,
+    DenoiseRequest,
     Noise,
-    Query,
     Samplers,
     Solver,
     Step,
+    StepContext,
 )
 
 
@@ -47,11 +47,11 @@ def solver_named(name: str, field: str = "sampler") -> Solver[Any]:
 __all__ = [
     "BROWNIAN",
     "SOLVERS",
+    "DenoiseRequest",
     "DenoisedPrediction",
-    "Interval",
     "Noise",
-    "Query",
     "Solver",
     "Step",
+    "StepContext",
     "solver_named",
 ]

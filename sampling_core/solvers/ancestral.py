@@ -10,12 +10,12 @@ from numpy import float32
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
     level_like,
 )
@@ -62,9 +62,9 @@ def sigma_below(t: Level, s: Level) -> float:
     return math.sqrt(squared) if squared > 0 else below
 
 
-def renoise(x: Latent, descent: AncestralSplit, at: Interval) -> Latent:
-    """From the descent's lower level to `at.s`, with fresh noise."""
-    return descent.rescale * x + descent.renoise * at.noise.fresh(at.step_index)
+def renoise(x: Latent, descent: AncestralSplit, ctx: StepContext) -> Latent:
+    """From the descent's lower level to `ctx.s`, with fresh noise."""
+    return descent.rescale * x + descent.renoise * ctx.noise.fresh(ctx.step_index)
 
 
 class EulerAncestral(OneStep):
@@ -73,12 +73,12 @@ class EulerAncestral(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        denoised = (yield Query(x, at.t)).denoised
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        if ctx.s.sigma == 0:
             return denoised, state
-        descent = ancestral_split(at.t, at.s)
-        return renoise(ddim_step(x, denoised, at.t, descent.down), descent, at), state
+        descent = ancestral_split(ctx.t, ctx.s)
+        return renoise(ddim_step(x, denoised, ctx.t, descent.down), descent, ctx), state
 
 
 SAMPLERS: Samplers = {

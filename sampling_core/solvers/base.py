@@ -1,6 +1,6 @@
 """The solver contract: solvers ask for predictions, they never call a model.
 
-A step is a generator. It yields a `Query` whenever it needs a prediction, is sent the answer, and
+A step is a generator. It yields a `DenoiseRequest` whenever it needs a prediction, is sent the answer, and
 returns the next latent and the next state. So the driver can collect the questions of all regions
 and answer them in one forward; and everything that must survive a crash is in the state.
 """
@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 S = TypeVar("S", bound=tuple[object, ...])
 
 
-class Query(NamedTuple):
+class DenoiseRequest(NamedTuple):
     """A request for the denoised prediction of `x` at `level`.
 
     `unconditional` asks for the prediction under the negative prompt as well, also where guidance is
@@ -42,7 +42,7 @@ class DenoisedPrediction(NamedTuple):
     unconditional: Latent | None = None
 
 
-Step = Generator[Query, DenoisedPrediction, tuple[Latent, S]]
+Step = Generator[DenoiseRequest, DenoisedPrediction, tuple[Latent, S]]
 
 
 @runtime_checkable
@@ -56,12 +56,12 @@ class Noise(Protocol):
         """
         ...
 
-    def between(self, sigma: float, sigma_next: float) -> Latent:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> Latent:
         """The increment of one Brownian path over `sigma`, divided by the root of the distance."""
         ...
 
 
-class Interval(NamedTuple):
+class StepContext(NamedTuple):
     """The step that is to be taken: from `schedule[step_index]` to `schedule[step_index + 1]`."""
 
     sigma_schedule: tuple[Level, ...]
@@ -170,8 +170,8 @@ class Solver(Protocol[S]):
         """The state before the first step of a run that starts at `x`."""
         ...
 
-    def step(self, x: Latent, state: S, at: Interval) -> Step[S]:
-        """One step from level `at.t` down to `at.s`: returns `(x_next, state_next)`."""
+    def step(self, x: Latent, state: S, ctx: StepContext) -> Step[S]:
+        """One step from level `ctx.t` down to `ctx.s`: returns `(x_next, state_next)`."""
         ...
 
 
@@ -205,7 +205,7 @@ def ddim_step(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
     return ratio * x + (s.alpha - ratio * t.alpha) * denoised
 
 
-def slope(x: Latent, denoised: Latent, t: Level) -> Latent:
+def ode_derivative(x: Latent, denoised: Latent, t: Level) -> Latent:
     """dx / dsigma of the probability-flow ODE at level `t` (Karras et al. 2022, algorithm 1, line 4)."""
     return (x - denoised) / t.sigma
 
@@ -220,7 +220,7 @@ def half_log_snr(level: Level) -> float:
     return math.log(level.alpha / level.sigma)
 
 
-def between(t: Level, s: Level, share: float) -> Level:
+def interpolate_log_snr(t: Level, s: Level, share: float) -> Level:
     """The level that lies `share` of the way from `t` to `s` in half log-SNR.
 
     In float32, because that is where the network's timestep and the Brownian path are looked up: the last

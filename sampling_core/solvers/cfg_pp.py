@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     DenoisedPrediction,
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -27,10 +27,10 @@ class EulerCfgPP(OneStep):
 
     order = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        answer = yield Query(x, at.t, unconditional=True)
-        noise = slope(x, at.t.alpha * unconditional(answer), at.t)
-        return at.s.alpha * answer.denoised + at.s.sigma * noise, state
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=True)
+        noise = ode_derivative(x, ctx.t.alpha * unconditional(answer), ctx.t)
+        return ctx.s.alpha * answer.denoised + ctx.s.sigma * noise, state
 
 
 class EulerAncestralCfgPP(OneStep):
@@ -39,18 +39,18 @@ class EulerAncestralCfgPP(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        answer = yield Query(x, at.t, unconditional=True)
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=True)
+        if ctx.s.sigma == 0:
             return answer.denoised, state
-        noise = slope(x, at.t.alpha * unconditional(answer), at.t)
+        noise = ode_derivative(x, ctx.t.alpha * unconditional(answer), ctx.t)
         # The split is made of sigma / alpha, the noise level of a flow latent scaled to alpha = 1.
-        s = at.s
-        ratio_t, ratio_s = at.t.sigma / max(at.t.alpha, 1e-300), s.sigma / s.alpha
+        s = ctx.s
+        ratio_t, ratio_s = ctx.t.sigma / max(ctx.t.alpha, 1e-300), s.sigma / s.alpha
         down = ratio_s**2 / ratio_t
         up = max(ratio_s**2 - down**2, 0.0) ** 0.5
         moved = s.alpha * answer.denoised + s.alpha * down * noise
-        return moved + s.alpha * up * at.noise.fresh(at.step_index), state
+        return moved + s.alpha * up * ctx.noise.fresh(ctx.step_index), state
 
 
 SAMPLERS: Samplers = {

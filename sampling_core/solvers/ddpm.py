@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -20,17 +20,17 @@ class DDPM(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = at.t.sigma, at.s.sigma
-        denoised = (yield Query(x, at.t)).denoised
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = ctx.t.sigma, ctx.s.sigma
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
         kept_t, kept_s = 1 / (t * t + 1), 1 / (s * s + 1)
         alpha = kept_t / kept_s
-        noise = slope(x, denoised, at.t)
+        noise = ode_derivative(x, denoised, ctx.t)
         mean = (x * math.sqrt(kept_t) - (1 - alpha) / math.sqrt(1 - kept_t) * noise) / math.sqrt(alpha)
         if s == 0:
             return mean, state
         spread = math.sqrt((1 - alpha) * (1 - kept_s) / (1 - kept_t))
-        return (mean + spread * at.noise.fresh(at.step_index)) / math.sqrt(kept_s), state
+        return (mean + spread * ctx.noise.fresh(ctx.step_index)) / math.sqrt(kept_s), state
 
 
 SAMPLERS: Samplers = {

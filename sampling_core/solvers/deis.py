@@ -11,14 +11,14 @@ import math
 import numpy as np
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
-    slope,
+    ode_derivative,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
@@ -49,12 +49,12 @@ class DEIS(Multistep):
 
     order = 2
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        denoised = (yield Query(x, at.t)).denoised
-        slopes = state.with_(slope(x, denoised, at.t), at.t, SLOPES)
-        if len(slopes) == 1 or at.s.sigma == 0:
-            return ddim_step(x, denoised, at.t, at.s), slopes
-        start, stop = _time(at.t.sigma), _time(at.s.sigma)
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        slopes = state.with_(ode_derivative(x, denoised, ctx.t), ctx.t, SLOPES)
+        if len(slopes) == 1 or ctx.s.sigma == 0:
+            return ddim_step(x, denoised, ctx.t, ctx.s), slopes
+        start, stop = _time(ctx.t.sigma), _time(ctx.s.sigma)
         basis = lagrange_basis([_time(sigma) for sigma in slopes.levels[:, 1].tolist()], origin=start)
         # Gauss-Legendre: the integrand is smooth between two levels.
         t = start + (stop - start) * (_NODES + 1) / 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split, renoise, sigma_below
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
     level_like,
-    slope,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, log, rounded
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -27,25 +27,25 @@ def _halfway(t: Level, sigma: float) -> Level:
 
 def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
     """From `t` to `s` (sigma > 0) by the slope at the level between them."""
-    denoised = (yield Query(x, t)).denoised
-    halfway = x + (middle.sigma - t.sigma) * slope(x, denoised, t)
-    there = (yield Query(halfway, middle)).denoised
-    return x + (s.sigma - t.sigma) * slope(halfway, there, middle), NoState()
+    denoised = (yield DenoiseRequest(x, t)).denoised
+    halfway = x + (middle.sigma - t.sigma) * ode_derivative(x, denoised, t)
+    there = (yield DenoiseRequest(halfway, middle)).denoised
+    return x + (s.sigma - t.sigma) * ode_derivative(halfway, there, middle), NoState()
 
 
 def _to_zero(x: Latent, t: Level, s: Level) -> Step[NoState]:
     """A step to sigma 0 is Euler's: log sigma has no midpoint there."""
-    denoised = (yield Query(x, t)).denoised
+    denoised = (yield DenoiseRequest(x, t)).denoised
     return ddim_step(x, denoised, t, s), NoState()
 
 
 class DPM2(OneStep):
     order = 2
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        if at.s.sigma == 0:
-            return (yield from _to_zero(x, at.t, at.s))
-        return (yield from _midpoint(x, at.t, at.s, _halfway(at.t, at.s.sigma)))
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        if ctx.s.sigma == 0:
+            return (yield from _to_zero(x, ctx.t, ctx.s))
+        return (yield from _midpoint(x, ctx.t, ctx.s, _halfway(ctx.t, ctx.s.sigma)))
 
 
 class DPM2Ancestral(OneStep):
@@ -54,16 +54,16 @@ class DPM2Ancestral(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        if at.s.sigma == 0:
-            return (yield from _to_zero(x, at.t, at.s))
-        descent = ancestral_split(at.t, at.s)
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        if ctx.s.sigma == 0:
+            return (yield from _to_zero(x, ctx.t, ctx.s))
+        descent = ancestral_split(ctx.t, ctx.s)
         if descent.down.sigma == 0:
             # From high noise to very little, all digits cancel.
-            x, _ = yield from _to_zero(x, at.t, descent.down)
+            x, _ = yield from _to_zero(x, ctx.t, descent.down)
         else:
-            x, _ = yield from _midpoint(x, at.t, descent.down, _halfway(at.t, sigma_below(at.t, at.s)))
-        return renoise(x, descent, at), state
+            x, _ = yield from _midpoint(x, ctx.t, descent.down, _halfway(ctx.t, sigma_below(ctx.t, ctx.s)))
+        return renoise(x, descent, ctx), state
 
 
 SAMPLERS: Samplers = {

@@ -1,7 +1,7 @@
 """DPM-Solver (Lu et al. 2022) of orders 1 to 3 in t = -log sigma: methods that choose their own steps.
 
 `fast` spends a given number of evaluations on steps of order 3; `adaptive` steps by an error estimate.
-A step of theirs is a whole run: from `at.t` to the schedule's last positive level.
+A step of theirs is a whole run: from `ctx.t` to the schedule's last positive level.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
     DenoisedPrediction,
-    Interval,
-    Query,
+    DenoiseRequest,
     Samplers,
     Step,
+    StepContext,
     level_like,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
-Asking = Generator[Query, DenoisedPrediction, Latent]
+Asking = Generator[DenoiseRequest, DenoisedPrediction, Latent]
 
 
 class Seen(NamedTuple):
@@ -41,7 +41,7 @@ def last_positive(sigma_schedule: tuple[Level, ...]) -> Level:
 def _noise_in(x: Latent, t: float, like: Level) -> Asking:
     """The noise that the model sees in x at time t (equation 3.1's epsilon)."""
     sigma = math.exp(-t)
-    return (x - (yield Query(x, level_like(like, sigma))).denoised) / sigma
+    return (x - (yield DenoiseRequest(x, level_like(like, sigma))).denoised) / sigma
 
 
 def _first_order(x: Latent, noise: Latent, t: float, s: float) -> Latent:
@@ -74,10 +74,10 @@ class DPMFast:
     def init(self, x: Latent) -> Seen:
         return Seen(torch.zeros_like(x))
 
-    def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
-        like = at.t
-        start, stop = -math.log(at.t.sigma), -math.log(last_positive(at.sigma_schedule).sigma)
-        evaluations = at.remaining + 1
+    def step(self, x: Latent, state: Seen, ctx: StepContext) -> Step[Seen]:
+        like = ctx.t
+        start, stop = -math.log(ctx.t.sigma), -math.log(last_positive(ctx.sigma_schedule).sigma)
+        evaluations = ctx.remaining + 1
         count = evaluations // 3 + 1
         rest = evaluations % 3
         orders = [3] * (count - 1) + [rest] if rest else [3] * (count - 2) + [2, 1]
@@ -109,9 +109,9 @@ class DPMAdaptive:
     def init(self, x: Latent) -> Seen:
         return Seen(torch.zeros_like(x))
 
-    def step(self, x: Latent, state: Seen, at: Interval) -> Step[Seen]:
-        like = at.t
-        t, stop = -math.log(at.t.sigma), -math.log(last_positive(at.sigma_schedule).sigma)
+    def step(self, x: Latent, state: Seen, ctx: StepContext) -> Step[Seen]:
+        like = ctx.t
+        t, stop = -math.log(ctx.t.sigma), -math.log(last_positive(ctx.sigma_schedule).sigma)
         h, before = self.first_step, x
         while t < stop - 1e-5:
             s = min(stop, t + h)

@@ -9,33 +9,33 @@ from __future__ import annotations
 import math
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
 )
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-def _slope_weight(history: History, at: Interval) -> float:
+def _slope_weight(history: History, ctx: StepContext) -> float:
     """h / (2 h_before): how far the last change of the prediction is carried on."""
-    return math.log(at.t.sigma / at.s.sigma) / (2 * math.log(history.level(1).sigma / at.t.sigma))
+    return math.log(ctx.t.sigma / ctx.s.sigma) / (2 * math.log(history.level(1).sigma / ctx.t.sigma))
 
 
 class DPMpp2M(Multistep):
     order = 2
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        denoised = (yield Query(x, at.t)).denoised
-        now = state.with_(denoised, at.t, 1)
-        if len(state) == 0 or at.s.sigma == 0:
-            return ddim_step(x, denoised, at.t, at.s), now
-        ahead = denoised + _slope_weight(state, at) * (denoised - state.values[-1])
-        return ddim_step(x, ahead, at.t, at.s), now
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        now = state.with_(denoised, ctx.t, 1)
+        if len(state) == 0 or ctx.s.sigma == 0:
+            return ddim_step(x, denoised, ctx.t, ctx.s), now
+        ahead = denoised + _slope_weight(state, ctx) * (denoised - state.values[-1])
+        return ddim_step(x, ahead, ctx.t, ctx.s), now
 
 
 class DPMpp2MCfgPP(Multistep):
@@ -43,14 +43,14 @@ class DPMpp2MCfgPP(Multistep):
 
     order = 1
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        answer = yield Query(x, at.t, unconditional=True)
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=True)
         plain = unconditional(answer)
-        ratio = at.s.sigma / at.t.sigma
+        ratio = ctx.s.sigma / ctx.t.sigma
         moved = answer.denoised + ratio * (x - plain)
-        if len(state) > 0 and at.s.sigma > 0:
-            moved = moved + (1 - ratio) * _slope_weight(state, at) * (answer.denoised - state.values[-1])
-        return moved, state.with_(plain, at.t, 1)
+        if len(state) > 0 and ctx.s.sigma > 0:
+            moved = moved + (1 - ratio) * _slope_weight(state, ctx) * (answer.denoised - state.values[-1])
+        return moved, state.with_(plain, ctx.t, 1)
 
 
 SAMPLERS: Samplers = {

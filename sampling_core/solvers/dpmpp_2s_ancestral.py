@@ -5,14 +5,14 @@ from __future__ import annotations
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split, renoise, sigma_below
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
-    between,
+    StepContext,
     ddim_step,
+    interpolate_log_snr,
     level_like,
 )
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
@@ -26,25 +26,25 @@ def _middle(t: Level, s: Level) -> Level:
     """The level halfway in log-SNR."""
     if t.alpha == 0:
         return level_like(t, _BELOW_ONE)
-    return between(t, s, 1 / 2)
+    return interpolate_log_snr(t, s, 1 / 2)
 
 
 class DPMpp2SAncestral(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t = at.t
-        denoised = (yield Query(x, t)).denoised
-        if at.s.sigma == 0:
-            return ddim_step(x, denoised, t, at.s), state
-        descent = ancestral_split(t, at.s)
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t = ctx.t
+        denoised = (yield DenoiseRequest(x, t)).denoised
+        if ctx.s.sigma == 0:
+            return ddim_step(x, denoised, t, ctx.s), state
+        descent = ancestral_split(t, ctx.s)
         if descent.down.sigma == 0:
             # From high noise to very little, all digits cancel, and there is no midpoint.
-            return renoise(denoised, descent, at), state
-        middle = _middle(t, level_like(t, sigma_below(t, at.s)))
-        there = (yield Query(ddim_step(x, denoised, t, middle), middle)).denoised
-        return renoise(ddim_step(x, there, t, descent.down), descent, at), state
+            return renoise(denoised, descent, ctx), state
+        middle = _middle(t, level_like(t, sigma_below(t, ctx.s)))
+        there = (yield DenoiseRequest(ddim_step(x, denoised, t, middle), middle)).denoised
+        return renoise(ddim_step(x, there, t, descent.down), descent, ctx), state
 
 
 class DPMpp2SAncestralCfgPP(OneStep):
@@ -53,21 +53,23 @@ class DPMpp2SAncestralCfgPP(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = Level(1.0, at.t.sigma), Level(1.0, at.s.sigma)
-        answer = yield Query(x, at.t, unconditional=True)
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = Level(1.0, ctx.t.sigma), Level(1.0, ctx.s.sigma)
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=True)
         denoised = answer.denoised
         if s.sigma == 0:
             return denoised, state
         descent = ancestral_split(t, s)
         if descent.down.sigma == 0:
-            return renoise(denoised, descent, at), state
-        middle = between(t, Level(1.0, sigma_below(t, s)), 1 / 2)
+            return renoise(denoised, descent, ctx), state
+        middle = interpolate_log_snr(t, Level(1.0, sigma_below(t, s)), 1 / 2)
         shifted = x + (denoised - unconditional(answer))
-        there = yield Query(ddim_step(shifted, denoised, t, middle), level_like(at.t, middle.sigma), unconditional=True)
+        there = yield DenoiseRequest(
+            ddim_step(shifted, denoised, t, middle), level_like(ctx.t, middle.sigma), unconditional=True
+        )
         # The whole step is shifted by what the second evaluation says without the prompt.
         shifted = x + (denoised - unconditional(there))
-        return renoise(ddim_step(shifted, there.denoised, t, descent.down), descent, at), state
+        return renoise(ddim_step(shifted, there.denoised, t, descent.down), descent, ctx), state
 
 
 SAMPLERS: Samplers = {

@@ -6,12 +6,12 @@ import math
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     finite_snr,
     half_log_snr,
     on_gpu,
@@ -24,8 +24,8 @@ def _exponential(x: Latent, denoised: Latent, t: Level, s: Level, h: float) -> L
     return (s.sigma / t.sigma) * math.exp(-h) * x - s.alpha * math.expm1(-2 * h) * denoised
 
 
-def _noise(t: Level, s: Level, h: float, at: Interval) -> Latent:
-    return s.sigma * math.sqrt(-math.expm1(-2 * h)) * at.noise.between(t.sigma, s.sigma)
+def _noise(t: Level, s: Level, h: float, ctx: StepContext) -> Latent:
+    return s.sigma * math.sqrt(-math.expm1(-2 * h)) * ctx.noise.brownian_increment(t.sigma, s.sigma)
 
 
 class DPMpp2MSDE(Multistep):
@@ -37,9 +37,9 @@ class DPMpp2MSDE(Multistep):
     def __init__(self, *, heun: bool = False) -> None:
         self._heun = heun
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         now = state.with_(denoised, t, 1)
         if s.sigma == 0:
             return denoised, now
@@ -50,7 +50,7 @@ class DPMpp2MSDE(Multistep):
             grown = -math.expm1(-2 * h)
             weight = 1 - grown / (2 * h) if self._heun else grown / 2
             moved = moved + s.alpha * weight / ratio * (denoised - state.values[-1])
-        return moved + _noise(t, s, h, at), now
+        return moved + _noise(t, s, h, ctx), now
 
 
 class DPMpp3MSDE(Multistep):
@@ -59,9 +59,9 @@ class DPMpp3MSDE(Multistep):
     order = 0
     brownian = True
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         now = state.with_(denoised, t, 2)
         if s.sigma == 0:
             return denoised, now
@@ -81,7 +81,7 @@ class DPMpp3MSDE(Multistep):
                 moved = moved + s.alpha * (phi_2 * (change + r0 * bend) - phi_3 * bend)
             else:
                 moved = moved + s.alpha * phi_2 * change
-        return moved + _noise(t, s, h, at), now
+        return moved + _noise(t, s, h, ctx), now
 
 
 _SAMPLERS: Samplers = {

@@ -7,28 +7,28 @@ from numpy import float32
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
-    between,
+    StepContext,
     finite_snr,
     half_log_snr,
+    interpolate_log_snr,
     on_gpu,
 )
 from prefect_regional_diffusion.sampling_core.tensors.float32 import exp, logit
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-def _to(x: Latent, denoised: Latent, t: Level, s: Level, at: Interval) -> Latent:
+def _to(x: Latent, denoised: Latent, t: Level, s: Level, ctx: StepContext) -> Latent:
     """An ancestral step of noise ratio sigma / alpha from `t` to `s`, with the Brownian path's noise."""
     ratio_t, ratio_s = _noise_ratio(t), _noise_ratio(s)
     descent = ancestral_split(Level(1.0, ratio_t), Level(1.0, ratio_s))
     kept = descent.down.sigma / ratio_t
     moved = (s.alpha / t.alpha) * kept * x + s.alpha * (1 - kept) * denoised
-    return moved + s.alpha * descent.renoise * at.noise.between(t.sigma, s.sigma)
+    return moved + s.alpha * descent.renoise * ctx.noise.brownian_increment(t.sigma, s.sigma)
 
 
 def _noise_ratio(level: Level) -> float:
@@ -45,15 +45,15 @@ class DPMppSDE(OneStep):
     order = 0
     brownian = True
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         if s.sigma == 0:
             return denoised, state
-        middle = between(t, s, 1 / 2)
-        there = (yield Query(_to(x, denoised, t, middle, at), middle)).denoised
+        middle = interpolate_log_snr(t, s, 1 / 2)
+        there = (yield DenoiseRequest(_to(x, denoised, t, middle, ctx), middle)).denoised
         # With the midpoint at one half, the second prediction stands for the whole step.
-        return _to(x, there, t, s, at), state
+        return _to(x, there, t, s, ctx), state
 
 
 _SAMPLERS: Samplers = {

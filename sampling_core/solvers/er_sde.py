@@ -8,12 +8,12 @@ import numpy as np
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     finite_snr,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -35,9 +35,9 @@ class ERSDE(Multistep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         now = state.with_(denoised, t, 2)
         if s.sigma == 0:
             return denoised, now
@@ -59,7 +59,7 @@ class ERSDE(Multistep):
                 moment = float(np.sum((points - here) * inverse))
                 moved = moved + s.alpha * (width**2 / 2 + moment * scale_there) * bend
         spread = math.sqrt(max(there**2 - (here * kept) ** 2, 0.0))
-        return moved + s.alpha * spread * at.noise.fresh(at.step_index), now
+        return moved + s.alpha * spread * ctx.noise.fresh(ctx.step_index), now
 
 
 SAMPLERS: Samplers = {

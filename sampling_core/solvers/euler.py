@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -17,9 +17,9 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 class Euler(OneStep):
     order = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        denoised = (yield Query(x, at.t)).denoised
-        return ddim_step(x, denoised, at.t, at.s), state
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        return ddim_step(x, denoised, ctx.t, ctx.s), state
 
 
 SAMPLERS: Samplers = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -26,15 +26,15 @@ class GradientEstimation(Multistep):
     def __init__(self, *, cfg_pp: bool = False) -> None:
         self._cfg_pp = cfg_pp
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        answer = yield Query(x, at.t, unconditional=self._cfg_pp)
-        here = slope(x, unconditional(answer) if self._cfg_pp else answer.denoised, at.t)
-        now = state.with_(here, at.t, 1)
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=self._cfg_pp)
+        here = ode_derivative(x, unconditional(answer) if self._cfg_pp else answer.denoised, ctx.t)
+        now = state.with_(here, ctx.t, 1)
+        if ctx.s.sigma == 0:
             return answer.denoised, now
-        moved = answer.denoised + at.s.sigma * here
+        moved = answer.denoised + ctx.s.sigma * here
         if len(state) > 0:
-            moved = moved + (GAMMA - 1) * (at.s.sigma - at.t.sigma) * (here - state.values[-1])
+            moved = moved + (GAMMA - 1) * (ctx.s.sigma - ctx.t.sigma) * (here - state.values[-1])
         return moved, now
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
-    slope,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -18,15 +18,17 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 class Heun(OneStep):
     order = 2
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = at.t, at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = ctx.t, ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         guess = ddim_step(x, denoised, t, s)
         if s.sigma == 0:
             # The slope is not defined at sigma 0, and the Euler step already landed on the prediction.
             return guess, state
-        corrected = (yield Query(guess, s)).denoised
-        return x + (s.sigma - t.sigma) * (slope(x, denoised, t) + slope(guess, corrected, s)) / 2, state
+        corrected = (yield DenoiseRequest(guess, s)).denoised
+        return x + (s.sigma - t.sigma) * (
+            ode_derivative(x, denoised, t) + ode_derivative(guess, corrected, s)
+        ) / 2, state
 
 
 SAMPLERS: Samplers = {

@@ -6,14 +6,14 @@ The weights tend to a first-order method's: they depend on where the run started
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
+    StepContext,
     ddim_step,
-    slope,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -21,22 +21,22 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 class HeunPP2(OneStep):
     order = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = at.t, at.s
-        first, last = at.sigma_schedule[0].sigma, at.sigma_schedule[-1].sigma
-        denoised = (yield Query(x, t)).denoised
-        here = slope(x, denoised, t)
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = ctx.t, ctx.s
+        first, last = ctx.sigma_schedule[0].sigma, ctx.sigma_schedule[-1].sigma
+        denoised = (yield DenoiseRequest(x, t)).denoised
+        here = ode_derivative(x, denoised, t)
         if s.sigma == last:
             return ddim_step(x, denoised, t, s), state
         ahead = x + (s.sigma - t.sigma) * here
-        next_slope = slope(ahead, (yield Query(ahead, s)).denoised, s)
-        after = at.sigma_schedule[at.step_index + 2]
+        next_slope = ode_derivative(ahead, (yield DenoiseRequest(ahead, s)).denoised, s)
+        after = ctx.sigma_schedule[ctx.step_index + 2]
         if after.sigma == last:
             share = s.sigma / (2 * first)
             mean = (1 - share) * here + share * next_slope
         else:
             further = ahead + (after.sigma - s.sigma) * next_slope
-            last_slope = slope(further, (yield Query(further, after)).denoised, after)
+            last_slope = ode_derivative(further, (yield DenoiseRequest(further, after)).denoised, after)
             share, share_after = s.sigma / (3 * first), after.sigma / (3 * first)
             mean = (1 - share - share_after) * here + share * next_slope + share_after * last_slope
         return x + (s.sigma - t.sigma) * mean, state

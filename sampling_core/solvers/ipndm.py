@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -30,12 +30,12 @@ class IPNDM(Multistep):
         self._uneven = uneven
         self.order = 2 if uneven else 1
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        denoised = (yield Query(x, at.t)).denoised
-        slopes = state.with_(slope(x, denoised, at.t), at.t, 4)
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        slopes = state.with_(ode_derivative(x, denoised, ctx.t), ctx.t, 4)
+        if ctx.s.sigma == 0:
             return denoised, slopes
-        sigmas = [at.s.sigma, *reversed(slopes.levels[:, 1].tolist())]
+        sigmas = [ctx.s.sigma, *reversed(slopes.levels[:, 1].tolist())]
         steps = [a - b for a, b in pairwise(sigmas)]
         weights = _for_uneven(steps) if self._uneven else _EVEN[len(steps) - 1]
         return x + steps[0] * weighted_sum(weights, list(slopes.values.flip(0))), slopes

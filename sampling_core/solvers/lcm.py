@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.solvers.base import Interval, NoState, OneStep, Query, Samplers, Step
+from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
+    NoState,
+    OneStep,
+    Samplers,
+    Step,
+    StepContext,
+)
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
@@ -10,11 +17,11 @@ class LCM(OneStep):
     order = 0
     draws = 1
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        denoised = (yield Query(x, at.t)).denoised
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        if ctx.s.sigma == 0:
             return denoised, state
-        return at.s.alpha * denoised + at.s.sigma * at.noise.fresh(at.step_index), state
+        return ctx.s.alpha * denoised + ctx.s.sigma * ctx.noise.fresh(ctx.step_index), state
 
 
 SAMPLERS: Samplers = {

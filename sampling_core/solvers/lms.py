@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.solvers.lagrange import lagrange_basis
@@ -23,12 +23,12 @@ class LMS(Multistep):
 
     order = 2
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        denoised = (yield Query(x, at.t)).denoised
-        slopes = state.with_(slope(x, denoised, at.t), at.t, SLOPES)
-        if at.s.sigma == 0:
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        denoised = (yield DenoiseRequest(x, ctx.t)).denoised
+        slopes = state.with_(ode_derivative(x, denoised, ctx.t), ctx.t, SLOPES)
+        if ctx.s.sigma == 0:
             return denoised, slopes
-        start, stop = at.t.sigma, at.s.sigma
+        start, stop = ctx.t.sigma, ctx.s.sigma
         basis = lagrange_basis(slopes.levels[:, 1].tolist(), origin=start)
         weights = [float(polynomial.integ()(stop - start)) for polynomial in basis]
         return x + weighted_sum(weights, list(slopes.values)), slopes

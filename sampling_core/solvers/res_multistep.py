@@ -7,13 +7,13 @@ import math
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.ancestral import ancestral_split
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
     Multistep,
-    Query,
     Samplers,
     Step,
-    slope,
+    StepContext,
+    ode_derivative,
 )
 from prefect_regional_diffusion.sampling_core.solvers.cfg_pp import unconditional
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -37,13 +37,13 @@ class RESMultistep(Multistep):
         descent = ancestral_split(Level(1.0, t), Level(1.0, s))
         return descent.down.sigma, descent.renoise
 
-    def step(self, x: Latent, state: History, at: Interval) -> Step[History]:
-        t, s = at.t.sigma, at.s.sigma
-        answer = yield Query(x, at.t, unconditional=self._cfg_pp)
+    def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
+        t, s = ctx.t.sigma, ctx.s.sigma
+        answer = yield DenoiseRequest(x, ctx.t, unconditional=self._cfg_pp)
         believed = unconditional(answer) if self._cfg_pp else answer.denoised
         down, up = self._down(t, s)
         if down == 0 or len(state) == 0:
-            moved = answer.denoised + down * slope(x, believed, at.t)
+            moved = answer.denoised + down * ode_derivative(x, believed, ctx.t)
         else:
             before = state.level(1).sigma
             h = math.log(t / down)
@@ -55,8 +55,8 @@ class RESMultistep(Multistep):
             weights = phi_1 - phi_2 / ratio, phi_2 / ratio
             moved = math.exp(-h) * x + h * (weights[0] * believed + weights[1] * state.values[-1])
         if up > 0:
-            moved = moved + up * at.noise.fresh(at.step_index)
-        return moved, state.with_(believed, at.t, 1)
+            moved = moved + up * ctx.noise.fresh(ctx.step_index)
+        return moved, state.with_(believed, ctx.t, 1)
 
 
 SAMPLERS: Samplers = {

@@ -13,11 +13,11 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
-    Query,
     Samplers,
     Step,
+    StepContext,
     finite_snr,
     half_log_snr,
     weighted_sum,
@@ -47,9 +47,9 @@ def _tau(s: Level, levels: ModelLevels) -> float:
     return 1.0 if levels.percent_to_sigma(0.2) >= s.sigma >= levels.percent_to_sigma(0.8) else 0.0
 
 
-def _without_noise(at: Interval) -> int:
+def _without_noise(ctx: StepContext) -> int:
     """Steps before this one that drew none."""
-    return sum(_tau(level, at.levels) == 0 for level in at.sigma_schedule[1 : at.step_index + 1])
+    return sum(_tau(level, ctx.levels) == 0 for level in ctx.sigma_schedule[1 : ctx.step_index + 1])
 
 
 def _adams_weights(lambdas: Sequence[float], start: float, stop: float, tau: float) -> list[float]:
@@ -81,24 +81,24 @@ class SASolver:
         empty = History.empty(x)
         return SAState(empty.values, empty.levels, x, torch.zeros_like(x), torch.zeros((), dtype=torch.float64), x)
 
-    def step(self, x: Latent, state: SAState, at: Interval) -> Step[SAState]:
-        t, s = finite_snr(at.t, at.levels), at.s
+    def step(self, x: Latent, state: SAState, ctx: StepContext) -> Step[SAState]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
         past = History(state.values, state.levels)
-        denoised = (yield Query(x, t)).denoised
+        denoised = (yield DenoiseRequest(x, t)).denoised
         seen = past.with_(denoised, t, CORRECTOR)
         # A schedule that ends at sigma 0 is walked with lower orders towards its end.
-        ends = at.sigma_schedule[-1].sigma == 0
+        ends = ctx.sigma_schedule[-1].sigma == 0
         corrector = 0 if len(past) == 0 or (s.sigma == 0 and not self._pece) else len(seen)
-        corrector = min(corrector, at.remaining + 1) if ends else corrector
+        corrector = min(corrector, ctx.remaining + 1) if ends else corrector
         if corrector > 0:
             before = past.level(1)
             corrected = self._move(state.corrected, seen, corrector, before, t, float(state.tau)) + state.noise
             # What others made of the latent since the last step is kept: only the correction is added.
             x = x + (corrected - state.moved)
             if self._pece:
-                denoised = (yield Query(x, t)).denoised
+                denoised = (yield DenoiseRequest(x, t)).denoised
                 seen = past.with_(denoised, t, CORRECTOR)
-        tau, noise = _tau(s, at.levels), torch.zeros_like(x)
+        tau, noise = _tau(s, ctx.levels), torch.zeros_like(x)
         if s.sigma == 0:
             return denoised, SAState(*seen, x, noise, state.tau, denoised)
         if tau > 0:
@@ -106,13 +106,13 @@ class SASolver:
             noise = (
                 s.sigma
                 * math.sqrt(-math.expm1(-2 * tau**2 * h))
-                * at.noise.fresh(at.step_index, skipped=_without_noise(at))
+                * ctx.noise.fresh(ctx.step_index, skipped=_without_noise(ctx))
             )
         now = SAState(*seen, x, noise, torch.tensor(tau, dtype=torch.float64), x)
-        if self._unfinished and at.remaining == 0:
+        if self._unfinished and ctx.remaining == 0:
             return x, now
         predictor = min(PREDICTOR, len(seen))
-        predictor = min(predictor, at.remaining) if ends else predictor
+        predictor = min(predictor, ctx.remaining) if ends else predictor
         moved = self._move(x, seen, predictor, t, s, tau) + noise
         return moved, now._replace(moved=moved)
 

@@ -6,15 +6,15 @@ import math
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
-    Interval,
+    DenoiseRequest,
     NoState,
     OneStep,
-    Query,
     Samplers,
     Step,
-    between,
+    StepContext,
     finite_snr,
     half_log_snr,
+    interpolate_log_snr,
     weighted_sum,
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -45,17 +45,17 @@ class SEEDS2(OneStep):
     order = 0
     draws = 2
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        denoised = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        denoised = (yield DenoiseRequest(x, t)).denoised
         if s.sigma == 0:
             return denoised, state
         h = half_log_snr(s) - half_log_snr(t)
-        middle = between(t, s, 1 / 2)
-        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 2)
+        middle = interpolate_log_snr(t, s, 1 / 2)
+        noise = _mixed(None, ctx.noise.fresh(ctx.step_index, 0), h / 2)
         halfway = _moved(x, t, middle, h / 2, middle.alpha * _phi_1(h / 2) * denoised, noise)
-        there = (yield Query(halfway, middle)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 2)
+        there = (yield DenoiseRequest(halfway, middle)).denoised
+        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 1), h / 2)
         return _moved(x, t, s, h, s.alpha * _phi_1(h) * there, noise), state
 
 
@@ -63,22 +63,22 @@ class SEEDS3(OneStep):
     order = 0
     draws = 3
 
-    def step(self, x: Latent, state: NoState, at: Interval) -> Step[NoState]:
-        t, s = finite_snr(at.t, at.levels), at.s
-        first = (yield Query(x, t)).denoised
+    def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
+        t, s = finite_snr(ctx.t, ctx.levels), ctx.s
+        first = (yield DenoiseRequest(x, t)).denoised
         if s.sigma == 0:
             return first, state
         h = half_log_snr(s) - half_log_snr(t)
-        third, two_thirds = between(t, s, 1 / 3), between(t, s, 2 / 3)
-        noise = _mixed(None, at.noise.fresh(at.step_index, 0), h / 3)
+        third, two_thirds = interpolate_log_snr(t, s, 1 / 3), interpolate_log_snr(t, s, 2 / 3)
+        noise = _mixed(None, ctx.noise.fresh(ctx.step_index, 0), h / 3)
         guess = _moved(x, t, third, h / 3, third.alpha * _phi_1(h / 3) * first, noise)
-        second = (yield Query(guess, third)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.step_index, 1), h / 3)
+        second = (yield DenoiseRequest(guess, third)).denoised
+        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 1), h / 3)
         late = 2 * _phi_2(2 * h / 3)
         mean = weighted_sum([_phi_1(2 * h / 3) - late, late], [first, second])
         guess = _moved(x, t, two_thirds, 2 * h / 3, two_thirds.alpha * mean, noise)
-        last = (yield Query(guess, two_thirds)).denoised
-        noise = _mixed(noise, at.noise.fresh(at.step_index, 2), h / 3)
+        last = (yield DenoiseRequest(guess, two_thirds)).denoised
+        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 2), h / 3)
         late = 1.5 * _phi_2(h)
         mean = weighted_sum([_phi_1(h) - late, late], [first, last])
         return _moved(x, t, s, h, s.alpha * mean, noise), state

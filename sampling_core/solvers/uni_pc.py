@@ -11,11 +11,11 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import (
+    DenoiseRequest,
     History,
-    Interval,
-    Query,
     Samplers,
     Step,
+    StepContext,
     level_like,
     weighted_sum,
 )
@@ -60,25 +60,25 @@ class UniPC:
     def init(self, x: Latent) -> UniPCState:
         return UniPCState(*History.empty(x), x, x)
 
-    def step(self, x: Latent, state: UniPCState, at: Interval) -> Step[UniPCState]:
-        t = at.t
-        s = at.s if at.s.sigma > 0 else level_like(t, LAST_SIGMA)
+    def step(self, x: Latent, state: UniPCState, ctx: StepContext) -> Step[UniPCState]:
+        t = ctx.t
+        s = ctx.s if ctx.s.sigma > 0 else level_like(t, LAST_SIGMA)
         past = History(state.values, state.levels)
-        denoised = (yield Query(x, t)).denoised
+        denoised = (yield DenoiseRequest(x, t)).denoised
         seen = past.with_(denoised, t, ORDER)
-        if self._short and at.step_index + at.remaining == 0:
+        if self._short and ctx.step_index + ctx.remaining == 0:
             rescaled = x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2))
             return rescaled, UniPCState(*seen, x, rescaled)
         if len(past) > 0:
-            order = min(self._order_at(at.step_index, at), len(past))
+            order = min(self._order_at(ctx.step_index, ctx), len(past))
             # What others made of the latent since the last step is kept: only the correction is added.
             x = x + (self._corrected(state.corrected, past, denoised, t, order) - state.moved)
-        moved = self._predicted(x, seen, s, min(self._order_at(at.step_index + 1, at), len(seen)))
+        moved = self._predicted(x, seen, s, min(self._order_at(ctx.step_index + 1, ctx), len(seen)))
         return moved, UniPCState(*seen, x, moved)
 
-    def _order_at(self, index: int, at: Interval) -> int:
+    def _order_at(self, index: int, ctx: StepContext) -> int:
         """The order of the update that ends at `schedule[index]`: it grows from 1 and falls towards the end."""
-        steps = at.step_index + at.remaining + 1
+        steps = ctx.step_index + ctx.remaining + 1
         most = min(ORDER, steps - 1 if self._short else max(steps - 1, 1))
         return index if index < most else min(most, steps + 1 - index)
 

@@ -69,7 +69,7 @@ class RenderContext:
     def segments(self) -> tuple[SegmentKey, ...]:
         """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
         context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
-        return named(self.composition.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests)
+        return named(self.sampling_run.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests)
 
     def folder_of(self, segment: SegmentKey) -> Folder:
         """Where a segment's states are."""
@@ -99,7 +99,7 @@ class RenderContext:
         return self._stored(self.mask_key, self.mask_specs)
 
     @cached_property
-    def composition(self) -> SamplingRun[Any]:
+    def sampling_run(self) -> SamplingRun[Any]:
         """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
         run, inputs = self._prepared.run, self.inputs
         job, clean = self._prepared.resolved, self._empty_latent
@@ -108,7 +108,7 @@ class RenderContext:
             run = composed(job, self.folders, inputs, clean)
         if job.init_image is None:
             return run
-        return run.started_from(clean + self._stored(self.start_key, self.start_specs)["latent"])
+        return run.with_init_latent(clean + self._stored(self.start_key, self.start_specs)["latent"])
 
     @property
     def _empty_latent(self) -> Latent:
@@ -166,7 +166,7 @@ class RenderContext:
     def conditionings(self) -> dict[PromptKey, Conditioning]:
         """What the models are told of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
         found: dict[PromptKey, Conditioning] = {}
-        for prompt in self.composition.prompts:
+        for prompt in self.sampling_run.prompts:
             folder = self.folders[prompt.model]
             stored = self._stored(self.prompt_key(prompt), self.prompt_specs(prompt))
             found[prompt] = Conditioning(stored, folder.facts.repeatable)

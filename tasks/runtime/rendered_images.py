@@ -68,7 +68,7 @@ def is_rendered(run: RenderContext) -> bool:
     if run.job.init_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
     drawn = _whole(run.store, run.job_hash, run.job)
-    return drawn is not None and drawn.latents == run.state_key(run.composition.steps)
+    return drawn is not None and drawn.latents == run.state_key(run.sampling_run.steps)
 
 
 def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[RenderRecord, list[bytes]] | None:

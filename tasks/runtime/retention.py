@@ -91,7 +91,7 @@ class RunRecord(Record):
 def begin(run: RenderContext, name: str) -> RunRecord:
     """Tell the store of a run. One that is told already stays as it is."""
     known = RunRecord(
-        name=name, job_hash=run.job_hash, steps=run.composition.steps, segments=run.segments, begun=time.time()
+        name=name, job_hash=run.job_hash, steps=run.sampling_run.steps, segments=run.segments, begun=time.time()
     )
     if run_record_of(run) is None:
         run.store.write_json(run.key, known.model_dump(mode="json"))
@@ -101,7 +101,7 @@ def begin(run: RenderContext, name: str) -> RunRecord:
 def run_record_of(run: RenderContext) -> RunRecord | None:
     """What the store knows of a run; None if nothing, or what is told of another one."""
     known = read_record(run.store, run.key, RunRecord)
-    own = (run.job_hash, run.composition.steps, run.segments)
+    own = (run.job_hash, run.sampling_run.steps, run.segments)
     if known is not None and (known.job_hash, known.steps, known.segments) != own:
         run.store.tell_unfit(run.key, ValueError("it tells of another run"))
         return None

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
@@ -35,12 +35,12 @@ class RunBatch:
         self.members = tuple(members)
 
     @cached_property
-    def _networks(self) -> Networks:
+    def _networks(self) -> EvaluationContext:
         """The networks, with what was found of their memory: a forward that was too large is not tried again."""
         runs = [member.run for member in self.members]
         conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
         networks = {name: run.denoiser(name) for run in runs for name in run.models}
-        return Networks(networks, conditionings, settings().max_forward_rows)
+        return EvaluationContext(networks, conditionings, settings().max_forward_rows)
 
     @property
     def _slowest(self) -> RunProgress:
@@ -55,12 +55,12 @@ class RunBatch:
     def base_only_steps(self) -> int:
         """Up to this step, all that take part sample their base alone."""
         going = [member for member in self.members if member.left]
-        alone = min((member.run.composition.base_only_steps - member.done for member in going), default=0)
+        alone = min((member.run.sampling_run.base_only_steps - member.done for member in going), default=0)
         return self.done + max(alone, 0)
 
     def ends(self) -> list[int]:
         """Steps, in order, after which a state is kept: where other jobs can go on, and the last one."""
-        done, last = self.done, self._slowest.run.composition.steps
+        done, last = self.done, self._slowest.run.sampling_run.steps
         parting = {segment.first - member.done for member in self.members for segment in member.run.segments}
         ends = {self.base_only_steps, *(done + steps for steps in parting)}
         return [*sorted(end for end in ends if done < end < last), last]
@@ -71,7 +71,7 @@ class RunBatch:
         for _ in range(steps):
             going = [i for i, member in enumerate(self.members) if member.left]
             asked = [
-                Member(member.run.composition, member.state, member.run.state_key(member.done + 1))
+                Member(member.run.sampling_run, member.state, member.run.state_key(member.done + 1))
                 for member in (self.members[i] for i in going)
             ]
             states, count = advance_together(asked, self._networks)
@@ -87,7 +87,7 @@ class RunBatch:
         """Steps of all runs together: finished ones, and all."""
         return (
             sum(member.done for member in self.members),
-            sum(member.run.composition.steps for member in self.members),
+            sum(member.run.sampling_run.steps for member in self.members),
         )
 
     def states(self) -> dict[TensorKey, RunProgress]:

@@ -36,12 +36,12 @@ class RunProgress(NamedTuple):
     @property
     def done(self) -> int:
         """Finished steps."""
-        return self.run.composition.done(self.state)
+        return self.run.sampling_run.steps_done(self.state)
 
     @property
     def left(self) -> int:
         """Steps that are still to be taken."""
-        return self.run.composition.steps - self.done
+        return self.run.sampling_run.steps - self.done
 
     @property
     def state_key(self) -> TensorKey:
@@ -51,27 +51,27 @@ class RunProgress(NamedTuple):
     @property
     def latents(self) -> Latent:
         """The finished latents [b, c, h, w], after the last step."""
-        return self.run.composition.pictures(self.state)
+        return self.run.sampling_run.final_latents(self.state)
 
     @property
     def expected(self) -> Latent:
         """A guess at the finished latents [b, c, h, w]."""
-        return self.run.composition.expected(self.state if self.before is None else self.before, self.state)
+        return self.run.sampling_run.predicted_clean(self.state if self.before is None else self.before, self.state)
 
     def moved_to(self, state: Any) -> RunProgress:
         """One step further, on this process' device."""
-        devices = with_step(self.devices, self.run.composition.done(state), device_name())
+        devices = with_step(self.devices, self.run.sampling_run.steps_done(state), device_name())
         return RunProgress(self.run, state, devices, self.state)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The state, and which devices drew it, as the store keeps them."""
-        return self.run.composition.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
+        return self.run.sampling_run.to_tensors(self.state) | {_DEVICES: to_tensor(self.devices)}
 
 
 async def newest(run: RenderContext) -> RunProgress:
     """A run with the newest state that the store has whole, written by this run or another one."""
     listed = await map_concurrently(lambda segment: run.store.names(run.folder_of(segment)), run.segments)
-    end = run.composition.steps
+    end = run.sampling_run.steps
     for segment, names in reversed(list(zip(run.segments, listed, strict=True))):
         steps = {step for step in map(step_of, names) if step is not None and segment.first < step <= end}
         for step in sorted(steps, reverse=True):
@@ -79,19 +79,19 @@ async def newest(run: RenderContext) -> RunProgress:
             if restored is not None:
                 return restored
         end = segment.first
-    return RunProgress(run, run.composition.begin())
+    return RunProgress(run, run.sampling_run.initial_state())
 
 
 def _restored(run: RenderContext, step: int) -> RunProgress | None:
     """The run in the state after a step; None if the store has none, or something else in its place."""
-    key, composition = run.state_key(step), run.composition
+    key, composition = run.state_key(step), run.sampling_run
     tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})
     if tensors is None:
         return None
     devices = from_tensor(tensors.pop(_DEVICES), step)
     try:
         state = composition.from_tensors(tensors)
-        if composition.done(state) == step:
+        if composition.steps_done(state) == step:
             return RunProgress(run, state, devices)
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
         run.store.tell_unfit(key, error)

@@ -131,7 +131,7 @@ class RunArtifacts:
 
 def _plan(run: RenderContext) -> str:
     """Rows and forwards per step, as a table."""
-    planned = cost(run.composition, settings().max_forward_rows, prompts=run.unencoded)
+    planned = cost(run.sampling_run, settings().max_forward_rows, prompts=run.unencoded)
     rows = "\n".join(
         f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in planned.runs()[:40]
     )

@@ -14,16 +14,16 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig, full_run
 from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass, passes_of
-from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, Sequential
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, Networks, evaluate
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.names import RecoveryMode
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
-from prefect_regional_diffusion.sampling_core.solvers import Query
+from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from tests.problems import conditionings
 from tests.recordings import SCALING, Case, Recordings
 
@@ -53,11 +53,11 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
     }
 
 
-def using(recordings: Recordings) -> Networks:
+def using(recordings: Recordings) -> EvaluationContext:
     told: dict[PromptKey, Conditioning] = {}
     for model in LEVELS:
         told |= conditionings(recordings.conditionings, model)
-    return Networks(networks(recordings.folder), told)
+    return EvaluationContext(networks(recordings.folder), told)
 
 
 def walked(
@@ -67,11 +67,11 @@ def walked(
     if latent.shape[1] != CHANNELS and not bool(latent.any()):
         # Empty latents get as many channels as the networks take.
         latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if passes else latent
-    run = Sequential(tuple(passes), latent, cells=cells)
-    walk, total = run.begin(), Count()
+    run = SequentialSamplingRun(tuple(passes), latent, cells=cells)
+    walk, total = run.initial_state(), Count()
     for reached, count in iterate(run, walk, using(recordings)):
         walk, total = reached, total.plus(count)
-    return run.pictures(walk), total
+    return run.final_latents(walk), total
 
 
 def _alone(case: Case, recordings: Recordings, call: KSamplerCall, latent: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def recovery_mode(name: str) -> RecoveryMode:
 def denoiser(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     guidance = ClassifierFreeGuidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
-    query = Query(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
+    query = DenoiseRequest(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
     answers, count = evaluate([(query, guidance)], using(recordings))
     check_cost(case, count)
     return answers[0].denoised
