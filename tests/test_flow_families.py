@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
@@ -59,10 +63,37 @@ KINDS = {
         4.0,
     ),
 }
+READING = "prefect_regional_diffusion.sampling_core.models.loading.read_tensors"
 REGIONS = [
     {"prompt": "a dog", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}, "feather": 24},
     {"prompt": "a blue Cat", "mask": {"x": 0.5, "y": 0.25, "width": 0.5, "height": 0.75}},
 ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, FlowSizes], Path]:
+    """A folder of a kind, made once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @cache
+    def of(kind: str, seed: int, sizes: FlowSizes) -> Path:
+        name = f"{kind} {seed} {sizes.text[0]}"
+        return Path(KINDS[kind].made(folder / name, seed, sizes))
+
+    return of
+
+
+Placed = Callable[..., None]
+
+
+@pytest.fixture
+def place(made: Callable[[str, int, FlowSizes], Path]) -> Placed:
+    """Copies a folder of a kind to `model`."""
+
+    def of(kind: str, seed: int = 0, sizes: FlowSizes = SMALL) -> None:
+        shutil.copytree(made(kind, seed, sizes), "model")
+
+    return of
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +125,8 @@ def share_alike(one: Picture, other: Picture) -> float:
 
 @pytest.mark.parametrize(("seed", "sizes"), [(0, SMALL), (1, OTHER)], ids=["small", "other"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_draws_what_the_pipeline_draws(kind: str, seed: int, sizes: FlowSizes) -> None:
-    KINDS[kind].made(Path("model"), seed, sizes)
+def test_it_draws_what_the_pipeline_draws(kind: str, seed: int, sizes: FlowSizes, place: Placed) -> None:
+    place(kind, seed, sizes)
     job = job_of(kind, seed=seed)
     ours = drawn(job)
     assert ours.std() > 20, "there is something to see"
@@ -115,16 +146,16 @@ def test_it_draws_what_the_pipeline_draws(kind: str, seed: int, sizes: FlowSizes
     ],
     ids=str,
 )
-def test_whatever_is_asked(kind: str, fields: dict[str, Any]) -> None:
-    KINDS[kind].made(Path("model"), 2, SMALL)
+def test_whatever_is_asked(kind: str, fields: dict[str, Any], place: Placed) -> None:
+    place(kind, 2)
     job = job_of(kind, **fields)
     assert share_alike(drawn(job), expected(kind, job)) >= 0.999
 
 
 @pytest.mark.parametrize("kind", ["sd3", "z-image"])
 @pytest.mark.parametrize("fields", [{"negative_prompt": "ugly"}, {"cfg": 1.0}], ids=str)
-def test_classifier_free_guidance(fields: dict[str, Any], kind: str) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
+def test_classifier_free_guidance(fields: dict[str, Any], kind: str, place: Placed) -> None:
+    place(kind)
     job = job_of(kind, **fields)
     ours = drawn(job)
     assert share_alike(ours, expected(kind, job)) >= 0.999
@@ -132,8 +163,8 @@ def test_classifier_free_guidance(fields: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd3 without T5", "flux dev", "flux schnell", "z-image"])
-def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
+def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str, place: Placed) -> None:
+    place(kind)
     job = job_of(kind, regions=REGIONS)
     whole = drawn(job, 2)
     base = drawn(job | {"regions": []})
@@ -150,16 +181,28 @@ def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux dev", "z-image"])
-def test_the_original_nodes_draw_with_it(kind: str) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
+def test_the_original_nodes_draw_with_it(kind: str, place: Placed) -> None:
+    place(kind)
     job = job_of(kind, regions=REGIONS, composition="sequential", base_only_steps=1)
     assert drawn(job).std() > 20
 
 
+@pytest.mark.parametrize("kind", ["sd3", "flux dev"])
+def test_pictures_come_to_the_latents_that_the_pipeline_has(kind: str, place: Placed) -> None:
+    place(kind)
+    picture = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    vae = AutoencoderKL.from_pretrained("model/vae")
+    with torch.inference_mode():
+        mean = vae.encode((picture / 127.5 - 1).permute(2, 0, 1)[None]).latent_dist.mean
+    expected = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    ours = open_folder("model").load_autoencoder("cpu", torch.float32).encode(picture)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_planned_without_its_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
-    monkeypatch.setattr("safetensors.torch.load_file", lambda *_: pytest.fail("weights were read"))
+def test_it_is_planned_without_its_weights(kind: str, monkeypatch: pytest.MonkeyPatch, place: Placed) -> None:
+    place(kind)
+    monkeypatch.setattr(READING, lambda *_: pytest.fail("weights were read"))
     plan = prepare(parse_job(job_of(kind, regions=REGIONS)))
     assert plan.cost.most_rows == (3 if kind.startswith("flux") else 4)
     assert plan.memory_bytes() > plan.folder.numbers * 4
@@ -167,8 +210,8 @@ def test_it_is_planned_without_its_weights(kind: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kind", ["sd3", "flux dev", "z-image"])
 @pytest.mark.parametrize(("field", "pixels"), [("width", 136), ("height", 72)])
-def test_canvases_are_whole_tokens(kind: str, field: str, pixels: int) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
+def test_canvases_are_whole_tokens(kind: str, field: str, pixels: int, place: Placed) -> None:
+    place(kind)
     with pytest.raises(BadInput, match=rf"^{field}: {pixels} .*a multiple of 16"):
         prepare(parse_job(job_of(kind, **{field: pixels})))
 
@@ -189,14 +232,16 @@ def test_a_canvas_without_positions_is_refused(kind: str) -> None:
     [
         ("flux dev", {"negative_prompt": "ugly"}, r"^negative_prompt: .*FLUX.1 dev takes no negative prompt"),
         ("flux dev", {"sampler": "euler_cfg_pp"}, r"^sampler: .*FLUX.1 dev has one prediction"),
+        ("flux schnell", {"negative_prompt": "ugly"}, r"^negative_prompt: .*FLUX.1 schnell takes no negative prompt"),
         ("flux schnell", {"cfg": 3.5}, r"^cfg: 3.5 .*FLUX.1 schnell has no guidance"),
         ("flux dev", {"scheduler": "GITS"}, r"^scheduler: .*flow model"),
     ],
 )
 def test_guidance_that_it_does_not_have_is_refused(
-    kind: str, fields: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, fields: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch, place: Placed
 ) -> None:
-    KINDS[kind].made(Path("model"), 0, SMALL)
+    place(kind)
+    monkeypatch.setattr(READING, lambda *_: pytest.fail("weights were read"))
     with pytest.raises(BadInput, match=told) as refused:
         prepare(parse_job(job_of(kind, **fields)))
     assert "\n" not in str(refused.value)
@@ -271,10 +316,10 @@ CHANGES: list[tuple[str, str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "file", "changes", "told"), CHANGES, ids=[change[-1] for change in CHANGES])
 def test_what_does_not_fit_is_refused_by_name(
-    kind: str, file: str, changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, file: str, changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch, place: Placed
 ) -> None:
     """In one line, and before weights are read."""
-    KINDS[kind].made(Path("model"), 0, SMALL)
+    place(kind)
     path = Path("model") / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     monkeypatch.setattr(ModelFiles, "digest", lambda *_: pytest.fail("weights were read"))
