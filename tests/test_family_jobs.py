@@ -202,7 +202,7 @@ def edit(name: str, **changes: Any) -> None:
         (
             "model_index.json",
             {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]},
-            r"allowed: transformers CLIPTextModel \(code",
+            r"not transformers CLIPTextModel \(code",
         ),
         ("model_index.json", {"tokenizer_2": ["transformers", "T5Tokenizer"]}, r"T5Tokenizer"),
         ("unet/config.json", {"addition_embed_type": None}, r"text_time"),
@@ -218,9 +218,13 @@ def edit(name: str, **changes: Any) -> None:
             r"projection_class_embeddings_input_dim|text_projection",
         ),
         ("text_encoder_2/config.json", {"model_type": "t5"}, r"text_encoder_2/config.json"),
-        ("tokenizer_2/tokenizer_config.json", {"model_max_length": 40}, r"as many tokens \(77 and 40\)"),
+        ("tokenizer_2/tokenizer_config.json", {"model_max_length": 40}, r"different numbers of tokens \(77 and 40\)"),
         ("tokenizer_2/tokenizer_config.json", {"auto_map": {"x": "y"}}, r"tokenizer_2/tokenizer_config.json"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, r"v_prediction with rescale_betas"),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True},
+            r"rescale_betas_zero_snr without prediction_type v_prediction",
+        ),
         ("scheduler/scheduler_config.json", {"sigma_data": 0.5}, r"scheduler_config.json: 'sigma_data'"),
     ],
 )
@@ -239,11 +243,15 @@ def test_folders_that_are_not_of_the_family_are_refused_in_a_line(
     ("file", "changes", "told"),
     [
         ("unet/config.json", {"time_cond_proj_dim": 32}, r"'time_cond_proj_dim' is 32, and may only be null"),
-        ("unet/config.json", {"in_channels": 9}, r"reads and writes the latents of its vae \(9 and 4 channels"),
+        ("unet/config.json", {"in_channels": 9}, r"does not read and write the latents of its vae \(9 and 4 channels"),
         ("vae/config.json", {"latents_mean": [0.0] * 4}, r"vae/config.json: 'latents_mean'"),
         ("vae/config.json", {"shift_factor": 0.1}, r"vae/config.json: 'shift_factor'"),
         ("scheduler/scheduler_config.json", {"sigma_data": 0.5}, r"scheduler_config.json: 'sigma_data'"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, r"v_prediction with rescale_betas"),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True},
+            r"rescale_betas_zero_snr without prediction_type v_prediction",
+        ),
     ],
 )
 def test_stable_diffusion_1_and_2_refuse_what_their_pipeline_does_not_know(

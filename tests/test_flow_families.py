@@ -257,7 +257,7 @@ def test_dev_and_schnell_share_latents_but_no_levels() -> None:
     tiny_flux(Path("model"))
     tiny_flux(Path("other"), schnell=True)
     region = REGIONS[0] | {"model": "other", "cfg": 1.0}
-    with pytest.raises(ModelError, match=r"^regions.0.model: .*noise levels of the job's own at 192 x 128"):
+    with pytest.raises(ModelError, match=r"^regions.0.model: other has other noise levels than .* at 192 x 128"):
         prepare(parse_job(job_of("flux dev", regions=[region])))
 
 
@@ -280,15 +280,15 @@ def test_a_prompt_is_read_by_the_encoder_that_reads_the_most() -> None:
 
 
 CHANGES: list[tuple[str, str, dict[str, Any], str]] = [
-    ("sd3", "transformer/config.json", {"in_channels": 8}, r"the same latent channels \(vae 16, transformer 8"),
+    ("sd3", "transformer/config.json", {"in_channels": 8}, r"differ in their latent channels \(vae 16, transformer 8"),
     ("sd3", "transformer/config.json", {"pooled_projection_dim": 100}, "features of a whole prompt"),
     ("sd3", "transformer/config.json", {"num_layers": 40}, "fewer than its layers have"),
     ("sd3", "transformer/config.json", {"caption_projection_dim": 8}, "caption_projection_dim of 32"),
     ("sd3", "transformer/config.json", {"mystery": 1}, "'mystery' is no key that a SD3Transformer2DModel"),
     ("sd3", "text_encoder_3/config.json", {"d_model": 64}, "features of a token"),
     ("sd3", "text_encoder_3/config.json", {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj"),
-    ("sd3", "text_encoder_3/config.json", {"vocab_size": 20}, "sizes in text_encoder_3/config.json"),
-    ("sd3", "tokenizer_2/tokenizer_config.json", {"model_max_length": 50}, "the same number of tokens"),
+    ("sd3", "text_encoder_3/config.json", {"vocab_size": 20}, "other sizes than text_encoder_3/config.json"),
+    ("sd3", "tokenizer_2/tokenizer_config.json", {"model_max_length": 50}, "differ in their number of tokens"),
     ("sd3", "tokenizer_3/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
     ("sd3", "vae/config.json", {"latents_mean": [0.0] * 16}, "latents_mean"),
     ("sd3", "scheduler/scheduler_config.json", {"shift_terminal": 0.02}, "shift_terminal"),

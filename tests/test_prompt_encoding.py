@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from prefect_regional_diffusion import render
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
-from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.errors import BadInput, FileError, RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
@@ -309,7 +309,7 @@ def test_embeddings_are_found_here_and_in_each_root(roots: str, workdir: Path, m
     embedding_file("models/embeddings/there.safetensors")
     found, lost = ("here", "there") if roots == "/" else ("there", "here")
     prepare(job(f"a embedding:{found}"))
-    with pytest.raises(BadInput, match=f"a file {lost}.safetensors"):
+    with pytest.raises(FileError, match=f"embedding:{lost} does not exist: {lost}.safetensors was looked for"):
         prepare(job(f"a embedding:{lost}"))
 
 
@@ -339,10 +339,10 @@ def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("none", "a file none.safetensors here or in REGIONAL_ASSET_ROOTS, or in a folder embeddings there"),
+        ("none", "none.safetensors was looked for here and in REGIONAL_ASSET_ROOTS, and in a folder embeddings there"),
         ("pickle", "pickle.pt is not read: it may have code in it"),
         ("pickle.pt", "embedding:NAME for a file NAME.safetensors: others may have code in them"),
-        ("broken", "a whole safetensors file"),
+        ("broken", "embedding:broken is a damaged safetensors file: "),
         ("wide", "a file with up to 1024 vectors for clip_l of 96 features (emb_params [2, 128])"),
         ("many", "a file with up to 1024 vectors"),
         ("whole", "a file with up to 1024 vectors"),
@@ -350,8 +350,8 @@ def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
         ("two", "a file with clip_l of 96 features (clip_g [2, 128], other [2, 96])"),
         ("../outside", "embedding:NAME with a plain name"),
         ("/etc/passwd", "embedding:NAME with a plain name"),
-        ("folder", "a file that can be read (a folder)"),
-        ("link", "a file link.safetensors here or in REGIONAL_ASSET_ROOTS"),
+        ("folder", "embedding:folder cannot be read: a folder"),
+        ("link", "link.safetensors was looked for here and in REGIONAL_ASSET_ROOTS"),
     ],
 )
 def test_what_is_no_embedding_is_refused_in_a_line_that_names_the_field(name: str, reason: str, workdir: Path) -> None:
@@ -369,7 +369,7 @@ def test_what_is_no_embedding_is_refused_in_a_line_that_names_the_field(name: st
     embedding_file("root/endless.safetensors", emb_params=torch.full((2, width), torch.inf))
     embedding_file("root/two.safetensors", clip_g=torch.zeros(2, width + 32), other=torch.zeros(2, width))
     os.chdir(root)
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(RegionalError) as refused:
         prepare(job("a circle", f"a embedding:{name}"))
     assert refused.value.field == "regions.1.prompt"
     assert reason in str(refused.value)

@@ -88,7 +88,7 @@ def test_other_tokenizers_are_refused(changes: dict[str, Any], told: str, folder
 
 
 def test_more_tokens_than_the_encoder_knows_are_refused(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"at most encoder's 20 tokens \(one is "):
+    with pytest.raises(ModelError, match=r"more than encoder's 20 tokens \(one is "):
         opened(folder, embeddings=20)
 
 
