@@ -69,7 +69,7 @@ class _Zeros(Noise):
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> torch.Tensor:
         return torch.zeros(1, 1, 1, 1)
 
-    def between(self, sigma: float, sigma_next: float) -> torch.Tensor:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> torch.Tensor:
         return torch.zeros(1, 1, 1, 1)
 
 

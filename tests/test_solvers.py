@@ -147,7 +147,7 @@ class _Asked:
         self.fresh_stages.add(stage)
         return torch.zeros(1, 1, 3, 4)
 
-    def between(self, sigma: float, sigma_next: float) -> Tensor:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> Tensor:
         self.brownian = True
         return torch.zeros(1, 1, 3, 4)
 

@@ -44,7 +44,7 @@ class CounterBasedNoise:
     def _paths(self) -> list[BrownianNoise]:
         return [BrownianNoise(self._shape, _hashed(f"{self._seed}/{i}"), *self._span) for i in self._indices]
 
-    def between(self, sigma: float, sigma_next: float) -> Latent:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> Latent:
         return torch.cat([path.increment(sigma, sigma_next) for path in self._paths])
 
 
@@ -84,7 +84,7 @@ class ComfyNoise:
     def _path(self) -> BrownianNoise:
         return BrownianNoise(self._shape, self._seed, *self._span)
 
-    def between(self, sigma: float, sigma_next: float) -> Latent:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> Latent:
         return self._path.increment(sigma, sigma_next)
 
 
@@ -97,7 +97,7 @@ class NoNoise:
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         return self._zeros
 
-    def between(self, sigma: float, sigma_next: float) -> Latent:
+    def brownian_increment(self, sigma: float, sigma_next: float) -> Latent:
         return self._zeros
 
 

@@ -53,7 +53,7 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
     }
 
 
-def using(recordings: Recordings) -> EvaluationContext:
+def context(recordings: Recordings) -> EvaluationContext:
     told: dict[PromptKey, Conditioning] = {}
     for model in LEVELS:
         told |= conditionings(recordings.conditionings, model)
@@ -69,7 +69,7 @@ def walked(
         latent = repeated(latent.transpose(0, 1), CHANNELS).transpose(0, 1) if passes else latent
     run = SequentialSamplingRun(tuple(passes), latent, cells=cells)
     walk, total = run.initial_state(), Count()
-    for reached, count in iterate(run, walk, using(recordings)):
+    for reached, count in iterate(run, walk, context(recordings)):
         walk, total = reached, total.plus(count)
     return run.final_latents(walk), total
 
@@ -105,7 +105,7 @@ def denoiser(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     guidance = ClassifierFreeGuidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
     query = DenoiseRequest(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
-    answers, count = evaluate([(query, guidance)], using(recordings))
+    answers, count = evaluate([(query, guidance)], context(recordings))
     check_cost(case, count)
     return answers[0].denoised
 
