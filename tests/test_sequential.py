@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta
 from tests.conformance import GOLDENS
 from tests.conformers.passes import LEVELS, context
 from tests.problems import GaussianData
-from tests.problems import context as problem
+from tests.problems import using as problem
 from tests.recordings import SCALING, Case, Recordings, tolerance
 
 RECORDINGS = Recordings(GOLDENS)
