@@ -24,6 +24,11 @@ class NamedEmbedding(NamedTuple):
     name: str
 
 
+def embedding_label(name: str) -> str:
+    """What a textual inversion is called among the files of a job."""
+    return f"embedding:{name}"
+
+
 def prompts_of(job: ResolvedJob) -> tuple[PromptField, ...]:
     """Every prompt, each once; an inherited one is the job's field."""
     base = job.base

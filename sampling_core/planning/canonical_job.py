@@ -9,6 +9,7 @@ from typing import Any
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import MaskGridNKSamplersAdvanced, RegionalSampler
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
+from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding_label
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
@@ -97,11 +98,6 @@ def _settings(
         embeddings = {name: digests.get(embedding_label(name), name) for name in names}
         canonical["prompts_in"] = [settings.prompt_syntax, embeddings]
     return canonical
-
-
-def embedding_label(name: str) -> str:
-    """What a textual inversion is called among the files of a job."""
-    return f"embedding:{name}"
 
 
 def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]) -> dict[str, Any]:

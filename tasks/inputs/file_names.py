@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from prefect_regional_diffusion.sampling_core.job.prompt_fields import embeddings_of
+from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding_label, embeddings_of
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import embedding_label
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 
 HASH_DIGITS = 16

@@ -10,18 +10,14 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.job.prompt_fields import embeddings_of
+from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding_label, embeddings_of
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.folder import check_alike
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings, TextualInversion
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import (
-    canonical_mask,
-    canonical_start,
-    embedding_label,
-)
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
 from prefect_regional_diffusion.sampling_core.planning.image_advice import image_warnings
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.region_masks import protected_pixels, region_masks
