@@ -202,7 +202,7 @@ def edit(name: str, **changes: Any) -> None:
         (
             "model_index.json",
             {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]},
-            r"not transformers CLIPTextModel \(code",
+            r"has a text_encoder that is .*, not transformers CLIPTextModel \(code",
         ),
         ("model_index.json", {"tokenizer_2": ["transformers", "T5Tokenizer"]}, r"T5Tokenizer"),
         ("unet/config.json", {"addition_embed_type": None}, r"text_time"),
