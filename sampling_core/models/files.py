@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.stored import Stored
 from prefect_regional_diffusion.sampling_core.text.strict_json import parse_mapping
 
 MOST_FILES = 10_000
@@ -51,22 +52,30 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """All regular files below a model folder. `model` is what a person calls it."""
+    """All regular files below a model folder. `model` is what a person calls it.
+
+    A model in one file is known as the folder that it could be: `written` are configurations that follow from its
+    tensors, by name, and `parts` its tensors, by folder and by the names that a folder has for them.
+    """
 
     model: str
     files: tuple[File, ...]
+    written: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
+    parts: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict[str, Mapping[str, Stored]], compare=False)
 
     @cached_property
     def _by_name(self) -> dict[str, File]:
         return {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._by_name
+        return name in self._by_name or name in self.written
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file of at most so many bytes. Raises ModelError."""
         if name not in self:
             raise self.error(f"has no {name}")
+        if name not in self._by_name:
+            return self.written[name]
         size = self._by_name[name].identity.size
         if size > most:
             raise self.error(f"has a {name} of {size} bytes, more than {most}")
@@ -94,6 +103,8 @@ class ModelFiles:
 
     def digest(self, name: str) -> bytes:
         """SHA-256 of a file's content."""
+        if name not in self._by_name:
+            return hashlib.sha256(self.written[name]).digest()
         found = _digest(self._by_name[name])
         if found is None:
             raise self._moved(name)

@@ -1,9 +1,10 @@
-"""A diffusers model folder, looked at without loading weights: which family opens it, and which models go together."""
+"""A model, looked at without loading weights: which family opens its folder or file, and which models go together."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import IND
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
 from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
+from prefect_regional_diffusion.sampling_core.models.single_file.opening import open_file
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
+
+
+def open_checkpoint(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
+    """A model folder, or a model in one file. Raises ModelError."""
+    if model == "embedded":
+        return open_folder(model)
+    with _readable(model):
+        path = Path(model).expanduser()
+        if not path.is_file():
+            return open_folder(model, follow)
+        return open_file(model, path, follow)
 
 
 def open_folder(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
@@ -22,12 +35,19 @@ def open_folder(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
     `follow` gives the real path behind a link, and raises if it may not be followed. Raises ModelError for what is no
     model folder, or one that is not supported.
     """
-    try:
+    with _readable(model):
         path = EMBEDDED if model == "embedded" else Path(model).expanduser()
         if not (path / INDEX).is_file():
             missing = f"has no {INDEX}, as models in diffusers layout do" if path.is_dir() else "does not exist"
             raise ModelError("model", model, f"{missing} (`embedded` is the one that is always there)")
         return _opened(path, find_files(model, path, follow))
+
+
+@contextmanager
+def _readable(model: str) -> Generator[None]:
+    """What the system says of a model's files as a ModelError."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:120]
         raise ModelError("model", model, f"cannot be read: {reason}") from error

@@ -16,9 +16,13 @@ from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.quiet import quiet
-from prefect_regional_diffusion.sampling_core.models.weights import Weights, check_shapes, read_tensors
+from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.weights import check_shapes, read_tensors
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 T = TypeVar("T")
+_POSITIONS = "position_ids"
+"""A buffer that some releases have stored: 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
     names = {name: source.spelled(name) for name in network.state_dict()}
     shapes = {source.spelled(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     check_shapes(source.files, source.part, source.weights, shapes)
+    unknown = [name for name in source.weights if name not in shapes and not name.endswith(_POSITIONS)]
+    if unknown:
+        raise source.files.error(
+            f"has weights that its {source.part} has no place for ({plain_value(unknown[0])} and {len(unknown) - 1} more)"
+        )
     return network, names, shapes
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,25 +16,13 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
 
 MOST_HEADER_BYTES = 2**23
 MOST_BYTES = 2**37
 """Of all files of one part, as 32 bits a number: what FLUX.2 has, the largest of the open models."""
 _NUMBERS = ("F64", "F32", "F16", "BF16")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
-
-
-class Stored(NamedTuple):
-    """Where a tensor is, under the name that it has there."""
-
-    file: str
-    name: str
-    shape: Shape
-    dtype: str
-
-
-Weights = dict[str, Stored]
-"""The tensors of one part, by the names that they have now."""
 
 
 class Shards(Configuration):
@@ -60,15 +48,12 @@ def read_headers(files: ModelFiles, part: str, stem: str, configuration: Network
     """What a part's files hold, compared with its configuration. Reads no tensors. Raises ModelError."""
     found: Weights = {}
     total = 0
-    for file in weight_files(files, part, stem):
-        if file not in files:
-            raise files.error(f"has no weights for its {part} ({file} is missing)")
-        for stored in _header(files, file):
-            name = configuration.spelled(stored.name)
-            if name in found:
-                raise files.error(f"has weights that are there twice ({file}: {stored.name!r:.100})")
-            found[name] = stored
-            total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
+    for held, stored in _held(files, part, stem):
+        name = configuration.spelled(held)
+        if name in found:
+            raise files.error(f"has weights that are there twice ({stored.file}: {stored.name!r:.100})")
+        found[name] = stored
+        total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
     if total > MOST_BYTES:
         raise files.error(f"has weights of {total} bytes in its {part}, more than {MOST_BYTES}")
     if len(found) < configuration.least_tensors:
@@ -104,12 +89,36 @@ def read_tensors(
             for name, dtype in wanted.items():
                 if weights[name].file == file:
                     # A copy, because the file may be mapped into memory and change there.
-                    tensors[name] = stream.get_tensor(weights[name].name).to(device, dtype, copy=True)
+                    tensors[name] = _tensor(stream, weights[name]).to(device, dtype, copy=True)
     return tensors
 
 
-def _header(files: ModelFiles, file: str) -> list[Stored]:
-    """What one file holds."""
+def _tensor(stream: Any, stored: Stored) -> Tensor:
+    """One tensor of an open file, in the order that a network has."""
+    if stored.rows is None:
+        tensor: Tensor = stream.get_tensor(stored.name)
+    else:
+        tensor = stream.get_slice(stored.name)[slice(*stored.rows)]
+    if stored.order == "transposed":
+        tensor = tensor.T
+    elif stored.order == "halves swapped":
+        tensor = torch.cat(tensor.chunk(2)[::-1])
+    return tensor.reshape(stored.shape).contiguous()
+
+
+def _held(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
+    """The tensors of one part, and the names that they have there."""
+    if part in files.parts:
+        return list(files.parts[part].items())
+    names = weight_files(files, part, stem)
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise files.error(f"has no weights for its {part} ({missing[0]} is missing)")
+    return [(stored.name, stored) for name in names for stored in read_header(files, name)]
+
+
+def read_header(files: ModelFiles, file: str) -> list[Stored]:
+    """What one file holds. Raises ModelError."""
     try:
         with files.opened(file) as descriptor:
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")

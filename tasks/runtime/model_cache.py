@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Part, TextEncoder
-from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -75,7 +75,9 @@ def _part(
 
 
 def open_model(name: str, field: str = "model") -> Checkpoint:
-    """A model folder under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
+    """A model under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
     if name == "embedded":
-        return open_folder(name)
-    return open_folder(model_place(field, name), lambda link: model_place(field, link, "whose links lead there too"))
+        return open_checkpoint(name)
+    return open_checkpoint(
+        model_place(field, name), lambda link: model_place(field, link, "whose links lead there too")
+    )

@@ -1,0 +1,92 @@
+"""CLIP's text encoders in single files: under transformers' names, or under OpenCLIP's, which fuse three matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import (
+    Tensors,
+    below,
+    linear,
+    numbered,
+    replaced,
+    share,
+    transposed,
+)
+from prefect_regional_diffusion.sampling_core.models.stored import Weights
+
+VOCABULARY = 49408
+"""Tokens of every published CLIP."""
+_HEAD_WIDTH = 64
+"""Features of a head, in every published CLIP."""
+_UNUSED = ("logit_scale", "text_projection", "text_projection.weight", "text_model.text_projection.weight")
+_BLOCKS = "transformer.resblocks."
+_OUTSIDE = {
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding": "embeddings.token_embedding",
+    "ln_final": "final_layer_norm",
+}
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def clip_weights(file: Tensors, prefix: str) -> Weights:
+    """The tensors of an encoder under transformers' names."""
+    found = below(file, prefix)
+    return {name.removeprefix("text_model."): stored for name, stored in found.items() if name not in _UNUSED}
+
+
+def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, projected: bool) -> Weights:
+    """Those of an encoder under OpenCLIP's names, by transformers' ones.
+
+    `layers` are read, if there are more; `projected` says whether its projection is.
+    """
+    found: Weights = {}
+    for name, stored in below(file, prefix).items():
+        if name.startswith(_BLOCKS):
+            number, _, inside = name.removeprefix(_BLOCKS).partition(".")
+            if layers is not None and number.isdecimal() and int(number) >= layers:
+                continue
+            place = f"encoder.layers.{number}"
+            fused, _, kind = inside.rpartition("_")
+            if fused == "attn.in_proj":
+                for index, one in enumerate("qkv"):
+                    found[f"{place}.self_attn.{one}_proj.{kind}"] = share(stored, index, 3)
+            else:
+                found[f"{place}.{replaced(inside, _BLOCK)}"] = stored
+        elif name in ("text_projection", "text_projection.weight"):
+            if projected:
+                # As a layer it is stored like any other one; as a matrix it is multiplied from the other side.
+                found["text_projection.weight"] = stored if name.endswith("weight") else transposed(stored)
+        elif name not in _UNUSED:
+            found[replaced(name, _OUTSIDE)] = linear(stored) if len(stored.shape) > 2 else stored
+    return found
+
+
+def clip_configuration(weights: Weights, activation: str) -> dict[str, Any]:
+    """What the tensors' shapes say of a configuration, in its keys; the rest as in every published CLIP."""
+
+    def axis(name: str, which: int) -> int:
+        shape = weights[name].shape if name in weights else ()
+        return shape[which] if len(shape) > which else 0
+
+    width = axis("embeddings.token_embedding.weight", 1)
+    vocabulary = axis("embeddings.token_embedding.weight", 0)
+    found = {
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": axis("encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers": numbered(weights, "encoder.layers."),
+        "num_attention_heads": max(1, width // _HEAD_WIDTH),
+        "max_position_embeddings": axis("embeddings.position_embedding.weight", 0),
+        "hidden_act": activation,
+        "eos_token_id": vocabulary - 1,
+    }
+    projection = axis("text_projection.weight", 0)
+    return found | ({"projection_dim": projection} if projection else {})

@@ -1,0 +1,25 @@
+"""Where the tensors of a network lie in files."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Order = Literal["as stored", "transposed", "halves swapped"]
+"""How the numbers of a tensor have to be moved: exchange its two axes, or the halves of its first one."""
+
+
+class Stored(NamedTuple):
+    """Where a tensor is, under the name that it has there."""
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    """What it has in the network: as it is stored, unless one of the fields below says how it is taken from there."""
+    dtype: str
+    rows: tuple[int, int] | None = None
+    """The part of its first axis that is the tensor, if several are stored as one."""
+    order: Order = "as stored"
+
+
+Weights = dict[str, Stored]
+"""The tensors of one part, by the names that they have now."""
