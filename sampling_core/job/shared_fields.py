@@ -89,7 +89,7 @@ class JobFields(FrozenModel):
         "embedded",
         min_length=1,
         title="Model",
-        description="`embedded`, or the folder of a model in diffusers layout",
+        description="`embedded`, a model folder (diffusers), a .safetensors file, or org/name (Hugging Face cache)",
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")

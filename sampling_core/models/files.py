@@ -159,6 +159,25 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
     return ModelFiles(model, tuple(sorted(found)))
 
 
+def of_variant(files: ModelFiles, variant: str) -> ModelFiles:
+    """The files of a folder with weights of this variant under the names that weights have without one.
+
+    Raises ModelError for a folder without such weights.
+    """
+    spelled = {f".{variant}.safetensors": ".safetensors", f".index.{variant}.json": ".index.json"}
+    renamed: dict[str, File] = {}
+    for file in files.files:
+        for ending, plain in spelled.items():
+            if file.name.endswith(ending):
+                name = file.name.removesuffix(ending) + plain
+                renamed[name] = file._replace(name=name)
+    if not renamed:
+        raise files.error(f"has no weights of the variant {variant} (*.{variant}.safetensors)")
+    # Where only a part has the variant, the others are used as they are; shards keep their names.
+    others = [file for file in files.files if file.name not in renamed]
+    return ModelFiles(files.model, tuple(sorted([*others, *renamed.values()])))
+
+
 @contextmanager
 def _opened(file: File) -> Generator[int | None]:
     """A descriptor of a file; None if something else lies there by now."""

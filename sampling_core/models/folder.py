@@ -13,34 +13,35 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import INDEX
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
-from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
+from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files, of_variant
 from prefect_regional_diffusion.sampling_core.models.single_file.opening import open_file
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 
-def open_checkpoint(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
-    """A model folder, or a model in one file. Raises ModelError."""
+def open_checkpoint(model: str, follow: Follow = os.path.realpath, variant: str | None = None) -> Checkpoint:
+    """A model folder, or a model in one file; `variant` says which of a folder's weights. Raises ModelError."""
     if model == "embedded":
         return open_folder(model)
     with _readable(model):
         path = Path(model).expanduser()
-        if not path.is_file():
-            return open_folder(model, follow)
-        return open_file(model, path, follow)
+        if variant is None and path.is_file():
+            return open_file(model, path, follow)
+        return open_folder(model, follow, variant)
 
 
-def open_folder(model: str, follow: Follow = os.path.realpath) -> Checkpoint:
+def open_folder(model: str, follow: Follow = os.path.realpath, variant: str | None = None) -> Checkpoint:
     """Check all files of a model folder, and read its configurations.
 
-    `follow` gives the real path behind a link, and raises if it may not be followed. Raises ModelError for what is no
-    model folder, or one that is not supported.
+    `follow` gives the real path behind a link, and raises if it may not be followed. A `variant` is part of the names
+    of its weight files (`fp16`). Raises ModelError for what is no model folder, or one that is not supported.
     """
     with _readable(model):
         path = EMBEDDED if model == "embedded" else Path(model).expanduser()
         if not (path / INDEX).is_file():
             missing = f"has no {INDEX}, as models in diffusers layout do" if path.is_dir() else "does not exist"
             raise ModelError("model", model, f"{missing} (`embedded` is the one that is always there)")
-        return _opened(path, find_files(model, path, follow))
+        files = find_files(model, path, follow)
+        return _opened(path, files if variant is None else of_variant(files, variant))
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
     unknown = [name for name in source.weights if name not in shapes and not name.endswith(_POSITIONS)]
     if unknown:
         raise source.files.error(
-            f"has weights that its {source.part} has no place for ({plain_value(unknown[0])} and {len(unknown) - 1} more)"
+            f"has weights without a place in its {source.part} ({plain_value(unknown[0])} and {len(unknown) - 1} more)"
         )
     return network, names, shapes
 

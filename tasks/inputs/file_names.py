@@ -11,7 +11,6 @@ from typing import Any
 from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding_label, embeddings_of
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 
 HASH_DIGITS = 16
 """Hex digits of a job's hash in the names of its files: 64 bits, so that no two jobs of a folder share them."""
@@ -46,12 +45,17 @@ def beside(folder: str, typed: str) -> str:
     return f"{folder}{_TYPED}{typed}"
 
 
-def portable_name(path: str) -> str:
-    """What a picture calls a file: what was typed if that is known and no absolute path, else the file's own name."""
+def typed_name(path: str) -> str | None:
+    """What somebody typed, if that is known and no absolute path."""
     _, found, typed = path.partition(_TYPED)
     if found and not typed.startswith("/"):
         return typed
-    return path if is_url(path) or not PurePath(path).is_absolute() else PurePath(path).name
+    return None if PurePath(path).is_absolute() else path
+
+
+def portable_name(path: str) -> str:
+    """What a picture calls a file: what was typed if that is known and no absolute path, else the file's own name."""
+    return typed_name(path) or PurePath(path).name
 
 
 def shown_path(path: str) -> str:

@@ -53,9 +53,13 @@ def image_place(field: str, name: str) -> str:
 
 
 def model_place(field: str, name: str, rule: str = "") -> str:
-    """Real path of a model folder, or of a file that a link in it leads to. Raises BadInput."""
-    allowed = f"`embedded`, or a model folder under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
-    place = _inside(field, name, settings().asset_roots, f"{allowed}, {rule}" if rule else allowed)
+    """Real path of a model, or of a file that a link in its folder leads to. Raises BadInput."""
+    folders = settings().model_folders
+    allowed = f"`embedded`, or a model under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
+    if folders:
+        allowed += f" or {_told('REGIONAL_MODEL_FOLDERS', folders)}"
+    roots = (*settings().asset_roots, *folders)
+    place = _inside(field, name, roots, f"{allowed}, {rule}" if rule else allowed)
     if is_url(place):
         raise BadInput(field, name, allowed)
     return place
@@ -73,6 +77,11 @@ def embedding_places(name: str) -> list[str]:
         with suppress(BadInput):
             found.append(_inside("prompt", path, settings().asset_roots, "under REGIONAL_ASSET_ROOTS"))
     return found
+
+
+def place_below(field: str, folder: str, name: str) -> str:
+    """Real path of what is called `name` in a folder of the machine's, and nowhere else. Raises BadInput."""
+    return _inside(field, f"{folder}/{name}", [folder], f"a name below {folder}")
 
 
 def store_place(url: str | None) -> str:

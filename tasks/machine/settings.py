@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
     out: str = Field("renders", description="Folder for finished pictures and records")
     asset_roots: Places = Field((".",), description="Where images and models lie that a job may name")
+    model_folders: Places = Field((), description="Where a model is looked for that is not where its name says")
+    hub_downloads: bool = Field(False, description="Whether a hub's model that is not here is fetched")
     allowed_stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
     allowed_outputs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
     s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")

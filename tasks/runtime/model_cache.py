@@ -11,6 +11,7 @@ import torch
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Part, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
@@ -75,9 +76,13 @@ def _part(
 
 
 def open_model(name: str, field: str = "model") -> Checkpoint:
-    """A model under the roots; so are the files that its links lead to. Raises BadInput or ModelError."""
+    """A model that a job names; it and the files that its links lead to are under the roots.
+
+    Raises BadInput or ModelError.
+    """
     if name == "embedded":
         return open_checkpoint(name)
+    found = find_model(field, name)
     return open_checkpoint(
-        model_place(field, name), lambda link: model_place(field, link, "whose links lead there too")
+        found.place, lambda link: model_place(field, link, "whose links lead there too"), found.variant
     )

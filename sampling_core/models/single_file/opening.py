@@ -48,7 +48,7 @@ def open_file(model: str, path: Path, follow: Follow = os.path.realpath) -> Chec
         raise ModelError("model", model, f"is no {SUFFIX} file: others may run code when they are read (convert it)")
     own = File(WEIGHTS, os.path.realpath(path), Identity.of(path.stat()))
     beside = path.with_suffix("")
-    found = find_files(model, beside, follow).files if beside.is_dir() else ()
+    found = find_files(model, Path(follow(str(beside))), follow).files if beside.is_dir() else ()
     return _opened(path, ModelFiles(model, (own, *(file for file in found if file.name != WEIGHTS))))
 
 
@@ -89,8 +89,8 @@ def _tokenizer(
     known = derived[f"{folder.replace('tokenizer', 'text_encoder')}/config.json"]["vocab_size"]
     if known != VOCABULARY:
         raise files.error(
-            f"has no tokenizer in {path.stem}/{folder} beside it: its text encoder knows {known} tokens, CLIP's tokenizer "
-            f"has {VOCABULARY}"
+            f"has no tokenizer in {path.stem}/{folder} beside it: its text encoder knows {known} tokens, CLIP's own "
+            f"tokenizer has {VOCABULARY}"
         )
     places = {name: CLIP_TOKENIZER / name for name in (VOCABULARY_FILE, MERGES)}
     return [

@@ -48,7 +48,7 @@ def recognised(tensors: Tensors, files: ModelFiles) -> Layout:
     for name in tensors:
         if not name.startswith(known) and not _any([name], _BESIDE):
             raise files.error(
-                f"is a {layout.known_as} file with a tensor that has no place in it ({plain_value(name)})"
+                f"is a {layout.known_as} file with a tensor that has no place there ({plain_value(name)})"
             )
     return layout
 
