@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders import single_file_utils
 
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
-from tests.original_layouts import written
+from tests.original_layouts import configuration_of, written
+from tests.published_models import as_published
 from tests.test_families import drawn, nothing_loaded
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
 
@@ -61,4 +63,31 @@ def test_a_file_is_its_folder(kind: str, seed: int, sizes: Sizes) -> None:
     assert_alike("one.safetensors", "folder")
     found = open_checkpoint("one.safetensors").facts
     assert found == open_checkpoint("folder").facts
+    assert np.array_equal(drawn(model="one.safetensors"), drawn(model="folder"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_names_are_those_that_diffusers_own_converters_give(kind: str) -> None:
+    """Converters of the same library that the folders are from, where they do their work without a hub."""
+    KINDS[kind](Path("folder"), 0, SMALL)
+    tensors = written(Path("folder"), Path("one.safetensors"), kind)
+    ours = {folder: network.state_dict() for folder, network in networks("one.safetensors").items()}
+    unet = configuration_of(Path("folder"), "unet")
+    theirs = {
+        "unet": single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), unet),
+        "vae": single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configuration_of(Path("folder"), "vae")),
+    }
+    for folder, wanted in theirs.items():
+        assert set(ours[folder]) == set(wanted)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours[folder].items())
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_file_needs_nothing_beside_it_if_it_is_built_as_the_published_models_are(kind: str) -> None:
+    as_published(Path("folder"), kind)
+    written(Path("folder"), Path("one.safetensors"), kind, beside=False)
+    assert_alike("one.safetensors", "folder")
+    ours, theirs = open_checkpoint("one.safetensors"), open_checkpoint("folder")
+    assert ours.facts == theirs.facts
+    assert ours.reading("a photo of a cat") == theirs.reading("a photo of a cat")
     assert np.array_equal(drawn(model="one.safetensors"), drawn(model="folder"))
