@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from pathlib import PurePath
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
-from prefect_regional_diffusion.tasks.inputs.path_policy import model_place, place_below
+from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
@@ -39,12 +40,11 @@ def find_model(field: str, name: str) -> FoundModel:
         if os.path.lexists(place):
             return FoundModel(place)
     typed = typed_name(name)
-    if typed is not None:
+    if typed is not None and ".." not in PurePath(typed).parts:
         for folder in settings().model_folders:
-            with suppress(BadInput):
-                place = place_below(field, folder, typed)
-                if os.path.lexists(place):
-                    return FoundModel(model_place(field, place))
+            place = f"{folder}/{typed}"
+            if os.path.lexists(place):
+                return FoundModel(model_place(field, place))
         repository = _REPOSITORY.fullmatch(typed)
         if repository is not None:
             return _cached(field, typed, repository)

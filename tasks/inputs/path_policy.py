@@ -79,11 +79,6 @@ def embedding_places(name: str) -> list[str]:
     return found
 
 
-def place_below(field: str, folder: str, name: str) -> str:
-    """Real path of what is called `name` in a folder of the machine's, and nowhere else. Raises BadInput."""
-    return _inside(field, f"{folder}/{name}", [folder], f"a name below {folder}")
-
-
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().store
