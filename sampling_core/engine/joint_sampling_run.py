@@ -118,7 +118,7 @@ class JointSamplingRun:
         drawn = noise.draw()
         known = None if plan.inpaint is None else plan.inpaint._replace(clean=clean, noise=drawn)
         noised = add_noise(clean, drawn, plan.sigma_schedule[0], plan.levels)
-        return replace(self, plan=replace(plan, known=known), noised=noised, origin=(noise, clean))
+        return replace(self, plan=replace(plan, inpaint=known), noised=noised, origin=(noise, clean))
 
     def noiseless(self) -> JointSamplingRun:
         empty, known = self.noised[:, :0], self.plan.inpaint
@@ -126,5 +126,5 @@ class JointSamplingRun:
         if known is not None:
             known = known._replace(clean=known.clean[:, :0], noise=known.noise[:, :0])
         return replace(
-            self, plan=replace(self.plan, noise=NoNoise(empty.shape), known=known), noised=empty, origin=origin
+            self, plan=replace(self.plan, noise=NoNoise(empty.shape), inpaint=known), noised=empty, origin=origin
         )
