@@ -35,9 +35,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(
-        "prefect_regional_diffusion.sampling_core.models.families.stable_diffusion.load_network", refuse
-    )
+    monkeypatch.setattr("prefect_regional_diffusion.sampling_core.models.diffusers_folder.load_network", refuse)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -151,7 +149,7 @@ def test_odd_mask_files_are_refused(kind: str, workdir: Path) -> None:
     path = {"folder": str(workdir), "device": "/dev/zero", "float": "float.tiff"}[kind]
     says = {
         "folder": f"{workdir} is a folder, and no image file",
-        "device": "'/dev/zero' is not allowed; allowed: a readable image file under REGIONAL_ROOTS (.)",
+        "device": "'/dev/zero' is not allowed; allowed: a readable image file under REGIONAL_ASSET_ROOTS (.)",
         "float": "float.tiff has floating-point pixels",
     }
     Image.fromarray(np.zeros((16, 16), dtype=np.float32)).save("float.tiff")
