@@ -36,6 +36,8 @@ class CLIPTextModel(NetworkConfiguration):
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 
+    SPARE: ClassVar[frozenset[str]] = frozenset({"embeddings.position_ids"})
+
     vocab_size: Annotated[int, Field(ge=1, le=2**20)]
     hidden_size: Width
     intermediate_size: Annotated[int, Field(ge=1, le=2**17)]

@@ -50,6 +50,7 @@ class Component(Generic[C]):
             spelled=configuration.spelled,
             overflows=configuration.overflows,
             buffers=configuration.buffers,
+            spare=configuration.SPARE,
             build=lambda: self.build(configuration),
         )
 

@@ -80,6 +80,9 @@ class Configuration(BaseModel):
 class NetworkConfiguration(Configuration):
     """The configuration of a part with weights: it knows what has to be in their files."""
 
+    SPARE: ClassVar[frozenset[str]] = frozenset()
+    """Tensors that files may have and the network has no place for, by the names that they have now."""
+
     @property
     def least_tensors(self) -> int:
         """A number of tensors that the network has at least: a file with fewer is not worth building it."""

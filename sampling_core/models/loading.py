@@ -21,8 +21,6 @@ from prefect_regional_diffusion.sampling_core.models.weights import check_shapes
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 T = TypeVar("T")
-_POSITIONS = "position_ids"
-"""A buffer that some releases have stored: 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class NetworkSource:
     """What a network is made of: `weights` are what the files hold, under names that `spelled` gives the network's too.
 
     `part` is its folder, and what errors call it; its weight files begin with `stem`. Tensors that `overflows` names
-    stay float32 where others are float16, and those of `buffers` are in no file. `build` imports the library, and makes
-    the network on the device of its context.
+    stay float32 where others are float16, and those of `buffers` are in no file, and `spare` may be in one
+    for nothing. `build` imports the library, and makes the network on the device of its context.
     """
 
     files: ModelFiles
@@ -41,6 +39,7 @@ class NetworkSource:
     spelled: Callable[[str], str]
     overflows: Callable[[str], bool]
     buffers: Callable[[], Mapping[str, Tensor]]
+    spare: frozenset[str]
     build: Callable[[], Any]
 
 
@@ -72,7 +71,7 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
     names = {name: source.spelled(name) for name in network.state_dict()}
     shapes = {source.spelled(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     check_shapes(source.files, source.part, source.weights, shapes)
-    unknown = [name for name in source.weights if name not in shapes and not name.endswith(_POSITIONS)]
+    unknown = [name for name in source.weights if name not in shapes and name not in source.spare]
     if unknown:
         raise source.files.error(
             f"has weights without a place in its {source.part} ({plain_value(unknown[0])} and {len(unknown) - 1} more)"

@@ -47,6 +47,9 @@ class Qwen3Model(NetworkConfiguration):
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 
+    # Of a model that writes.
+    SPARE: ClassVar[frozenset[str]] = frozenset({"lm_head.weight"})
+
     vocab_size: Annotated[int, Field(ge=1, le=2**20)]
     hidden_size: Width
     intermediate_size: Annotated[int, Field(ge=1, le=2**17)]
