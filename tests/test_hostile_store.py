@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -535,8 +536,8 @@ def png(size: tuple[int, int], **options: Any) -> bytes:
 
 def with_second_header(data: bytes, size: tuple[int, int]) -> bytes:
     """A file that names its size twice."""
-    other = png(size)
-    return data[:33] + other[8:33] + data[33:]
+    header = b"IHDR" + struct.pack(">II", *size) + data[24:29]
+    return data[:33] + data[8:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
 
 
 @pytest.mark.parametrize(
