@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -21,9 +22,11 @@ class Timed:
         self.inner = inner
         self.seconds = 0.0
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         started = time.perf_counter()
-        answer = self.inner(x, levels, conditioning)
+        answer = self.inner(x, levels, conditioning, loras)
         self.seconds += time.perf_counter() - started
         return answer
 

@@ -41,6 +41,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import PixelMask, Rows
@@ -166,7 +167,9 @@ def _seam(
 class _KnowsTheAnswer:
     """Every clean latent is zero, so all of x is noise."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         return torch.zeros_like(x)
 
 

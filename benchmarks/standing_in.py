@@ -14,6 +14,7 @@ from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, Rows
 
@@ -25,7 +26,9 @@ FORWARD_SECONDS = 0.2
 class SleepingNetwork:
     """A forward takes FORWARD_SECONDS, whatever it is asked."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         time.sleep(FORWARD_SECONDS)
         return 0.5 * x
 

@@ -6,7 +6,7 @@ RegionalError
 ├── BadBatch              all that is wrong with the jobs of several files
 └── UnusableError         what was named rightly cannot be used: a name, and what is wrong with it
     ├── FileError         a job file or an image: `init_image: /photos/a.png does not exist`
-    ├── ModelError        a model folder: `model: /models/sd has no unet/config.json`
+    ├── ModelError        a model folder or a LoRA: `model: /models/sd has no unet/config.json`
     ├── StoreError        a store or a folder for pictures: `store s3://x does not answer (tried for 600 s): ...`
     └── ServerError       a Prefect server: `Prefect server http://127.0.0.1:4200/api does not answer`
 
@@ -113,7 +113,7 @@ class FileError(UnusableError):
 
 
 class ModelError(UnusableError):
-    """A model folder that cannot be used."""
+    """A model folder, or a LoRA, that cannot be used."""
 
 
 class StoreError(UnusableError):

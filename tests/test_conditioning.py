@@ -116,7 +116,7 @@ def test_an_affine_goes_there_and_back(channels: int, seed: int, of_each: bool) 
 
 
 def test_the_key_of_a_model_has_its_adapters_in_it() -> None:
-    plain, one, other = "1" * 64, Adapter("2" * 64, 0.5), Adapter("3" * 64, 1.0)
+    plain, one, other = "1" * 64, Adapter("2" * 64, 0.5, 0.5), Adapter("3" * 64, 1.0, 0.0)
     assert ModelKey(plain).digest == plain
     keyed = [(), (one,), (other,), (one, other), (one._replace(strength=0.6),)]
     assert len({ModelKey(plain, adapters).digest for adapters in keyed}) == len(keyed)

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
+    ResolvedLora,
     ResolvedMask,
     ResolvedRegion,
     resolve,
@@ -62,7 +63,8 @@ OTHER: dict[str, Any] = {
     **{"regions": (), "protect": (), "end_at_step": 5, "shape": Rectangle(x=0.1, y=0, width=0.5, height=1)},
     **{"base": JOINT.base._replace(prompt="other"), "node": SEQUENTIAL.node.model_copy(update={"overlap_factor": 3})},
     **{"settings": JOINT.base._replace(prompt="other"), "mask": ResolvedMask("f", Image(image="other.png"), (8, 8))},
-    **{"prompt_syntax": "comfyui", "feather": 64, "inherited": frozenset({"cfg"}), "size": (1, 1)},
+    **{"loras": (ResolvedLora("loras.0.file", "a.safetensors", 1.0, 1.0),), "prompt_syntax": "comfyui"},
+    **{"feather": 64, "inherited": frozenset({"cfg"}), "size": (1, 1)},
 }
 """Another value for each field that is neither text nor a number."""
 

@@ -20,6 +20,8 @@ from torch.nn.functional import avg_pool2d
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, flow_levels
@@ -87,6 +89,9 @@ class Toy:
     def unknown_words(self, prompt: str) -> list[str]:
         return []
 
+    def open_lora(self, files: ModelFiles) -> Lora:
+        raise files.error("is for a model that takes LoRAs")
+
     def check_weights(self, part: Part) -> None:
         pass
 
@@ -110,7 +115,11 @@ class ToyTextEncoder:
     toy: Toy
 
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """`pooled_prompt_embeds` is the prompt's colour as a clean latent of one cell."""
         color = color_of(prompt or "")[None, None].expand(self.toy.cell, self.toy.cell, 3)

@@ -17,6 +17,8 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     stackable,
 )
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
@@ -30,6 +32,8 @@ class EvaluationContext:
     conditionings: Mapping[PromptKey, Conditioning]
     max_forward_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
+    loras: Mapping[tuple[str, Adapters], LoraLayers] = field(default_factory=dict[tuple[str, Adapters], LoraLayers])
+    """What is added to a denoiser for rows with LoRAs, by model and those."""
     oom_batch_limit: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
     """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
 
@@ -53,8 +57,9 @@ def evaluate(
 
     Prompts of several lengths share it if their family says that shorter ones may be repeated.
 
-    Rows with the same latent, level, model, prompt and embedded scale are evaluated once: regions that share a negative
-    prompt share that row. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
+    Rows with the same latent, level, model, LoRAs, prompt and embedded scale are evaluated once: regions that share a
+    negative prompt share that row. Rows with different LoRAs share a forward. Forwards that exceed `max_forward_rows`,
+    or for which memory does not suffice, are split.
     """
     wanted = [guidance.expand(query) for query, guidance in asked]
     distinct: dict[_Identity, Row] = {}
@@ -116,6 +121,7 @@ def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Lat
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
     told = stack([_told(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
+    loras = _loras([row.prompt for row, n in zip(rows, pictures, strict=True) for _ in range(n)], context)
     model = rows[0].prompt.model
     network, kind = context.networks[model], (model, x.shape[1:])
     most = min(context.max_forward_rows or len(x), context.oom_batch_limit.get(kind, len(x)))
@@ -123,10 +129,18 @@ def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Lat
     while at < len(x):
         part = slice(at, at + most)
         try:
-            parts.append(network(x[part], levels[part], told.rows(part)))
+            # A network of a family without LoRAs is never asked for any.
+            own = (loras[part],) if any(loras[part]) else ()
+            parts.append(network(x[part], levels[part], told.rows(part), *own))
             at += most
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
     return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))
+
+
+def _loras(prompts: Sequence[PromptKey], context: EvaluationContext) -> list[LoraLayers]:
+    """What is added for each row: the same object for rows with the same LoRAs. Raises KeyError for unknown ones."""
+    nothing: LoraLayers = {}
+    return [context.loras[key.model, key.adapters] if key.adapters else nothing for key in prompts]

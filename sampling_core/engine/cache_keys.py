@@ -108,8 +108,8 @@ def _hashable(value: object, known: _Known) -> Any:
 
 
 def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
-    """The model that reads the prompts; and their dialect, with what they name, if it is not the plain one."""
-    model = known.models[guidance.model].digest if guidance.model in known.models else guidance.model
+    """The model and LoRAs that read the prompts; and their dialect, with what they name, if it is not the plain one."""
+    model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(adapters=guidance.adapters).digest
     if guidance.syntax == "plain":
         return [model]
     names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
@@ -14,7 +15,8 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class PromptKey(NamedTuple):
-    """A prompt, the model whose text encoders read it, the canvas if the model is told of it, and the prompt's dialect.
+    """A prompt, the model whose text encoders read it with its LoRAs, the canvas if the model is told of it, and the
+    prompt's dialect.
 
     The prompt is None for an empty negative one of a family in which that is no prompt at all.
     """
@@ -23,10 +25,14 @@ class PromptKey(NamedTuple):
     prompt: str | None
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
+    adapters: Adapters = ()
 
 
 class Row(NamedTuple):
-    """One network input: a latent, its level, the prompt it is conditioned on, and the scale that the model is told."""
+    """One network input: a latent, its level, the prompt it is conditioned on, and the scale that the model is told.
+
+    The prompt's LoRAs act on the denoiser, too.
+    """
 
     x: Latent
     level: Level
@@ -48,6 +54,7 @@ class ClassifierFreeGuidance(NamedTuple):
     model: str = ""
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
+    adapters: Adapters = ()
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -74,7 +81,7 @@ class ClassifierFreeGuidance(NamedTuple):
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
 
     def _key(self, prompt: str | None) -> PromptKey:
-        return PromptKey(self.model, prompt, self.canvas, self.syntax)
+        return PromptKey(self.model, prompt, self.canvas, syntax=self.syntax, adapters=self.adapters)
 
 
 class EmbeddedGuidance(NamedTuple):
@@ -85,6 +92,7 @@ class EmbeddedGuidance(NamedTuple):
     model: str
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
+    adapters: Adapters = ()
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -94,7 +102,7 @@ class EmbeddedGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read it."""
-        return (PromptKey(self.model, self.positive, self.canvas, self.syntax),)
+        return (PromptKey(self.model, self.positive, self.canvas, syntax=self.syntax, adapters=self.adapters),)
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""

@@ -37,6 +37,27 @@ from prefect_regional_diffusion.sampling_core.names import (
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 
 
+class ResolvedLora(NamedTuple):
+    """A LoRA: the field that names its file, the file, and its strengths.
+
+    `sha256` is of the file, and empty as long as nobody has looked at it (`fit_loras`).
+    """
+
+    field: str
+    file: str
+    strength: float
+    text_strength: float
+    sha256: str = ""
+
+
+class LoraUse(NamedTuple):
+    """A LoRA and the model that it is added to, with the field that names the file."""
+
+    field: str
+    model: str
+    file: str
+
+
 class ParticipantSettings(NamedTuple):
     """What the base or a region is sampled with.
 
@@ -52,6 +73,7 @@ class ParticipantSettings(NamedTuple):
     cfg: float
     model: str
     sigma_factor: float
+    loras: tuple[ResolvedLora, ...] = ()
     idle_negative: str = ""
     prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
@@ -160,6 +182,12 @@ class ResolvedJob:
         return {"model": self.base.model} | {f"regions.{i}.model": own[i].settings.model for i in own}
 
     @property
+    def lora_uses(self) -> tuple[LoraUse, ...]:
+        """Each LoRA with each model that it is added to, once."""
+        uses = [LoraUse(lora.field, one.model, lora.file) for one in self.participants for lora in one.loras]
+        return tuple(dict.fromkeys(uses))
+
+    @property
     def masks(self) -> tuple[ResolvedMask, ...]:
         """What is drawn for the composition: one mask per region, or the tile of a grid of masks."""
         if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
@@ -213,7 +241,7 @@ def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
     shares = job.composition == "joint" and job.overlap == "weight" and not alone
     return ResolvedRegion(
         name=region.name or f"region {index + 1}",
-        settings=_settings(job, region),
+        settings=_settings(job, region, index),
         mask=ResolvedMask(f"regions.{index}.mask", region.mask, (job.height, job.width), region.grow, region.feather),
         # Weight 0 lies under the other regions, whatever the rule among those.
         weight=region.weight if shares else float(region.weight > 0 or alone),
@@ -226,7 +254,7 @@ def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
     )
 
 
-def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
+def _settings(job: JobFields, region: Region | None, index: int = 0) -> ParticipantSettings:
     """What a region (None: the base) is sampled with."""
     filled_in: dict[str, Any] = {}
     for name in _INHERITED:
@@ -237,6 +265,7 @@ def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
         prompt=job.prompt if region is None else region.prompt,
         sigma_factor=_base_factor(job.node) if region is None else region.sigma_factor,
         prompt_syntax=job.prompt_syntax,
+        loras=_loras(job, region, index),
     )
     sampler = settings.sampler
     if job.composition == "joint":
@@ -247,6 +276,22 @@ def _settings(job: JobFields, region: Region | None) -> ParticipantSettings:
     if unused:
         settings = settings._replace(negative_prompt="", idle_negative=settings.negative_prompt or "")
     return settings._replace(sampler=sampler)
+
+
+def _loras(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedLora, ...]:
+    """The LoRAs of a region, its own or its job's, or of the base (None). One without any strength is none."""
+    own = region is not None and region.loras is not None
+    loras, prefix = (region.loras, f"regions.{index}.loras") if own else (job.loras, "loras")
+    resolved = [
+        ResolvedLora(
+            f"{prefix}.{i}.file",
+            lora.file,
+            lora.strength,
+            lora.strength if lora.text_strength is None else lora.text_strength,
+        )
+        for i, lora in enumerate(loras or ())
+    ]
+    return tuple(lora for lora in resolved if lora.strength or lora.text_strength)
 
 
 _INHERITED = ("negative_prompt", "sampler", "scheduler", "cfg", "model")

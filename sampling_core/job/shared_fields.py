@@ -28,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.names import (
 )
 
 MOST_REGIONS = 64
+MOST_LORAS = 8
 OF_THE_MODEL = ("width", "height", "cfg", "sampler", "scheduler")
 """Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
 
@@ -35,6 +36,17 @@ OF_THE_MODEL = ("width", "height", "cfg", "sampler", "scheduler")
 def _no_default(schema: dict[str, Any]) -> None:
     """Forms send the defaults that they show; of what suits the model they show none, and stay silent."""
     schema.pop("default", None)
+
+
+class Lora(FrozenModel):
+    """Weights that are added to a model's own: in the same forward, for those rows alone that ask for them."""
+
+    model_config = ConfigDict(title="LoRA")
+    file: Text = Field(min_length=1, title="File", description="A .safetensors file with kohya's or diffusers' names")
+    strength: Number = Field(1.0, ge=-100, le=100, title="Strength", description="Of what is added to the denoiser")
+    text_strength: Annotated[Number, Field(ge=-100, le=100)] | None = Field(
+        None, title="Text strength", description="Of what is added to the text encoders. Empty: the strength"
+    )
 
 
 class Region(FrozenModel):
@@ -70,6 +82,9 @@ class Region(FrozenModel):
     model: Text | None = Field(
         None, min_length=1, title="Model", description="Empty: the job's. A folder whose latents are the same kind"
     )
+    loras: tuple[Lora, ...] | None = Field(
+        None, max_length=MOST_LORAS, title="LoRAs", description="Empty: the job's. An empty list: none"
+    )
     start_at_step: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None,
         title="Start at step",
@@ -90,6 +105,9 @@ class JobFields(FrozenModel):
         min_length=1,
         title="Model",
         description="`embedded`, a model folder (diffusers), a .safetensors file, or org/name (Hugging Face cache)",
+    )
+    loras: tuple[Lora, ...] = Field(
+        (), max_length=MOST_LORAS, title="LoRAs", description="Of the canvas, and of regions without their own"
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")

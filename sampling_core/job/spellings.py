@@ -36,6 +36,10 @@ _FIELDS = {
     "color": ("colour",),
     "columns": ("cols",),
     "regions": ("layers", "areas"),
+    "loras": ("lora", "lora_stack", "adapters"),
+    "file": ("lora_name", "path"),
+    "strength": ("strength_model", "lora_strength", "scale"),
+    "text_strength": ("strength_clip", "clip_strength", "te_strength"),
 }
 """Fields, and what A1111, ComfyUI, diffusers and InvokeAI call them."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, added
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
@@ -24,15 +26,25 @@ class CLIPTextEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
-        """`prompt_embeds` [1, chunks * tokens, features], float32 on the CPU."""
+        """`prompt_embeds` [1, chunks * tokens, features], float32 on the CPU.
+
+        `loras` is what is added to the one encoder.
+        """
         lengths = {name: len(embedding) for name, embedding in embeddings.items()}
         chunks = prompt_chunks(prompt or "", syntax, self._tokenizer, lengths)
         vectors = {name: embedding.vectors[0] for name, embedding in embeddings.items()}
-        found = encode_chunks(
-            chunks, syntax, self._encoder, self._tokenizer, vectors, lambda tokens: Encoded(self._encoder(tokens)[0])
-        )
+
+        def read(tokens: Tensor) -> Encoded:
+            with added(self._encoder, [*loras] * len(tokens)):
+                return Encoded(self._encoder(tokens)[0])
+
+        found = encode_chunks(chunks, syntax, self._encoder, self._tokenizer, vectors, read)
         return Conditioning({PROMPT_EMBEDS: found.states}, repeatable=frozenset({PROMPT_EMBEDS}))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     PROMPT_EMBEDS,
     Conditioning,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, added
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
@@ -28,11 +29,16 @@ class CLIPPairEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """`prompt_embeds` [1, chunks * tokens, features], `pooled_prompt_embeds` [1, features]; float32 on the CPU.
 
         Both encoders have as many chunks: one that needs fewer is given empty ones. None, no prompt at all, is zeros.
+        `loras` are what is added to the two.
         """
         lengths = {name: len(embedding) for name, embedding in embeddings.items()}
         chunks = [prompt_chunks(prompt or "", syntax, tokenizer, lengths) for _, tokenizer in self._encoders]
@@ -41,7 +47,7 @@ class CLIPPairEncoder:
         for i, (encoder, tokenizer) in enumerate(self._encoders):
             vectors = {name: embedding.vectors[i] for name, embedding in embeddings.items()}
             filled = [*chunks[i], *([] for _ in range(most - len(chunks[i])))]
-            found = encode_chunks(filled, syntax, encoder, tokenizer, vectors, _reader(encoder))
+            found = encode_chunks(filled, syntax, encoder, tokenizer, vectors, _reader(encoder, loras[i : i + 1]))
             states.append(found.states)
             pooled += [] if found.pooled is None else [found.pooled]
         tensors = {PROMPT_EMBEDS: torch.cat(states, dim=-1), POOLED_PROMPT_EMBEDS: pooled[-1]}
@@ -50,9 +56,10 @@ class CLIPPairEncoder:
         return Conditioning(tensors, repeatable=frozenset({PROMPT_EMBEDS}))
 
 
-def _reader(encoder: Any) -> Callable[[Tensor], Encoded]:
+def _reader(encoder: Any, lora: Sequence[LoraLayers]) -> Callable[[Tensor], Encoded]:
     def read(tokens: Tensor) -> Encoded:
-        output = encoder(tokens, output_hidden_states=True)
+        with added(encoder, [*lora] * len(tokens)):
+            output = encoder(tokens, output_hidden_states=True)
         return Encoded(output.hidden_states[-2], getattr(output, "text_embeds", None))
 
     return read

@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Confi
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, open_lora
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
@@ -97,6 +98,11 @@ class DiffusersFolder:
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
         """One: families that read longer prompts say otherwise."""
         return 1
+
+    def open_lora(self, files: ModelFiles) -> Lora:
+        """Compare a LoRA's header with the weights of this model. Raises ModelError."""
+        of = {part: {name: self.networks[name].weights for name in self.PARTS[part]} for part in self.PARTS}
+        return open_lora(files, of["denoiser"], of["text_encoder"])
 
     def check_weights(self, part: Part) -> None:
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""

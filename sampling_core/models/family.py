@@ -16,6 +16,8 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax, SamplerName, SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
@@ -107,6 +109,8 @@ class Facts:
     """Edge of the largest canvas that the model has positions for; None: it has them for all."""
     prompt_syntaxes: tuple[PromptSyntax, ...] = ("plain",)
     """The dialects in which its prompts may be written."""
+    takes_loras: bool = False
+    """Whether LoRAs can be added to its networks."""
     embedding_widths: Mapping[str, int] = field(default_factory=dict[str, int])
     """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
     repeatable: frozenset[str] = frozenset()
@@ -127,11 +131,16 @@ class TextEncoder(Protocol):
     """All text encoders of a model, loaded."""
 
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`.
 
-        The dialect is one of the family's, and `embeddings` has at least what the prompt names.
+        The dialect is one of the family's, and `embeddings` has at least what the prompt names. `loras` are what is
+        added to each of the text encoders, if there are any.
 
         None is an empty negative prompt of a family in which that is no prompt at all (`Facts.empty_negative`).
         """
@@ -142,8 +151,12 @@ class TextEncoder(Protocol):
 class Denoiser(Protocol):
     """A network that answers a batch of rows, each at its own level, with denoised predictions."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         """The clean latents [r, c, h, w] that the network believes in.
+
+        `loras` are what is added to the network for each row, if there is anything and the family takes them.
 
         `conditioning` has the tensors of the text encoder and of `Checkpoint.canvas_conditioning`, and `GUIDANCE` if
         the model is told its scale.
@@ -220,6 +233,10 @@ class Checkpoint(Protocol):
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that its tokenizer has to spell."""
+        ...
+
+    def open_lora(self, files: ModelFiles) -> Lora:
+        """Compare a LoRA with the model. Reads no tensors. Raises ModelError for one that does not suit it."""
         ...
 
     def check_weights(self, part: Part) -> None:

@@ -52,7 +52,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """All regular files below a model folder. `model` is what a person calls it.
+    """All regular files below a model folder, or one file. `model` is what a person calls it, in `job_field` of a job.
 
     A model in one file is known as the folder that it could be: `written` are configurations that follow from its
     tensors, by name, and `parts` its tensors, by folder and by the names that a folder has for them.
@@ -62,6 +62,7 @@ class ModelFiles:
     files: tuple[File, ...]
     written: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
     parts: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict[str, Mapping[str, Stored]], compare=False)
+    job_field: str = "model"
 
     @cached_property
     def _by_name(self) -> dict[str, File]:
@@ -112,10 +113,21 @@ class ModelFiles:
 
     def error(self, problem: str) -> ModelError:
         """The error that says what is wrong with the model: `has no unet/config.json`."""
-        return ModelError("model", self.model, problem)
+        return ModelError(self.job_field, self.model, problem)
 
     def _moved(self, name: str) -> ModelError:
         return self.error(f"has a {name} that changed while it was read")
+
+
+def find_file(job_field: str, name: str, place: str) -> ModelFiles:
+    """Look at one file at its real path. Raises ModelError for what is no regular file."""
+    try:
+        facts = os.lstat(place)
+    except OSError as error:
+        raise ModelError(job_field, name, "does not exist") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise ModelError(job_field, name, "is a folder, a pipe, a socket or a device, not a file")
+    return ModelFiles(name, (File(Path(place).name, place, Identity.of(facts)),), job_field=job_field)
 
 
 def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:

@@ -8,11 +8,16 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 
 
 class Adapter(NamedTuple):
-    """Weights that are added to a model's own, such as a LoRA's."""
+    """A LoRA: the file, and how strongly it acts on the denoiser and on the text encoders."""
 
     fingerprint: str
     """SHA-256 of the file, in hex."""
     strength: float
+    text_strength: float
+
+
+Adapters = tuple[Adapter, ...]
+"""Those of one network row, each file once."""
 
 
 class ModelKey(NamedTuple):
@@ -20,7 +25,7 @@ class ModelKey(NamedTuple):
 
     weights: str
     """SHA-256 over all files that are read of the model, in hex."""
-    adapters: tuple[Adapter, ...] = ()
+    adapters: Adapters = ()
 
     @property
     def digest(self) -> str:
@@ -28,3 +33,9 @@ class ModelKey(NamedTuple):
         if not self.adapters:
             return self.weights
         return content_hash([self.weights, [list(adapter) for adapter in self.adapters]])
+
+    @property
+    def text_digest(self) -> str:
+        """The same of its text encoders: what acts on the denoiser alone changes no encoded prompt."""
+        texts = tuple(adapter._replace(strength=0.0) for adapter in self.adapters if adapter.text_strength)
+        return self._replace(adapters=texts).digest

@@ -22,6 +22,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -89,7 +90,9 @@ class SD3Denoiser:
         self._transformer = transformer
 
     @torch.inference_mode()
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         dtype, device = self._transformer.dtype, self._transformer.device
         sigma = sigma_column(levels, x)
         velocity: Tensor = self._transformer(

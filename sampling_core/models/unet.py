@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.models import lora_rows
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     POOLED_PROMPT_EMBEDS,
     PROMPT_EMBEDS,
     TIME_IDS,
     Conditioning,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -30,17 +32,20 @@ class UNetDenoiser:
         self._levels = levels
 
     @torch.inference_mode()
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         network_dtype, device = self._unet.dtype, self._unet.device
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
-        output: Tensor = self._unet(
-            scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
-            timesteps,
-            encoder_hidden_states=told[PROMPT_EMBEDS],
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
+        with lora_rows.added(self._unet, loras):
+            output: Tensor = self._unet(
+                scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
+                timesteps,
+                encoder_hidden_states=told[PROMPT_EMBEDS],
+                added_cond_kwargs=added or None,
+                return_dict=False,
+            )[0]
         return denoised(x, output.to(x.device, torch.float32), sigma, self._levels.prediction).clone()

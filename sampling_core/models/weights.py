@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weigh
 MOST_HEADER_BYTES = 2**23
 MOST_BYTES = 2**37
 """Of all files of one part, as 32 bits a number: what FLUX.2 has, the largest of the open models."""
-_NUMBERS = ("F64", "F32", "F16", "BF16")
+NUMBERS = ("F64", "F32", "F16", "BF16")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
@@ -70,7 +70,7 @@ def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[s
     if missing:
         raise files.error(f"has incomplete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
     for name, shape in wanted.items():
-        if found[name].dtype not in _NUMBERS:
+        if found[name].dtype not in NUMBERS:
             raise files.error(f"has weights of an unknown type ({part}: {name} is {found[name].dtype:.20})")
         if found[name].shape != shape:
             raise files.error(
@@ -85,7 +85,7 @@ def read_tensors(
     """The wanted tensors, copied out of their files to a device, as numbers of these types. Raises ModelError."""
     tensors: dict[str, Tensor] = {}
     for file in sorted({weights[name].file for name in wanted}):
-        with files.opened(file) as descriptor, safe_open(_path(descriptor), framework="pt") as stream:
+        with files.opened(file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
             for name, dtype in wanted.items():
                 if weights[name].file == file:
                     # A copy, because the file may be mapped into memory and change there.
@@ -114,26 +114,27 @@ def _held(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
     missing = [name for name in names if name not in files]
     if missing:
         raise files.error(f"has no weights for its {part} ({missing[0]} is missing)")
-    return [(stored.name, stored) for name in names for stored in read_header(files, name)]
+    return [(stored.name, stored) for name in names for stored in read_header(files, name)[0]]
 
 
-def read_header(files: ModelFiles, file: str) -> list[Stored]:
-    """What one file holds. Raises ModelError."""
+def read_header(files: ModelFiles, file: str) -> tuple[list[Stored], dict[str, str]]:
+    """What one file holds, and what is written beside it. Reads no tensors. Raises ModelError."""
     try:
         with files.opened(file) as descriptor:
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             if length > MOST_HEADER_BYTES:
                 raise ValueError(f"a header of more than {MOST_HEADER_BYTES} bytes")  # noqa: TRY301 - told below
             # Reads the header, and compares it with the file's size.
-            with safe_open(_path(descriptor), framework="pt") as tensors:
+            with safe_open(path_of(descriptor), framework="pt") as tensors:
                 slices = {name: tensors.get_slice(name) for name in list(tensors.keys())}
-                return [Stored(file, name, tuple(of.get_shape()), str(of.get_dtype())) for name, of in slices.items()]
+                found = [Stored(file, name, tuple(of.get_shape()), str(of.get_dtype())) for name, of in slices.items()]
+                return found, tensors.metadata() or {}
     except ModelError:
         raise
     except Exception as error:
         raise files.error(f"has damaged weights ({file}: {' '.join(str(error).split())[:120]})") from error
 
 
-def _path(descriptor: int) -> str:
+def path_of(descriptor: int) -> str:
     """A path to an open file: safetensors opens files by their path, and this one cannot come to be another's."""
     return f"/dev/fd/{descriptor}"

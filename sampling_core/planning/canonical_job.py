@@ -13,6 +13,7 @@ from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
+    ResolvedLora,
     ResolvedMask,
     ResolvedRegion,
 )
@@ -24,6 +25,7 @@ INERT: dict[type, set[str]] = {
     Region: {"name"},
     ResolvedRegion: {"name", "inherited"},
     ResolvedMask: {"field"},
+    ResolvedLora: {"field"},
     ParticipantSettings: {"idle_negative", "embedded", "told_of_canvas"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
@@ -91,12 +93,17 @@ def _settings(
     settings: ParticipantSettings, digests: Mapping[str, str], unused: Collection[str] = ()
 ) -> dict[str, Any]:
     model = digests.get(settings.model, settings.model)
-    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax"}
+    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax", "loras"}
     canonical = _as_they_stand(settings._asdict(), shaped) | {"model": model}
     if settings.prompt_syntax != "plain":
         names = settings.embedding_names
         embeddings = {name: digests.get(embedding_label(name), name) for name in names}
         canonical["prompts_in"] = [settings.prompt_syntax, embeddings]
+    if settings.loras:
+        canonical["loras"] = [
+            [lora.sha256 or digests.get(lora.file, lora.file), lora.strength, lora.text_strength]
+            for lora in settings.loras
+        ]
     return canonical
 
 

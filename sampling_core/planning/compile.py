@@ -13,6 +13,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Eval
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.prompt_signs import sign_warnings
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
@@ -73,7 +74,9 @@ class Cost:
 class _NoNetwork:
     """Answers every query with its own input: the loop runs, and nothing is computed."""
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         return x
 
 
@@ -86,8 +89,12 @@ def cost(
     """
     run = run.noiseless()
     models = {key.model for key in run.prompts}
-    told = told_in_counting(run.prompts, prompts or {})
-    context = EvaluationContext(dict.fromkeys(models, _NoNetwork()), told, max_forward_rows)
+    context = EvaluationContext(
+        dict.fromkeys(models, _NoNetwork()),
+        told_in_counting(run.prompts, prompts or {}),
+        max_forward_rows,
+        loras={(key.model, key.adapters): {} for key in run.prompts},
+    )
     per_step: list[Count] = []
     evaluations = 0
     for _, count in iterate(run, run.initial_state(), context):

@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
+from prefect_regional_diffusion.sampling_core.models.model_key import Adapter
 from prefect_regional_diffusion.sampling_core.names import CFG_PP
 
 
@@ -22,7 +23,7 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a dialect, a negative prompt, a scale or a sampler that a model has no use for.
+    Raises BadInput for a dialect, a LoRA, a negative prompt, a scale or a sampler that a model has no use for.
     """
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
@@ -49,6 +50,8 @@ def _fitted(
     if settings.prompt_syntax not in known.prompt_syntaxes:
         allowed = f"{' or '.join(known.prompt_syntaxes)}: {known.family} reads prompts as they stand, without weights"
         raise BadInput("prompt_syntax", settings.prompt_syntax, allowed)
+    if settings.loras and not known.takes_loras:
+        raise BadInput(settings.loras[0].field, settings.loras[0].file, f"left out: {known.family} takes no LoRAs")
     settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
@@ -69,10 +72,13 @@ def _fitted(
 
 
 def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
-    """How a participant of a job is guided."""
+    """How a participant of a job is guided. Its LoRAs are known by their content (`fit_loras`)."""
     canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
+    adapters = tuple(Adapter(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras)
     if settings.embedded:
-        return EmbeddedGuidance(settings.cfg, settings.prompt, settings.model, canvas, settings.prompt_syntax)
+        return EmbeddedGuidance(
+            settings.cfg, settings.prompt, settings.model, canvas, syntax=settings.prompt_syntax, adapters=adapters
+        )
     return ClassifierFreeGuidance(
         settings.cfg,
         settings.prompt,
@@ -81,4 +87,5 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
         model=settings.model,
         canvas=canvas,
         syntax=settings.prompt_syntax,
+        adapters=adapters,
     )

@@ -13,6 +13,7 @@ from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKe
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -51,7 +52,9 @@ class _Counting:
     def __init__(self) -> None:
         self.most_rows = 0
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning) -> Rows:
+    def __call__(
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+    ) -> Rows:
         self.most_rows = max(self.most_rows, len(x))
         return x
 
@@ -102,4 +105,9 @@ def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int 
     prompts = {key for planned in runs for key in planned.run.prompts}
     known = {key: told for planned in runs for key, told in planned.prompts.items()}
     models = {key.model for key in prompts}
-    return EvaluationContext(dict.fromkeys(models, network), told_in_counting(prompts, known), max_forward_rows)
+    return EvaluationContext(
+        dict.fromkeys(models, network),
+        told_in_counting(prompts, known),
+        max_forward_rows,
+        loras={(key.model, key.adapters): {} for key in prompts},
+    )

@@ -79,6 +79,15 @@ def embedding_places(name: str) -> list[str]:
     return found
 
 
+def lora_place(field: str, name: str) -> str:
+    """Real path of a LoRA's file. Raises BadInput."""
+    allowed = f"a .safetensors file under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
+    place = _inside(field, name, settings().asset_roots, allowed)
+    if is_url(place):
+        raise BadInput(field, name, allowed)
+    return place
+
+
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().store

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
         4 * 10**9, gt=0, description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas"
     )
     max_tensor_bytes: int = Field(2**30, gt=0, description="Masks, weights and latents that a process has in memory")
+    max_lora_bytes: int = Field(2**30, gt=0, description="LoRAs that a process keeps in memory for later jobs")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
     max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")

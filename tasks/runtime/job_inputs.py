@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.folder import check_alike
+from prefect_regional_diffusion.sampling_core.models.lora_file import LORA_PARTS
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings, TextualInversion
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_start
@@ -28,6 +29,7 @@ from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.lora_files import Loras, open_loras
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
 FORMAT = 10
@@ -35,6 +37,8 @@ FORMAT = 10
 
 OWN_BYTES = 2**16
 """Of a job's inputs beside their tensors: names, digests, warnings. A canvas without regions has nothing else."""
+LAYER_BYTES = 2**11
+"""Of what is known of one layer of a LoRA: the names and shapes of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,14 @@ class JobInputs:
 
     `folders` and `model_keys` are by model; `digests` are of all files that the job names, weights among them, by
     path. `tensors` has the masks `0`, `1`, ...; of an init image, `picture` in canvas pixels, and what is `protected`;
-    `mask_hash` stands for them. `embeddings` are the textual inversions that prompts name, by model. `warnings` are of
-    the images.
+    `mask_hash` stands for them. `embeddings` are the textual inversions that prompts name, by model; `loras` are by
+    model and path. `warnings` are of the images.
     """
 
     folders: dict[str, Checkpoint]
     model_keys: dict[str, ModelKey]
     digests: dict[str, str]
+    loras: Loras
     tensors: dict[str, Tensor]
     mask_hash: str
     warnings: list[str]
@@ -74,7 +79,8 @@ class JobInputs:
     def bytes(self) -> int:
         """Of the tensors, and at most what the rest of it takes, but for what other inputs of the same models share."""
         vectors = [one for found in self.embeddings.values() for named in found.values() for one in named.vectors]
-        return OWN_BYTES + sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
+        layers = sum(lora.layers(part) for lora in self.loras.values() for part in LORA_PARTS)
+        return OWN_BYTES + LAYER_BYTES * layers + sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
 
 
 @lru_cache(maxsize=1)
@@ -87,18 +93,19 @@ def inputs_key(job: ResolvedJob) -> Hashable:
     """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
     # Whether several models have the same noise levels may depend on the steps.
     canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
-    files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), embeddings_of(job))
+    files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), job.lora_uses, embeddings_of(job))
     return (canvas, job.masks, job.protect, *files)
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
-    """Look at the model folders and image files of a job, and draw its masks. Raises RegionalError."""
+    """Look at the model folders, LoRAs and image files of a job, and draw its masks. Raises RegionalError."""
     folders: dict[str, Checkpoint] = {}
     for field, name in job.models_by_field.items():
         if name not in folders:
             folders[name] = open_model(name, field)
     check_alike(job.models_by_field, folders, canvas_of(job), job.steps)
     fit_to_models(job, {name: folder.facts for name, folder in folders.items()})
+    loras = open_loras(job, folders)
     facts = folders[job.base.model].facts
     cell = facts.vae_scale_factor
     check_canvas(job, facts.pixel_multiple, facts.most_pixels)
@@ -109,6 +116,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
     embeddings, embedding_digests = _read_embeddings(job, folders)
     digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}, **embedding_digests}
+    digests |= {path: lora.fingerprint() for (_, path), lora in loras.items()}
     masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
     start = canonical_start(job, digests)
     pictures = [start.get("start"), start.get("protect")]
@@ -116,6 +124,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
         folders=folders,
         model_keys=model_keys,
         digests=digests,
+        loras=loras,
         tensors=_tensors(job, files, cell),
         mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
         warnings=image_warnings(job, files.photos),

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
+from prefect_regional_diffusion.sampling_core.planning.lora_fit import fit_loras
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
@@ -64,7 +65,7 @@ class Prepared:
         bytes_per_value = torch.finfo(settings().torch_dtype()).bits // 8
         working = self.folder.working_numbers(canvas_of(self.resolved), self.cost.most_rows)
         # Files may be stored narrower or wider than they are used: count values, not bytes.
-        weights = sum(folder.numbers for folder in self.inputs.folders.values())
+        weights = sum(model.numbers for model in (*self.inputs.folders.values(), *self.inputs.loras.values()))
         return (weights + working) * bytes_per_value
 
 
@@ -79,7 +80,7 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     check_size(job, resolved)
     inputs = inputs_of(resolved)
     folder = inputs.folders[resolved.base.model]
-    resolved = fit_to_models(resolved, inputs.facts)
+    resolved = fit_loras(fit_to_models(resolved, inputs.facts), inputs.loras)
     # The inputs may have been read for a job with fewer pictures.
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))

@@ -17,6 +17,8 @@ from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
+from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
@@ -26,6 +28,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
@@ -139,9 +142,14 @@ class RenderContext:
         name = self.job.model
         return model_cache.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
+    def lora_layers(self, prompt: PromptKey, part: LoraPart) -> tuple[LoraLayers, ...]:
+        """What a prompt's LoRAs add to each network of a part of its model; nothing where there are none."""
+        return lora_layers(self._prepared.inputs.loras, prompt.model, prompt.adapters, part)
+
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
-        """Key of an encoded prompt, whatever canvas it is for."""
-        read_by = [FORMAT, self.model_keys[prompt.model].digest, self.numerics, prompt.prompt]
+        """Key of an encoded prompt, whatever canvas it is for, with what LoRAs do to the text encoders."""
+        model = self.model_keys[prompt.model]._replace(adapters=prompt.adapters).text_digest
+        read_by = [FORMAT, model, self.numerics, prompt.prompt]
         if prompt.syntax != "plain":
             digests = self._prepared.inputs.embedding_digests
             names = embedding_names(prompt.prompt, prompt.syntax)
@@ -160,7 +168,8 @@ class RenderContext:
     def encoded(self, prompt: PromptKey) -> Conditioning:
         """What the text encoders of its model, loaded, make of a prompt."""
         embeddings = self._prepared.inputs.embeddings[prompt.model]
-        return self.text_encoder(prompt.model).encode(prompt.prompt, prompt.syntax, embeddings)
+        loras = self.lora_layers(prompt, "text_encoder")
+        return self.text_encoder(prompt.model).encode(prompt.prompt, prompt.syntax, embeddings, loras=loras)
 
     @cached_property
     def conditionings(self) -> dict[PromptKey, Conditioning]:

@@ -6,7 +6,7 @@ them a folder is, its transformer's `guidance_embeds` and its scheduler say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +43,7 @@ from prefect_regional_diffusion.sampling_core.models.flux_transformer import (
     FluxDenoiser,
     FluxTransformer2DModel,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5_TOKENIZER,
@@ -167,7 +168,11 @@ class FluxTextEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU."""
         text = prompt or ""

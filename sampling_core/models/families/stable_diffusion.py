@@ -94,6 +94,7 @@ class StableDiffusion(BetaUNetFolder):
             # The embedded model was trained on captions that say all there is to see.
             defaults=Defaults(edge, edge, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
             prompt_syntaxes=get_args(PromptSyntax),
+            takes_loras=True,
             embedding_widths={"clip_l": self.text_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

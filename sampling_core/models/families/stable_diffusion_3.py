@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defau
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.sd3_transformer import (
     SD3_TRANSFORMER,
     SD3Denoiser,
@@ -176,7 +177,11 @@ class StableDiffusion3TextEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """Tokens of CLIP, filled up with zeros to the width of T5's, and then those; all float32 on the CPU."""
         text = prompt or ""

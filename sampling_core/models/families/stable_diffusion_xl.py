@@ -116,6 +116,7 @@ class StableDiffusionXL(BetaUNetFolder):
             empty_negative="none" if self.zeros_for_empty else "encoded",
             told_of_canvas=True,
             prompt_syntaxes=get_args(PromptSyntax),
+            takes_loras=True,
             embedding_widths={"clip_l": self.text_width - self.second_width, "clip_g": self.second_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

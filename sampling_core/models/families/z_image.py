@@ -5,7 +5,7 @@ A job's `cfg` is what it is for other families: diffusers counts Z-Image's `guid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defau
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.qwen3_text import QWEN3_TEXT, qwen3_states
 from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import (
     QWEN_TOKENIZER,
@@ -142,7 +143,11 @@ class ZImageTextEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, prompt: str | None, syntax: PromptSyntax = "plain", embeddings: Embeddings = NO_EMBEDDINGS
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
         """`prompt_embeds` filled up with zeros to one length for all prompts, so that they share a forward."""
         states = qwen3_states(self._encoder, self._tokenizer, prompt or "")

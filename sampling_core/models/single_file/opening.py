@@ -55,7 +55,7 @@ def open_file(model: str, path: Path, follow: Follow = os.path.realpath) -> Chec
 @lru_cache(maxsize=16)
 def _opened(path: Path, files: ModelFiles) -> Checkpoint:
     """The same files need not be checked twice."""
-    tensors = {stored.name: stored for stored in read_header(files, WEIGHTS)}
+    tensors = {stored.name: stored for stored in read_header(files, WEIGHTS)[0]}
     layout = recognised(tensors, files)
     weights = layout.weights(tensors)
     derived = layout.configurations(tensors, weights)

@@ -1,0 +1,212 @@
+"""A LoRA in a `.safetensors` file: its header compared with a model, and its tensors.
+
+kohya's names and those of diffusers and PEFT are known. What a file has that is no plain LoRA, or not of the model, is
+refused, and never left out: a picture drawn with half of a LoRA looks as if it were right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from safetensors import safe_open
+
+from prefect_regional_diffusion.sampling_core.models.configurations import Shape
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
+from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.weights import NUMBERS, path_of, read_header
+
+LoraPart = Literal["denoiser", "text_encoder"]
+LORA_PARTS: tuple[LoraPart, ...] = get_args(LoraPart)
+
+MOST_RANK = 4096
+_ROLES = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".alpha": "alpha",
+}
+"""How the names of a LoRA's tensors end: kohya's, PEFT's, and those of older releases of diffusers."""
+_OTHERS = {
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "lora_mid": "a LoCon with a third matrix (Tucker)",
+    "oft_": "an OFT",
+    "ia3": "an IA3",
+}
+"""Other ways to change weights, by what only their tensors are called."""
+
+
+class LoraLayer(NamedTuple):
+    """The tensors of one layer. What is added is `up @ down * alpha / rank`; without alpha, `up @ down`."""
+
+    base: Shape
+    down: Stored
+    up: Stored
+    alpha: Stored | float | None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file whose header suits a model: the layers of each of its networks, by name; no tensors."""
+
+    files: ModelFiles
+    denoiser: tuple[Mapping[str, LoraLayer], ...]
+    text_encoder: tuple[Mapping[str, LoraLayer], ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, in hex."""
+        return self.files.digest(self._file).hex()
+
+    def layers(self, part: LoraPart) -> int:
+        """On how many layers of a part it acts."""
+        return sum(len(network) for network in getattr(self, part))
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in all of its weights."""
+        networks = (*self.denoiser, *self.text_encoder)
+        return sum(math.prod(one.shape) for network in networks for layer in network.values() for one in layer[1:3])
+
+    def read(self, part: LoraPart) -> tuple[LoraLayers, ...]:
+        """The tensors of a part, float32 on the CPU, for each of its networks. Raises ModelError."""
+        with self.files.opened(self._file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
+            return tuple(
+                {name: self._read(stream, layer) for name, layer in network.items()} for network in getattr(self, part)
+            )
+
+    def _read(self, stream: Any, layer: LoraLayer) -> LowRank:
+        def tensor(stored: Stored) -> torch.Tensor:
+            # A copy, because the file may be mapped into memory and change there.
+            return stream.get_tensor(stored.name).to(torch.float32, copy=True)
+
+        rank = layer.down.shape[0]
+        alpha = float(tensor(layer.alpha)) if isinstance(layer.alpha, Stored) else layer.alpha
+        down = tensor(layer.down).reshape(rank, *layer.base[1:])
+        up = tensor(layer.up).reshape(layer.base[0], rank, *[1] * (len(layer.base) - 2))
+        if alpha is not None:
+            up *= alpha / rank
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise self.files.error(f"has numbers that are not finite ({layer.down.name:.120})")
+        return LowRank(down, up)
+
+    @property
+    def _file(self) -> str:
+        return self.files.files[0].name
+
+
+def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: Mapping[str, Weights]) -> Lora:
+    """Compare a file's header with the weights of a model's networks, by diffusers' names of them.
+
+    Raises ModelError for what is no LoRA, is another kind of adapter, or does not suit the model.
+    """
+    name = files.files[0].name
+    if not name.endswith(".safetensors"):
+        raise files.error("is no .safetensors file (pickled weights are never read)")
+    header, metadata = read_header(files, name)
+    tensors = _by_layer(files, header)
+    alphas = _alphas(files, metadata)
+    networks = {**denoiser, **text_encoder}
+    # Of a linear layer or a convolution: the matrices that are no tables of tokens.
+    shapes = {
+        folder: {
+            name.removesuffix(".weight"): stored.shape
+            for name, stored in weights.items()
+            if name.endswith(".weight") and len(stored.shape) in (2, 4) and not name.startswith("embeddings.")
+        }
+        for folder, weights in networks.items()
+    }
+    known = {
+        name: (folder, layer)
+        for folder, layers in shapes.items()
+        for name, layer in layer_names(folder, layers).items()
+    }
+    unknown = [name for name in tensors if name not in known]
+    if unknown:
+        raise files.error(
+            f"is a LoRA of another model ({len(unknown)} of its {len(tensors)} layers are none of this model's: "
+            f"{unknown[0]:.120})"
+        )
+    found: dict[str, dict[str, LoraLayer]] = {folder: {} for folder in networks}
+    for name, roles in tensors.items():
+        folder, layer = known[name]
+        if layer in found[folder]:
+            raise files.error(f"has a layer twice ({name:.120})")
+        found[folder][layer] = _checked(files, name, shapes[folder][layer], roles, alphas.get(folder))
+    return Lora(files, tuple(found[folder] for folder in denoiser), tuple(found[folder] for folder in text_encoder))
+
+
+def _by_layer(files: ModelFiles, header: Sequence[Stored]) -> dict[str, dict[str, Stored]]:
+    """The tensors by layer and role."""
+    found: dict[str, dict[str, Stored]] = {}
+    for stored in header:
+        for sign, kind in _OTHERS.items():
+            if sign in stored.name and not stored.name.endswith(tuple(_ROLES)):
+                raise files.error(f"is no plain LoRA but {kind} ({stored.name:.120})")
+        end = next((end for end in _ROLES if stored.name.endswith(end)), None)
+        if end is None:
+            raise files.error(
+                f"has a tensor that is none of a LoRA in kohya's or diffusers' names ({stored.name:.120})"
+            )
+        found.setdefault(stored.name.removesuffix(end), {})[_ROLES[end]] = stored
+    if not found:
+        raise files.error("has no tensors")
+    return found
+
+
+def _checked(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stored], alpha: float | None) -> LoraLayer:
+    """The layer, if its tensors suit that of the model."""
+    missing = {"down", "up"} - roles.keys()
+    if missing:
+        raise files.error(f"is half a LoRA ({name:.120} has no {missing.pop()})")
+    down, up = roles["down"], roles["up"]
+    for stored in roles.values():
+        if stored.dtype not in NUMBERS:
+            raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
+    rank = down.shape[0] if down.shape else 0
+    if not 1 <= rank <= MOST_RANK:
+        raise files.error(f"has a rank that is not 1 to {MOST_RANK} ({down.name:.120} is {list(down.shape)})")
+    # A linear layer may be written as a convolution of one cell, and the other way round.
+    fits = _core(down.shape) == _core((rank, *base[1:])) and _core(up.shape) == (base[0], rank)
+    if not fits:
+        raise files.error(
+            f"is a LoRA of a model of other sizes ({name:.120}: {list(down.shape)} and {list(up.shape)} for a layer of "
+            f"{list(base)})"
+        )
+    scalar = roles.get("alpha")
+    if scalar is not None and math.prod(scalar.shape) != 1:
+        raise files.error(f"has an alpha that is not one number ({scalar.name:.120})")
+    return LoraLayer(base, down, up, scalar or alpha)
+
+
+def _core(shape: Shape) -> Shape:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _alphas(files: ModelFiles, metadata: Mapping[str, str]) -> dict[str, float]:
+    """The alpha of each network, as diffusers writes PEFT's configuration. Raises ModelError for other settings."""
+    written = metadata.get("lora_adapter_metadata")
+    if written is None:
+        return {}
+    try:
+        told: dict[str, Any] = json.loads(written)
+        asks = [key for key in told if key.endswith((".use_rslora", ".use_dora", ".alpha_pattern")) and told[key]]
+        if not asks:
+            ends = ".lora_alpha"
+            return {key.removesuffix(ends): float(told[key]) for key in told if key.endswith(ends)}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise files.error("has a lora_adapter_metadata that cannot be read") from error
+    raise files.error(f"has more than one alpha for each network (lora_adapter_metadata has {asks[0]:.80})")

@@ -1,0 +1,86 @@
+"""Small LoRAs with random weights for the models of `tests.tiny_models`, in the names that people's files have."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+RANK, ALPHA = 4, 8.0
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+
+
+@dataclass(frozen=True)
+class TinyLora:
+    """`down` and `up` by network and layer, as diffusers and transformers name them; `up @ down * 2` is added."""
+
+    layers: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]
+
+    def peft(self) -> dict[str, Tensor]:
+        """As diffusers writes it; without a word of alpha, so it is in the numbers."""
+        found: dict[str, Tensor] = {}
+        for network, layers in self.layers.items():
+            for layer, (down, up) in layers.items():
+                found[f"{network}.{layer}.lora_A.weight"] = down
+                found[f"{network}.{layer}.lora_B.weight"] = up * (ALPHA / RANK)
+        return found
+
+    def kohya(self, names: Mapping[str, str] = KOHYA) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for network, layers in self.layers.items():
+            for layer, (down, up) in layers.items():
+                # As kohya's files have it, whatever this release of transformers calls its layers.
+                inner = "text_model_" if layer.startswith("encoder.") else ""
+                name = f"{names[network]}_{inner}{layer.replace('.', '_')}"
+                found |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+                found[f"{name}.alpha"] = torch.tensor(ALPHA)
+        return found
+
+
+def tiny_lora(
+    folder: str | Path, seed: int, networks: tuple[str, ...] = ("unet",), part: str = "", size: float = 0.3
+) -> TinyLora:
+    """A LoRA for the layers of a model folder's networks with `part` in their names: linear ones and convolutions."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for network in networks:
+        layers[network] = {}
+        for name, weight in sorted(load_file(Path(folder) / network / WEIGHTS[network]).items()):
+            if weight.ndim not in (2, 4) or "embeddings." in name or not name.endswith(".weight") or part not in name:
+                continue
+            kernel = weight.shape[2:]
+            fan_in = weight[0].numel()
+            down = torch.randn(RANK, *weight.shape[1:], generator=generator) / fan_in**0.5
+            up = torch.randn(weight.shape[0], RANK, *[1] * len(kernel), generator=generator) * (size / RANK)
+            layers[network][name.removesuffix(".weight")] = (down, up)
+    return TinyLora(layers)
+
+
+def save_lora(tensors: Mapping[str, Tensor], file: str | Path, metadata: dict[str, str] | None = None) -> str:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+    return str(file)
+
+
+def merged(folder: str | Path, new: Path, *weighted: tuple[TinyLora, float]) -> str:
+    """A copy of a model folder with LoRAs in its weights, each times its strength."""
+    shutil.copytree(folder, new)
+    for lora, strength in weighted:
+        for network, layers in lora.layers.items():
+            file = new / network / WEIGHTS[network]
+            tensors = load_file(file)
+            for layer, (down, up) in layers.items():
+                weight = tensors[f"{layer}.weight"]
+                added = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
+                tensors[f"{layer}.weight"] = (weight.double() + added * (strength * ALPHA / RANK)).to(weight.dtype)
+            save_file(tensors, file, {"format": "pt"})
+    return str(new)
