@@ -186,7 +186,7 @@ def test_weights_in_shards_count_with_their_index(copy: Path) -> None:
     ("file", "content", "says"),
     [
         ("model_index.json", None, "model_index.json"),
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ("model_index.json", {"_class_name": "HunyuanDiTPipeline"}, "HunyuanDiTPipeline"),
         ("unet/config.json", None, "unet/config.json"),
         ("unet/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors is missing"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'"),

@@ -25,7 +25,7 @@ from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.comfyui.masks import grown_in_latent_cells, on_lattice
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
-from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob
+from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob, RegionalError
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob, cells
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -59,8 +59,8 @@ WHOLE = {"x": 0, "y": 0, "width": 1, "height": 1}
 MIDDLE = {"x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5}
 
 
-def refused(call: Callable[..., Any], *arguments: Any) -> BadInput:
-    with pytest.raises(BadInput) as error:
+def refused(call: Callable[..., Any], *arguments: Any) -> RegionalError:
+    with pytest.raises(RegionalError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)
     return error.value
