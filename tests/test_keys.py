@@ -37,10 +37,11 @@ from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
-from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
+from prefect_regional_diffusion.sampling_core.job.shared_fields import Lora, Region
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.tiny_loras import save_lora, tiny_lora
 
 Data = dict[str, Any]
 
@@ -52,6 +53,7 @@ OVER: Data = {"prompt": "over", "mask": {"x": 0.25, "y": 0, "width": 0.5, "heigh
 VARIED: Data = REGION | {"variation_strength": 0.5}
 JOB: Data = {"prompt": "base", "width": 64, "height": 64, "steps": 6, "base_only_steps": 2, "regions": [REGION]}
 TWO_REGIONS = JOB | {"regions": [REGION, OVER]}
+STYLED = JOB | {"loras": [{"file": "style.safetensors"}]}
 STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
@@ -123,6 +125,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "init_image": Other("other.png", STARTED),
         "init_fit": Other("stretch", STARTED),
         "protect": Other([LEFT], STARTED),
+        "loras": Other([{"file": "other.safetensors"}], STYLED),
         "node": Other({"name": "RegionalSamplerAdvanced"}, node("TwoSamplersForMask")),
     },
     Region: {
@@ -141,8 +144,14 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "variation_strength": Other(0.5),
         "variation_method": Other("slerp", JOB | {"regions": [VARIED]}),
         "model": Other("other", same="embedded"),
+        "loras": Other([{"file": "other.safetensors"}], STYLED, same=[{"file": "again.safetensors"}]),
         "start_at_step": Other(4, same=2),
         "end_at_step": Other(4),
+    },
+    Lora: {
+        "file": Other("other.safetensors", STYLED, same="again.safetensors"),
+        "strength": Other(0.5, STYLED),
+        "text_strength": Other(0.5, STYLED, same=1.0),
     },
     RegionalSampler: {
         "overlap_factor": Other(40, REGIONAL),
@@ -226,6 +235,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
 
 PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     **{RenderJob: (), Region: ("regions", 0), GridJob: (), Cell: ("cells", 0)},
+    Lora: ("loras", 0),
     **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }
@@ -243,7 +253,7 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two images that are twice as wide as the canvas, and a model with other numbers."""
+    """A folder with two images that are twice as wide as the canvas, a model with other numbers, and two LoRAs."""
     folder = tmp_path_factory.mktemp("files")
     photo = np.full((128, 256, 3), 255, dtype=np.uint8)
     photo[:, :100] = [255, 0, 0]
@@ -256,6 +266,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EMBEDDED, folder / "other")
     config = folder / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"steps_offset": 7}))
+    for name, seed in {"style": 1, "again": 1, "other": 2}.items():
+        save_lora(tiny_lora(EMBEDDED, seed, ("unet", "text_encoder"), "attn").kohya(), folder / f"{name}.safetensors")
     return folder
 
 

@@ -6,10 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.models.files import find_file
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
+from tests.tiny_models import tiny_sd, tiny_sdxl
 
 RANK, ALPHA = 4, 8.0
 WEIGHTS = {
@@ -84,3 +90,35 @@ def merged(folder: str | Path, new: Path, *weighted: tuple[TinyLora, float]) -> 
                 tensors[f"{layer}.weight"] = (weight.double() + added * (strength * ALPHA / RANK)).to(weight.dtype)
             save_file(tensors, file, {"format": "pt"})
     return str(new)
+
+
+TEXT = {"sd": ("text_encoder",), "xl": ("text_encoder", "text_encoder_2")}
+MODELS = sorted(TEXT)
+
+
+def lora_models(folder: Path) -> Path:
+    """The folder, with models `xl` and `sd`; of each, files of LoRAs `a` and `b`, and of one that acts on text, `t`."""
+    tiny_sdxl(folder / "xl")
+    tiny_sd(folder / "sd")
+    for model in MODELS:
+        save_lora(tiny_lora(folder / model, 1).peft(), folder / f"{model}-a.safetensors")
+        save_lora(tiny_lora(folder / model, 2, part="attn").kohya(), folder / f"{model}-b.safetensors")
+        texts = tiny_lora(folder / model, 3, (*TEXT[model], "unet"), size=0.8)
+        save_lora(texts.kohya(), folder / f"{model}-t.safetensors")
+    return folder
+
+
+def opened(model: str, file: str) -> Lora:
+    """A file compared with a model."""
+    return open_folder(model).open_lora(find_file("loras.0.file", file, str(Path(file).resolve())))
+
+
+def used(model: str, name: str, strength: float = 1.0, **fields: Any) -> dict[str, Any]:
+    """One of `lora_models` in a job."""
+    return {"file": f"{model}-{name}.safetensors", "strength": strength, **fields}
+
+
+def asked(model: str = "sd", **fields: Any) -> dict[str, Any]:
+    """A job."""
+    job = {"model": model, "prompt": "a red circle", "width": 128, "height": 128, "seed": 3, "steps": 4, "cfg": 4.0}
+    return job | {"sampler": "dpmpp_2m", "scheduler": "simple", "base_only_steps": 0} | fields

@@ -71,6 +71,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         "forwards": cost.forwards,
         "rows_per_step": stages,
         "saved": prepared.savings(),
+        "loras": prepared.loras(),
         "memory_bytes": prepared.memory_bytes(),
         "warnings": prepared.warnings(),
     }
@@ -86,6 +87,8 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     for saved in facts["saved"]:
         say(f"Saved: {saved}", style="dim")
+    for lora in facts["loras"]:
+        say(f"LoRA: {lora}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     _warn(facts["warnings"])
 

@@ -280,8 +280,8 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
 
 def _loras(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedLora, ...]:
     """The LoRAs of a region, its own or its job's, or of the base (None). One without any strength is none."""
-    own = region is not None and region.loras is not None
-    loras, prefix = (region.loras, f"regions.{index}.loras") if own else (job.loras, "loras")
+    own = None if region is None else region.loras
+    loras, prefix = (job.loras, "loras") if own is None else (own, f"regions.{index}.loras")
     resolved = [
         ResolvedLora(
             f"{prefix}.{i}.file",
@@ -289,7 +289,7 @@ def _loras(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedL
             lora.strength,
             lora.strength if lora.text_strength is None else lora.text_strength,
         )
-        for i, lora in enumerate(loras or ())
+        for i, lora in enumerate(loras)
     ]
     return tuple(lora for lora in resolved if lora.strength or lora.text_strength)
 

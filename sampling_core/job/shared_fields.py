@@ -106,9 +106,6 @@ class JobFields(FrozenModel):
         title="Model",
         description="`embedded`, a model folder (diffusers), a .safetensors file, or org/name (Hugging Face cache)",
     )
-    loras: tuple[Lora, ...] = Field(
-        (), max_length=MOST_LORAS, title="LoRAs", description="Of the canvas, and of regions without their own"
-    )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")
     prompt_syntax: PromptSyntax = Field(
@@ -162,6 +159,9 @@ class JobFields(FrozenModel):
         description="joint: every region takes every step at once; sequential: what an original node does",
     )
     regions: tuple[Region, ...] = Field((), max_length=MOST_REGIONS, title="Regions")
+    loras: tuple[Lora, ...] = Field(
+        (), max_length=MOST_LORAS, title="LoRAs", description="Of the canvas, and of regions without their own"
+    )
     batch_size: StrictInt = Field(
         1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own"
     )

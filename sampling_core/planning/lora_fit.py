@@ -22,6 +22,15 @@ def fit_loras(job: ResolvedJob, files: Mapping[tuple[str, str], Lora]) -> Resolv
     )
 
 
+def described(files: Mapping[tuple[str, str], Lora]) -> list[str]:
+    """One line for each LoRA and model: on what it acts."""
+    return [
+        f"{lora.files.model} acts on {lora.layers('denoiser')} layers of the denoiser and "
+        f"{lora.layers('text_encoder')} of the text encoders"
+        for lora in files.values()
+    ]
+
+
 def _fitted(settings: ParticipantSettings, files: Mapping[tuple[str, str], Lora]) -> ParticipantSettings:
     found: dict[str, ResolvedLora] = {}
     for lora in settings.loras:

@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
-from prefect_regional_diffusion.sampling_core.planning.lora_fit import fit_loras
+from prefect_regional_diffusion.sampling_core.planning.lora_fit import described, fit_loras
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
@@ -51,6 +51,9 @@ class Prepared:
 
     def savings(self) -> list[str]:
         return savings(self.run, self.cost.shared_rows)
+
+    def loras(self) -> list[str]:
+        return described(self.inputs.loras)
 
     def warnings(self) -> list[str]:
         found = warnings(self.resolved, self.run, self.folder.facts.trained_pixels)
