@@ -14,11 +14,11 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
-    ResolvedLora,
     ResolvedMask,
     ResolvedRegion,
     resolve,
 )
+from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, canonical_job, job_hash
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "recorded_hashes.json").read_text())

@@ -20,6 +20,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     tiles_of,
 )
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
+from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
     CFG_PP,
@@ -35,27 +36,6 @@ from prefect_regional_diffusion.sampling_core.names import (
     is_whole,
 )
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
-
-
-class ResolvedLora(NamedTuple):
-    """A LoRA: the field that names its file, the file, and its strengths.
-
-    `sha256` is of the file, and empty as long as nobody has looked at it (`fit_loras`).
-    """
-
-    field: str
-    file: str
-    strength: float
-    text_strength: float
-    sha256: str = ""
-
-
-class LoraUse(NamedTuple):
-    """A LoRA and the model that it is added to, with the field that names the file."""
-
-    field: str
-    model: str
-    file: str
 
 
 class ParticipantSettings(NamedTuple):
@@ -265,7 +245,7 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
         prompt=job.prompt if region is None else region.prompt,
         sigma_factor=_base_factor(job.node) if region is None else region.sigma_factor,
         prompt_syntax=job.prompt_syntax,
-        loras=_loras(job, region, index),
+        loras=resolved_loras(job, region, index),
     )
     sampler = settings.sampler
     if job.composition == "joint":
@@ -276,22 +256,6 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
     if unused:
         settings = settings._replace(negative_prompt="", idle_negative=settings.negative_prompt or "")
     return settings._replace(sampler=sampler)
-
-
-def _loras(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedLora, ...]:
-    """The LoRAs of a region, its own or its job's, or of the base (None). One without any strength is none."""
-    own = None if region is None else region.loras
-    loras, prefix = (job.loras, "loras") if own is None else (own, f"regions.{index}.loras")
-    resolved = [
-        ResolvedLora(
-            f"{prefix}.{i}.file",
-            lora.file,
-            lora.strength,
-            lora.strength if lora.text_strength is None else lora.text_strength,
-        )
-        for i, lora in enumerate(loras)
-    ]
-    return tuple(lora for lora in resolved if lora.strength or lora.text_strength)
 
 
 _INHERITED = ("negative_prompt", "sampler", "scheduler", "cfg", "model")

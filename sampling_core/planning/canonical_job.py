@@ -13,10 +13,10 @@ from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
-    ResolvedLora,
     ResolvedMask,
     ResolvedRegion,
 )
+from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob, ResolvedLora
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 
 
