@@ -15,6 +15,8 @@ from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
+from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, Rows
 
@@ -39,7 +41,13 @@ class StandInTextEncoder:
     def __init__(self, checkpoint: StableDiffusion) -> None:
         self._specs = checkpoint.conditioning_specs
 
-    def encode(self, prompt: str | None) -> Conditioning:
+    def encode(
+        self,
+        prompt: str | None,
+        syntax: PromptSyntax = "plain",
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        loras: Sequence[LoraLayers] = (),
+    ) -> Conditioning:
         shapes = {name: [size for size in spec.shape if isinstance(size, int)] for name, spec in self._specs.items()}
         return Conditioning({name: torch.full(shape, float(len(prompt or ""))) for name, shape in shapes.items()})
 
