@@ -84,7 +84,8 @@ class Page:
 
     def fill(self, label: str, value: str, number: int = 0) -> None:
         """Put a value into the field after the label; of several labels, that number."""
-        named = f"contains(normalize-space(.), '{label}') and string-length(normalize-space(.)) < 30"
+        # Whole, or with a remark in brackets: one label may begin as another does.
+        named = f"normalize-space(.)='{label}' or starts-with(normalize-space(.), '{label} (')"
         path = f"//*[self::label or self::div or self::span][{named}]/following::*[self::textarea or self::input][1]"
 
         def filled() -> bool:

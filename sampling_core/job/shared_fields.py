@@ -186,7 +186,7 @@ class JobFields(FrozenModel):
     )
     init_fit: Fit = Field(
         "crop",
-        title="Start fit",
+        title="Init fit",
         description="Where the init image's shape is not the canvas': crop: its middle fills the canvas; "
         "contain: all of it is seen, its edges fill the rest; stretch: it is distorted",
     )
