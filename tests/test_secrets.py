@@ -96,7 +96,10 @@ def test_wrong_keys_are_not_repeated(s3: str, tmp_path: Path) -> None:
     """A bucket that is not there, and half a pair of keys: one line each, without what was given."""
     (tmp_path / "job.yaml").write_text("prompt: a blue background\nsteps: 2\n")
     env = environment(tmp_path) | {"REGIONAL_S3_ENDPOINT": s3, "REGIONAL_S3_SECRET": SECRET}
-    for keys, field in (({"REGIONAL_S3_KEY": KEY}, "store: "), ({}, "REGIONAL_S3_KEY: ")):
+    for keys, field in (
+        ({"REGIONAL_S3_KEY": KEY}, "store s3://no-such-bucket/x does not exist: "),
+        ({}, "REGIONAL_S3_KEY: "),
+    ):
         command = regional("render", "job.yaml", "--store", "s3://no-such-bucket/x")
         done = run(command, cwd=tmp_path, env=env | keys)
         assert done.returncode == 2, done.stderr
