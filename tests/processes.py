@@ -85,16 +85,15 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: flo
 
 def ask(url: str, body: Any = None, method: str = "POST") -> Any:
     """Ask a Prefect server; again where SQLite keeps it busy (503, or no answer), as Prefect's own client does."""
-    for _ in range(10):
+    deadline = time.monotonic() + 60
+    while True:
         try:
             return _ask(url, body, method)
-        except urllib.error.HTTPError as error:
-            if error.code != 503:
+        except OSError as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code != 503
+            if refused or time.monotonic() > deadline:
                 raise
-        except OSError:
-            pass
         time.sleep(1)
-    return _ask(url, body, method)
 
 
 def post(api: str, path: str, body: Any) -> Any:
