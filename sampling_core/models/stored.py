@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Order = Literal["as stored", "transposed", "halves swapped"]
-"""How the numbers of a tensor have to be moved: exchange its two axes, or the halves of its first one."""
+Order = Literal["as stored", "transposed"]
+"""How the numbers of a tensor have to be moved."""
 
 
 class Stored(NamedTuple):

@@ -101,8 +101,6 @@ def _tensor(stream: Any, stored: Stored) -> Tensor:
         tensor = stream.get_slice(stored.name)[slice(*stored.rows)]
     if stored.order == "transposed":
         tensor = tensor.T
-    elif stored.order == "halves swapped":
-        tensor = torch.cat(tensor.chunk(2)[::-1])
     return tensor.reshape(stored.shape).contiguous()
 
 
