@@ -3,6 +3,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Compiled once, not by each of the processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 PIN := $(BIN)/uv pip compile pyproject.toml --group install --no-annotate --quiet --custom-compile-command 'make lock' $(UPGRADE)
 
 .DEFAULT_GOAL := help

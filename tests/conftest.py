@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,12 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # How long an example takes says nothing about the code: machines are shared.
 settings.register_profile("shared machine", deadline=None, max_examples=60)
 settings.load_profile("shared machine")
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays to the end: no later collection looks at it. Tests that measure memory collect often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

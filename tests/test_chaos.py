@@ -102,7 +102,7 @@ def test_a_clock_steps_for_those_that_carry_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.xdist_group("machine")
+@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(1500)
 def test_a_few_faults(tmp_path: Path) -> None:
     """One that the run lives through, and one after which the reaper starts it again; tests/test_up.py has others."""
