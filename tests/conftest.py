@@ -43,7 +43,7 @@ settings.load_profile("shared machine")
 
 
 def pytest_collection_finish() -> None:
-    """What imports have made stays to the end: no later collection looks at it. Tests that measure memory collect often."""
+    """What imports have made stays to the end: no later collection looks at it, and tests of memory collect often."""
     gc.collect()
     gc.freeze()
 

@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defau
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from prefect_regional_diffusion.tasks.runtime.silent_fields import filled_in
 from tests.reference_pipelines import Picture
 from tests.tiny_models import SMALL, tiny_sd, tiny_sdxl
 from tests.watching import paths_touched
@@ -153,7 +154,7 @@ def test_the_autoencoder_is_as_wide_as_its_configuration_asks(upcast: bool, want
 
 
 SILENT: dict[str, Any] = {"model": "xl", "prompt": "a red circle", "steps": 2}
-AS_EMBEDDED = {"width": 128, "height": 128, "cfg": 1.5, "sampler": "dpmpp_2m", "scheduler": "karras"}
+AS_EMBEDDED = {"width": 128, "height": 128, "steps": 2, "cfg": 1.5, "sampler": "dpmpp_2m", "scheduler": "karras"}
 
 
 def test_a_silent_job_is_drawn_as_suits_its_model() -> None:
@@ -163,9 +164,20 @@ def test_a_silent_job_is_drawn_as_suits_its_model() -> None:
     record = asyncio.run(render.fn(parse_job(SILENT | {"sampler": "euler"})))
     assert picture_of(record).shape == (192, 192, 3)
     told = {name: record["job"][name] for name in OF_THE_MODEL}
-    assert told == {"width": 192, "height": 192, "cfg": 5.0, "sampler": "euler", "scheduler": "karras"}
+    assert told == {"width": 192, "height": 192, "steps": 2, "cfg": 5.0, "sampler": "euler", "scheduler": "karras"}
     again = asyncio.run(render.fn(parse_job(SILENT | told)))
     assert (again["job_hash"], again["steps_computed"]) == (record["job_hash"], 0)
+
+
+def test_steps_are_those_that_suit_the_model() -> None:
+    silent = parse_job({"model": "xl", "prompt": "a red circle"})
+    suited = filled_in(silent, lambda model: open_model(model).facts.defaults._replace(steps=4))
+    assert suited.steps == 4
+    assert filled_in(suited, _nobody_is_asked) is suited, "and filling in again changes nothing"
+
+
+def _nobody_is_asked(model: str) -> Defaults:
+    raise AssertionError(model)
 
 
 def test_of_a_batch_a_silent_job_is_not_the_one_that_says_what_suits_another_model() -> None:

@@ -28,7 +28,7 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "ToyFlowPipeline"
-SUITS = Defaults(128, 128, 1.0, "euler", "simple")
+SUITS = Defaults(128, 128, 20, 1.0, "euler", "simple")
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,10 @@ def grid(
     prepares_once(context)
     from prefect_regional_diffusion.flows.fan_out.draw_grid import check, draw_grid
 
-    warn(check(asked).warnings())
+    prepared = check(asked)
+    warn(prepared.warnings())
     check_places(store, out)
-    steps = 0 if parallel_shards else asked.rows * asked.columns * asked.job.steps
+    steps = 0 if parallel_shards else asked.rows * asked.columns * prepared.run.steps
     start = draw_grid if server is None else server.flow("grid")
     _draw(lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]), steps, as_json)
 
@@ -94,10 +95,11 @@ def batch(
     from prefect_regional_diffusion.flows.fan_out.draw_batch import draw_batch
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
 
-    warn(f"{file}: {line}" for file, one in prepared_files(found).items() for line in one.warnings())
+    prepared = prepared_files(found)
+    warn(f"{file}: {line}" for file, one in prepared.items() for line in one.warnings())
     jobs = list(found.values())
     check_places(store, out)
-    steps = 0 if parallel_shards else sum(named.job.steps for named in jobs)
+    steps = 0 if parallel_shards else sum(one.run.steps for one in prepared.values())
     start = draw_batch if server is None else server.flow("batch")
     _draw(lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out), steps, as_json)
 

@@ -29,7 +29,7 @@ from prefect_regional_diffusion.sampling_core.names import (
 
 MOST_REGIONS = 64
 MOST_LORAS = 8
-OF_THE_MODEL = ("width", "height", "cfg", "sampler", "scheduler")
+OF_THE_MODEL = ("width", "height", "steps", "cfg", "sampler", "scheduler")
 """Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
 
 
@@ -133,7 +133,14 @@ class JobFields(FrozenModel):
         json_schema_extra=_no_default,
     )
     seed: Seed = Field(0, title="Seed", description="Same seed, same picture. Forms in a browser are exact up to 2**53")
-    steps: StrictInt = Field(20, ge=1, le=1000, title="Steps", description="Sampling steps")
+    steps: StrictInt = Field(
+        20,
+        ge=1,
+        le=1000,
+        title="Steps",
+        description="Sampling steps. Empty: what suits the model",
+        json_schema_extra=_no_default,
+    )
     base_only_steps: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None, title="Base-only steps", description="First steps without regions. Empty: 1, of RegionalSampler 2"
     )

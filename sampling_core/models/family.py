@@ -78,6 +78,7 @@ class Defaults(NamedTuple):
 
     width: int
     height: int
+    steps: int
     cfg: float
     sampler: SamplerName
     scheduler: SchedulerName

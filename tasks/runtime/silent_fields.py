@@ -1,4 +1,4 @@
-"""What a job is silent about and its model knows: size, guidance, sampler and scheduler that suit it."""
+"""What a job is silent about and its model knows: size, steps, guidance, sampler and scheduler that suit it."""
 
 from __future__ import annotations
 

@@ -124,7 +124,9 @@ class Flux(FlowTransformerFolder):
             prediction_type="flow",
             prompt_tokens=self.t5.most,
             trained_pixels=_TRAINED_PIXELS,
-            defaults=Defaults(_TRAINED_PIXELS, _TRAINED_PIXELS, 3.5 if told else 1.0, "euler", "simple"),
+            defaults=Defaults(
+                _TRAINED_PIXELS, _TRAINED_PIXELS, 28 if told else 4, 3.5 if told else 1.0, "euler", "simple"
+            ),
             guidance="embedded" if told else "none",
         )
 

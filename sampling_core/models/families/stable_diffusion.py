@@ -92,7 +92,7 @@ class StableDiffusion(BetaUNetFolder):
             prompt_tokens=self.tokenizers[0].most,
             trained_pixels=edge,
             # The embedded model was trained on captions that say all there is to see.
-            defaults=Defaults(edge, edge, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
+            defaults=Defaults(edge, edge, 20, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
             embedding_widths={"clip_l": self.text_width},

@@ -126,7 +126,7 @@ class StableDiffusion3(FlowTransformerFolder):
             prediction_type="flow",
             prompt_tokens=self._reader.most,
             trained_pixels=edge,
-            defaults=Defaults(edge, edge, 4.5, "euler", "simple"),
+            defaults=Defaults(edge, edge, 28, 4.5, "euler", "simple"),
             most_pixels=self.transformer.pos_embed_max_size * self.pixel_multiple,
         )
 

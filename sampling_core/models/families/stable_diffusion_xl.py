@@ -112,7 +112,7 @@ class StableDiffusionXL(BetaUNetFolder):
             prediction_type=self.levels.prediction,
             prompt_tokens=min(tokenizer.most for tokenizer in self.tokenizers),
             trained_pixels=edge,
-            defaults=Defaults(edge, edge, 5.0, "dpmpp_2m", "karras"),
+            defaults=Defaults(edge, edge, 20, 5.0, "dpmpp_2m", "karras"),
             empty_negative="none" if self.zeros_for_empty else "encoded",
             told_of_canvas=True,
             prompt_syntaxes=get_args(PromptSyntax),

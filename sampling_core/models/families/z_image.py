@@ -103,7 +103,7 @@ class ZImage(FlowTransformerFolder):
             prompt_tokens=self.tokenizer.most,
             trained_pixels=_TRAINED_PIXELS,
             # Of Turbo, which was distilled; nothing in a folder tells it from the model that it came of.
-            defaults=Defaults(_TRAINED_PIXELS, _TRAINED_PIXELS, 1.0, "euler", "simple"),
+            defaults=Defaults(_TRAINED_PIXELS, _TRAINED_PIXELS, 8, 1.0, "euler", "simple"),
             most_pixels=min(self.transformer.axes_lens[1:]) * self.pixel_multiple,
         )
 
