@@ -1,4 +1,4 @@
-"""How often the embedded model draws what it was asked for: `python -m benchmarks.adherence [--json FILE]`.
+"""How often the embedded model draws what the prompt says: `python -m benchmarks.adherence [--json FILE]`.
 
 Whole canvases: 240 pairs of a prompt and a seed. The prompts are captions that training held out, so
 it saw neither the pairs nor the combinations. Regions: 60 jobs with 2 to 4 regions. A rule-based
@@ -51,9 +51,9 @@ def draw(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None)
 
 def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:
     scenes = [scene for scene in all_scenes() if held_out(scene)]
-    picked = [rng.choice(scenes) for _ in range(WHOLE_CANVASES)]
+    job_scenes = [rng.choice(scenes) for _ in range(WHOLE_CANVASES)]
     jobs: list[tuple[Scene, RenderJob]] = []
-    for scene in picked:
+    for scene in job_scenes:
         width, height = rng.choice(SIZES)
         jobs.append(
             (
@@ -74,15 +74,15 @@ def region_jobs(rng: random.Random) -> list[tuple[list[Scene], RenderJob]]:
         count = rng.randint(2, 4)
         grid = {2: [(1, 2), (2, 1)], 3: [(1, 3), (3, 1)], 4: [(2, 2)]}[count]
         rows, columns = rng.choice(grid)
-        chosen: list[Scene] = []
-        while len(chosen) < count:
+        region_scenes: list[Scene] = []
+        while len(region_scenes) < count:
             scene = rng.choice(scenes)
-            if all(scene.background != other.background for other in chosen):
-                chosen.append(scene)
-        base = rng.choice([s.background for s in scenes if all(s.background != c.background for c in chosen)])
+            if all(scene.background != other.background for other in region_scenes):
+                region_scenes.append(scene)
+        base = rng.choice([s.background for s in scenes if all(s.background != c.background for c in region_scenes)])
         regions = [
             {"prompt": scene.caption, "mask": _tile(i // columns, i % columns, rows, columns)}
-            for i, scene in enumerate(chosen)
+            for i, scene in enumerate(region_scenes)
         ]
         job = RenderJob.model_validate(
             {
@@ -94,7 +94,7 @@ def region_jobs(rng: random.Random) -> list[tuple[list[Scene], RenderJob]]:
                 "regions": regions,
             }
         )
-        jobs.append((chosen, job))
+        jobs.append((region_scenes, job))
     return jobs
 
 
@@ -109,49 +109,52 @@ def _tile(row: int, column: int, rows: int, columns: int) -> dict[str, float]:
 
 
 def measure(model: WholeModel, worst: Path | None = None) -> dict[str, float]:
-    """The four shares. With `worst`, pictures that were not read as asked are saved there."""
+    """The four shares. With `worst`, pictures whose reading differs from their prompt are saved in that folder."""
     rng = random.Random(20261121)
-    right: Counter[str] = Counter()
+    matches: Counter[str] = Counter()
     for i, (scene, job) in enumerate(whole_canvas_jobs(rng)):
         picture = draw(job, model)
-        seen = read_scene(picture)
-        right["background colour"] += seen.background == scene.background
-        right["object colour"] += seen.color == scene.color
-        right["texture and shape"] += (seen.texture, seen.shape) == (scene.texture, scene.shape)
-        right["texture"] += seen.texture == scene.texture
-        right["shape"] += seen.shape == scene.shape
-        if seen != scene:
-            _keep(worst, picture, f"{i:03d} {scene.caption} SEEN {seen.caption}")
-        _tell(i + 1, WHOLE_CANVASES, "whole canvases")
-    shares = {name: right[name] / WHOLE_CANVASES for name in (*list(BARS)[:3], "texture", "shape")}
+        reading = read_scene(picture)
+        matches["background colour"] += reading.background == scene.background
+        matches["object colour"] += reading.color == scene.color
+        matches["texture and shape"] += (reading.texture, reading.shape) == (scene.texture, scene.shape)
+        matches["texture"] += reading.texture == scene.texture
+        matches["shape"] += reading.shape == scene.shape
+        if reading != scene:
+            _save_picture(worst, picture, f"{i:03d} {scene.caption} SEEN {reading.caption}")
+        _show_progress(i + 1, WHOLE_CANVASES, "whole canvases")
+    shares = {name: matches[name] / WHOLE_CANVASES for name in (*list(BARS)[:3], "texture", "shape")}
 
-    judged = good = objects = 0
+    num_regions = background_matches = object_matches = 0
     for i, (scenes, job) in enumerate(region_jobs(rng)):
         picture = draw(job, model)
         cell = model.checkpoint.facts.vae_scale_factor
         masks = region_masks(resolve(job), {}, cell)
         for scene, mask in zip(scenes, masks, strict=True):
-            where = np.kron(mask.numpy() > 0.99, np.ones((cell,) * 2)) > 0
-            ys, xs = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
-            seen = read_scene(picture[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1])
-            judged += 1
-            good += seen.background == scene.background
-            objects += seen.color == scene.color
-            if seen.background != scene.background:
-                _keep(worst, picture, f"region {i:03d} {scene.caption} SEEN {seen.caption}")
-        _tell(i + 1, REGION_JOBS, "jobs with regions")
-    return shares | {"region colour": good / judged, "region object colour": objects / judged}
+            pixels = np.kron(mask.numpy() > 0.99, np.ones((cell,) * 2)) > 0
+            ys, xs = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+            reading = read_scene(picture[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1])
+            num_regions += 1
+            background_matches += reading.background == scene.background
+            object_matches += reading.color == scene.color
+            if reading.background != scene.background:
+                _save_picture(worst, picture, f"region {i:03d} {scene.caption} SEEN {reading.caption}")
+        _show_progress(i + 1, REGION_JOBS, "jobs with regions")
+    return shares | {
+        "region colour": background_matches / num_regions,
+        "region object colour": object_matches / num_regions,
+    }
 
 
-def _keep(folder: Path | None, picture: np.ndarray[Any, np.dtype[np.uint8]], name: str) -> None:
+def _save_picture(folder: Path | None, picture: np.ndarray[Any, np.dtype[np.uint8]], name: str) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{name}.png")
 
 
-def _tell(done: int, total: int, what: str) -> None:
+def _show_progress(done: int, total: int, unit: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}/{total} {what} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\r{done}/{total} {unit} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,13 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--worst", type=Path, metavar="DIR", help="keep pictures that were read as something else")
     parser.add_argument("--model", default="embedded", help="a model folder (default: the embedded one)")
-    given = parser.parse_args(arguments)
-    shares = measure(load_whole(open_folder(given.model)), given.worst)
+    options = parser.parse_args(arguments)
+    shares = measure(load_whole(open_folder(options.model)), options.worst)
     for name, share in shares.items():
         bar = f"  (bar: {BARS[name]:.0%})" if name in BARS else ""
         print(f"{name + ' right':28} {share:6.1%}{bar}")
-    if given.json:
-        given.json.write_text(json.dumps(shares, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(shares, indent=2) + "\n")
     return 0 if all(shares[name] >= bar for name, bar in BARS.items()) else 1
 
 

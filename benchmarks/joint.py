@@ -55,28 +55,29 @@ def job(composition: str, count: int) -> RenderJob:
         }
         for i in range(count)
     ]
-    asked = {"prompt": "base", "negative_prompt": "negative", "cfg": 4.0, "sampler": "euler", "scheduler": "normal"}
-    asked |= {"width": 8 * CELLS, "height": 8 * CELLS, "base_only_steps": 2, "composition": composition}
-    return parse_job(asked | {"regions": regions})
+    fields = {"prompt": "base", "negative_prompt": "negative", "cfg": 4.0, "sampler": "euler", "scheduler": "normal"}
+    fields |= {"width": 8 * CELLS, "height": 8 * CELLS, "base_only_steps": 2, "composition": composition}
+    return parse_job(fields | {"regions": regions})
 
 
-def composed(composition: str, count: int) -> SamplingRun[Any]:
-    asked = job(composition, count)
-    return compose(
-        resolve(asked), {asked.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(resolve(asked), {}, 8)
-    )
+def compose_run(composition: str, count: int) -> SamplingRun[Any]:
+    render_job = job(composition, count)
+    resolved = resolve(render_job)
+    return compose(resolved, {render_job.model: LEVELS}, torch.zeros(1, 4, CELLS, CELLS), region_masks(resolved, {}, 8))
 
 
-def measured(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count]:
-    """Seconds of a whole run, seconds inside the network, and what was asked of it."""
-    encoded = torch.randn(len(run.prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
-    told = {key: Conditioning({PROMPT_EMBEDS: one}) for key, one in zip(run.prompts, encoded, strict=True)}
-    context = EvaluationContext({"embedded": network}, told)
+def measure(run: SamplingRun[Any], network: Timed) -> tuple[float, float, Count]:
+    """Seconds of a whole run, seconds inside the network, and its rows and forwards."""
+    embeddings = torch.randn(len(run.prompts), 1, 20, 32, generator=torch.Generator().manual_seed(1))
+    conditionings = {
+        key: Conditioning({PROMPT_EMBEDS: embedding}) for key, embedding in zip(run.prompts, embeddings, strict=True)
+    }
+    context = EvaluationContext({"embedded": network}, conditionings)
     network.seconds, total = 0.0, Count()
-    started = time.perf_counter()
+    start = time.perf_counter()
     for _, count in iterate(run, run.initial_state(), context):
         total = total.plus(count)
-    return time.perf_counter() - started, network.seconds, total
+    return time.perf_counter() - start, network.seconds, total
 
 
 def peak_megabytes(composition: str, count: int) -> float:
@@ -87,11 +88,11 @@ def peak_megabytes(composition: str, count: int) -> float:
 
 def _print_memory(composition: str, count: int) -> None:
     network = Timed(UNetDenoiser(large_unet(), LEVELS))
-    run = composed(composition, count)
+    run = compose_run(composition, count)
     # Loading libraries held more than the run does: Linux forgets its peak for a 5.
     Path("/proc/self/clear_refs").write_text("5")
     before = _kilobytes("VmRSS")
-    measured(run, network)
+    measure(run, network)
     print((_kilobytes("VmHWM") - before) / 1024)
 
 
@@ -102,28 +103,28 @@ def _kilobytes(name: str) -> int:
 
 def compare(count: int, network: Timed, repeats: int) -> dict[str, Any]:
     """The figures of R = `count`."""
-    runs = {name: composed(name, count) for name in COMPOSITIONS}
+    runs = {name: compose_run(name, count) for name in COMPOSITIONS}
     walls: dict[str, list[float]] = {name: [] for name in COMPOSITIONS}
     inside: dict[str, list[float]] = {name: [] for name in COMPOSITIONS}
-    asked: dict[str, Count] = {}
+    counts: dict[str, Count] = {}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            wall, seconds, asked[name] = measured(run, network)
+            wall, seconds, counts[name] = measure(run, network)
             if repeat > 0:
                 walls[name].append(wall)
                 inside[name].append(wall / seconds)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in COMPOSITIONS:
-        found[name] = {
+        figures[name] = {
             "seconds": round(statistics.median(walls[name]), 3),
             "over_network": round(statistics.median(inside[name]), 4),
-            "rows": asked[name].evaluations,
-            "forwards": asked[name].forwards,
+            "rows": counts[name].evaluations,
+            "forwards": counts[name].forwards,
             "peak_megabytes": round(peak_megabytes(name, count), 1),
         }
-    found["wall_ratio"] = round(found["joint"]["seconds"] / found["sequential"]["seconds"], 3)
-    found["row_ratio"] = round(found["joint"]["rows"] / found["sequential"]["rows"], 3)
-    return found
+    figures["wall_ratio"] = round(figures["joint"]["seconds"] / figures["sequential"]["seconds"], 3)
+    figures["row_ratio"] = round(figures["joint"]["rows"] / figures["sequential"]["rows"], 3)
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,25 +132,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default 3)")
     parser.add_argument("--memory-of", nargs=2, metavar=("COMPOSITION", "R"), help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if given.memory_of:
-        _print_memory(given.memory_of[0], int(given.memory_of[1]))
+    if options.memory_of:
+        _print_memory(options.memory_of[0], int(options.memory_of[1]))
         return 0
     network = Timed(UNetDenoiser(large_unet(), LEVELS))
-    figures = {f"R = {count}": compare(count, network, given.repeats) for count in REGIONS}
-    for name, found in figures.items():
-        joint, sequential = found["joint"], found["sequential"]
+    figures = {f"R = {count}": compare(count, network, options.repeats) for count in REGIONS}
+    for name, comparison in figures.items():
+        joint, sequential = comparison["joint"], comparison["sequential"]
         print(
             f"{name}: joint {joint['seconds']:.2f} s, sequential {sequential['seconds']:.2f} s, "
-            f"ratio {found['wall_ratio']:.2f}, of rows {found['row_ratio']:.2f}; "
+            f"ratio {comparison['wall_ratio']:.2f}, of rows {comparison['row_ratio']:.2f}; "
             f"wall / network {joint['over_network']:.3f} and {sequential['over_network']:.3f}; "
             f"peak {joint['peak_megabytes']:.0f} and {sequential['peak_megabytes']:.0f} MB"
         )
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
-    good = figures["R = 4"]["wall_ratio"] <= BARS["joint / sequential at R = 4"]
-    return 0 if good and all(f["joint"]["over_network"] <= BARS["joint / network"] for f in figures.values()) else 1
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    fast_enough = figures["R = 4"]["wall_ratio"] <= BARS["joint / sequential at R = 4"]
+    low_overhead = all(f["joint"]["over_network"] <= BARS["joint / network"] for f in figures.values())
+    return 0 if fast_enough and low_overhead else 1
 
 
 if __name__ == "__main__":

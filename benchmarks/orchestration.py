@@ -62,11 +62,11 @@ def bare_seconds() -> float:
     """The core's loop on the same job, in this process."""
     job = parse_job(JOB)
     run = run_on(open_folder("embedded"), job)
-    using = EvaluationContext({job.model: SleepingNetwork()}, dict.fromkeys(run.prompts, Conditioning({})))
-    started = time.perf_counter()
-    for _ in iterate(run, run.initial_state(), using):
+    context = EvaluationContext({job.model: SleepingNetwork()}, dict.fromkeys(run.prompts, Conditioning({})))
+    start = time.perf_counter()
+    for _ in iterate(run, run.initial_state(), context):
         pass
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def deploy_stand_ins(machine: Machine) -> None:
@@ -82,11 +82,11 @@ def one_job(machine: Machine, number: int) -> dict[str, float]:
     """Seconds of a run: of its sampling, and of all but what a process does once: open the store, load the model."""
     store, name = f"s3://{BUCKET}/job-{number}", f"job-{number}"
     run_id = machine.submit("render/render", job=JOB, store=store, out=str(machine.out), name=name)
-    ended = machine.completed(run_id)
+    flow_run = machine.completed(run_id)
     (file,) = machine.out.glob(f"{name}-*.json")
     laps = json.loads(file.read_text())["seconds"]
-    lasted = _moment(ended["end_time"]) - _moment(ended["start_time"])
-    return {"sampling": laps["sample"], "run": lasted - laps["open store"] - laps["load model"]}
+    duration = _moment(flow_run["end_time"]) - _moment(flow_run["start_time"])
+    return {"sampling": laps["sample"], "run": duration - laps["open store"] - laps["load model"]}
 
 
 def _moment(text: str) -> float:
@@ -95,20 +95,20 @@ def _moment(text: str) -> float:
 
 def checkpoints(endpoint: str) -> dict[str, float]:
     """Bytes of a state, and seconds to write it to S3 and to read it back."""
-    found = s3.objects(endpoint, BUCKET, "job-0/latents/")
+    sizes = s3.objects(endpoint, BUCKET, "job-0/latents/")
     store = Store(f"s3://{BUCKET}/again")
-    key = max(found)
+    key = max(sizes)
     tensors = load(s3.client(endpoint).get_object(Bucket=BUCKET, Key=key)["Body"].read())
     specs = specs_of(tensors)
     writes, reads = list[float](), list[float]()
     for number in range(20):
-        started = time.perf_counter()
+        start = time.perf_counter()
         store.write_tensors(keys.masks(f"{number:064}"), tensors)
-        written = time.perf_counter()
+        write_end = time.perf_counter()
         store.read_tensors(keys.masks(f"{number:064}"), specs)
-        writes.append(written - started)
-        reads.append(time.perf_counter() - written)
-    return {"bytes": found[key], "write_seconds": median(writes), "read_seconds": median(reads)}
+        writes.append(write_end - start)
+        reads.append(time.perf_counter() - write_end)
+    return {"bytes": sizes[key], "write_seconds": median(writes), "read_seconds": median(reads)}
 
 
 def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
@@ -121,12 +121,13 @@ def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
     run_id = machine.submit("grid/grid", **parameters, store=f"s3://{BUCKET}/grid-{number}", name=f"grid-{number}")
     machine.completed(run_id, seconds=3600)
     shards = post(machine.api, "flow_runs/filter", {"deployments": {"name": {"any_": ["shard"]}}, "limit": 200})
-    mine = [run for run in shards if f"grid-{number}" in run["name"]]
+    grid_shards = [run for run in shards if f"grid-{number}" in run["name"]]
     (sheet,) = machine.out.glob(f"grid-{number}-*/sheet.json")
     assert len(json.loads(sheet.read_text())["images"]) == CELLS
     return {
-        "shards": len(mine),
-        "seconds": max(_moment(run["end_time"]) for run in mine) - min(_moment(run["start_time"]) for run in mine),
+        "shards": len(grid_shards),
+        "seconds": max(_moment(run["end_time"]) for run in grid_shards)
+        - min(_moment(run["start_time"]) for run in grid_shards),
         "calls_per_cell": (_calls(machine) - calls) / CELLS,
         "server_mb_before": before,
         "server_mb_after": _memory(server),
@@ -140,28 +141,28 @@ def _memory(server: psutil.Process) -> float:
 def _calls(machine: Machine) -> int:
     """Requests that the server answered, but for workers that ask for work and for this benchmark's own."""
     log = (machine.folder / "server.log").read_text()
-    asked = re.findall(r'"(?:GET|POST|PATCH|PUT|DELETE) (/api/\S+) HTTP', log)
-    others = ("get_scheduled_flow_runs", "/workers/", ASKED_HERE)
-    return sum(not any(other in path for other in others) for path in asked)
+    paths = re.findall(r'"(?:GET|POST|PATCH|PUT|DELETE) (/api/\S+) HTTP', log)
+    excluded = ("get_scheduled_flow_runs", "/workers/", ASKED_HERE)
+    return sum(not any(part in path for part in excluded) for path in paths)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--no-grid", action="store_true", help="leave the grid out: it takes a quarter of an hour")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with s3.s3_server(folder, BUCKET) as port:
-            figures = _measured(folder, f"http://127.0.0.1:{port}", with_grid=not given.no_grid)
+            figures = _measure(folder, f"http://127.0.0.1:{port}", with_grid=not options.no_grid)
     print(json.dumps(figures, indent=2))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
-    good = figures["job"]["run_ratio"] <= 1.05 and figures.get("speed_up", 1.8) >= 1.8
-    return 0 if good else 1
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    within_limits = figures["job"]["run_ratio"] <= 1.05 and figures.get("speed_up", 1.8) >= 1.8
+    return 0 if within_limits else 1
 
 
-def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]:
+def _measure(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]:
     variables = {
         "REGIONAL_STORE": f"s3://{BUCKET}",
         "REGIONAL_S3_ENDPOINT": endpoint,
@@ -173,13 +174,13 @@ def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]
         "PREFECT_LOGGING_SERVER_LEVEL": "INFO",
     }
     machine = Machine(folder, **variables)
-    second: subprocess.Popen[bytes] | None = None
+    second_worker: subprocess.Popen[bytes] | None = None
     try:
         machine.up()
         deploy_stand_ins(machine)
         bare = median(bare_seconds() for _ in range(3))
         runs = [one_job(machine, number) for number in range(4)][1:]  # the first is for caches on disk
-        run, sampling = (median(one[name] for one in runs) for name in ("run", "sampling"))
+        run, sampling = (median(seconds[name] for seconds in runs) for name in ("run", "sampling"))
         figures: dict[str, Any] = {
             "job": {
                 "bare_seconds": bare,
@@ -193,23 +194,23 @@ def _measured(folder: Path, endpoint: str, *, with_grid: bool) -> dict[str, Any]
         figures["checkpoint"] = checkpoints(endpoint)
         if with_grid:
             figures["one worker"] = grid(machine, 1, 1)
-            second = _second_worker(machine)
-            ask = "work_pools/gpu/workers/filter"
-            machine.wait_for("the second worker", lambda: "second" in str(post(machine.api, ask, {})))
+            second_worker = _second_worker(machine)
+            workers_path = "work_pools/gpu/workers/filter"
+            machine.wait_for("the second worker", lambda: "second" in str(post(machine.api, workers_path, {})))
             figures["two workers"] = grid(machine, 2, 2)
             figures["speed_up"] = figures["one worker"]["seconds"] / figures["two workers"]["seconds"]
         return figures
     finally:
-        if second is not None:
-            second.terminate()
+        if second_worker is not None:
+            second_worker.terminate()
         machine.up("--down")
 
 
 def _second_worker(machine: Machine) -> subprocess.Popen[bytes]:
     """One more worker of the pool `gpu`, which then takes two runs."""
     machine.patch("work_pools/gpu", {"concurrency_limit": 2})
-    own = machine.client | {"PREFECT_HOME": str(machine.folder / "prefect2")}
-    env = machine.env | own | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    client_env = machine.client | {"PREFECT_HOME": str(machine.folder / "prefect2")}
+    env = machine.env | client_env | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     command = [
         sys.executable,
         "-m",

@@ -35,7 +35,7 @@ GOLDEN = Path(__file__).parent.parent / "tests" / "goldens" / "models" / "eps"
 
 
 def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any]:
-    """Seconds inside and outside the network for RegionalSampler with two regions, and what it asked for."""
+    """Seconds inside and outside the network for RegionalSampler with two regions, and its rows and forwards."""
     network = Timed(UNetDenoiser(unet.eval(), LEVELS))
     prompts = [PromptKey("", name) for name in ("base", "a", "b", "negative")]
     context = EvaluationContext(
@@ -62,9 +62,9 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
 
     run()
     network.seconds = 0.0
-    started = time.perf_counter()
+    start = time.perf_counter()
     total = run()
-    whole = time.perf_counter() - started
+    whole = time.perf_counter() - start
     outside = whole - network.seconds
     return {
         "parameters": sum(p.numel() for p in unet.parameters()),
@@ -79,14 +79,14 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     golden = UNet2DConditionModel.from_pretrained(GOLDEN)
     figures = {"golden network": measure(golden, 16, 20), "large network": measure(large_unet(), 32, 6)}
-    for name, found in figures.items():
-        print(f"{name}: {found}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    for name, measurement in figures.items():
+        print(f"{name}: {measurement}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,17 +48,17 @@ def read_scene(picture: Bytes) -> Scene:
     """What a picture of one scene shows; a scene without a shape if none is found."""
     names = nearest_colors(picture)
     background = main_color(picture, rim(names.shape))
-    found = _largest_piece(names != _NAMES.index(background))
-    if found.mean() < _SMALLEST_SHAPE:
+    shape_mask = _largest_piece(names != _NAMES.index(background))
+    if shape_mask.mean() < _SMALLEST_SHAPE:
         return Scene(background)
-    inner = _eroded(found, 3)
+    inner = _eroded(shape_mask, 3)
     counts = Counter(names[inner].tolist())
     for other in (_INK, _NAMES.index(background)):
         counts.pop(other, None)
     if not counts:
         return Scene(background)
     color = counts.most_common(1)[0][0]
-    return Scene(background, _NAMES[color], _texture(picture, inner, _COLORS[color]), _shape(found))
+    return Scene(background, _NAMES[color], _texture(picture, inner, _COLORS[color]), _shape(shape_mask))
 
 
 def _texture(picture: Bytes, inside: Mask, color: npt.NDArray[np.float64]) -> str:
@@ -66,14 +66,14 @@ def _texture(picture: Bytes, inside: Mask, color: npt.NDArray[np.float64]) -> st
     errors: dict[str, float] = {}
     for texture in TEXTURES:
         ink = texture_ink(texture, inside.shape[0], inside.shape[1])[..., None]
-        drawn = color * (1 - ink) + np.array(INK) * ink
-        errors[texture] = float(np.abs(picture - drawn)[inside].mean())
+        rendering = color * (1 - ink) + np.array(INK) * ink
+        errors[texture] = float(np.abs(picture - rendering)[inside].mean())
     return min(errors, key=lambda name: errors[name])
 
 
-def _shape(found: Mask) -> str:
-    """The shape that overlaps best with what was found, drawn to the same extent."""
-    rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+def _shape(mask: Mask) -> str:
+    """The shape that overlaps best with a mask when it is drawn to the same extent."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     middle = ((top + bottom) / 2, (left + right) / 2)
     extent = max(bottom - top, right - left)
@@ -82,19 +82,19 @@ def _shape(found: Mask) -> str:
         # Each shape's own drawing reaches a little less far than its nominal radius, so a few sizes are tried.
         for scale in (0.46, 0.5, 0.54, 0.58):
             radius = max(extent * scale, CELL / 2)
-            drawn = shape_coverage(shape, found.shape[0], found.shape[1], middle, radius, oversample=1) > 0.5
-            overlap = float((drawn & found).sum() / max((drawn | found).sum(), 1))
+            candidate = shape_coverage(shape, mask.shape[0], mask.shape[1], middle, radius, oversample=1) > 0.5
+            overlap = float((candidate & mask).sum() / max((candidate | mask).sum(), 1))
             overlaps[shape] = max(overlaps.get(shape, 0.0), overlap)
     return max(overlaps, key=lambda name: overlaps[name])
 
 
 def _eroded(mask: Mask, pixels: int) -> Mask:
     """The mask without a rim of `pixels`, unless nothing would be left."""
-    kept = mask.copy()
+    eroded = mask.copy()
     for _ in range(pixels):
-        padded = np.pad(kept, 1, constant_values=False)
-        kept = kept & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return kept if kept.any() else mask
+        padded = np.pad(eroded, 1, constant_values=False)
+        eroded = eroded & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return eroded if eroded.any() else mask
 
 
 def _largest_piece(mask: Mask) -> Mask:
@@ -103,10 +103,10 @@ def _largest_piece(mask: Mask) -> Mask:
     while True:
         padded = np.pad(labels, 1)
         neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        spread = np.where(mask, np.maximum.reduce([labels, *neighbours]), 0)
-        if (spread == labels).all():
+        updated = np.where(mask, np.maximum.reduce([labels, *neighbours]), 0)
+        if (updated == labels).all():
             break
-        labels = spread
+        labels = updated
     if not mask.any():
         return mask
     sizes = Counter(labels[mask].tolist())
