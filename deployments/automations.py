@@ -49,12 +49,12 @@ def silent_runs() -> AutomationCore:
 
 async def ensure_automations(client: PrefectClient) -> None:
     """Create them; those that exist are brought up to date."""
-    for wanted in (silent_runs(),):
-        existing = await client.read_automations_by_name(wanted.name)
+    for automation in (silent_runs(),):
+        existing = await client.read_automations_by_name(automation.name)
         if existing:
-            await client.update_automation(existing[0].id, wanted)
+            await client.update_automation(existing[0].id, automation)
         else:
-            await client.create_automation(wanted)
+            await client.create_automation(automation)
 
 
 async def _main() -> None:

@@ -82,8 +82,8 @@ def running(folder: Path, name: str) -> psutil.Process | None:
     try:
         identity = _identity(folder, name)
         process = psutil.Process(identity["pid"])
-        born = birth(process.pid)
-        alive = born.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE
+        actual = birth(process.pid)
+        alive = actual.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE
         return process if alive and _part(process, folder) == name else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, psutil.Error):
         return None
@@ -144,13 +144,13 @@ def stop_strays(folder: Path, but: str | None = None) -> int:
 
 
 def _strays(folder: Path, but: str | None) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    strays: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             part = _part(process, folder)
             if part is not None and part != but and process.pid != os.getpid():
-                found.append(process)
-    return found
+                strays.append(process)
+    return strays
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -181,7 +181,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def log_tail(folder: Path, name: str, lines: int = 20) -> str:
-    """The last lines that a process has written, of whatever it was told: without control characters and keys."""
+    """The last lines of a process' log, without control characters and keys."""
     with suppress(OSError), os.fdopen(open_private(folder / f"{name}.log", os.O_RDONLY), errors="replace") as log:
         return plain_lines("\n".join(log.read().splitlines()[-lines:]))
     return ""

@@ -47,27 +47,27 @@ def fixed_template(kind: str, values: dict[str, Any] | None = None) -> dict[str,
     variables = base["variables"]
     _check(kind, values, variables)
     properties = cast("dict[str, dict[str, Any]]", variables["properties"])
-    defaults = {name: one["default"] for name, one in properties.items() if one.get("default") is not None}
+    defaults = {name: schema["default"] for name, schema in properties.items() if schema.get("default") is not None}
     configuration = base["job_configuration"]
-    own = configuration["env"] if isinstance(configuration["env"], dict) else {}
-    chosen = {**defaults, **values}
+    template_env = configuration["env"] if isinstance(configuration["env"], dict) else {}
+    merged = {**defaults, **values}
     # Prefect's workers merge them so, too.
-    environment = {**apply_values(own, chosen), **defaults.get("env", {}), **values.get("env", {})}
+    environment = {**apply_values(template_env, merged), **defaults.get("env", {}), **values.get("env", {})}
     configuration["env"] = environment
     return {
-        "job_configuration": apply_values(configuration, {**chosen, "env": environment}),
+        "job_configuration": apply_values(configuration, {**merged, "env": environment}),
         "variables": {"type": "object", "properties": {}, "additionalProperties": False},
     }
 
 
 def _check(kind: str, values: dict[str, Any], variables: dict[str, Any]) -> None:
-    known = variables["properties"]
+    properties = variables["properties"]
     for name in values:
-        if name not in known:
-            raise BadInput(name, values[name], f"a setting of a {kind} pool: {', '.join(sorted(known))}")
-    for mistake in validate(values, variables, allow_none_with_default=True):
-        field = ".".join(map(str, mistake.absolute_path)) or "settings"
-        allowed = f"as in deployments/pools/{kind}.json ({mistake.message})"
+        if name not in properties:
+            raise BadInput(name, values[name], f"a setting of a {kind} pool: {', '.join(sorted(properties))}")
+    for error in validate(values, variables, allow_none_with_default=True):
+        field = ".".join(map(str, error.absolute_path)) or "settings"
+        allowed = f"as in deployments/pools/{kind}.json ({error.message})"
         raise BadInput(field, values.get(field, ", ".join(values) or "none"), allowed)
 
 

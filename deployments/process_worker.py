@@ -25,9 +25,9 @@ class AsThePoolSays(ProcessJobConfiguration):
         cls, base_job_template: dict[str, Any], values: dict[str, Any], client: PrefectClient | None = None
     ) -> AsThePoolSays:
         """As Prefect does. Raises ValueError where a run or its deployment sets what its pool does not list."""
-        foreign = sorted(values.keys() - base_job_template["variables"].get("properties", {}).keys())
-        if foreign:
-            raise ValueError(f"job_variables: {', '.join(foreign)[:200]} cannot be set; the pool has fixed them")
+        undeclared = sorted(values.keys() - base_job_template["variables"].get("properties", {}).keys())
+        if undeclared:
+            raise ValueError(f"job_variables: {', '.join(undeclared)[:200]} cannot be set; the pool has fixed them")
         configuration = await super().from_template_and_values(base_job_template, values, client=client)
         if configuration.working_dir is None:
             # Not a temporary folder, as Prefect's: stores and outputs are named relative to it.

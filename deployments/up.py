@@ -62,8 +62,8 @@ class LocalStack:
 
     def server_environment(self, auth_string: str) -> dict[str, str]:
         """The server's environment: its settings, and of this process' only what a server needs."""
-        own = {
-            # The port is said to the UI this way; `server start --port` alone leaves it asking at 4200.
+        server_settings = {
+            # This sets the port for the UI as well; with `server start --port` alone it would ask at 4200.
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_SERVER_API_AUTH_STRING": auth_string,
@@ -73,15 +73,15 @@ class LocalStack:
             # Kept in memory, claims to a deployment's limit are lost with the server, and then their runs.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
-        return {**server_environment(), **self._shared(), **own}
+        return {**server_environment(), **self._shared(), **server_settings}
 
     def environment(self, auth_string: str) -> dict[str, str]:
         """The environment of whoever talks to the server: this process' own, with its address and auth string."""
-        own = {
+        client_settings = {
             "PREFECT_API_AUTH_STRING": auth_string,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        return {**os.environ, **self._shared(), **own}
+        return {**os.environ, **self._shared(), **client_settings}
 
     def _shared(self) -> dict[str, str]:
         return {
@@ -127,8 +127,8 @@ def up(machine: LocalStack) -> None:
 
 def _auth_string(machine: LocalStack) -> str:
     if processes.running(machine.folder, SERVER) is not None and not auth_file(machine.folder).exists():
-        gone = f"{auth_file(machine.folder)} is gone, and the server still asks for it"
-        raise StartError(f"{gone}: `{machine.down_command}` first")
+        problem = f"{auth_file(machine.folder)} is gone, and the server still asks for it"
+        raise StartError(f"{problem}: `{machine.down_command}` first")
     return make_auth_string(machine.folder)
 
 
@@ -179,20 +179,20 @@ def _start(machine: LocalStack, part: str, command: list[str], environment: dict
 def wait_for_server(machine: LocalStack, seconds: float = 180) -> None:
     """Until this folder's own server answers. Raises StartError if it does not, whoever else may answer."""
 
-    def ask() -> None:
+    def check_health() -> None:
         server = processes.running(machine.folder, SERVER)
-        # Ours, and not one that was faster at the port: it will be told the auth string.
+        # Ours, and not one that was faster at the port: it will be sent the auth string.
         if server is None or machine.port not in ports(server):
             raise ConnectionRefusedError
         with urllib.request.urlopen(f"{machine.api}/health", timeout=2):  # noqa: S310 - loopback
             pass
 
-    def passes(error: Exception) -> bool:
-        runs = processes.running(machine.folder, SERVER) is not None
-        return runs and isinstance(error, OSError | psutil.Error)
+    def is_transient(error: Exception) -> bool:
+        alive = processes.running(machine.folder, SERVER) is not None
+        return alive and isinstance(error, OSError | psutil.Error)
 
     try:
-        Retry(seconds, passes, longest_pause=0.25).call(ask)
+        Retry(seconds, is_transient, longest_pause=0.25).call(check_health)
     except (OSError, psutil.Error) as error:
         raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}") from error
 
@@ -215,7 +215,7 @@ def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     with processes.private_log(machine.folder, "deploy") as log:
         log.truncate(0)
-        done = subprocess.run(  # noqa: S603 - the command is spelled here
+        process = subprocess.run(  # noqa: S603 - the command is spelled here
             [*command, "--prefect-file", str(_DEPLOYMENTS)],
             cwd=machine.folder,
             env=environment,
@@ -224,7 +224,7 @@ def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:
             umask=0o077,
             check=False,
         )
-    if done.returncode:
+    if process.returncode:
         raise StartError(f"deploying failed:\n{processes.log_tail(machine.folder, 'deploy')}")
     print("deployments: set up", flush=True)
 

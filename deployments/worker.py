@@ -2,8 +2,8 @@
 
 `python -m prefect_regional_diffusion.deployments.worker gpu --limit 1`
 
-Prefect's process worker kills its runs when it is told to stop; the server then hears nothing more of them. This one
-stops them in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
+Prefect's process worker kills its runs on SIGTERM, and the server gets no further state from them. This one stops them
+in order and puts them back into the queue at once. A worker that dies for other reasons is started again.
 Runs that ask for a command or an environment of their own are refused (`process_worker`).
 """
 
@@ -25,7 +25,7 @@ from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
-"""Environment variable by which Prefect tells a process which run it is."""
+"""Environment variable in which Prefect gives a process the id of its flow run."""
 
 _GRACE_SECONDS = 25
 """For a run to notice; clouds give a machine 30 s and more."""
@@ -59,21 +59,21 @@ def main() -> None:
 
 def keep_running(command: list[str]) -> None:
     """Run a worker until this process is told to stop (SIGTERM or SIGINT)."""
-    told = threading.Event()
+    stop_requested = threading.Event()
 
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        told.set()
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop_requested.set()
 
-    signal.signal(signal.SIGTERM, remember)
-    signal.signal(signal.SIGINT, remember)
-    while not told.is_set():
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+    while not stop_requested.is_set():
         # A session of its own: a Ctrl-C in a terminal is for this process, which then stops the worker in order.
         worker = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - the command is spelled above
-        while worker.poll() is None and not told.wait(0.5):
+        while worker.poll() is None and not stop_requested.wait(0.5):
             pass
         if worker.poll() is None:
             requeue_runs(worker)
-        elif not told.wait(2):
+        elif not stop_requested.wait(2):
             print(f"The worker ended with code {worker.returncode}; it is started again.", flush=True)
 
 
@@ -83,14 +83,14 @@ def requeue_runs(worker: subprocess.Popen[bytes]) -> None:
     # Frozen, it neither fetches the runs anew nor reports their end as a crash.
     process.suspend()
     runs = _runs_of(process)
-    signalled = datetime.now(UTC)
+    signal_time = datetime.now(UTC)
     for run in runs:
         with suppress(psutil.NoSuchProcess):
             run.terminate()
     _wait_for_end(list(runs))
     for flow_run_id in runs.values():
         try:
-            _requeue(flow_run_id, signalled)
+            _requeue(flow_run_id, signal_time)
         except Exception as error:  # noqa: BLE001 - whatever it is, the flow `reap` will find the run
             print(f"Run {flow_run_id} could not be put back: {plain(error)}", file=sys.stderr, flush=True)
     process.resume()
@@ -114,11 +114,11 @@ def _runs_of(worker: psutil.Process) -> dict[psutil.Process, str]:
 
 def _wait_for_end(runs: list[psutil.Process]) -> None:
     """Until all are dead; their parent is frozen, so they stay as zombies."""
-    moment = threading.Event()
+    timer = threading.Event()
     for _ in range(_GRACE_SECONDS * 10):
         if not any(_alive(run) for run in runs):
             return
-        moment.wait(0.1)
+        timer.wait(0.1)
     for run in runs:
         with suppress(psutil.NoSuchProcess):
             run.kill()
@@ -131,7 +131,7 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _requeue(flow_run_id: str, signalled: datetime) -> None:
+def _requeue(flow_run_id: str, signal_time: datetime) -> None:
     """Put a run back into the queue unless it has ended by itself. Raises RuntimeError if the server refuses that."""
     from uuid import UUID
 
@@ -146,14 +146,14 @@ def _requeue(flow_run_id: str, signalled: datetime) -> None:
         if state is None:
             return
         # A signal that arrives while a task is being set up is taken for an error of that task by Prefect.
-        failed_by_signal = state.is_failed() and state.timestamp >= signalled
+        failed_by_signal = state.is_failed() and state.timestamp >= signal_time
         if failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending():
-            waiting = AwaitingRetry(message=f"{TAKEN_AWAY} ({os.uname().nodename})")
-            answer = client.set_flow_run_state(UUID(flow_run_id), waiting)
+            awaiting_retry = AwaitingRetry(message=f"{TAKEN_AWAY} ({os.uname().nodename})")
+            response = client.set_flow_run_state(UUID(flow_run_id), awaiting_retry)
             # It may have been cancelled meanwhile.
-            if answer.status != SetStateStatus.ACCEPT:
-                reason = getattr(answer.details, "reason", None)
-                raise RuntimeError(f"the server says {answer.status.value} ({reason or 'no reason given'})")
+            if response.status != SetStateStatus.ACCEPT:
+                reason = getattr(response.details, "reason", None)
+                raise RuntimeError(f"the server says {response.status.value} ({reason or 'no reason given'})")
             print(f"Run {flow_run_id} is back in the queue.", flush=True)
 
 
