@@ -103,8 +103,8 @@ def pictures_in(record: dict[str, Any]) -> tuple[Image.Image, ...]:
 
 
 def _read(place: str) -> Image.Image:
-    opened: Any = fsspec.open(place, "rb", **storage_options(place))
-    with opened as file, Image.open(file) as image:
+    open_file: Any = fsspec.open(place, "rb", **storage_options(place))
+    with open_file as file, Image.open(file) as image:
         return image.copy()
 
 

@@ -50,7 +50,7 @@ _PAGE = 200
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of a run at one moment."""
+    """State, heartbeats and restarts of a run at one moment."""
 
     state: StateType
     last_sign: datetime
@@ -76,19 +76,19 @@ class LivenessTimeouts:
 Action = Literal["leave", "start again", "give up", "cancel", "fail"]
 
 
-def decide(seen: Observation, now: datetime, patience: LivenessTimeouts) -> Action:
+def decide(observation: Observation, now: datetime, timeouts: LivenessTimeouts) -> Action:
     """What to do with a run."""
     limits = {
-        StateType.RUNNING: patience.running,
-        StateType.CANCELLING: patience.running,
-        StateType.PENDING: patience.pending,
-        StateType.CRASHED: patience.crashed,
+        StateType.RUNNING: timeouts.running,
+        StateType.CANCELLING: timeouts.running,
+        StateType.PENDING: timeouts.pending,
+        StateType.CRASHED: timeouts.crashed,
     }
-    if seen.state not in limits or now - seen.last_sign < limits[seen.state]:
+    if observation.state not in limits or now - observation.last_sign < limits[observation.state]:
         return "leave"
-    if seen.state == StateType.CANCELLING:
+    if observation.state == StateType.CANCELLING:
         return "cancel"
-    return "start again" if seen.restarts < patience.restarts else "give up"
+    return "start again" if observation.restarts < timeouts.restarts else "give up"
 
 
 @flow(name="reap", persist_result=False)
@@ -114,40 +114,40 @@ async def reap(
     Returns:
         How many runs were started again, given up, cancelled, and failed for what no start can help.
     """
-    patience = LivenessTimeouts(
+    timeouts = LivenessTimeouts(
         running=timedelta(seconds=running_seconds),
         pending=timedelta(seconds=pending_seconds),
         crashed=timedelta(seconds=crashed_seconds),
         restarts=restarts,
     )
-    done: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0, "fail": 0}
+    counts: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0, "fail": 0}
     async with get_client() as client:
-        suspects = await _look(client, patience)
-        if any(seen.state != StateType.CRASHED for _, seen in suspects):
+        suspects = await _find_suspects(client, timeouts)
+        if any(observation.state != StateType.CRASHED for _, observation in suspects):
             await asyncio.sleep(second_look_seconds)
-        for run, seen in suspects:
-            with _errors_told(run):
-                again = await _sight(client, await client.read_flow_run(run.id))
-                if again == seen:
-                    verdict = decide(seen, datetime.now(UTC), patience)
-                    mistake = await _mistake(client, run) if verdict == "start again" else None
-                    if mistake is not None:
-                        verdict = "fail"
-                    if await _carried_out(client, run, verdict, mistake):
-                        done[verdict] += 1
-    return done
+        for run, observation in suspects:
+            with _errors_logged(run):
+                second_look = await _sight(client, await client.read_flow_run(run.id))
+                if second_look == observation:
+                    action = decide(observation, datetime.now(UTC), timeouts)
+                    bad_input = await _permanent_error(client, run) if action == "start again" else None
+                    if bad_input is not None:
+                        action = "fail"
+                    if await _carry_out(client, run, action, bad_input):
+                        counts[action] += 1
+    return counts
 
 
 @contextmanager
-def _errors_told(run: FlowRun) -> Generator[None]:
+def _errors_logged(run: FlowRun) -> Generator[None]:
     """One run that cannot be looked at, or is gone meanwhile, must not cost the others their new start."""
     try:
         yield
-    except Exception:  # noqa: BLE001 - whatever it is, it is told and left
+    except Exception:  # noqa: BLE001 - whatever it is, it is logged and the run is left
         get_run_logger().exception("%s is left as it is", plain(run.name))
 
 
-async def _look(client: PrefectClient, patience: LivenessTimeouts) -> list[tuple[FlowRun, Observation]]:
+async def _find_suspects(client: PrefectClient, timeouts: LivenessTimeouts) -> list[tuple[FlowRun, Observation]]:
     """All runs that seem to be dead."""
     now = datetime.now(UTC)
     unfinished = FlowRunFilter.model_validate(
@@ -159,7 +159,7 @@ async def _look(client: PrefectClient, patience: LivenessTimeouts) -> list[tuple
             "expected_start_time": {"after_": now - _OLDEST},
         }
     )
-    offset, found = 0, list[tuple[FlowRun, Observation]]()
+    offset, suspects = 0, list[tuple[FlowRun, Observation]]()
     while True:
         page = await client.read_flow_runs(
             flow_run_filter=unfinished, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
@@ -167,12 +167,12 @@ async def _look(client: PrefectClient, patience: LivenessTimeouts) -> list[tuple
         for run in page:
             # One without a pool is served by a process of its own, with heartbeats as slow as it likes.
             if run.work_pool_name is not None:
-                with _errors_told(run):
-                    seen = await _sight(client, run)
-                    if decide(seen, now, patience) != "leave":
-                        found.append((run, seen))
+                with _errors_logged(run):
+                    observation = await _sight(client, run)
+                    if decide(observation, now, timeouts) != "leave":
+                        suspects.append((run, observation))
         if len(page) < _PAGE:
-            return found
+            return suspects
         offset += _PAGE
 
 
@@ -191,7 +191,7 @@ async def _sight(client: PrefectClient, run: FlowRun) -> Observation:
     history = await client.read_flow_run_states(run.id)
     restarts = in_vain(history, 0)
     if restarts > 0:
-        restarts = in_vain(history, await _last_that_got_on(client, run))
+        restarts = in_vain(history, await _last_productive_start(client, run))
     return Observation(
         state=state.type,
         last_sign=max([state.timestamp, *(event.received for event in heartbeats.events[:1])]),
@@ -220,18 +220,18 @@ def in_vain(history: Sequence[State], got_on: int) -> int:
     return restarts
 
 
-async def _last_that_got_on(client: PrefectClient, run: FlowRun) -> int:
+async def _last_productive_start(client: PrefectClient, run: FlowRun) -> int:
     """The number of the last start of a run in which it stored something new; 0 if none did.
 
-    The tasks' own events tell it, which a process that is killed may not have sent: rather too small a number.
+    It is read from the tasks' events, some of which a process that is killed may not have sent: it may be too small.
     """
-    done = await client.read_task_runs(
+    task_runs = await client.read_task_runs(
         flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
         task_run_filter=TaskRunFilter.model_validate({"state": {"type": {"any_": [StateType.COMPLETED]}}}),
         sort=TaskRunSort.END_TIME_DESC,
         limit=_PAGE,
     )
-    return max((task.flow_run_run_count for task in done if task.name.startswith(STORING)), default=0)
+    return max((task.flow_run_run_count for task in task_runs if task.name.startswith(STORING)), default=0)
 
 
 def _state(run: FlowRun) -> State:
@@ -240,7 +240,7 @@ def _state(run: FlowRun) -> State:
     return run.state
 
 
-async def _mistake(client: PrefectClient, run: FlowRun) -> BadInput | None:
+async def _permanent_error(client: PrefectClient, run: FlowRun) -> BadInput | None:
     """What is wrong with a run that no start can help, because its process ends before the flow could say anything.
 
     That is a parameter with a name that its flow does not know, and a variable of a pool that has fixed them all:
@@ -249,46 +249,47 @@ async def _mistake(client: PrefectClient, run: FlowRun) -> BadInput | None:
     if run.deployment_id is None or run.work_pool_name is None:
         return None
     deployment = await client.read_deployment(run.deployment_id)
-    known: dict[str, Any] = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    unknown = sorted(set(run.parameters or {}) - set(known))
-    if known and unknown:
-        return BadInput("parameters", unknown[0], ", ".join(known))
-    set_ = sorted({**(deployment.job_variables or {}), **(run.job_variables or {})})
-    if set_:
+    parameters: dict[str, Any] = (deployment.parameter_openapi_schema or {}).get("properties", {})
+    unknown = sorted(set(run.parameters or {}) - set(parameters))
+    if parameters and unknown:
+        return BadInput("parameters", unknown[0], ", ".join(parameters))
+    variables = sorted({**(deployment.job_variables or {}), **(run.job_variables or {})})
+    if variables:
         template = (await client.read_work_pool(run.work_pool_name)).base_job_template
         if not template.get("variables", {}).get("properties"):
-            return BadInput("job_variables", set_[0], f"none: the pool {run.work_pool_name} has fixed them")
+            return BadInput("job_variables", variables[0], f"none: the pool {run.work_pool_name} has fixed them")
     return None
 
 
-async def _carried_out(client: PrefectClient, run: FlowRun, verdict: Action, mistake: BadInput | None) -> bool:
-    """Do it, if the server agrees: it knows whether the run has ended by itself meanwhile."""
+async def _carry_out(client: PrefectClient, run: FlowRun, action: Action, bad_input: BadInput | None) -> bool:
+    """Take the action; False where the server refuses it, because the run has ended by itself meanwhile."""
     logger = get_run_logger()
-    found = _state(run)
-    was = f"it was {found.name}, {found.message or 'no reason'}"
-    logger.warning("%s: %s (%s)", verdict, plain(run.name), plain(was))
-    was_dead = "No sign of life: its process is gone"
-    if verdict == "cancel":
-        return await _accepted(client, run, Cancelled(message=was_dead))
-    if verdict == "leave" or not (_state(run).is_crashed() or await _accepted(client, run, Crashed(message=was_dead))):
+    state = _state(run)
+    previous = f"it was {state.name}, {state.message or 'no reason'}"
+    logger.warning("%s: %s (%s)", action, plain(run.name), plain(previous))
+    no_heartbeat = "No sign of life: its process is gone"
+    if action == "cancel":
+        return await _set_state(client, run, Cancelled(message=no_heartbeat))
+    if action == "leave":
         return False
-    if verdict == "start again":
-        return await _accepted(client, run, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
+    if not (state.is_crashed() or await _set_state(client, run, Crashed(message=no_heartbeat))):
+        return False
+    if action == "start again":
+        return await _set_state(client, run, AwaitingRetry(message=f"{_AGAIN}: it was left behind by a crash"))
     # The server lets a crashed run take no other end, unless it is forced to.
-    if mistake is not None:
-        return await _accepted(client, run, Failed(message=str(mistake)), force=True)
+    if bad_input is not None:
+        return await _set_state(client, run, Failed(message=str(bad_input)), force=True)
     message = (
         f"Given up after {run.run_count} starts: it crashes again and again, and stores nothing new. "
         "Retry it by hand to go on."
     )
-    given_up = State(type=StateType.CRASHED, name=GIVEN_UP, message=message)
-    return await _accepted(client, run, given_up, force=True)
+    final_state = State(type=StateType.CRASHED, name=GIVEN_UP, message=message)
+    return await _set_state(client, run, final_state, force=True)
 
 
-async def _accepted(client: PrefectClient, run: FlowRun, state: State, *, force: bool = False) -> bool:
-    answer = await client.set_flow_run_state(run.id, state, force=force)
-    if answer.status != SetStateStatus.ACCEPT:
-        reason = getattr(answer.details, "reason", None)
-        why = plain(reason or answer.status)
-        get_run_logger().warning("%s is left as it is: no %s (%s)", plain(run.name), state.name, why)
-    return answer.status == SetStateStatus.ACCEPT
+async def _set_state(client: PrefectClient, run: FlowRun, state: State, *, force: bool = False) -> bool:
+    response = await client.set_flow_run_state(run.id, state, force=force)
+    if response.status != SetStateStatus.ACCEPT:
+        reason = plain(getattr(response.details, "reason", None) or response.status)
+        get_run_logger().warning("%s is left as it is: no %s (%s)", plain(run.name), state.name, reason)
+    return response.status == SetStateStatus.ACCEPT

@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 Change = Literal["fixed", "by date", "by run"]
 
 
-def _known_zone(name: str) -> str:
+def _existing_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (LookupError, ValueError, OSError):
@@ -29,7 +29,7 @@ def _known_zone(name: str) -> str:
     return name
 
 
-Zone = Annotated[str, AfterValidator(_known_zone)]
+Zone = Annotated[str, AfterValidator(_existing_zone)]
 Prompts = Annotated[tuple[Text, ...], Field(max_length=1000)]
 
 
@@ -68,8 +68,8 @@ async def recurring(
     """
     # The time at which the run was due, not the time at which it started: a retry may be late.
     due = flow_run.scheduled_start_time.astimezone(ZoneInfo(timezone))
-    drawn = job_at(due, job, seed, prompts, prompt)
-    return await render(drawn, checkpoint_steps, store, out, f"{name}-{due:%Y-%m-%d}")
+    job_of_run = job_at(due, job, seed, prompts, prompt)
+    return await render(job_of_run, checkpoint_steps, store, out, f"{name}-{due:%Y-%m-%d}")
 
 
 def job_at(due: datetime, job: RenderJob, seed: Change, prompts: Sequence[str], prompt: Change) -> RenderJob:

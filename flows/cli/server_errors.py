@@ -23,8 +23,8 @@ def explained(error: Exception) -> RegionalError | None:
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         if status in _UNAUTHORIZED:
-            given = "does not accept" if PREFECT_API_AUTH_STRING.value() else "asks for an auth string: set"
-            return server_error(f"{given} PREFECT_API_AUTH_STRING (HTTP {status})")
+            problem = "does not accept" if PREFECT_API_AUTH_STRING.value() else "asks for an auth string: set"
+            return server_error(f"{problem} PREFECT_API_AUTH_STRING (HTTP {status})")
         if status in _REFUSED:
             return server_error(f"refuses the parameters: {_reason(error.response)} (HTTP {status})")
         return server_error(f"answers with HTTP {status}")
@@ -38,10 +38,10 @@ def explained(error: Exception) -> RegionalError | None:
 def _reason(response: Any) -> str:
     """The server's own words, without the input that it repeats."""
     try:
-        answer = response.json()
-        details = answer.get("exception_detail") or answer.get("detail") or answer
+        body = response.json()
+        details = body.get("exception_detail") or body.get("detail") or body
         first = details[0] if isinstance(details, list) else details
-        words = first["msg"] if isinstance(first, dict) and "msg" in first else str(first)
+        reason = first["msg"] if isinstance(first, dict) and "msg" in first else str(first)
     except (ValueError, LookupError, AttributeError):
-        words = "no reason given"
-    return plain(words, 200)
+        reason = "no reason given"
+    return plain(reason, 200)

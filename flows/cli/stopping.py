@@ -34,9 +34,9 @@ _LAST_WORDS_SECONDS = 0.5
 class _State:
     """What the waiting thread needs to know of the command."""
 
-    told = False
-    """Whether the process was told to end."""
-    words: Callable[[], str] = staticmethod(lambda: "stopped")
+    stop_requested = False
+    """Whether a signal to end has come."""
+    last_line: Callable[[], str] = staticmethod(lambda: "stopped")
     cleanups: tuple[Callable[[], None], ...] = ()
     cancel: Callable[[], object] | None = None
     """Cancels the work, if there is any that has something to lose."""
@@ -50,15 +50,15 @@ _state = _State()
 def listen() -> None:
     """From now on, until the process ends, SIGINT and SIGTERM end it. To be called once, before other threads begin."""
     # One that is ignored stays so: a shell starts what runs in its background like that.
-    heard = {number for number in CODES if signal.getsignal(number) != signal.SIG_IGN}
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
-    if heard:
-        threading.Thread(target=_end_by_signal, args=(heard,), name="stopping", daemon=True).start()
+    signals = {number for number in CODES if signal.getsignal(number) != signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    if signals:
+        threading.Thread(target=_end_by_signal, args=(signals,), name="stopping", daemon=True).start()
 
 
 def say(words: Callable[[], str]) -> None:
     """What the line will be; asked for when the process is told to end."""
-    _state.words = words
+    _state.last_line = words
 
 
 def before_last_words(cleanup: Callable[[], None]) -> None:
@@ -78,16 +78,16 @@ async def _stoppable(work: Coroutine[Any, Any, T]) -> T:
         return await task
     finally:
         _state.cancel = None
-        if _state.told:
+        if _state.stop_requested:
             _state.ended.set()
             # The other thread ends the process; on the way out of here, libraries would have much to say.
             threading.Event().wait()
 
 
-def _end_by_signal(heard: set[signal.Signals]) -> None:
-    code = CODES[signal.Signals(signal.sigwait(heard))]
-    # Told twice, it ends at once.
-    threading.Thread(target=lambda: (signal.sigwait(heard), os._exit(code)), daemon=True).start()
+def _end_by_signal(signals: set[signal.Signals]) -> None:
+    code = CODES[signal.Signals(signal.sigwait(signals))]
+    # At a second signal it ends at once.
+    threading.Thread(target=lambda: (signal.sigwait(signals), os._exit(code)), daemon=True).start()
     try:
         _let_go()
     finally:
@@ -96,7 +96,7 @@ def _end_by_signal(heard: set[signal.Signals]) -> None:
 
 
 def _let_go() -> None:
-    _state.told = True
+    _state.stop_requested = True
     # What fails from now on fails because it is torn down.
     logging.disable(logging.CRITICAL)
     cancel = _state.cancel
@@ -113,7 +113,7 @@ def _last_words() -> None:
     try:
         for cleanup in _state.cleanups:
             cleanup()
-        print(_state.words(), file=sys.stderr, flush=True)
+        print(_state.last_line(), file=sys.stderr, flush=True)
         sys.stdout.flush()
     except (OSError, ValueError):
         pass  # nobody reads it

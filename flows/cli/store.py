@@ -32,19 +32,19 @@ def ls(store: Url = None, as_json: AsJson = False) -> None:
     """List the runs that a store knows of. States that runs have in common count for each of them."""
     from prefect_regional_diffusion.tasks.runtime.retention import runs
 
-    listed = runs(_open(store))
+    entries = runs(_open(store))
     if as_json:
-        print(json.dumps([entry.run.model_dump(mode="json") | _counted(entry) for entry in listed]))
+        print(json.dumps([entry.run.model_dump(mode="json") | _counts(entry) for entry in entries]))
         return
     # In 80 columns a run is one line: all but the name are short, and of a long name the end is cut off.
     table = Table("Name", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in ("Job", "Begun (UTC)", "Done", "Steps", "States", "Size"):
         table.add_column(heading, no_wrap=True)
-    for entry in listed:
+    for entry in entries:
         run = entry.run
         finished = "yes" if run.finished else "no"
-        facts = (run.job_hash[:8], _date(run.begun), finished, run.steps, entry.states, _size(entry.size))
-        table.add_row(*map(cell, (run.name, *facts)))
+        cells = (run.job_hash[:8], _date(run.begun), finished, run.steps, entry.states, _size(entry.size))
+        table.add_row(*map(cell, (run.name, *cells)))
     Console().print(table)
 
 
@@ -53,14 +53,14 @@ def du(store: Url = None, as_json: AsJson = False) -> None:
     """Say how much a store holds of what."""
     from prefect_regional_diffusion.tasks.runtime.retention import sizes
 
-    found = sizes(_open(store))
+    totals = sizes(_open(store))
     if as_json:
-        print(json.dumps({kind: {"objects": number, "bytes": size} for kind, (number, size) in found.items()}))
+        print(json.dumps({kind: {"objects": number, "bytes": size} for kind, (number, size) in totals.items()}))
         return
     table = Table("Kind", "Objects", "Size")
-    for kind, (number, size) in found.items():
+    for kind, (number, size) in totals.items():
         table.add_row(kind, str(number), _size(size))
-    table.add_row("all", str(sum(n for n, _ in found.values())), _size(sum(s for _, s in found.values())))
+    table.add_row("all", str(sum(n for n, _ in totals.values())), _size(sum(s for _, s in totals.values())))
     Console().print(table)
 
 
@@ -85,15 +85,15 @@ def prune(
     """Throw away states that need not stay: of finished runs by policy, of abandoned ones all."""
     from prefect_regional_diffusion.tasks.runtime.retention import DAY, to_prune
 
-    opened = _open(store)
-    found = to_prune(opened, _policy(keep), older_than * DAY)
+    target = _open(store)
+    objects = to_prune(target, _policy(keep), older_than * DAY)
     if not dry_run:
-        opened.remove(stored.key for stored in found if stored.key is not None)
-    size = sum(stored.size for stored in found)
+        target.remove(stored.key for stored in objects if stored.key is not None)
+    size = sum(stored.size for stored in objects)
     if as_json:
-        print(json.dumps({"removed": not dry_run, "objects": len(found), "bytes": size}))
+        print(json.dumps({"removed": not dry_run, "objects": len(objects), "bytes": size}))
         return
-    Console().print(f"{'Would remove' if dry_run else 'Removed'} {len(found)} objects, {_size(size)}.")
+    Console().print(f"{'Would remove' if dry_run else 'Removed'} {len(objects)} objects, {_size(size)}.")
 
 
 def _open(url: str | None) -> Store:
@@ -101,10 +101,10 @@ def _open(url: str | None) -> Store:
     from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
     from prefect_regional_diffusion.tasks.storage.store import Store
 
-    opened = Store(store_place(url))
-    if not opened.exists():
-        raise StoreError("store", opened.url, "does not exist")
-    return opened
+    store = Store(store_place(url))
+    if not store.exists():
+        raise StoreError("store", store.url, "does not exist")
+    return store
 
 
 def _policy(text: str) -> Any:
@@ -115,7 +115,7 @@ def _policy(text: str) -> Any:
     return text
 
 
-def _counted(entry: Any) -> dict[str, int]:
+def _counts(entry: Any) -> dict[str, int]:
     return {"states": entry.states, "bytes": entry.size}
 
 

@@ -47,21 +47,21 @@ def submit(
 
     flow, data = addressed(read_any(job, set_ or []))
     parameters = {"job": data, "name": job.stem[:80]}
-    if not stopping.run(_submitted(flow, pool, parameters, watch)):
+    if not stopping.run(_submit_run(flow, pool, parameters, watch)):
         raise typer.Exit(NOT_COMPLETED)
 
 
-def addressed(asked: RenderJob | GridJob) -> tuple[str, dict[str, Any]]:
+def addressed(job: RenderJob | GridJob) -> tuple[str, dict[str, Any]]:
     """The flow whose form in Prefect's UI shows all fields of a job, and the job as that flow's parameter."""
     from prefect_regional_diffusion.sampling_core.job.forms import data_for_node_form
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
 
-    if not isinstance(asked, GridJob) and asked.composition == "sequential":
-        return "original-node", data_for_node_form(asked)
-    return "grid" if isinstance(asked, GridJob) else "render", asked.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(job, GridJob) and job.composition == "sequential":
+        return "original-node", data_for_node_form(job)
+    return "grid" if isinstance(job, GridJob) else "render", job.model_dump(mode="json", exclude_unset=True)
 
 
-async def _submitted(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
+async def _submit_run(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
     """Create the run and, if asked, follow it; False if it ended otherwise than completed."""
     from prefect import get_client
     from prefect.settings import get_current_settings
@@ -92,11 +92,11 @@ async def _deployment(client: PrefectClient, flow: str, pool: str | None) -> Dep
         except ObjectNotFound as error:
             raise no_deployment(f"{flow}/{flow}") from error
     deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
-    found = [deployment for deployment in deployments if deployment.work_pool_name == pool]
-    if not found:
+    matching = [deployment for deployment in deployments if deployment.work_pool_name == pool]
+    if not matching:
         pools = sorted({str(deployment.work_pool_name) for deployment in deployments if deployment.work_pool_name})
         raise BadInput("--pool", pool, f"a pool with a deployment of {flow}: {', '.join(pools) or 'there is none'}")
-    return min(found, key=lambda deployment: deployment.name != flow)
+    return min(matching, key=lambda deployment: deployment.name != flow)
 
 
 def _address(run: FlowRun) -> str:
@@ -110,19 +110,21 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
-    begun, shown = set[str](), ""
-    mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    started_tasks, last_state = set[str](), ""
+    run_filter = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
-        # The newest ones, as many as are told at once: a long run has thousands.
-        newest = await client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200)
-        for task in reversed(newest):
-            if task.start_time and task.name not in begun:
+        # The newest ones, one page of the API: a long run has thousands.
+        recent = await client.read_task_runs(
+            flow_run_filter=run_filter, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200
+        )
+        for task in reversed(recent):
+            if task.start_time and task.name not in started_tasks:
                 say(task.name, stderr=True, indent="  ")
-                begun.add(task.name)
-        if state is not None and state.name != shown:
-            shown = str(state.name)
-            say(f"{shown} {state.message or ''}".strip(), stderr=True)
+                started_tasks.add(task.name)
+        if state is not None and state.name != last_state:
+            last_state = str(state.name)
+            say(f"{last_state} {state.message or ''}".strip(), stderr=True)
         if state is not None and state.is_final():
             return state.is_completed()
         await asyncio.sleep(_POLL_SECONDS)

@@ -47,10 +47,10 @@ class PendingWrites:
 
     def all_pending(self) -> asyncio.Future[Any]:
         """All that is pending now, as one thing to wait for."""
-        together = asyncio.gather(*self._pending)
-        # Whoever waits for it is told of errors; where nobody does, `drain_to` raises them.
-        together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return together
+        writes = asyncio.gather(*self._pending)
+        # Awaiting it raises their errors; where nobody does, `drain_to` raises them.
+        writes.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return writes
 
     async def drain_to(self, number: int) -> None:
         """Wait until at most so many are pending. Raises what went wrong in one that has ended."""

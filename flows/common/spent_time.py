@@ -12,7 +12,7 @@ PARTS = {
     "load": ("encode prompts", "load model"),
     "sample": ("sample",),
 }
-"""Stages of a record by what people are told; all else, which is decoding and writing, is `write`."""
+"""Stages of a record by the part that the summary shows; all others, which decode and write, are `write`."""
 
 
 class Clock:
@@ -34,11 +34,11 @@ def spent(stages: Mapping[str, float], total: float) -> str:
 
     `stages` are the seconds of a record, which begin when the command does; what comes after them is written.
     """
-    ends, passed = list[float](), 0.0
+    ends, elapsed = list[float](), 0.0
     for part in PARTS.values():
-        passed += sum(stages.get(stage, 0.0) for stage in part)
-        ends.append(round(min(passed, total), 1))
+        elapsed += sum(stages.get(stage, 0.0) for stage in part)
+        ends.append(round(min(elapsed, total), 1))
     ends.append(round(total, 1))
     parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
-    told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, "write"], parts, strict=True))
-    return f"{ends[-1]:.1f} s ({told})"
+    breakdown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, "write"], parts, strict=True))
+    return f"{ends[-1]:.1f} s ({breakdown})"

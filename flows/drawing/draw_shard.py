@@ -24,7 +24,7 @@ from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrentl
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 _PICTURES = 8
-"""Decoded in one task: many tasks at once are more than a server on SQLite can write down."""
+"""Decoded in one task: more tasks at once are more than a server on SQLite can record."""
 
 
 async def draw_shard(
@@ -39,15 +39,15 @@ async def draw_shard(
     async with PendingWrites() as writes:
         runs = await writes.first_result(partial(prepare_all, jobs, store_url))
         clock.lap("build masks")
-        drawn = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
-        missing = {name: run for name, run in runs.items() if not drawn[name]}
-        to_finish = await _left_open([run for name, run in runs.items() if drawn[name]])
+        rendered = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
+        missing = {name: run for name, run in runs.items() if not rendered[name]}
+        unfinished = await _unfinished_records([run for name, run in runs.items() if rendered[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
-        for _, group in groupby(sorted(missing.items(), key=_models), key=_models):
-            count, begun = await _draw(dict(group), checkpoint_steps, writes, clock)
-            total, to_finish = total.plus(count), to_finish | begun
+        for _, group in groupby(sorted(missing.items(), key=_models_of), key=_models_of):
+            count, records = await _draw(dict(group), checkpoint_steps, writes, clock)
+            total, unfinished = total.plus(count), unfinished | records
         # Only now: until all are drawn, one may go on from a state of another.
-        await finish(to_finish, keep or settings().keep, "branch_points")
+        await finish(unfinished, keep or settings().keep, "branch_points")
     return {
         "drawn": len(missing),
         "found": len(runs) - len(missing),
@@ -57,27 +57,27 @@ async def draw_shard(
     }
 
 
-def _models(item: tuple[str, RenderContext]) -> tuple[str, ...]:
+def _models_of(item: tuple[str, RenderContext]) -> tuple[str, ...]:
     return item[1].models
 
 
-async def _left_open(drawn: Sequence[RenderContext]) -> dict[RenderContext, RunRecord]:
+async def _unfinished_records(runs: Sequence[RenderContext]) -> dict[RenderContext, RunRecord]:
     """Those runs whose pictures are there, but whose process was killed before it could say that they are finished."""
-    known = zip(drawn, await map_concurrently(run_record_of, drawn), strict=True)
-    return {run: entry for run, entry in known if entry is not None and entry.finished is None}
+    records = zip(runs, await map_concurrently(run_record_of, runs), strict=True)
+    return {run: record for run, record in records if record is not None and record.finished is None}
 
 
 async def _draw(
     runs: dict[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
 ) -> tuple[Count, dict[RenderContext, RunRecord]]:
     """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
-    sampled = await sample_batch(runs, checkpoint_steps, writes, clock)
+    batch = await sample_batch(runs, checkpoint_steps, writes, clock)
     # A picture's record names its last state.
     await writes.drain_to(0)
     for first in range(0, len(runs), _PICTURES):
-        some = sampled.members[first : first + _PICTURES]
-        await writes.first_result(partial(keep_pictures, some, first + 1, first + len(some)))
+        members = batch.members[first : first + _PICTURES]
+        await writes.first_result(partial(keep_pictures, members, first + 1, first + len(members)))
         await writes.drain_to(settings().max_pending_writes)
     await writes.drain_to(0)
     clock.lap("write")
-    return sampled.cost, dict(zip(runs.values(), sampled.begun.result(), strict=True))
+    return batch.cost, dict(zip(runs.values(), batch.begun.result(), strict=True))

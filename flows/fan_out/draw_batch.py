@@ -30,13 +30,13 @@ async def draw_batch(
     """
     if bool(jobs) == bool(files):
         raise BadInput("files", files, "a pattern, or jobs in its place, and not both")
-    named = list(jobs) or read_jobs(files)
-    taken = set[str]()
-    for i, one in enumerate(named):
-        if one.name in taken:
-            raise BadInput(f"jobs.{i}.name", one.name, "a name that no other job has")
-        taken.add(one.name)
-    columns = math.ceil(math.sqrt(sum(one.job.pictures for one in named)))
-    spread = ShardingOptions(parallel_shards, jobs_per_shard, crash_timeout_seconds)
+    named_jobs = list(jobs) or read_jobs(files)
+    names = set[str]()
+    for i, entry in enumerate(named_jobs):
+        if entry.name in names:
+            raise BadInput(f"jobs.{i}.name", entry.name, "a name that no other job has")
+        names.add(entry.name)
+    columns = math.ceil(math.sqrt(sum(entry.job.pictures for entry in named_jobs)))
+    sharding = ShardingOptions(parallel_shards, jobs_per_shard, crash_timeout_seconds)
     with prepared_once():
-        return await draw(named, name, columns, Places(store, out, keep), spread)
+        return await draw(named_jobs, name, columns, Places(store, out, keep), sharding)

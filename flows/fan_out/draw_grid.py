@@ -29,14 +29,14 @@ async def draw_grid(
     Raises BadInput, ModelError, StoreError or IncompleteRenderError.
     """
     check_cells("job", job.rows, job.columns)
-    spread = ShardingOptions(parallel_shards, cells_per_shard, crash_timeout_seconds)
+    sharding = ShardingOptions(parallel_shards, cells_per_shard, crash_timeout_seconds)
     with prepared_once():
         check(job)
-        return await draw(cells(job), name, job.columns, Places(store, out, keep), spread)
+        return await draw(cells(job), name, job.columns, Places(store, out, keep), sharding)
 
 
 def check(grid_job: GridJob) -> Prepared:
-    """Mistakes of the job itself are told by its own fields, not by those of a cell. Raises BadInput."""
+    """Check the job itself, so that errors name its own fields and not those of a cell. Raises BadInput."""
     prepared = checked(NamedJob(name="job", job=grid_job.job))
     steps = prepared.run.steps
     if grid_job.fork_step >= steps:

@@ -58,7 +58,7 @@ class ShardingOptions(NamedTuple):
 
 
 async def draw(
-    jobs: Sequence[NamedJob], name: str, columns: int, places: Places, spread: ShardingOptions
+    jobs: Sequence[NamedJob], name: str, columns: int, places: Places, sharding: ShardingOptions
 ) -> dict[str, Any]:
     """Draw jobs and merge their pictures in rows of `columns`. Equal jobs are drawn once.
 
@@ -67,41 +67,43 @@ async def draw(
     """
     check_count("jobs", len(jobs))
     store, out = store_place(places.store), out_place(places.out)
-    parallel_shards = spread.parallel_shards or (1 if _of_deployment() else None)
+    parallel_shards = sharding.parallel_shards or (1 if _is_deployment_run() else None)
     if parallel_shards is not None:
         from prefect_regional_diffusion.flows.fan_out.shard_runs import check_server
 
         check_server(parallel_shards)
     await asyncio.to_thread(Store(out, "out").check, patient=True)
     jobs = [filled_in(named) for named in jobs]
-    firsts = distinct(jobs)
-    different = list(dict.fromkeys(firsts.values()))
-    parts = shards(different, parallel_shards or 1, spread.jobs_per_shard)
+    first_of = distinct(jobs)
+    unique_jobs = list(dict.fromkeys(first_of.values()))
+    parts = shards(unique_jobs, parallel_shards or 1, sharding.jobs_per_shard)
     for part in parts:
         check_shard(part)
-    hash_of = check_all(different, drawn_here=parallel_shards is None)
-    hashes = {called: hash_of[first.name] for called, first in firsts.items()}
+    hash_of = check_all(unique_jobs, drawn_here=parallel_shards is None)
+    hashes = {job_name: hash_of[first.name] for job_name, first in first_of.items()}
     unfinished: list[str] = []
-    counted: list[dict[str, Any]] = []
+    shard_results: list[dict[str, Any]] = []
     if parallel_shards is None:
         draw_here = _shard_of_this_run() if in_flow_run() else draw_shard
         for part in parts:
-            counted.append(await draw_here(list(part), store=places.store, keep=places.keep))
+            shard_results.append(await draw_here(list(part), store=places.store, keep=places.keep))
             # The time before the first shard is in its seconds; the next one begins now.
             began.set(None)
     else:
         from prefect_regional_diffusion.flows.fan_out.shard_runs import run_shards
 
-        asked = [_part(part, hash_of, places, store) for part in parts]
-        unfinished = await run_shards(asked, spread.poll, spread.crash_timeout_seconds)
+        requests = [_part(part, hash_of, places, store) for part in parts]
+        unfinished = await run_shards(requests, sharding.poll, sharding.crash_timeout_seconds)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
     merged = await merge(list(jobs), hashes, columns, store, folder)
-    done = merged.model_dump(mode="json") | {"shards": len(parts), "counted": counted}
+    result = merged.model_dump(mode="json") | {"shards": len(parts), "counted": shard_results}
     if merged.missing:
-        why = f"{_named(unfinished)} did not complete" if unfinished else f"not found whole in {plain_path(store)}"
-        raise IncompleteRenderError(f"not drawn: {_named(merged.missing)} ({why}); start the run again", done)
+        reason = f"not found whole in {plain_path(store)}"
+        if unfinished:
+            reason = f"{_name_list(unfinished)} did not complete"
+        raise IncompleteRenderError(f"not drawn: {_name_list(merged.missing)} ({reason}); start the run again", result)
     await forget_branch_points(Store(store), hash_of.values(), places.keep or settings().keep)
-    return done
+    return result
 
 
 def _shard_of_this_run() -> Callable[..., Coroutine[Any, Any, dict[str, Any]]]:
@@ -111,13 +113,13 @@ def _shard_of_this_run() -> Callable[..., Coroutine[Any, Any, dict[str, Any]]]:
     return shard
 
 
-def _named(names: Sequence[str]) -> str:
+def _name_list(names: Sequence[str]) -> str:
     """The names in one line; of many, the first ones and how many more there are."""
-    told = ", ".join(plain(name, 80) for name in names[:_MOST_NAMES])
-    return told if len(names) <= _MOST_NAMES else f"{told} and {len(names) - _MOST_NAMES} more"
+    listing = ", ".join(plain(name, 80) for name in names[:_MOST_NAMES])
+    return listing if len(names) <= _MOST_NAMES else f"{listing} and {len(names) - _MOST_NAMES} more"
 
 
-def _of_deployment() -> bool:
+def _is_deployment_run() -> bool:
     """Whether this is a run that a worker has started, and not somebody's own process."""
     if not in_flow_run():
         return False
@@ -128,7 +130,7 @@ def _of_deployment() -> bool:
 
 
 def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, store: str) -> ShardRequest:
-    """What a shard is asked for; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
+    """The request for a shard's run; `hashes` are the jobs' by name, `store` is where their pictures are looked for."""
     from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest
 
     parameters: dict[str, Any] = {
@@ -136,5 +138,6 @@ def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, s
         "store": places.store,
         "keep": places.keep,
     }
-    own = [hashes[named.name] for named in jobs]
-    return ShardRequest(parameters, content_hash([parameters, own]), partial(all_rendered, store, own))
+    job_hashes = [hashes[named.name] for named in jobs]
+    key = content_hash([parameters, job_hashes])
+    return ShardRequest(parameters, key, partial(all_rendered, store, job_hashes))

@@ -30,7 +30,7 @@ logger = plain_logger(__name__)
 
 DEPLOYMENT = "shard/shard"
 _PAGE = 200
-"""Most runs that the API tells at once."""
+"""API page size: most runs in one response."""
 
 
 class ShardRequest(NamedTuple):
@@ -50,35 +50,37 @@ def check_server(parallel_shards: int) -> None:
         raise BadInput("parallel_shards", parallel_shards, "left out without a Prefect server (PREFECT_API_URL)")
 
 
-async def run_shards(parts: Sequence[ShardRequest], poll: float, crash_timeout_seconds: float) -> list[str]:
-    """Start a run for each part, or find the one that this run started before, and wait until all have ended.
+async def run_shards(requests: Sequence[ShardRequest], poll: float, crash_timeout_seconds: float) -> list[str]:
+    """Start a run for each request, or find the one that this run started before, and wait until all have ended.
 
     A Crashed run may be requeued by someone else, so it counts as ended only after `crash_timeout_seconds` seconds.
     Returns the names of those that did not complete. Raises ServerError if the server has no such deployment.
     """
-    started = [await _started(number, part, crash_timeout_seconds) for number, part in enumerate(parts, start=1)]
-    runs: dict[UUID, FlowRun | None] = {run.id: run for run in started}
-    bar = ProgressArtifact()
+    shard_runs = [
+        await _run_of(number, request, crash_timeout_seconds) for number, request in enumerate(requests, start=1)
+    ]
+    runs: dict[UUID, FlowRun | None] = {run.id: run for run in shard_runs}
+    progress = ProgressArtifact()
     while True:
-        ended = sum(_ended(run, crash_timeout_seconds) for run in runs.values())
-        await best_effort(bar.show(ended, len(runs), f"{ended} of {len(runs)} shards have ended"))
-        if ended == len(runs):
-            return [run.name for run in started if not _completed(runs[run.id])]
+        num_ended = sum(_has_ended(run, crash_timeout_seconds) for run in runs.values())
+        await best_effort(progress.show(num_ended, len(runs), f"{num_ended} of {len(runs)} shards have ended"))
+        if num_ended == len(runs):
+            return [run.name for run in shard_runs if not _has_completed(runs[run.id])]
         await asyncio.sleep(poll)
-        runs = await _patience(crash_timeout_seconds).acall(partial(_read, list(runs)))
+        runs = await _server_retry(crash_timeout_seconds).acall(partial(_read, list(runs)))
 
 
-async def _started(number: int, part: ShardRequest, crash_timeout_seconds: float) -> FlowRun:
-    """The run of a part: one that is still at work or has drawn all of it, or else a new one.
+async def _run_of(number: int, request: ShardRequest, crash_timeout_seconds: float) -> FlowRun:
+    """The run of a request: one that is still at work or has drawn all of it, or else a new one.
 
-    Each time that this flow run is started anew, a part whose run failed, or whose pictures are gone, gets one more.
+    Each time that this flow run is started anew, a shard whose run failed, or whose pictures are gone, gets one more.
     """
     name = f"{number} of {flow_run.get_name()}"[:80]
-    own, run = flow_run.get_id(), None
+    parent_id, run = flow_run.get_id(), None
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
-        start = partial(_start, dict(part.parameters) | {"name": name}, f"{own}/{part.key}/{attempt}")
-        run = await _patience(crash_timeout_seconds).acall(start)
-        if not _ended(run, crash_timeout_seconds) or (_completed(run) and await part.drawn()):
+        start = partial(_start, dict(request.parameters) | {"name": name}, f"{parent_id}/{request.key}/{attempt}")
+        run = await _server_retry(crash_timeout_seconds).acall(start)
+        if not _has_ended(run, crash_timeout_seconds) or (_has_completed(run) and await request.drawn()):
             break
     assert run is not None
     return run
@@ -101,16 +103,16 @@ async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
 
 async def _read(ids: Sequence[UUID]) -> dict[UUID, FlowRun | None]:
     """The runs as they are now; None for one that somebody has deleted."""
-    found: dict[UUID, FlowRun | None] = dict.fromkeys(ids)
+    runs: dict[UUID, FlowRun | None] = dict.fromkeys(ids)
     async with get_client() as client:
         for first in range(0, len(ids), _PAGE):
-            wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[first : first + _PAGE])))
-            for run in await client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE):
-                found[run.id] = run
-    return found
+            run_filter = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[first : first + _PAGE])))
+            for run in await client.read_flow_runs(flow_run_filter=run_filter, limit=_PAGE):
+                runs[run.id] = run
+    return runs
 
 
-def _ended(run: FlowRun | None, crash_timeout_seconds: float) -> bool:
+def _has_ended(run: FlowRun | None, crash_timeout_seconds: float) -> bool:
     """Whether nobody goes on with a run: neither a process nor, after a crash, the reaper."""
     if run is None:
         return True
@@ -120,7 +122,7 @@ def _ended(run: FlowRun | None, crash_timeout_seconds: float) -> bool:
     return not state.is_crashed() or state.name == GIVEN_UP or _age(state.timestamp) > crash_timeout_seconds
 
 
-def _completed(run: FlowRun | None) -> bool:
+def _has_completed(run: FlowRun | None) -> bool:
     return run is not None and run.state is not None and run.state.is_completed()
 
 
@@ -128,15 +130,15 @@ def _age(since: datetime) -> float:
     return (datetime.now(UTC) - since).total_seconds()
 
 
-def _patience(seconds: float) -> Retry:
-    """Questions to a server that may be restarted meanwhile. To start a run twice does no harm: it has a key."""
+def _server_retry(seconds: float) -> Retry:
+    """Retries of requests to a server that may restart. Starting twice is harmless: runs have a key."""
 
-    def passes(error: Exception) -> bool:
+    def is_transient(error: Exception) -> bool:
         if isinstance(error, PrefectHTTPStatusError):
             return error.response.status_code >= 500
         return isinstance(error, httpx.TransportError)
 
-    def tell(error: Exception, pause: float) -> None:
+    def log_retry(error: Exception, pause: float) -> None:
         logger.warning("the Prefect server does not answer (%s); asking again in %.1f s", reason_of(error), pause)
 
-    return Retry(seconds, passes, tell)
+    return Retry(seconds, is_transient, log_retry)

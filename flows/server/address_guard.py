@@ -24,14 +24,14 @@ class OwnAddress:
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self._app = app
-        self._own, self._alias = f"127.0.0.1:{port}", f"localhost:{port}"
+        self._host, self._alias = f"127.0.0.1:{port}", f"localhost:{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
-        if hosts not in ([self._own], [self._alias]) or origins not in ([], [f"http://{self._own}"]):
+        if hosts not in ([self._host], [self._alias]) or origins not in ([], [f"http://{self._host}"]):
             await _refuse(scope, receive, send)
         elif hosts == [self._alias] and scope["type"] == "http" and _is_page(scope["path"]):
             await self._redirect(scope, receive, send)
@@ -43,7 +43,7 @@ class OwnAddress:
 
         query = scope["query_string"].decode("latin-1")
         path = f"{scope['path']}?{query}" if query else scope["path"]
-        await RedirectResponse(f"http://{self._own}{path}")(scope, receive, send)
+        await RedirectResponse(f"http://{self._host}{path}")(scope, receive, send)
 
 
 def _is_page(path: str) -> bool:
@@ -66,9 +66,9 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _without_frames(send: Send) -> Send:
-    async def sending(message: Message) -> None:
+    async def send_guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], *_NO_FRAMES]}
         await send(message)
 
-    return sending
+    return send_guarded

@@ -1,4 +1,4 @@
-"""Whether Prefect may have been told of a server, without Prefect, whose import takes a second."""
+"""Whether a server may be configured for Prefect, without importing Prefect, which takes a second."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def may_be_configured() -> bool:
             or "prefect" in tomllib.loads(_text(Path("pyproject.toml"))).get("tool", {})
         )
     except (OSError, ValueError):
-        return True  # what is wrong with a file is for Prefect to tell
+        return True  # Prefect's own error says what is wrong with a file
 
 
-def _mentions(file: Path, beginning: str) -> bool:
-    return beginning in _text(file).lower()
+def _mentions(file: Path, prefix: str) -> bool:
+    return prefix in _text(file).lower()
 
 
 def _text(file: Path) -> str:

@@ -22,9 +22,9 @@ _NAMES = {
     "USER",
     "VIRTUAL_ENV",
 }
-_BEGINNINGS = ("DYLD_", "LC_", "LD_", "PREFECT_", "PYTHON")
-_OF_CLIENTS = {"PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"}
-"""With these, others prove to servers who they are."""
+_PREFIXES = ("DYLD_", "LC_", "LD_", "PREFECT_", "PYTHON")
+_CLIENT_CREDENTIALS = {"PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"}
+"""Credentials that clients send to a server: the server itself needs none of them."""
 
 
 def server_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -32,5 +32,5 @@ def server_environment(environment: Mapping[str, str] = os.environ) -> dict[str,
     return {
         name: value
         for name, value in environment.items()
-        if (name in _NAMES or name.startswith(_BEGINNINGS)) and name not in _OF_CLIENTS
+        if (name in _NAMES or name.startswith(_PREFIXES)) and name not in _CLIENT_CREDENTIALS
     }

@@ -15,5 +15,5 @@ def server_error(problem: str) -> ServerError:
 
 def no_deployment(name: str) -> ServerError:
     """It does not know the deployment that a run should be of."""
-    how = "`python -m prefect_regional_diffusion.deployments.up` (`make up`) or `prefect deploy` sets it up"
-    return server_error(f"has no deployment {name}: {how}")
+    remedy = "`python -m prefect_regional_diffusion.deployments.up` (`make up`) or `prefect deploy` sets it up"
+    return server_error(f"has no deployment {name}: {remedy}")

@@ -50,7 +50,7 @@ def make_auth_string(folder: Path) -> str:
 def auth_string_of(url: str) -> str | None:
     """The auth string for an API on 127.0.0.1; None unless the server of this user's own `make up` listens there.
 
-    Whoever else has the port is told nothing.
+    No other server at that port gets it.
     """
     address = urlsplit(url)
     if address.scheme != "http" or address.hostname != "127.0.0.1":
@@ -84,7 +84,7 @@ def use_auth_string() -> None:
         return
     # By name, a stranger's server at ::1 might be asked instead.
     url = api.url.replace("//localhost:", "//127.0.0.1:", 1)
-    found = auth_string_of(url)
-    if found is not None:
-        os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": found}
+    auth_string = auth_string_of(url)
+    if auth_string is not None:
+        os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth_string}
         refresh_global_settings_context()

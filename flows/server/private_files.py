@@ -19,18 +19,18 @@ def private_folder(folder: Path) -> None:
 
     Raises NotPrivateError where it is another user's.
     """
-    before = os.umask(0o077)
+    old_umask = os.umask(0o077)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     finally:
-        os.umask(before)
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        os.umask(old_umask)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if os.fstat(opened).st_uid != os.geteuid():
+        if os.fstat(descriptor).st_uid != os.geteuid():
             raise NotPrivateError(f"{folder} belongs to another user")
-        os.fchmod(opened, 0o700)
+        os.fchmod(descriptor, 0o700)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -39,14 +39,14 @@ def open_private(path: Path, flags: int) -> int:
     Raises NotPrivateError where something else is there, OSError where it cannot be opened.
     """
     try:
-        opened = open_regular(path, flags)
+        descriptor = open_regular(path, flags)
     except NoRegularFileError as error:
         raise NotPrivateError(f"{path} is {error.kind}, and no plain file") from error
-    found = os.fstat(opened)
-    if found.st_uid != os.geteuid() or found.st_nlink != 1:
-        os.close(opened)
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or status.st_nlink != 1:
+        os.close(descriptor)
         raise NotPrivateError(f"{path} is not this user's own, or has another name elsewhere")
-    return opened
+    return descriptor
 
 
 def read_private(path: Path) -> str:

@@ -57,10 +57,10 @@ class TemporaryServer:
     def address(self) -> str:
         """The address of its API, once it answers (about ten seconds). Raises ServerError if it does not start."""
         assert self._process.stdout is not None
-        said = self._process.stdout.readline().strip()
-        if not said.startswith("http://"):
+        line = self._process.stdout.readline().strip()
+        if not line.startswith("http://"):
             raise ServerError("Prefect server", "of this command", "did not start: `prefect server start` says why")
-        return said
+        return line
 
 
 def serve() -> None:
@@ -73,12 +73,12 @@ def serve() -> None:
     # What the user has set is meant for other servers, and may name their database.
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         del os.environ[name]
-    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_API_AUTH_STRING": auth_string}
-    os.environ.update(_OUR_SETTINGS | own)
+    private_settings = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_API_AUTH_STRING": auth_string}
+    os.environ.update(_OUR_SETTINGS | private_settings)
     # A file `prefect.toml` or `.env` in the user's folder would count as well.
     os.chdir(folder)
     try:
-        _answer_for_ever()
+        _run_server()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,7 +89,7 @@ def _end_with_stdin(folder: Path) -> None:
     os._exit(0)
 
 
-def _answer_for_ever() -> None:
+def _run_server() -> None:
     # Late: by then the thread above watches.
     import uvicorn
     from prefect.server.api.server import create_app
@@ -100,12 +100,12 @@ def _answer_for_ever() -> None:
             if self.started:
                 print(f"http://127.0.0.1:{port}/api", flush=True)
 
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = int(listening.getsockname()[1])
+    with socket.socket() as server_socket:
+        server_socket.bind(("127.0.0.1", 0))
+        port = int(server_socket.getsockname()[1])
         app = OwnAddress(create_app(ephemeral=True, final=True), port)
         config = uvicorn.Config(app, log_level="critical", lifespan="on", proxy_headers=False)
-        Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[server_socket])
 
 
 if __name__ == "__main__":
