@@ -51,8 +51,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def with_step(devices: Devices, step: int, device: str) -> Devices:
@@ -78,4 +78,4 @@ def from_tensor(tensor: Tensor, steps: int) -> Devices:
 
 def sentence(devices: Iterable[DeviceSteps]) -> str:
     """For people: who drew what."""
-    return "; ".join(f"steps {one.first} to {one.last} on {one.device}" for one in devices)
+    return "; ".join(f"steps {part.first} to {part.last} on {part.device}" for part in devices)

@@ -1,4 +1,4 @@
-"""Regular files, opened; whatever else has a name in a file system is told as what it is, and not opened.
+"""Regular files, opened; for anything else in a file system the error names its kind, and it is not opened.
 
 A pipe without a writer blocks where it is opened, a device may be read for ever, and a link leads to what nobody has
 checked.

@@ -1,7 +1,7 @@
 """The one retry loop of tasks, flows and deployments: work is done again while it fails for a reason that may pass.
 
 Not tenacity, which Prefect does not bring along: it would take the place of the two short loops below, and every caller
-would still say which failures pass, for how long, and what people are told meanwhile.
+would still say which failures are transient, for how long to retry, and what to log meanwhile.
 """
 
 from __future__ import annotations

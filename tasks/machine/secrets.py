@@ -16,7 +16,7 @@ _ADDRESSES = ("REGIONAL_STORE", "REGIONAL_OUT", "REGIONAL_S3_ENDPOINT", "AWS_END
 
 
 def hide_keys() -> None:
-    """Let no message repeat this process' keys: errors of libraries are shown, and repeat what they were given."""
+    """Register this process' keys for redaction: errors of libraries are shown, and repeat their arguments."""
     keys = [os.environ.get(name, "") for name in _KEYS]
     addresses = [os.environ.get(name, "") for name in _ADDRESSES]
     # Where nobody has imported it, nobody has its keys.
@@ -31,6 +31,6 @@ def hide_keys() -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """An error of a library in one short line: they repeat what they were given, keys among it."""
+    """An error of a library in one short line, without the keys that it may repeat."""
     hide_keys()
     return plain(f"{type(error).__name__}: {error}", 160)

@@ -1,4 +1,4 @@
-"""What a command lets a flow know: who hears of finished steps, and when it began."""
+"""Context variables that a command sets for a flow: the listener for finished steps, and when the command began."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ began: ContextVar[float | None] = ContextVar("began", default=None)
 
 
 def report_step(done: int, total: int) -> None:
-    """Tell the listener of this context, if any."""
-    hears = listener.get()
-    if hears is not None:
-        hears(done, total)
+    """Call the listener of this context, if any."""
+    callback = listener.get()
+    if callback is not None:
+        callback(done, total)

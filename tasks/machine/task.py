@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def in_flow_run() -> bool:
-    """Whether this is called in a flow run, so that there is a server to be told of things."""
+    """Whether this is called in a flow run, so that there is a server that shows artifacts and task runs."""
     # Where nobody has imported Prefect, there is no flow run.
     if "prefect.context" not in sys.modules:
         return False
@@ -34,17 +34,17 @@ class Task(Generic[P, R]):
         update_wrapper(self, function)
 
     @cached_property
-    def _recorded(self) -> Callable[P, R]:
+    def _prefect_task(self) -> Callable[P, R]:
         """The same function as a task of Prefect's."""
         import prefect
 
         make_logs_plain()
         # Results stay out of Prefect's store: what it reads back may name a pickle serializer.
-        made: Any = prefect.task(task_run_name=self.run_name, persist_result=False)(self.fn)
-        return cast("Callable[P, R]", made)
+        prefect_task: Any = prefect.task(task_run_name=self.run_name, persist_result=False)(self.fn)
+        return cast("Callable[P, R]", prefect_task)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._recorded(*args, **kwargs) if in_flow_run() else self.fn(*args, **kwargs)
+        return self._prefect_task(*args, **kwargs) if in_flow_run() else self.fn(*args, **kwargs)
 
 
 def task(run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:

@@ -34,17 +34,17 @@ def storage_options(url: str) -> dict[str, Any]:
 
 
 def _s3_options() -> dict[str, Any]:
-    chosen = settings()
-    if (chosen.s3_key is None) != (chosen.s3_secret is None):
-        missing = "REGIONAL_S3_SECRET" if chosen.s3_secret is None else "REGIONAL_S3_KEY"
+    config = settings()
+    if (config.s3_key is None) != (config.s3_secret is None):
+        missing = "REGIONAL_S3_SECRET" if config.s3_secret is None else "REGIONAL_S3_KEY"
         raise BadInput(missing, None, "a value (key and secret go together)")
     options: dict[str, Any] = {}
-    if chosen.s3_key is not None and chosen.s3_secret is not None:
-        options |= {"key": chosen.s3_key.get_secret_value(), "secret": chosen.s3_secret.get_secret_value()}
-    if chosen.s3_endpoint is not None:
-        options["endpoint_url"] = _endpoint("REGIONAL_S3_ENDPOINT", chosen.s3_endpoint)
-    if chosen.s3_region is not None:
-        options["client_kwargs"] = {"region_name": chosen.s3_region}
+    if config.s3_key is not None and config.s3_secret is not None:
+        options |= {"key": config.s3_key.get_secret_value(), "secret": config.s3_secret.get_secret_value()}
+    if config.s3_endpoint is not None:
+        options["endpoint_url"] = _endpoint("REGIONAL_S3_ENDPOINT", config.s3_endpoint)
+    if config.s3_region is not None:
+        options["client_kwargs"] = {"region_name": config.s3_region}
     return options
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 
 Operation = Literal["read", "write", "list", "remove"]
-"""What keys give the right to, one by one."""
+"""Operations that a store's credentials may permit or not."""
 
 _FOR_GOOD = (
     *(PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError),
@@ -25,22 +25,22 @@ _NAMES_FOR_GOOD = {
     *_NO_KEYS,
     *("ParamValidationError", "InvalidBucketName", "AuthorizationHeaderMalformed", "PermanentRedirect"),
 }
-"""Classes of botocore, which says so before it asks, and S3's own codes; the last two are a wrong region."""
+"""Classes of botocore, raised before a request is sent, and S3's own codes; the last two are a wrong region."""
 _NAMES_OF_A_LOST_UPLOAD = {"NoSuchUpload"}
-"""A store that was restarted, or tidied up, has forgotten the parts of an object: written anew, it is written."""
+"""A store that was restarted, or tidied up, has lost the parts of an upload: a new upload succeeds."""
 
-_done: set[tuple[str, Operation]] = set()
-"""What stores, by URL, have done in this process."""
+_completed: set[tuple[str, Operation]] = set()
+"""Operations that have succeeded in this process, by the store's URL."""
 
 
 def remember(url: str, *operations: Operation) -> None:
-    """The store at `url` has done what it was asked for."""
-    _done.update((url, operation) for operation in operations)
+    """These operations have succeeded at `url`."""
+    _completed.update((url, operation) for operation in operations)
 
 
 def is_permanent(error: Exception, url: str, operation: Operation) -> bool:
     """Whether the store at `url` that fails with this error will do so again, however long one waits."""
-    if (url, operation) in _done and (_refused_by_a_server(error) or _code_of(error) in _NAMES_OF_A_LOST_UPLOAD):
+    if (url, operation) in _completed and (_refused_by_a_server(error) or _code_of(error) in _NAMES_OF_A_LOST_UPLOAD):
         return False
     if isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and error.errno in _NUMBERS_FOR_GOOD):
         return True
@@ -52,8 +52,8 @@ def problem_of(error: Exception, operation: Operation, waited: float = 0.0) -> s
 
     `waited` is for how many seconds it was tried.
     """
-    tried = f" (tried for {waited:.0f} s)" if waited >= 1 else ""
-    return f"{_words(error, operation)}{tried}: {reason_of(error)}"
+    retries = f" (tried for {waited:.0f} s)" if waited >= 1 else ""
+    return f"{_words(error, operation)}{retries}: {reason_of(error)}"
 
 
 def _words(error: Exception, operation: Operation) -> str:

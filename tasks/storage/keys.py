@@ -45,7 +45,7 @@ class Key(str):
 
 
 class TensorKey(Key):
-    """Of tensors: the state after a step of a segment, masks, an encoded prompt, a init image."""
+    """Of tensors: the state after a step of a segment, masks, an encoded prompt, an init image."""
 
     __slots__ = ()
     form = re.compile(rf"latents/{HASH}/{_STEP}|(masks|prompts|starts)/{HASH}")
@@ -53,7 +53,7 @@ class TensorKey(Key):
 
 
 class RecordKey(Key):
-    """Of what the store knows of a run, or of a finished job and its pictures; JSON."""
+    """Of the record of a run, or of a finished job and its pictures; JSON."""
 
     __slots__ = ()
     form = re.compile(rf"(runs|pictures)/{HASH}")
@@ -85,7 +85,7 @@ class OutputKey(Key):
 
 
 class Folder(Key):
-    """What can be listed: everything, all states, the states of a segment, all that is known of runs."""
+    """What can be listed: everything, all states, the states of a segment, the records of all runs."""
 
     __slots__ = ()
     form = re.compile(rf"|latents|latents/{HASH}|runs")
@@ -100,7 +100,7 @@ def states(segment: str) -> Folder:
 
 
 def state(name: str) -> TensorKey:
-    """Of a state, by its name: CHAPTER/STEP."""
+    """Of a state, by its name: SEGMENT/STEP."""
     return TensorKey(f"latents/{name}")
 
 
@@ -115,23 +115,23 @@ def prompt(digest: str) -> TensorKey:
 
 
 def start(digest: str) -> TensorKey:
-    """Of a init image's latent."""
+    """Of an init image's latent."""
     return TensorKey(f"starts/{digest}")
 
 
 def run(digest: str) -> RecordKey:
-    """Of what is known of a run."""
+    """Of a run's record."""
     return RecordKey(f"runs/{digest}")
 
 
-def state_of(told: str) -> TensorKey:
+def state_of(name: str) -> TensorKey:
     """Of a state, as a picture's record names it."""
-    return state(told.removeprefix("latents/"))
+    return state(name.removeprefix("latents/"))
 
 
-def run_of(told: str) -> RecordKey:
-    """Of what is known of a run, as a picture's record names it."""
-    return run(told.removeprefix("runs/"))
+def run_of(name: str) -> RecordKey:
+    """Of a run's record, as a picture's record names it."""
+    return run(name.removeprefix("runs/"))
 
 
 def drawn(job_hash: str) -> RecordKey:

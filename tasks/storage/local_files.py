@@ -55,8 +55,8 @@ class LocalFiles:
         """A file's bytes; None if it is not there. Raises UnfitError for what is no file, or has over `most` bytes."""
         *folders, last = name.split("/")
         try:
-            with self._opened(folders) as folder:
-                descriptor = _opened_file(last, folder)
+            with self._open_folder(folders) as folder:
+                descriptor = _open_file(last, folder)
         except FileNotFoundError:
             return None
         try:
@@ -70,8 +70,8 @@ class LocalFiles:
         missing = list(takewhile(lambda folder: not folder.exists(), (self.root, *self.root.parents)))
         for folder in reversed(missing):
             folder.mkdir(mode=_mode_of_folders(folder), exist_ok=True)
-        made = list[int]()
-        with self._opened(folders, made=made) as folder:
+        parents = list[int]()
+        with self._open_folder(folders, parents=parents) as folder:
             part = f".{last}.{uuid.uuid4().hex}.part"
             try:
                 self._fill(os.open(part, _TO_MAKE, self._mode_of_files, dir_fd=folder), data)
@@ -81,7 +81,7 @@ class LocalFiles:
                     os.unlink(part, dir_fd=folder)
                 raise
             # A file is durable under its name when its folder is; so is a folder that was just made.
-            for descriptor in (folder, *made):
+            for descriptor in (folder, *parents):
                 _sync(descriptor)
             for above in {folder.parent for folder in missing}:
                 _sync_path(above)
@@ -92,60 +92,60 @@ class LocalFiles:
         *folders, last = name.split("/")
         with (
             suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, UnfitError),
-            self._opened(folders) as at,
+            self._open_folder(folders) as descriptor,
         ):
-            os.unlink(last, dir_fd=at)
+            os.unlink(last, dir_fd=descriptor)
 
     def names(self, folder: str) -> list[str]:
         """Names of everything directly in a folder; none if it is not there or no folder."""
         try:
-            with self._opened(_parts(folder)) as descriptor:
+            with self._open_folder(_parts(folder)) as descriptor:
                 return os.listdir(descriptor)  # noqa: PTH208 - there is no path, on purpose
         except (FileNotFoundError, UnfitError):
             return []
 
     def files(self, below: str) -> Iterator[Listed]:
         """All plain files below a folder. What vanishes meanwhile, or cannot be looked into, is left out."""
-        waiting = [_parts(below)]
-        while waiting:
-            parts = waiting.pop()
-            with suppress(FileNotFoundError, PermissionError, UnfitError), self._opened(parts) as folder:
-                for name, about in _entries(folder):
-                    if stat.S_ISREG(about.st_mode):
-                        yield Listed("/".join([*parts, name]), about.st_size, about.st_mtime)
-                    elif stat.S_ISDIR(about.st_mode) and len(parts) < _DEEPEST:
-                        waiting.append([*parts, name])
+        pending = [_parts(below)]
+        while pending:
+            parts = pending.pop()
+            with suppress(FileNotFoundError, PermissionError, UnfitError), self._open_folder(parts) as folder:
+                for name, status in _entries(folder):
+                    if stat.S_ISREG(status.st_mode):
+                        yield Listed("/".join([*parts, name]), status.st_size, status.st_mtime)
+                    elif stat.S_ISDIR(status.st_mode) and len(parts) < _DEEPEST:
+                        pending.append([*parts, name])
 
     @contextmanager
-    def _opened(self, folders: list[str], made: list[int] | None = None) -> Generator[int]:
-        """A descriptor of a folder below the root. With `made`, what is missing is made, and `made` gets its parents.
+    def _open_folder(self, folders: list[str], parents: list[int] | None = None) -> Generator[int]:
+        """A descriptor of a folder below the root. With `parents`, missing folders are made, and their parents' added.
 
         Raises UnfitError where something else than a folder is in the way; what is written goes into its place.
         """
         with ExitStack() as stack:
-            at = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, at)
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
             for name in folders:
-                above = at
-                at = _entered(above, name) if made is None else self._made(above, name, made)
-                stack.callback(os.close, at)
-            yield at
+                above = descriptor
+                descriptor = _enter(above, name) if parents is None else self._enter_or_make(above, name, parents)
+                stack.callback(os.close, descriptor)
+            yield descriptor
 
-    def _made(self, above: int, name: str, made: list[int]) -> int:
+    def _enter_or_make(self, above: int, name: str, parents: list[int]) -> int:
         """A folder in another one, made if need be."""
         for _ in range(9):
             try:
-                return _entered(above, name)
+                return _enter(above, name)
             except FileNotFoundError:
                 with suppress(FileExistsError):
                     os.mkdir(name, _mode_of_folders(self.root), dir_fd=above)
-                    made.append(above)
+                    parents.append(above)
             except UnfitError:
                 logger.warning("%s in %s is no folder; it was removed", name, self.root)
                 # A link or a file alone: a folder that another writer has made meanwhile cannot be removed like this.
                 with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                     os.unlink(name, dir_fd=above)
-        return _entered(above, name)
+        return _enter(above, name)
 
     def _fill(self, descriptor: int, data: bytes) -> None:
         with open(descriptor, "wb") as file:
@@ -174,7 +174,7 @@ def _entries(folder: int) -> Iterator[tuple[str, os.stat_result]]:
                 yield entry.name, entry.stat(follow_symlinks=False)
 
 
-def _entered(above: int, name: str) -> int:
+def _enter(above: int, name: str) -> int:
     """A descriptor of a folder in another one. Raises UnfitError for a link, or what is no folder."""
     try:
         return os.open(name, _AS_FOLDER, dir_fd=above)
@@ -195,7 +195,7 @@ def _read(descriptor: int, most: int) -> bytes:
     raise UnfitError(f"it has more than the {most} bytes that it could have")
 
 
-def _opened_file(name: str, folder: int) -> int:
+def _open_file(name: str, folder: int) -> int:
     try:
         return open_regular(name, folder=folder)
     except NoRegularFileError as error:

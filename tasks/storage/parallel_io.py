@@ -29,8 +29,8 @@ async def map_concurrently(function: Callable[[A], B], items: Iterable[A]) -> li
     """The function's value for each item, in order. Raises the first error; what has not begun then never does."""
     calls = [asyncio.wrap_future(_WAITING.submit(copy_context().run, function, item)) for item in items]
     if calls:
-        done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-        for call in waiting:
+        done, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        for call in pending:
             call.cancel()
         errors = [error for error in (call.exception() for call in done) if error is not None]
         if errors:
@@ -38,10 +38,10 @@ async def map_concurrently(function: Callable[[A], B], items: Iterable[A]) -> li
     return [call.result() for call in calls]
 
 
-async def read_all(store: Store, wanted: Mapping[TensorKey, Specs]) -> dict[TensorKey, dict[str, Tensor]]:
+async def read_all(store: Store, specs: Mapping[TensorKey, Specs]) -> dict[TensorKey, dict[str, Tensor]]:
     """The tensors under those of the keys that the store has, if they are those that the specs name."""
-    found = zip(wanted, await map_concurrently(lambda item: store.read_tensors(*item), wanted.items()), strict=True)
-    return {key: tensors for key, tensors in found if tensors is not None}
+    results = zip(specs, await map_concurrently(lambda item: store.read_tensors(*item), specs.items()), strict=True)
+    return {key: tensors for key, tensors in results if tensors is not None}
 
 
 async def write_all(store: Store, objects: Mapping[TensorKey, dict[str, Tensor]]) -> None:

@@ -28,10 +28,10 @@ def unpacked(data: bytes, size: tuple[int, int]) -> Image.Image | None:
     """The picture in a file; None, with a warning, if it is damaged or has another size (width, height)."""
     if png_size(data) == size:
         try:
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 # A file may name its size twice; the second one counts, and more is unpacked than was asked for.
-                if opened.size == size:
-                    return opened.convert("RGB")
+                if image.size == size:
+                    return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
             logger.warning("a picture cannot be shown (%s)", type(error).__name__)
             return None

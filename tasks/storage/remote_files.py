@@ -54,25 +54,25 @@ class RemoteFiles:
 
     def files(self, below: str) -> Iterator[Listed]:
         """All objects below a prefix, however deep."""
-        found: dict[str, dict[str, Any]] = self._system.find(self._path(below), withdirs=False, detail=True)
+        entries: dict[str, dict[str, Any]] = self._system.find(self._path(below), withdirs=False, detail=True)
         # File systems do not agree on whether a path begins with a slash.
         root = self._root.strip("/")
-        for path, about in found.items():
+        for path, info in entries.items():
             name = path.removeprefix("/").removeprefix(root).removeprefix("/")
-            yield Listed(name, int(about["size"] or 0), _written(about))
+            yield Listed(name, int(info["size"] or 0), _mtime(info))
 
-    def remove_old_probes(self, own: str) -> None:
-        """Remove other checks' probes that are old, by the store's clock: it has just written `own`."""
+    def remove_old_probes(self, own_probe: str) -> None:
+        """Remove other checks' probes that are old, by the store's clock: it has just written `own_probe`."""
         # Who cannot list, or remove, goes without: what was left is in nobody's way.
         with suppress(Exception):
-            found: list[dict[str, Any]]
+            entries: list[dict[str, Any]]
             if self._lists_prefixes:
                 # Probes alone, in one request: a folder's listing has all pictures in it.
-                found = list(self._system.find(self._root, prefix="probe-", detail=True).values())
+                entries = list(self._system.find(self._root, prefix="probe-", detail=True).values())
             else:
-                found = self._system.ls(self._root, detail=True)
-            written = {about["name"].rpartition("/")[2]: _written(about) for about in found}
-            for name in old_leftovers(written.items(), written[own]):
+                entries = self._system.ls(self._root, detail=True)
+            mtimes = {info["name"].rpartition("/")[2]: _mtime(info) for info in entries}
+            for name in old_leftovers(mtimes.items(), mtimes[own_probe]):
                 self._system.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
@@ -88,10 +88,10 @@ def _has_no_such_range(error: OSError) -> bool:
             return False
 
 
-def _written(about: Mapping[str, Any]) -> float:
+def _mtime(info: Mapping[str, Any]) -> float:
     """When an object was written; file systems name it differently, and some do not know."""
     for name in ("mtime", "LastModified", "created"):
-        when = about.get(name)
-        if when is not None:
-            return when.timestamp() if hasattr(when, "timestamp") else float(when)
+        value = info.get(name)
+        if value is not None:
+            return value.timestamp() if hasattr(value, "timestamp") else float(value)
     return 0.0

@@ -1,4 +1,4 @@
-"""Patience with a store: what may pass is tried again, what will not is said at once."""
+"""Transient errors of a store are retried with back-off, permanent ones raised."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def retry_transient(url: str, work: Callable[[], T], operation: Operation, field
     operation before.
     """
 
-    def tell(error: Exception, pause: float) -> None:
+    def log_retry(error: Exception, pause: float) -> None:
         logger.warning("%s %s; trying again in %.1f s", url, problem_of(error, operation), pause)
 
-    retry = Retry(settings().store_retry_seconds, lambda error: not is_permanent(error, url, operation), tell)
+    retry = Retry(settings().store_retry_seconds, lambda error: not is_permanent(error, url, operation), log_retry)
     try:
-        done = retry.call(work)
+        result = retry.call(work)
     except Exception as error:  # each file system has errors of its own
         raise StoreError(field, url, problem_of(error, operation, retry.waited)) from error
     remember(url, operation)
-    return done
+    return result

@@ -2,7 +2,7 @@
 
 Objects are named by content (the key says what determined them), so writing one twice is harmless, by
 however many writers. Writes are atomic; what is not exactly an object that was written counts as absent, and says so.
-A store that does not answer is asked again until the patience that the settings allow is used up.
+Requests to a store that does not answer are retried for as long as the settings allow.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Store:
             if isinstance(self._files, RemoteFiles):
                 self._files.remove_old_probes(probe)
             self._files.remove(probe)
-            # S3 refuses to tell those who may not list what is not there. It is asked for all the time.
+            # Without the right to list, S3 answers 403 and not 404 for a missing object, which is read all the time.
             self._files.read(probe, len(_PROBE))
             remember(self.url, "read", "write", "list", "remove")
         except Exception as error:
@@ -98,14 +98,14 @@ class Store:
     def read(self, key: Key, most: int) -> bytes | None:
         """An object's bytes; None if it is not there, or cannot be one because it has more than `most`."""
 
-        def found() -> bytes | None:
+        def read_or_none() -> bytes | None:
             try:
                 return self._files.read(_name(key), most)
             except UnfitError as error:
                 self.tell_unfit(key, error)
                 return None
 
-        return self._retried(found, "read")
+        return self._retried(read_or_none, "read")
 
     def write_tensors(self, key: TensorKey, tensors: Mapping[str, Tensor]) -> int:
         """Write tensors atomically; returns their size in bytes once they are durable."""
@@ -136,24 +136,24 @@ class Store:
             self.tell_unfit(key, UnfitError("it is damaged"))
             return None
 
-    def tell_unfit(self, key: Key, why: Exception) -> None:
+    def tell_unfit(self, key: Key, reason: Exception) -> None:
         """Warn that what lies under a key counts as absent."""
-        logger.warning("%s in %s counts as absent: %s", key, self.url, why)
+        logger.warning("%s in %s counts as absent: %s", key, self.url, reason)
 
     def names(self, folder: Folder) -> list[str]:
         """Names of the tensors directly below a folder, without the extension, sorted."""
-        found = self._retried(lambda: self._files.names(_name(folder)), "list")
+        entries = self._retried(lambda: self._files.names(_name(folder)), "list")
         extension = TensorKey.extension
-        return sorted(name.removesuffix(extension) for name in found if name.endswith(extension))
+        return sorted(name.removesuffix(extension) for name in entries if name.endswith(extension))
 
     def objects(self, folder: Folder) -> list[Stored]:
         """All objects below a folder, however deep."""
-        found = self._retried(lambda: list(self._files.files(_name(folder))), "list")
-        return [Stored(keys.parsed(name), size, written) for name, size, written in found]
+        files = self._retried(lambda: list(self._files.files(_name(folder))), "list")
+        return [Stored(keys.parsed(name), size, written) for name, size, written in files]
 
-    def remove(self, gone: Iterable[Key]) -> None:
+    def remove(self, targets: Iterable[Key]) -> None:
         """Remove objects; what is not there any more is no error."""
-        for key in gone:
+        for key in targets:
             self._retried(partial(self._files.remove, _name(key)), "remove")
 
     def _retried(self, work: Callable[[], T], operation: Operation) -> T:

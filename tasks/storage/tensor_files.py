@@ -76,10 +76,10 @@ def _checked_header(data: bytes, specs: Specs) -> str:
     for name, spec in specs.items():
         match entries[name]:
             case {"dtype": str(kind), "shape": [*shape]} if all(type(size) is int for size in shape):
-                found = _TYPES.get(kind)
+                dtype = _TYPES.get(kind)
             case _:
                 raise UnfitError("it is damaged")
-        if found is None or not spec.fits(found, shape):
+        if dtype is None or not spec.fits(dtype, shape):
             raise UnfitError(f"its {name} is not of the type or shape that it should be")
     return digest
 

@@ -22,10 +22,10 @@ def sheet(pictures: Iterable[Image.Image | None], cells: tuple[int, int], size: 
     """
     scale = min(1.0, *((LONGEST_EDGE - _GAP * (n + 1)) / (n * pixels) for n, pixels in zip(cells, size, strict=True)))
     (columns, rows), (width, height) = cells, (max(1, int(pixels * scale)) for pixels in size)
-    made = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
-    for i, given in enumerate(pictures):
+    canvas = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
+    for i, source in enumerate(pictures):
         left, top = _GAP + i % columns * (width + _GAP), _GAP + i // columns * (height + _GAP)
-        picture = Image.new("RGB", (width, height), _MISSING) if given is None else given.convert("RGB")
+        picture = Image.new("RGB", (width, height), _MISSING) if source is None else source.convert("RGB")
         picture.thumbnail((width, height))
-        made.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
-    return made
+        canvas.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+    return canvas
