@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Serve until told to stop. What it listens to and what it asks for are Prefect's settings, in its environment."""
+    """Serve until a signal. Port and auth string are Prefect's settings, in its environment."""
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings

@@ -241,7 +241,7 @@ def _state(run: FlowRun) -> State:
 
 
 async def _permanent_error(client: PrefectClient, run: FlowRun) -> BadInput | None:
-    """What is wrong with a run that no start can help, because its process ends before the flow could say anything.
+    """The input error of a run that fails at every start, because its process ends before the flow can report it.
 
     That is a parameter with a name that its flow does not know, and a variable of a pool that has fixed them all:
     Prefect's server accepts such runs, or some of them.

@@ -14,7 +14,7 @@ _UNAUTHORIZED = (401, 403)
 
 
 def explained(error: Exception) -> RegionalError | None:
-    """What to tell a person; None if the error is not one of talking to the server."""
+    """The error in the words for a person; None if it is not an error of a request to the server."""
     if "prefect.settings" not in sys.modules:
         return None  # nobody has asked a server
     import httpx

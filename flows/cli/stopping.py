@@ -56,9 +56,9 @@ def listen() -> None:
         threading.Thread(target=_end_by_signal, args=(signals,), name="stopping", daemon=True).start()
 
 
-def say(words: Callable[[], str]) -> None:
-    """What the line will be; asked for when the process is told to end."""
-    _state.last_line = words
+def say(line: Callable[[], str]) -> None:
+    """Set the function for the last line; it is called when a signal to end has come."""
+    _state.last_line = line
 
 
 def before_last_words(cleanup: Callable[[], None]) -> None:

@@ -1,1 +1,1 @@
-"""Prefect servers of our own: who may ask them, and what they are given."""
+"""Prefect servers that this package starts: who may send requests to them, and their environment."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def may_be_configured() -> bool:
-    """False if no place that Prefect reads its settings from says anything of a server; else Prefect has to be asked.
+    """False if none of the sources of Prefect's settings names a server; else Prefect itself has to resolve them.
 
-    These are variables, files in this folder, and the profiles in Prefect's home.
+    The sources are variables, files in this folder, and the profiles in Prefect's home.
     """
     if any(name.upper().startswith(("PREFECT_API", "PREFECT_PROFILE")) for name in os.environ):
         return True
