@@ -23,8 +23,8 @@ def say_nothing(_error: Exception, _pause: float) -> None:
 class Retry:
     """Attempts at one piece of work, for at most `seconds`, with pauses that double up to `longest_pause` seconds.
 
-    `passes` tells whether a failure may pass by itself; `tell` is called with it, and with the pause that follows. Any
-    other failure, and the one after which no time is left for another pause, is raised.
+    `passes` is whether a failure is transient; `tell` is called with it, and with the seconds of the pause that
+    follows. Any other failure, and the one after which no time is left for another pause, is raised.
     """
 
     def __init__(

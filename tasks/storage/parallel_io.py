@@ -1,7 +1,7 @@
 """Calls that wait for a store, made all at once: an object store takes its time for each answer.
 
-Not fsspec's `cat_ranges` and `pipe` of many paths: only asynchronous file systems do those at once, and only once all
-have ended is the first that failed known. Here each object is tried again, checked and decoded by itself.
+Not fsspec's `cat_ranges` and `pipe` of many paths: only asynchronous file systems do those at once, and they raise the
+first error only when all have ended. Here each object is retried, checked and decoded by itself.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Store:
             self._files = RemoteFiles(self._fs, self._root, lists_prefixes=url.startswith("s3:"))
 
     def check(self, *, patient: bool = False) -> None:
-        """Raise StoreError unless an object can be written, read back and removed, now, and is then known as absent.
+        """Raise StoreError unless an object can be written, read back and removed, now, and is absent after that.
 
         If `patient`, only for what waiting will not mend: a store that is away may be back when it is needed. What
         checks that were killed have left is removed.

@@ -1,4 +1,4 @@
-"""Named tensors as bytes (safetensors with a digest) and back; which ones, and of which types and shapes, is known."""
+"""Named tensors as bytes (safetensors with a digest) and back, checked against the specs of those that are expected."""
 
 from __future__ import annotations
 
