@@ -1,4 +1,4 @@
-"""Calls: what a node asks of a sampler.
+"""Calls: the sampler calls of a node, with all their inputs.
 
 Mirrors the inputs of KSamplerAdvancedWrapper and KSamplerWrapper (Impact Pack 7.10.6), and of ComfyUI's KSampler.
 """

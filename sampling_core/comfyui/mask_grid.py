@@ -59,5 +59,5 @@ def _nth(number: int, length: int) -> slice:
     return slice(length * number, length * (number + 1))
 
 
-def _fits(how: str, canvas: tuple[int, int]) -> str:
-    return f"a tile that repeats to {how} the canvas, {canvas[1]} x {canvas[0]} pixels"
+def _fits(extent: str, canvas: tuple[int, int]) -> str:
+    return f"a tile that repeats to {extent} the canvas, {canvas[1]} x {canvas[0]} pixels"

@@ -40,7 +40,7 @@ class PassState(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedPass:
-    """A pass at work on latents of a shape [b, c, h, w]: what it draws is drawn once for all of its steps.
+    """A pass on latents of a shape [b, c, h, w]: its noise is drawn once for all of its steps.
 
     Latents without channels are only counted, and get no noise.
     """
@@ -60,9 +60,9 @@ class MaskedPass:
     def noise(self) -> Latent:
         """What is added at the start; zeros: nothing."""
         call = self.planned.call
-        own = InitialNoise(call.seed, self.shape, call.batch_index) if call.add_noise else None
-        added = call.noise or own
-        return torch.zeros(self.shape) if added is None or self.shape[1] == 0 else added.draw()
+        seed_noise = InitialNoise(call.seed, self.shape, call.batch_index) if call.add_noise else None
+        initial = call.noise or seed_noise
+        return torch.zeros(self.shape) if initial is None or self.shape[1] == 0 else initial.draw()
 
     @cached_property
     def mask(self) -> LatentMask | None:
@@ -85,7 +85,7 @@ class MaskedPass:
 
     @cached_property
     def unchanged(self) -> bool:
-        """Under an empty mask nothing of what the network would say is kept."""
+        """Whether the mask is empty, so that no prediction changes the latent."""
         return self.mask is not None and not bool(self.mask.any())
 
     def initial_state(self, latent: Latent) -> PassState:
@@ -96,18 +96,18 @@ class MaskedPass:
     def advance(self, state: PassState, latent: Latent) -> RunStep[PassState]:
         """The next step of a pass that began with the boundary latent; adaptive solvers take all steps at once."""
         predictions: list[Latent] = []
-        interval = StepContext(self.sigma_schedule, state.step, self.planned.levels, self.step_noise)
-        solving = self.solver.step(state.x, state.solver, interval)
+        ctx = StepContext(self.sigma_schedule, state.step, self.planned.levels, self.step_noise)
+        solver_step = self.solver.step(state.x, state.solver, ctx)
         try:
-            query = next(solving)
+            request = next(solver_step)
             while True:
-                if self.unchanged and not query.unconditional:
+                if self.unchanged and not request.unconditional:
                     prediction = DenoisedPrediction(latent)
                 else:
-                    asked = (self._mask_input(query, latent), self.planned.call.config.guidance)
-                    prediction = self._mask_output((yield {0: asked})[0], latent)
+                    guided_request = (self._mask_input(request, latent), self.planned.call.config.guidance)
+                    prediction = self._mask_output((yield {0: guided_request})[0], latent)
                 predictions.append(prediction.denoised)
-                query = solving.send(prediction)
+                request = solver_step.send(prediction)
         except StopIteration as stop:
             x, memory = stop.value
         if isinstance(memory, Seen):
@@ -116,23 +116,23 @@ class MaskedPass:
 
     def result(self, state: PassState, latent: Latent) -> Latent:
         """What the pass leaves after its last step: a boundary latent, laid over the one that it began with."""
-        reached = state.denoised if self.planned.last_prediction else self._boundary(state.x)
+        output = state.denoised if self.planned.last_prediction else self._boundary(state.x)
         if not self.planned.keeps_outside:
-            return reached
-        return composite(latent, reached, 0, 0, self.planned.call.mask)
+            return output
+        return composite(latent, output, 0, 0, self.planned.call.mask)
 
-    def _mask_input(self, query: DenoiseRequest, latent: Latent) -> DenoiseRequest:
-        """The query with everything outside the mask put back: the latent, noised to the level at hand."""
+    def _mask_input(self, request: DenoiseRequest, latent: Latent) -> DenoiseRequest:
+        """The request with x outside the mask replaced by the latent, noised to the request's level."""
         if self.mask is None:
-            return query
-        outside = query.level.alpha * latent + query.level.sigma * self.outside_noise
-        return query._replace(x=query.x * self.mask + outside * (1 - self.mask))
+            return request
+        outside = request.level.alpha * latent + request.level.sigma * self.outside_noise
+        return request._replace(x=request.x * self.mask + outside * (1 - self.mask))
 
-    def _mask_output(self, answer: DenoisedPrediction, latent: Latent) -> DenoisedPrediction:
-        """The answer with everything outside the mask known. The unconditional half stays as it is."""
+    def _mask_output(self, prediction: DenoisedPrediction, latent: Latent) -> DenoisedPrediction:
+        """The prediction with the latent itself outside the mask. The unconditional half stays as it is."""
         if self.mask is None:
-            return answer
-        return answer._replace(denoised=answer.denoised * self.mask + latent * (1 - self.mask))
+            return prediction
+        return prediction._replace(denoised=prediction.denoised * self.mask + latent * (1 - self.mask))
 
     def _boundary(self, x: Latent) -> Latent:
         """The sampler's x after the last step."""

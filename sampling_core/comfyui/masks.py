@@ -2,7 +2,7 @@
 
 These functions reproduce results, oddities included; `sampling_core.masks.rasterize` is how this project does it.
 A mask is 1 where a pass may change the latent. It comes in pixels or in latent cells, as [H, W],
-[n, H, W] or [n, 1, H, W]; no function here asks which, since all of them resize to what they need.
+[n, H, W] or [n, 1, H, W]; no function here depends on which, since all of them resize to what they need.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def base_mask(masks: Sequence[Tensor]) -> AnyMask:
     shapes = [tuple(mask.shape) for mask in masks]
     if len(set(shapes)) > 1:
         raise BadInput("regions", shapes, "masks of one size")
-    taken = masks[0].ceil() != 0
+    covered = masks[0].ceil() != 0
     # One after the other: all of them together may be gigabytes.
     for mask in masks[1:]:
-        taken |= mask.ceil() != 0
-    return (~taken).float()
+        covered |= mask.ceil() != 0
+    return (~covered).float()
 
 
 def base_mask_of_two(mask: AnyMask) -> AnyMask:
@@ -123,8 +123,8 @@ def _grown(mask: AnyMask, height: int, width: int, factor: int) -> MaskStack:
     """
     if factor < 0:
         raise BadInput("overlap_factor", factor, "0 or more")
-    exchanged = _resized(mask, width, height).round()
-    return (dilated(exchanged, factor) if factor > 1 else exchanged).clamp(0, 1)
+    transposed = _resized(mask, width, height).round()
+    return (dilated(transposed, factor) if factor > 1 else transposed).clamp(0, 1)
 
 
 def composite(

@@ -69,10 +69,10 @@ class NodePass(NamedTuple):
     @property
     def sigma_schedule(self) -> tuple[Level, ...]:
         """The levels as the sampler walks them: UniPC cannot reach sigma 0 and stops just above."""
-        found = tuple(self.levels.level(sigma) for sigma in self.sigmas)
-        if self.sampler in _UNI_PC and len(found) > 1 and found[-1].sigma == 0:
-            return (*found[:-1], level_like(found[0], LAST_SIGMA))
-        return found
+        schedule = tuple(self.levels.level(sigma) for sigma in self.sigmas)
+        if self.sampler in _UNI_PC and len(schedule) > 1 and schedule[-1].sigma == 0:
+            return (*schedule[:-1], level_like(schedule[0], LAST_SIGMA))
+        return schedule
 
 
 def passes_of(calls: Sequence[KSamplerCall], levels: Mapping[str, ModelLevels]) -> list[NodePass]:
@@ -80,30 +80,30 @@ def passes_of(calls: Sequence[KSamplerCall], levels: Mapping[str, ModelLevels]) 
 
     Raises BadInput for unknown samplers and schedulers, impossible seeds, and a recovery without mask.
     """
-    found: list[NodePass] = []
+    node_passes: list[NodePass] = []
     for call in calls:
         passes_of_call = _impact_passes if call.ksampler_denoise is None else _ksampler_passes
         passes = passes_of_call(call, levels[call.config.guidance.model])
-        found += [one._replace(opens=number == 0) for number, one in enumerate(passes)]
-    return found
+        node_passes += [node_pass._replace(opens=number == 0) for number, node_pass in enumerate(passes)]
+    return node_passes
 
 
 def _impact_passes(call: KSamplerCall, levels: ModelLevels) -> list[NodePass]:
     """The passes of a KSamplerAdvancedWrapper: one, and one more for recovery."""
     _check(call, "sampler")
-    config, again = call.config, call.recovery_sigma_ratio
+    config, recovery_ratio = call.config, call.recovery_sigma_ratio
     special = config.sampler in SPECIAL and call.recovery_mode != "DISABLE"
-    ratio = 1.0 - again if special and call.recovery_mode == "ratio between" else 1.0
-    first = _separated(call, levels, ratio * config.sigma_factor) if ratio > 0 else []
-    if not special or again <= 0:
+    ratio = 1.0 - recovery_ratio if special and call.recovery_mode == "ratio between" else 1.0
+    first = _impact_pass(call, levels, ratio * config.sigma_factor) if ratio > 0 else []
+    if not special or recovery_ratio <= 0:
         return first
     if call.mask is None:
         raise BadInput("additional_mode", call.recovery_mode, "DISABLE where there is no mask")
-    first = [one._replace(keeps_outside=True) for one in first]
-    # The recovery pass adds the seed's own noise anew, whatever noise the first one was given.
+    first = [node_pass._replace(keeps_outside=True) for node_pass in first]
+    # The recovery pass adds the seed's own noise anew, whatever noise the first one has added.
     recovery = call._replace(config=config._replace(sampler=_recovery_sampler(call)), noise=None)
     _check(recovery, "additional_sampler")
-    return first + _separated(recovery, levels, again * config.sigma_factor)
+    return first + _impact_pass(recovery, levels, recovery_ratio * config.sigma_factor)
 
 
 def _recovery_sampler(call: KSamplerCall) -> str:
@@ -113,12 +113,12 @@ def _recovery_sampler(call: KSamplerCall) -> str:
     return "dpm_fast" if call.config.sampler in {*_UNI_PC, "dpmpp_sde", "dpmpp_sde_gpu"} else "dpmpp_2m"
 
 
-def _separated(call: KSamplerCall, levels: ModelLevels, ratio: float) -> list[NodePass]:
+def _impact_pass(call: KSamplerCall, levels: ModelLevels, ratio: float) -> list[NodePass]:
     """At most one pass of the Impact Pack: sigmas times `ratio`; without leftover noise, the last prediction."""
-    found = _sigma_range(original_sigmas(levels, call.config.sampler, call.config.scheduler, call.steps), call)
-    if found is None or found[0] == (0.0,):
+    sigma_range = _sigma_range(original_sigmas(levels, call.config.sampler, call.config.scheduler, call.steps), call)
+    if sigma_range is None or sigma_range[0] == (0.0,):
         return []
-    part, whole_path = found
+    part, whole_path = sigma_range
     # In float32, as the originals have them: a Brownian path moves by the root of a difference.
     sigmas = tuple((torch.tensor(part, dtype=torch.float32) * ratio).tolist())
     path = whole_path if call.config.sampler in _WHOLE_PATH else _span(sigmas)
@@ -139,8 +139,8 @@ def _ksampler_passes(call: KSamplerCall, levels: ModelLevels) -> list[NodePass]:
     sigmas = original_sigmas(levels, call.config.sampler, call.config.scheduler, total)
     if not is_whole(denoise):
         sigmas = sigmas[-(call.steps + 1) :]
-    found = _sigma_range(sigmas, call)
-    return [] if found is None else [NodePass(call, levels, found[0], _span(found[0]))]
+    sigma_range = _sigma_range(sigmas, call)
+    return [] if sigma_range is None else [NodePass(call, levels, sigma_range[0], _span(sigma_range[0]))]
 
 
 def _sigma_range(sigmas: Sequence[float], call: KSamplerCall) -> tuple[tuple[float, ...], tuple[float, float]] | None:

@@ -58,18 +58,18 @@ def regional_sampler(
     leftover = base_only_steps > 0 and node.seed_2nd_mode == "ignore"
     second = second_seed(seed, node.seed_2nd, node.seed_2nd_mode)
     step = _base_step(node, base, regions, shape, total, second, batch_index)
-    grown = _grown(regions, node.overlap_factor, shape)
+    masks = _grown_masks(regions, node.overlap_factor, shape)
     calls: list[KSamplerCall] = []
     if base_only_steps > 0:
-        noise = _varied(regions, shape, seed, batch_index) if node.vary_noise else None
+        noise = _varied_noise(regions, shape, seed, batch_index) if node.vary_noise else None
         end = start + base_only_steps
         calls.append(KSamplerCall(base, total, start, end, seed, True, leftover, latent_mask, noise, batch_index))
-    adds = not leftover
-    # The later version hands its noise to every base pass of the loop, and a pass adds what it is handed.
-    noise = _varied(regions, shape, second, batch_index) if adds and node.vary_noise else None
+    add_noise = not leftover
+    # In the later version every base pass of the loop gets this noise as an input, and adds it.
+    noise = _varied_noise(regions, shape, second, batch_index) if add_noise and node.vary_noise else None
     for i in range(start + base_only_steps, total):
-        first = adds and i == start + base_only_steps
-        calls += _in_turn(step._replace(start=i, end=i + 1, add_noise=first, noise=noise), regions, grown, node)
+        first = add_noise and i == start + base_only_steps
+        calls += _step_calls(step._replace(start=i, end=i + 1, add_noise=first, noise=noise), regions, masks, node)
     if not node.restore_latent:
         # Past the end of all schedules but ddim_uniform's, which has an interval more.
         calls.append(step._replace(start=total, end=total + 1, leftover=False))
@@ -92,13 +92,13 @@ def regional_sampler_advanced(
     it is no call here. Raises BadInput as `regional_sampler` does.
     """
     step = _base_step(node, base, regions, shape, steps, noise_seed, batch_index)
-    grown = _grown(regions, node.overlap_factor, shape)
+    masks = _grown_masks(regions, node.overlap_factor, shape)
     end = min(steps, node.end_at_step)
     calls: list[KSamplerCall] = []
     for i in range(node.start_at_step, end - 1):
-        adds = node.add_noise and i == node.start_at_step
-        noise = _varied(regions, shape, noise_seed, batch_index) if adds else None
-        calls += _in_turn(step._replace(start=i, end=i + 1, add_noise=adds, noise=noise), regions, grown, node)
+        add_noise = node.add_noise and i == node.start_at_step
+        noise = _varied_noise(regions, shape, noise_seed, batch_index) if add_noise else None
+        calls += _step_calls(step._replace(start=i, end=i + 1, add_noise=add_noise, noise=noise), regions, masks, node)
     if not node.restore_latent:
         calls.append(step._replace(start=end - 1, end=end, leftover=node.return_with_leftover_noise))
     return calls
@@ -131,31 +131,31 @@ def _base_step(
     )
 
 
-def _in_turn(
+def _step_calls(
     base: KSamplerCall,
     regions: Sequence[RegionalPrompt],
-    grown: Sequence[AnyMask],
+    masks: Sequence[AnyMask],
     node: RegionalSampler | RegionalSamplerAdvanced,
 ) -> list[KSamplerCall]:
     """A step of the base, and the same of each region under its grown mask."""
-    region_call = base._replace(add_noise=False, noise=None, restore=node.restore_latent)
+    call = base._replace(add_noise=False, noise=None, restore=node.restore_latent)
     return [
         base,
-        *(region_call._replace(config=r.config, mask=mask) for r, mask in zip(regions, grown, strict=True)),
+        *(call._replace(config=region.config, mask=mask) for region, mask in zip(regions, masks, strict=True)),
     ]
 
 
-def _grown(regions: Sequence[RegionalPrompt], overlap_factor: int, shape: Shape) -> list[AnyMask]:
+def _grown_masks(regions: Sequence[RegionalPrompt], overlap_factor: int, shape: Shape) -> list[AnyMask]:
     return [on_lattice(grown_in_mask_pixels(region.mask, overlap_factor), shape[2:]) for region in regions]
 
 
-def _varied(
+def _varied_noise(
     regions: Sequence[RegionalPrompt], shape: Shape, seed: int, batch_index: tuple[int, ...] | None
 ) -> InitialNoise:
     variations = tuple(
-        Variation(single_mask(r.mask), r.variation_seed, r.variation_strength, r.variation_method)
-        for r in regions
-        if r.variation_strength > 0
+        Variation(single_mask(region.mask), region.variation_seed, region.variation_strength, region.variation_method)
+        for region in regions
+        if region.variation_strength > 0
     )
     noise = InitialNoise(seed, shape, batch_index, variations, original=True)
     # Impossible seeds and masks are refused now and not in the midst of the run.
@@ -170,12 +170,12 @@ def second_seed(seed: int, seed_2nd: int, mode: SecondSeedMode) -> int:
             return seed
         case "seed+seed_2nd":
             total = seed + seed_2nd
-            wrapped = total - _SEED_WRAP if total > _SEED_WRAP else total
+            second = total - _SEED_WRAP if total > _SEED_WRAP else total
         case "seed-seed_2nd":
             total = seed - seed_2nd
-            wrapped = total + _SEED_WRAP if total < 0 else total
+            second = total + _SEED_WRAP if total < 0 else total
         case _:
-            wrapped = seed_2nd
-    if wrapped > HIGHEST_SEED:
+            second = seed_2nd
+    if second > HIGHEST_SEED:
         raise BadInput("seed_2nd", seed_2nd, f"a second seed that gives at most {HIGHEST_SEED} with the first")
-    return wrapped
+    return second

@@ -40,8 +40,8 @@ def two_advanced_samplers(
     """
     if steps < 1:
         raise BadInput("steps", steps, "1 or more")
-    outside = on_lattice(base_mask_of_two(mask), shape[2:])
-    grown = on_lattice(grown_in_latent_cells(mask, shape[2:], overlap_factor), shape[2:])
+    outside_mask = on_lattice(base_mask_of_two(mask), shape[2:])
+    grown_mask = on_lattice(grown_in_latent_cells(mask, shape[2:], overlap_factor), shape[2:])
     total = lengthened(steps, denoise)
     start = total - steps
     # The recovery of this node cannot be set: special samplers take every step twice.
@@ -52,6 +52,6 @@ def two_advanced_samplers(
     for i in range(start, total):
         first, last = i == start or always_noise, i + 1 == total and not always_noise
         step = step._replace(start=i, end=i + 1)
-        calls.append(step._replace(add_noise=first, mask=outside))
-        calls.append(step._replace(config=inside, add_noise=always_noise, leftover=not last, mask=grown))
+        calls.append(step._replace(add_noise=first, mask=outside_mask))
+        calls.append(step._replace(config=inside, add_noise=always_noise, leftover=not last, mask=grown_mask))
     return calls
