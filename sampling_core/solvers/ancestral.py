@@ -1,4 +1,4 @@
-"""Ancestral sampling: go further down than asked, then add fresh noise back up (Song et al. 2020, DDPM's variance)."""
+"""Ancestral sampling: solve below the next level, then add fresh noise up to it (Song et al. 2020, DDPM's variance)."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def sigma_below(t: Level, s: Level) -> float:
     return math.sqrt(squared) if squared > 0 else below
 
 
-def renoise(x: Latent, descent: AncestralSplit, ctx: StepContext) -> Latent:
-    """From the descent's lower level to `ctx.s`, with fresh noise."""
-    return descent.rescale * x + descent.renoise * ctx.noise.fresh(ctx.step_index)
+def renoise(x: Latent, split: AncestralSplit, ctx: StepContext) -> Latent:
+    """From the split's lower level to `ctx.s`, with fresh noise."""
+    return split.rescale * x + split.renoise * ctx.noise.fresh(ctx.step_index)
 
 
 class EulerAncestral(OneStep):
@@ -77,8 +77,8 @@ class EulerAncestral(OneStep):
         denoised = (yield DenoiseRequest(x, ctx.t)).denoised
         if ctx.s.sigma == 0:
             return denoised, state
-        descent = ancestral_split(ctx.t, ctx.s)
-        return renoise(ddim_step(x, denoised, ctx.t, descent.down), descent, ctx), state
+        split = ancestral_split(ctx.t, ctx.s)
+        return renoise(ddim_step(x, denoised, ctx.t, split.down), split, ctx), state
 
 
 SAMPLERS: Samplers = {

@@ -1,8 +1,8 @@
-"""The solver contract: solvers ask for predictions, they never call a model.
+"""The solver contract: solvers request predictions, they never call a model.
 
-A step is a generator. It yields a `DenoiseRequest` whenever it needs a prediction, is sent the answer, and
-returns the next latent and the next state. So the driver can collect the questions of all regions
-and answer them in one forward; and everything that must survive a crash is in the state.
+A step is a generator. It yields a `DenoiseRequest` whenever it needs a prediction, is sent a `DenoisedPrediction`, and
+returns the next latent and the next state. So the driver can collect the requests of all regions
+and evaluate them in one forward; and everything that must survive a crash is in the state.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ S = TypeVar("S", bound=tuple[object, ...])
 class DenoiseRequest(NamedTuple):
     """A request for the denoised prediction of `x` at `level`.
 
-    `unconditional` asks for the prediction under the negative prompt as well, also where guidance is
-    off and it would not be evaluated.
+    With `unconditional` it is for the prediction under the negative prompt as well, also where guidance is
+    off and that one would not be evaluated.
     """
 
     x: Latent
@@ -36,7 +36,7 @@ class DenoiseRequest(NamedTuple):
 
 
 class DenoisedPrediction(NamedTuple):
-    """The answer: the guided denoised latent, and the one under the negative prompt if there is one."""
+    """The guided denoised latent, and the one under the negative prompt if there is one."""
 
     denoised: Latent
     unconditional: Latent | None = None
@@ -47,7 +47,7 @@ Step = Generator[DenoiseRequest, DenoisedPrediction, tuple[Latent, S]]
 
 @runtime_checkable
 class Noise(Protocol):
-    """Where a stochastic step gets its unit noise [b, c, h, w]. The same question gets the same answer."""
+    """The source of a stochastic step's unit noise [b, c, h, w]. Equal arguments give equal noise."""
 
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         """Draw number `stage` of a step; independent of all others.
@@ -91,7 +91,7 @@ class NoState(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a multistep method remembers, oldest first, with the levels it belongs to."""
+    """Earlier predictions or slopes of a multistep method, oldest first, with their levels."""
 
     values: Float[Tensor, "k b c h w"]
     levels: Float[Tensor, "k 2"]
@@ -121,7 +121,7 @@ MOST_REMEMBERED = 4
 
 
 def memory_specs(fresh: tuple[Any, ...]) -> dict[str, TensorSpec]:
-    """What a solver's state is after a step, by field, from the state that `init` makes: a history has entries then.
+    """Specs of a solver's state after a step, by field, from the state that `init` makes: a history has entries then.
 
     Entries are along the first dimension. Any other of 0 is one of a latent without channels.
     """
@@ -140,11 +140,11 @@ def check_memory(memory: tuple[Any, ...], sigma_schedule: Sequence[Level], step:
     """
     fields = cast("Any", memory)._asdict()
     if "levels" in fields:
-        told = [Level(*row) for row in fields["levels"].tolist()]
-        if len(told) != len(fields["values"]) or len(told) > step:
-            raise ValueError(f"a history of {len(fields['values'])} entries with {len(told)} levels")
-        walked = sigma_schedule[step - len(told) : step]
-        if any(one not in (level, finite_snr(level, levels)) for one, level in zip(told, walked, strict=True)):
+        history = [Level(*row) for row in fields["levels"].tolist()]
+        if len(history) != len(fields["values"]) or len(history) > step:
+            raise ValueError(f"a history of {len(fields['values'])} entries with {len(history)} levels")
+        expected = sigma_schedule[step - len(history) : step]
+        if any(level not in (own, finite_snr(own, levels)) for level, own in zip(history, expected, strict=True)):
             raise ValueError("a history of another schedule")
     if "tau" in fields and float(fields["tau"]) not in (0.0, 1.0):
         raise ValueError("a history with another strength of noise")
@@ -176,7 +176,7 @@ class Solver(Protocol[S]):
 
 
 class OneStep:
-    """Base of methods that remember nothing between steps."""
+    """Base of methods without state between steps."""
 
     draws = 0
     brownian = False
@@ -186,7 +186,7 @@ class OneStep:
 
 
 class Multistep:
-    """Base of methods that remember earlier predictions or slopes."""
+    """Base of methods whose state is a history of predictions or slopes."""
 
     draws = 0
     brownian = False
@@ -196,7 +196,7 @@ class Multistep:
 
 
 def ddim_step(x: Latent, denoised: Latent, t: Level, s: Level) -> Latent:
-    """Move `x` from level `t` to `s`, believing `denoised`: the noise in x is kept and rescaled.
+    """Move `x` from level `t` to `s` for a constant prediction `denoised`: the noise in x is kept and rescaled.
 
     `x = alpha_t D + sigma_t n` becomes `alpha_s D + sigma_s n` (DDIM, Song et al. 2020, equation 12
     with eta 0; the Euler step of the probability-flow ODE in EDM and in flow parametrisation).

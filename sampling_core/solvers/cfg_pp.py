@@ -1,4 +1,4 @@
-"""CFG++ (Chung et al. 2024): go to the guided prediction, but keep the noise that the unconditional one sees."""
+"""CFG++ (Chung et al. 2024): go to the guided prediction, with the noise of the unconditional one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 def unconditional(answer: DenoisedPrediction) -> Latent:
-    """The unconditional prediction that a query with `unconditional=True` is answered with."""
+    """The unconditional prediction for a request with `unconditional=True`."""
     if answer.unconditional is None:
         raise ValueError("the query asked for the unconditional prediction and got none")
     return answer.unconditional
@@ -49,8 +49,8 @@ class EulerAncestralCfgPP(OneStep):
         ratio_t, ratio_s = ctx.t.sigma / max(ctx.t.alpha, 1e-300), s.sigma / s.alpha
         down = ratio_s**2 / ratio_t
         up = max(ratio_s**2 - down**2, 0.0) ** 0.5
-        moved = s.alpha * answer.denoised + s.alpha * down * noise
-        return moved + s.alpha * up * ctx.noise.fresh(ctx.step_index), state
+        x_next = s.alpha * answer.denoised + s.alpha * down * noise
+        return x_next + s.alpha * up * ctx.noise.fresh(ctx.step_index), state
 
 
 SAMPLERS: Samplers = {

@@ -23,14 +23,14 @@ class DDPM(OneStep):
     def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
         t, s = ctx.t.sigma, ctx.s.sigma
         denoised = (yield DenoiseRequest(x, ctx.t)).denoised
-        kept_t, kept_s = 1 / (t * t + 1), 1 / (s * s + 1)
-        alpha = kept_t / kept_s
+        alpha_bar_t, alpha_bar_s = 1 / (t * t + 1), 1 / (s * s + 1)
+        alpha = alpha_bar_t / alpha_bar_s
         noise = ode_derivative(x, denoised, ctx.t)
-        mean = (x * math.sqrt(kept_t) - (1 - alpha) / math.sqrt(1 - kept_t) * noise) / math.sqrt(alpha)
+        mean = (x * math.sqrt(alpha_bar_t) - (1 - alpha) / math.sqrt(1 - alpha_bar_t) * noise) / math.sqrt(alpha)
         if s == 0:
             return mean, state
-        spread = math.sqrt((1 - alpha) * (1 - kept_s) / (1 - kept_t))
-        return (mean + spread * ctx.noise.fresh(ctx.step_index)) / math.sqrt(kept_s), state
+        std = math.sqrt((1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t))
+        return (mean + std * ctx.noise.fresh(ctx.step_index)) / math.sqrt(alpha_bar_s), state
 
 
 SAMPLERS: Samplers = {

@@ -37,8 +37,8 @@ def _time(sigma: float) -> float:
 
 def _sigma_slope(t: np.ndarray) -> np.ndarray:
     """d sigma / dt of the VP schedule."""
-    grown = np.exp(_BETA_D * t**2 / 2 + _BETA_MIN * t)
-    return grown * (_BETA_D * t + _BETA_MIN) / (2 * np.sqrt(grown - 1))
+    growth = np.exp(_BETA_D * t**2 / 2 + _BETA_MIN * t)
+    return growth * (_BETA_D * t + _BETA_MIN) / (2 * np.sqrt(growth - 1))
 
 
 SLOPES = 3

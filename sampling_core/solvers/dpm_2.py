@@ -28,9 +28,9 @@ def _halfway(t: Level, sigma: float) -> Level:
 def _midpoint(x: Latent, t: Level, s: Level, middle: Level) -> Step[NoState]:
     """From `t` to `s` (sigma > 0) by the slope at the level between them."""
     denoised = (yield DenoiseRequest(x, t)).denoised
-    halfway = x + (middle.sigma - t.sigma) * ode_derivative(x, denoised, t)
-    there = (yield DenoiseRequest(halfway, middle)).denoised
-    return x + (s.sigma - t.sigma) * ode_derivative(halfway, there, middle), NoState()
+    x_middle = x + (middle.sigma - t.sigma) * ode_derivative(x, denoised, t)
+    denoised_middle = (yield DenoiseRequest(x_middle, middle)).denoised
+    return x + (s.sigma - t.sigma) * ode_derivative(x_middle, denoised_middle, middle), NoState()
 
 
 def _to_zero(x: Latent, t: Level, s: Level) -> Step[NoState]:
@@ -57,13 +57,13 @@ class DPM2Ancestral(OneStep):
     def step(self, x: Latent, state: NoState, ctx: StepContext) -> Step[NoState]:
         if ctx.s.sigma == 0:
             return (yield from _to_zero(x, ctx.t, ctx.s))
-        descent = ancestral_split(ctx.t, ctx.s)
-        if descent.down.sigma == 0:
+        split = ancestral_split(ctx.t, ctx.s)
+        if split.down.sigma == 0:
             # From high noise to very little, all digits cancel.
-            x, _ = yield from _to_zero(x, ctx.t, descent.down)
+            x, _ = yield from _to_zero(x, ctx.t, split.down)
         else:
-            x, _ = yield from _midpoint(x, ctx.t, descent.down, _halfway(ctx.t, sigma_below(ctx.t, ctx.s)))
-        return renoise(x, descent, ctx), state
+            x, _ = yield from _midpoint(x, ctx.t, split.down, _halfway(ctx.t, sigma_below(ctx.t, ctx.s)))
+        return renoise(x, split, ctx), state
 
 
 SAMPLERS: Samplers = {

@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
 )
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
-Asking = Generator[DenoiseRequest, DenoisedPrediction, Latent]
+Evaluation = Generator[DenoiseRequest, DenoisedPrediction, Latent]
 
 
 class Seen(NamedTuple):
@@ -38,8 +38,8 @@ def last_positive(sigma_schedule: tuple[Level, ...]) -> Level:
     return sigma_schedule[-1] if sigma_schedule[-1].sigma > 0 else sigma_schedule[-2]
 
 
-def _noise_in(x: Latent, t: float, like: Level) -> Asking:
-    """The noise that the model sees in x at time t (equation 3.1's epsilon)."""
+def _noise_in(x: Latent, t: float, like: Level) -> Evaluation:
+    """The noise prediction for x at time t (equation 3.1's epsilon)."""
     sigma = math.exp(-t)
     return (x - (yield DenoiseRequest(x, level_like(like, sigma))).denoised) / sigma
 
@@ -48,20 +48,20 @@ def _first_order(x: Latent, noise: Latent, t: float, s: float) -> Latent:
     return x - math.exp(-s) * math.expm1(s - t) * noise
 
 
-def _second_order(x: Latent, noise: Latent, middle: Latent, share: float, t: float, s: float) -> Latent:
-    """Algorithm 1; `middle` is the noise seen `share` of the way."""
-    grown = math.exp(-s) * math.expm1(s - t)
-    return x - grown * noise - grown / (2 * share) * (middle - noise)
+def _second_order(x: Latent, noise: Latent, noise_middle: Latent, share: float, t: float, s: float) -> Latent:
+    """Algorithm 1; `noise_middle` is the noise prediction `share` of the way."""
+    growth = math.exp(-s) * math.expm1(s - t)
+    return x - growth * noise - growth / (2 * share) * (noise_middle - noise)
 
 
-def _third_order(x: Latent, noise: Latent, t: float, s: float, like: Level, third: Latent) -> Asking:
-    """Algorithm 2 with r1 = 1/3 and r2 = 2/3; `third` is the noise seen a third of the way."""
+def _third_order(x: Latent, noise: Latent, t: float, s: float, like: Level, noise_third: Latent) -> Evaluation:
+    """Algorithm 2 with r1 = 1/3 and r2 = 2/3; `noise_third` is the noise prediction a third of the way."""
     h = s - t
-    far = t + 2 / 3 * h
-    bend = math.exp(-far) * 2 * (math.expm1(2 / 3 * h) / (2 / 3 * h) - 1)
-    guess = _first_order(x, noise, t, far) - bend * (third - noise)
-    further = yield from _noise_in(guess, far, like)
-    return _first_order(x, noise, t, s) - math.exp(-s) * 1.5 * (math.expm1(h) / h - 1) * (further - noise)
+    t_late = t + 2 / 3 * h
+    bend = math.exp(-t_late) * 2 * (math.expm1(2 / 3 * h) / (2 / 3 * h) - 1)
+    guess = _first_order(x, noise, t, t_late) - bend * (noise_third - noise)
+    noise_late = yield from _noise_in(guess, t_late, like)
+    return _first_order(x, noise, t, s) - math.exp(-s) * 1.5 * (math.expm1(h) / h - 1) * (noise_late - noise)
 
 
 class DPMFast:
@@ -89,12 +89,12 @@ class DPMFast:
                 x = _first_order(x, noise, t, s)
                 continue
             share = 1 / order
-            near = t + share * (s - t)
-            seen = yield from _noise_in(_first_order(x, noise, t, near), near, like)
+            t_middle = t + share * (s - t)
+            noise_middle = yield from _noise_in(_first_order(x, noise, t, t_middle), t_middle, like)
             if order == 2:
-                x = _second_order(x, noise, seen, share, t, s)
+                x = _second_order(x, noise, noise_middle, share, t, s)
             else:
-                x = yield from _third_order(x, noise, t, s, like, seen)
+                x = yield from _third_order(x, noise, t, s, like, noise_middle)
         return x, state
 
 
@@ -112,20 +112,20 @@ class DPMAdaptive:
     def step(self, x: Latent, state: Seen, ctx: StepContext) -> Step[Seen]:
         like = ctx.t
         t, stop = -math.log(ctx.t.sigma), -math.log(last_positive(ctx.sigma_schedule).sigma)
-        h, before = self.first_step, x
+        h, x_before = self.first_step, x
         while t < stop - 1e-5:
             s = min(stop, t + h)
             noise = yield from _noise_in(x, t, like)
             state = Seen(x - math.exp(-t) * noise)
-            near = t + (s - t) / 3
-            third = yield from _noise_in(_first_order(x, noise, t, near), near, like)
-            low = _second_order(x, noise, third, 1 / 3, t, s)
-            high = yield from _third_order(x, noise, t, s, like, third)
-            allowed = (self.relative * torch.maximum(low.abs(), before.abs())).clamp(min=self.absolute)
-            error = float(((low - high) / allowed).square().mean().sqrt())
+            t_third = t + (s - t) / 3
+            noise_third = yield from _noise_in(_first_order(x, noise, t, t_third), t_third, like)
+            low = _second_order(x, noise, noise_third, 1 / 3, t, s)
+            high = yield from _third_order(x, noise, t, s, like, noise_third)
+            tolerance = (self.relative * torch.maximum(low.abs(), x_before.abs())).clamp(min=self.absolute)
+            error = float(((low - high) / tolerance).square().mean().sqrt())
             factor = 1 + math.atan((1 / (error + 1e-8)) ** (1 / self.order) - 1)
             if factor >= self.safety:
-                before, x, t = low, high, s
+                x_before, x, t = low, high, s
             h *= factor
         return x, state
 

@@ -31,26 +31,26 @@ class DPMpp2M(Multistep):
 
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         denoised = (yield DenoiseRequest(x, ctx.t)).denoised
-        now = state.with_(denoised, ctx.t, 1)
+        history = state.with_(denoised, ctx.t, 1)
         if len(state) == 0 or ctx.s.sigma == 0:
-            return ddim_step(x, denoised, ctx.t, ctx.s), now
-        ahead = denoised + _slope_weight(state, ctx) * (denoised - state.values[-1])
-        return ddim_step(x, ahead, ctx.t, ctx.s), now
+            return ddim_step(x, denoised, ctx.t, ctx.s), history
+        extrapolated = denoised + _slope_weight(state, ctx) * (denoised - state.values[-1])
+        return ddim_step(x, extrapolated, ctx.t, ctx.s), history
 
 
 class DPMpp2MCfgPP(Multistep):
-    """DPM++ 2M with CFG++ (Chung et al. 2024): the noise in x is judged by the unconditional prediction."""
+    """DPM++ 2M with CFG++ (Chung et al. 2024): the noise in x is that of the unconditional prediction."""
 
     order = 1
 
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         answer = yield DenoiseRequest(x, ctx.t, unconditional=True)
-        plain = unconditional(answer)
+        denoised_uncond = unconditional(answer)
         ratio = ctx.s.sigma / ctx.t.sigma
-        moved = answer.denoised + ratio * (x - plain)
+        x_next = answer.denoised + ratio * (x - denoised_uncond)
         if len(state) > 0 and ctx.s.sigma > 0:
-            moved = moved + (1 - ratio) * _slope_weight(state, ctx) * (answer.denoised - state.values[-1])
-        return moved, state.with_(plain, ctx.t, 1)
+            x_next = x_next + (1 - ratio) * _slope_weight(state, ctx) * (answer.denoised - state.values[-1])
+        return x_next, state.with_(denoised_uncond, ctx.t, 1)
 
 
 SAMPLERS: Samplers = {

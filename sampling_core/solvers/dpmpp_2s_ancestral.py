@@ -38,13 +38,13 @@ class DPMpp2SAncestral(OneStep):
         denoised = (yield DenoiseRequest(x, t)).denoised
         if ctx.s.sigma == 0:
             return ddim_step(x, denoised, t, ctx.s), state
-        descent = ancestral_split(t, ctx.s)
-        if descent.down.sigma == 0:
+        split = ancestral_split(t, ctx.s)
+        if split.down.sigma == 0:
             # From high noise to very little, all digits cancel, and there is no midpoint.
-            return renoise(denoised, descent, ctx), state
+            return renoise(denoised, split, ctx), state
         middle = _middle(t, level_like(t, sigma_below(t, ctx.s)))
-        there = (yield DenoiseRequest(ddim_step(x, denoised, t, middle), middle)).denoised
-        return renoise(ddim_step(x, there, t, descent.down), descent, ctx), state
+        denoised_middle = (yield DenoiseRequest(ddim_step(x, denoised, t, middle), middle)).denoised
+        return renoise(ddim_step(x, denoised_middle, t, split.down), split, ctx), state
 
 
 class DPMpp2SAncestralCfgPP(OneStep):
@@ -59,17 +59,17 @@ class DPMpp2SAncestralCfgPP(OneStep):
         denoised = answer.denoised
         if s.sigma == 0:
             return denoised, state
-        descent = ancestral_split(t, s)
-        if descent.down.sigma == 0:
-            return renoise(denoised, descent, ctx), state
+        split = ancestral_split(t, s)
+        if split.down.sigma == 0:
+            return renoise(denoised, split, ctx), state
         middle = interpolate_log_snr(t, Level(1.0, sigma_below(t, s)), 1 / 2)
         shifted = x + (denoised - unconditional(answer))
-        there = yield DenoiseRequest(
+        answer_middle = yield DenoiseRequest(
             ddim_step(shifted, denoised, t, middle), level_like(ctx.t, middle.sigma), unconditional=True
         )
         # The whole step is shifted by what the second evaluation says without the prompt.
-        shifted = x + (denoised - unconditional(there))
-        return renoise(ddim_step(shifted, there.denoised, t, descent.down), descent, ctx), state
+        shifted = x + (denoised - unconditional(answer_middle))
+        return renoise(ddim_step(shifted, answer_middle.denoised, t, split.down), split, ctx), state
 
 
 SAMPLERS: Samplers = {

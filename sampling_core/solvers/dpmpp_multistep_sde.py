@@ -40,17 +40,17 @@ class DPMpp2MSDE(Multistep):
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         t, s = finite_snr(ctx.t, ctx.levels), ctx.s
         denoised = (yield DenoiseRequest(x, t)).denoised
-        now = state.with_(denoised, t, 1)
+        history = state.with_(denoised, t, 1)
         if s.sigma == 0:
-            return denoised, now
+            return denoised, history
         h = half_log_snr(s) - half_log_snr(t)
-        moved = _exponential(x, denoised, t, s, h)
+        x_next = _exponential(x, denoised, t, s, h)
         if len(state) > 0:
             ratio = (half_log_snr(t) - half_log_snr(state.level(1))) / h
-            grown = -math.expm1(-2 * h)
-            weight = 1 - grown / (2 * h) if self._heun else grown / 2
-            moved = moved + s.alpha * weight / ratio * (denoised - state.values[-1])
-        return moved + _noise(t, s, h, ctx), now
+            growth = -math.expm1(-2 * h)
+            weight = 1 - growth / (2 * h) if self._heun else growth / 2
+            x_next = x_next + s.alpha * weight / ratio * (denoised - state.values[-1])
+        return x_next + _noise(t, s, h, ctx), history
 
 
 class DPMpp3MSDE(Multistep):
@@ -62,26 +62,26 @@ class DPMpp3MSDE(Multistep):
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         t, s = finite_snr(ctx.t, ctx.levels), ctx.s
         denoised = (yield DenoiseRequest(x, t)).denoised
-        now = state.with_(denoised, t, 2)
+        history = state.with_(denoised, t, 2)
         if s.sigma == 0:
-            return denoised, now
+            return denoised, history
         lam = half_log_snr(t)
         h = half_log_snr(s) - lam
-        moved = _exponential(x, denoised, t, s, h)
+        x_next = _exponential(x, denoised, t, s, h)
         phi_2 = math.expm1(-2 * h) / (2 * h) + 1
         if len(state) > 0:
-            last = half_log_snr(state.level(1))
-            r0 = (lam - last) / h
+            lam_before = half_log_snr(state.level(1))
+            r0 = (lam - lam_before) / h
             change = (denoised - state.values[-1]) / r0
             if len(state) > 1:
-                r1 = (last - half_log_snr(state.level(2))) / h
-                before = (state.values[-1] - state.values[-2]) / r1
-                bend = (change - before) / (r0 + r1)
+                r1 = (lam_before - half_log_snr(state.level(2))) / h
+                change_before = (state.values[-1] - state.values[-2]) / r1
+                bend = (change - change_before) / (r0 + r1)
                 phi_3 = phi_2 / (2 * h) - 0.5
-                moved = moved + s.alpha * (phi_2 * (change + r0 * bend) - phi_3 * bend)
+                x_next = x_next + s.alpha * (phi_2 * (change + r0 * bend) - phi_3 * bend)
             else:
-                moved = moved + s.alpha * phi_2 * change
-        return moved + _noise(t, s, h, ctx), now
+                x_next = x_next + s.alpha * phi_2 * change
+        return x_next + _noise(t, s, h, ctx), history
 
 
 _SAMPLERS: Samplers = {

@@ -25,16 +25,16 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 def _to(x: Latent, denoised: Latent, t: Level, s: Level, ctx: StepContext) -> Latent:
     """An ancestral step of noise ratio sigma / alpha from `t` to `s`, with the Brownian path's noise."""
     ratio_t, ratio_s = _noise_ratio(t), _noise_ratio(s)
-    descent = ancestral_split(Level(1.0, ratio_t), Level(1.0, ratio_s))
-    kept = descent.down.sigma / ratio_t
-    moved = (s.alpha / t.alpha) * kept * x + s.alpha * (1 - kept) * denoised
-    return moved + s.alpha * descent.renoise * ctx.noise.brownian_increment(t.sigma, s.sigma)
+    split = ancestral_split(Level(1.0, ratio_t), Level(1.0, ratio_s))
+    decay = split.down.sigma / ratio_t
+    x_next = (s.alpha / t.alpha) * decay * x + s.alpha * (1 - decay) * denoised
+    return x_next + s.alpha * split.renoise * ctx.noise.brownian_increment(t.sigma, s.sigma)
 
 
 def _noise_ratio(level: Level) -> float:
     """sigma / alpha, in float32 as k-diffusion has it: an ancestral step from high noise cancels all but a few digits.
 
-    A level of the schedule is known by its sigma, one in between by its log-SNR.
+    A level of the schedule is given by its sigma, one in between by its log-SNR.
     """
     if level.alpha == 1 - level.sigma:
         return float(exp(logit(level.sigma)))
@@ -51,9 +51,9 @@ class DPMppSDE(OneStep):
         if s.sigma == 0:
             return denoised, state
         middle = interpolate_log_snr(t, s, 1 / 2)
-        there = (yield DenoiseRequest(_to(x, denoised, t, middle, ctx), middle)).denoised
+        denoised_middle = (yield DenoiseRequest(_to(x, denoised, t, middle, ctx), middle)).denoised
         # With the midpoint at one half, the second prediction stands for the whole step.
-        return _to(x, there, t, s, ctx), state
+        return _to(x, denoised_middle, t, s, ctx), state
 
 
 _SAMPLERS: Samplers = {

@@ -38,28 +38,28 @@ class ERSDE(Multistep):
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         t, s = finite_snr(ctx.t, ctx.levels), ctx.s
         denoised = (yield DenoiseRequest(x, t)).denoised
-        now = state.with_(denoised, t, 2)
+        history = state.with_(denoised, t, 2)
         if s.sigma == 0:
-            return denoised, now
-        here, there = _ratio(t), _ratio(s)
-        scale_there = float(_scale(there))
-        kept = scale_there / float(_scale(here))
-        moved = (s.alpha / t.alpha) * kept * x + s.alpha * (1 - kept) * denoised
+            return denoised, history
+        ratio_t, ratio_s = _ratio(t), _ratio(s)
+        scale_s = float(_scale(ratio_s))
+        decay = scale_s / float(_scale(ratio_t))
+        x_next = (s.alpha / t.alpha) * decay * x + s.alpha * (1 - decay) * denoised
         if len(state) > 0:
-            width = there - here
-            points = there - np.arange(POINTS) * width / POINTS
+            width = ratio_s - ratio_t
+            points = ratio_s - np.arange(POINTS) * width / POINTS
             inverse = -width / POINTS / _scale(points)
-            before = _ratio(state.level(1))
-            change = (denoised - state.values[-1]) / (here - before)
-            moved = moved + s.alpha * (width + float(np.sum(inverse)) * scale_there) * change
+            ratio_before = _ratio(state.level(1))
+            change = (denoised - state.values[-1]) / (ratio_t - ratio_before)
+            x_next = x_next + s.alpha * (width + float(np.sum(inverse)) * scale_s) * change
             if len(state) > 1:
-                earlier = _ratio(state.level(2))
-                change_before = (state.values[-1] - state.values[-2]) / (before - earlier)
-                bend = (change - change_before) / ((here - earlier) / 2)
-                moment = float(np.sum((points - here) * inverse))
-                moved = moved + s.alpha * (width**2 / 2 + moment * scale_there) * bend
-        spread = math.sqrt(max(there**2 - (here * kept) ** 2, 0.0))
-        return moved + s.alpha * spread * ctx.noise.fresh(ctx.step_index), now
+                ratio_earlier = _ratio(state.level(2))
+                change_before = (state.values[-1] - state.values[-2]) / (ratio_before - ratio_earlier)
+                bend = (change - change_before) / ((ratio_t - ratio_earlier) / 2)
+                moment = float(np.sum((points - ratio_t) * inverse))
+                x_next = x_next + s.alpha * (width**2 / 2 + moment * scale_s) * bend
+        std = math.sqrt(max(ratio_s**2 - (ratio_t * decay) ** 2, 0.0))
+        return x_next + s.alpha * std * ctx.noise.fresh(ctx.step_index), history
 
 
 SAMPLERS: Samplers = {

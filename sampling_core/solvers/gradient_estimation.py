@@ -28,14 +28,14 @@ class GradientEstimation(Multistep):
 
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         answer = yield DenoiseRequest(x, ctx.t, unconditional=self._cfg_pp)
-        here = ode_derivative(x, unconditional(answer) if self._cfg_pp else answer.denoised, ctx.t)
-        now = state.with_(here, ctx.t, 1)
+        slope = ode_derivative(x, unconditional(answer) if self._cfg_pp else answer.denoised, ctx.t)
+        history = state.with_(slope, ctx.t, 1)
         if ctx.s.sigma == 0:
-            return answer.denoised, now
-        moved = answer.denoised + ctx.s.sigma * here
+            return answer.denoised, history
+        x_next = answer.denoised + ctx.s.sigma * slope
         if len(state) > 0:
-            moved = moved + (GAMMA - 1) * (ctx.s.sigma - ctx.t.sigma) * (here - state.values[-1])
-        return moved, now
+            x_next = x_next + (GAMMA - 1) * (ctx.s.sigma - ctx.t.sigma) * (slope - state.values[-1])
+        return x_next, history
 
 
 SAMPLERS: Samplers = {

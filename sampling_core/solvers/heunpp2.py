@@ -25,20 +25,20 @@ class HeunPP2(OneStep):
         t, s = ctx.t, ctx.s
         first, last = ctx.sigma_schedule[0].sigma, ctx.sigma_schedule[-1].sigma
         denoised = (yield DenoiseRequest(x, t)).denoised
-        here = ode_derivative(x, denoised, t)
+        slope = ode_derivative(x, denoised, t)
         if s.sigma == last:
             return ddim_step(x, denoised, t, s), state
-        ahead = x + (s.sigma - t.sigma) * here
-        next_slope = ode_derivative(ahead, (yield DenoiseRequest(ahead, s)).denoised, s)
+        x_s = x + (s.sigma - t.sigma) * slope
+        next_slope = ode_derivative(x_s, (yield DenoiseRequest(x_s, s)).denoised, s)
         after = ctx.sigma_schedule[ctx.step_index + 2]
         if after.sigma == last:
             share = s.sigma / (2 * first)
-            mean = (1 - share) * here + share * next_slope
+            mean = (1 - share) * slope + share * next_slope
         else:
-            further = ahead + (after.sigma - s.sigma) * next_slope
-            last_slope = ode_derivative(further, (yield DenoiseRequest(further, after)).denoised, after)
+            x_after = x_s + (after.sigma - s.sigma) * next_slope
+            last_slope = ode_derivative(x_after, (yield DenoiseRequest(x_after, after)).denoised, after)
             share, share_after = s.sigma / (3 * first), after.sigma / (3 * first)
-            mean = (1 - share - share_after) * here + share * next_slope + share_after * last_slope
+            mean = (1 - share - share_after) * slope + share * next_slope + share_after * last_slope
         return x + (s.sigma - t.sigma) * mean, state
 
 

@@ -34,29 +34,29 @@ class RESMultistep(Multistep):
         """Sigma to solve down to, and the amount of noise to add."""
         if not self._ancestral or s == 0:
             return s, 0.0
-        descent = ancestral_split(Level(1.0, t), Level(1.0, s))
-        return descent.down.sigma, descent.renoise
+        split = ancestral_split(Level(1.0, t), Level(1.0, s))
+        return split.down.sigma, split.renoise
 
     def step(self, x: Latent, state: History, ctx: StepContext) -> Step[History]:
         t, s = ctx.t.sigma, ctx.s.sigma
         answer = yield DenoiseRequest(x, ctx.t, unconditional=self._cfg_pp)
-        believed = unconditional(answer) if self._cfg_pp else answer.denoised
+        denoised = unconditional(answer) if self._cfg_pp else answer.denoised
         down, up = self._down(t, s)
         if down == 0 or len(state) == 0:
-            moved = answer.denoised + down * ode_derivative(x, believed, ctx.t)
+            x_next = answer.denoised + down * ode_derivative(x, denoised, ctx.t)
         else:
-            before = state.level(1).sigma
+            sigma_before = state.level(1).sigma
             h = math.log(t / down)
-            ratio = math.log(self._down(before, t)[0] / before) / h
+            ratio = math.log(self._down(sigma_before, t)[0] / sigma_before) / h
             phi_1 = -math.expm1(-h) / h
             phi_2 = (1 - phi_1) / h
             if self._cfg_pp:
-                x = x + (answer.denoised - believed)
+                x = x + (answer.denoised - denoised)
             weights = phi_1 - phi_2 / ratio, phi_2 / ratio
-            moved = math.exp(-h) * x + h * (weights[0] * believed + weights[1] * state.values[-1])
+            x_next = math.exp(-h) * x + h * (weights[0] * denoised + weights[1] * state.values[-1])
         if up > 0:
-            moved = moved + up * ctx.noise.fresh(ctx.step_index)
-        return moved, state.with_(believed, ctx.t, 1)
+            x_next = x_next + up * ctx.noise.fresh(ctx.step_index)
+        return x_next, state.with_(denoised, ctx.t, 1)
 
 
 SAMPLERS: Samplers = {

@@ -83,24 +83,24 @@ class SASolver:
 
     def step(self, x: Latent, state: SAState, ctx: StepContext) -> Step[SAState]:
         t, s = finite_snr(ctx.t, ctx.levels), ctx.s
-        past = History(state.values, state.levels)
+        history_before = History(state.values, state.levels)
         denoised = (yield DenoiseRequest(x, t)).denoised
-        seen = past.with_(denoised, t, CORRECTOR)
+        history = history_before.with_(denoised, t, CORRECTOR)
         # A schedule that ends at sigma 0 is walked with lower orders towards its end.
-        ends = ctx.sigma_schedule[-1].sigma == 0
-        corrector = 0 if len(past) == 0 or (s.sigma == 0 and not self._pece) else len(seen)
-        corrector = min(corrector, ctx.remaining + 1) if ends else corrector
+        ends_at_zero = ctx.sigma_schedule[-1].sigma == 0
+        corrector = 0 if len(history_before) == 0 or (s.sigma == 0 and not self._pece) else len(history)
+        corrector = min(corrector, ctx.remaining + 1) if ends_at_zero else corrector
         if corrector > 0:
-            before = past.level(1)
-            corrected = self._move(state.corrected, seen, corrector, before, t, float(state.tau)) + state.noise
+            level_before = history_before.level(1)
+            corrected = self._move(state.corrected, history, corrector, level_before, t, float(state.tau)) + state.noise
             # What others made of the latent since the last step is kept: only the correction is added.
             x = x + (corrected - state.moved)
             if self._pece:
                 denoised = (yield DenoiseRequest(x, t)).denoised
-                seen = past.with_(denoised, t, CORRECTOR)
+                history = history_before.with_(denoised, t, CORRECTOR)
         tau, noise = _tau(s, ctx.levels), torch.zeros_like(x)
         if s.sigma == 0:
-            return denoised, SAState(*seen, x, noise, state.tau, denoised)
+            return denoised, SAState(*history, x, noise, state.tau, denoised)
         if tau > 0:
             h = half_log_snr(s) - half_log_snr(t)
             noise = (
@@ -108,22 +108,22 @@ class SASolver:
                 * math.sqrt(-math.expm1(-2 * tau**2 * h))
                 * ctx.noise.fresh(ctx.step_index, skipped=_without_noise(ctx))
             )
-        now = SAState(*seen, x, noise, torch.tensor(tau, dtype=torch.float64), x)
+        state_next = SAState(*history, x, noise, torch.tensor(tau, dtype=torch.float64), x)
         if self._unfinished and ctx.remaining == 0:
-            return x, now
-        predictor = min(PREDICTOR, len(seen))
-        predictor = min(predictor, ctx.remaining) if ends else predictor
-        moved = self._move(x, seen, predictor, t, s, tau) + noise
-        return moved, now._replace(moved=moved)
+            return x, state_next
+        predictor = min(PREDICTOR, len(history))
+        predictor = min(predictor, ctx.remaining) if ends_at_zero else predictor
+        x_next = self._move(x, history, predictor, t, s, tau) + noise
+        return x_next, state_next._replace(moved=x_next)
 
     @staticmethod
-    def _move(x: Latent, seen: History, order: int, t: Level, s: Level, tau: float) -> Latent:
+    def _move(x: Latent, history: History, order: int, t: Level, s: Level, tau: float) -> Latent:
         """From `t` to `s` by the last `order` predictions, without noise."""
         start, stop = half_log_snr(t), half_log_snr(s)
-        lambdas = [half_log_snr(seen.level(back)) for back in range(order, 0, -1)]
+        lambdas = [half_log_snr(history.level(back)) for back in range(order, 0, -1)]
         weights = [s.alpha * weight for weight in _adams_weights(lambdas, start, stop, tau)]
-        kept = (s.sigma / t.sigma) * math.exp(-(tau**2) * (stop - start))
-        return kept * x + weighted_sum(weights, list(seen.values[-order:]))
+        decay = (s.sigma / t.sigma) * math.exp(-(tau**2) * (stop - start))
+        return decay * x + weighted_sum(weights, list(history.values[-order:]))
 
 
 SAMPLERS: Samplers = {

@@ -20,7 +20,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
-def _moved(x: Latent, t: Level, s: Level, h: float, drift: Latent, noise: Latent) -> Latent:
+def _sde_step(x: Latent, t: Level, s: Level, h: float, drift: Latent, noise: Latent) -> Latent:
     """x after half log-SNR `h` of the SDE: what survives of it, what predictions add (`drift`), and noise."""
     return (s.sigma / t.sigma) * math.exp(-h) * x + drift + s.sigma * noise
 
@@ -35,10 +35,10 @@ def _phi_2(h: float) -> float:
     return -(math.expm1(-2 * h) + 2 * h) / (-2 * h)
 
 
-def _mixed(noise: Latent | None, fresh: Latent, h: float) -> Latent:
+def _stage_noise(noise: Latent | None, fresh: Latent, h: float) -> Latent:
     """The noise of all stages so far, `h` of half log-SNR later: what is left of it, and fresh noise."""
-    spread = math.sqrt(-math.expm1(-2 * h))
-    return spread * fresh if noise is None else math.exp(-h) * noise + spread * fresh
+    std = math.sqrt(-math.expm1(-2 * h))
+    return std * fresh if noise is None else math.exp(-h) * noise + std * fresh
 
 
 class SEEDS2(OneStep):
@@ -52,11 +52,11 @@ class SEEDS2(OneStep):
             return denoised, state
         h = half_log_snr(s) - half_log_snr(t)
         middle = interpolate_log_snr(t, s, 1 / 2)
-        noise = _mixed(None, ctx.noise.fresh(ctx.step_index, 0), h / 2)
-        halfway = _moved(x, t, middle, h / 2, middle.alpha * _phi_1(h / 2) * denoised, noise)
-        there = (yield DenoiseRequest(halfway, middle)).denoised
-        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 1), h / 2)
-        return _moved(x, t, s, h, s.alpha * _phi_1(h) * there, noise), state
+        noise = _stage_noise(None, ctx.noise.fresh(ctx.step_index, 0), h / 2)
+        x_middle = _sde_step(x, t, middle, h / 2, middle.alpha * _phi_1(h / 2) * denoised, noise)
+        denoised_middle = (yield DenoiseRequest(x_middle, middle)).denoised
+        noise = _stage_noise(noise, ctx.noise.fresh(ctx.step_index, 1), h / 2)
+        return _sde_step(x, t, s, h, s.alpha * _phi_1(h) * denoised_middle, noise), state
 
 
 class SEEDS3(OneStep):
@@ -70,18 +70,18 @@ class SEEDS3(OneStep):
             return first, state
         h = half_log_snr(s) - half_log_snr(t)
         third, two_thirds = interpolate_log_snr(t, s, 1 / 3), interpolate_log_snr(t, s, 2 / 3)
-        noise = _mixed(None, ctx.noise.fresh(ctx.step_index, 0), h / 3)
-        guess = _moved(x, t, third, h / 3, third.alpha * _phi_1(h / 3) * first, noise)
+        noise = _stage_noise(None, ctx.noise.fresh(ctx.step_index, 0), h / 3)
+        guess = _sde_step(x, t, third, h / 3, third.alpha * _phi_1(h / 3) * first, noise)
         second = (yield DenoiseRequest(guess, third)).denoised
-        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 1), h / 3)
-        late = 2 * _phi_2(2 * h / 3)
-        mean = weighted_sum([_phi_1(2 * h / 3) - late, late], [first, second])
-        guess = _moved(x, t, two_thirds, 2 * h / 3, two_thirds.alpha * mean, noise)
+        noise = _stage_noise(noise, ctx.noise.fresh(ctx.step_index, 1), h / 3)
+        weight = 2 * _phi_2(2 * h / 3)
+        mean = weighted_sum([_phi_1(2 * h / 3) - weight, weight], [first, second])
+        guess = _sde_step(x, t, two_thirds, 2 * h / 3, two_thirds.alpha * mean, noise)
         last = (yield DenoiseRequest(guess, two_thirds)).denoised
-        noise = _mixed(noise, ctx.noise.fresh(ctx.step_index, 2), h / 3)
-        late = 1.5 * _phi_2(h)
-        mean = weighted_sum([_phi_1(h) - late, late], [first, last])
-        return _moved(x, t, s, h, s.alpha * mean, noise), state
+        noise = _stage_noise(noise, ctx.noise.fresh(ctx.step_index, 2), h / 3)
+        weight = 1.5 * _phi_2(h)
+        mean = weighted_sum([_phi_1(h) - weight, weight], [first, last])
+        return _sde_step(x, t, s, h, s.alpha * mean, noise), state
 
 
 SAMPLERS: Samplers = {

@@ -63,18 +63,18 @@ class UniPC:
     def step(self, x: Latent, state: UniPCState, ctx: StepContext) -> Step[UniPCState]:
         t = ctx.t
         s = ctx.s if ctx.s.sigma > 0 else level_like(t, LAST_SIGMA)
-        past = History(state.values, state.levels)
+        history_before = History(state.values, state.levels)
         denoised = (yield DenoiseRequest(x, t)).denoised
-        seen = past.with_(denoised, t, ORDER)
+        history = history_before.with_(denoised, t, ORDER)
         if self._short and ctx.step_index + ctx.remaining == 0:
             rescaled = x * math.sqrt((1 + s.sigma**2) / (1 + t.sigma**2))
-            return rescaled, UniPCState(*seen, x, rescaled)
-        if len(past) > 0:
-            order = min(self._order_at(ctx.step_index, ctx), len(past))
+            return rescaled, UniPCState(*history, x, rescaled)
+        if len(history_before) > 0:
+            order = min(self._order_at(ctx.step_index, ctx), len(history_before))
             # What others made of the latent since the last step is kept: only the correction is added.
-            x = x + (self._corrected(state.corrected, past, denoised, t, order) - state.moved)
-        moved = self._predicted(x, seen, s, min(self._order_at(ctx.step_index + 1, ctx), len(seen)))
-        return moved, UniPCState(*seen, x, moved)
+            x = x + (self._correct(state.corrected, history_before, denoised, t, order) - state.moved)
+        x_next = self._predict(x, history, s, min(self._order_at(ctx.step_index + 1, ctx), len(history)))
+        return x_next, UniPCState(*history, x, x_next)
 
     def _order_at(self, index: int, ctx: StepContext) -> int:
         """The order of the update that ends at `schedule[index]`: it grows from 1 and falls towards the end."""
@@ -95,32 +95,32 @@ class UniPC:
         matrix, vector = np.array(rows)[:count, :count], np.array(right)[:count]
         return _Coefficients(np.linalg.solve(matrix, vector).tolist(), big_b)
 
-    def _predicted(self, x: Latent, seen: History, s: Level, order: int) -> Latent:
-        latest, t = seen.values[-1], seen.level(1)
+    def _predict(self, x: Latent, history: History, s: Level, order: int) -> Latent:
+        latest, t = history.values[-1], history.level(1)
         h = math.log(t.sigma / s.sigma)
-        moved = (s.sigma / t.sigma) * x - math.expm1(-h) * latest
-        ratios, differences = _differences(seen, h, order)
+        x_next = (s.sigma / t.sigma) * x - math.expm1(-h) * latest
+        ratios, differences = _differences(history, h, order)
         if not differences:
-            return moved
+            return x_next
         rhos, big_b = self._solve([*ratios, 1.0], h, order, order - 1)
         # At order 2 any rho solves the conditions; the paper takes one half.
-        return moved - big_b * weighted_sum([0.5] if order == 2 else rhos, differences)
+        return x_next - big_b * weighted_sum([0.5] if order == 2 else rhos, differences)
 
-    def _corrected(self, x: Latent, past: History, denoised: Latent, s: Level, order: int) -> Latent:
-        latest, t = past.values[-1], past.level(1)
+    def _correct(self, x: Latent, history: History, denoised: Latent, s: Level, order: int) -> Latent:
+        latest, t = history.values[-1], history.level(1)
         h = math.log(t.sigma / s.sigma)
-        ratios, differences = _differences(past, h, order)
+        ratios, differences = _differences(history, h, order)
         rhos, big_b = self._solve([*ratios, 1.0], h, order, order)
         change = weighted_sum([0.5] if order == 1 else rhos, [*differences, denoised - latest])
         return (s.sigma / t.sigma) * x - math.expm1(-h) * latest - big_b * change
 
 
-def _differences(seen: History, h: float, order: int) -> tuple[list[float], list[Latent]]:
+def _differences(history: History, h: float, order: int) -> tuple[list[float], list[Latent]]:
     """Where earlier predictions lie, in steps of h, and their divided differences to the latest."""
-    t = seen.level(1).sigma
+    t = history.level(1).sigma
     earlier = range(2, order + 1)
-    ratios = [math.log(t / seen.level(back).sigma) / h for back in earlier]
-    differences = [(seen.values[-b] - seen.values[-1]) / ratio for b, ratio in zip(earlier, ratios, strict=True)]
+    ratios = [math.log(t / history.level(back).sigma) / h for back in earlier]
+    differences = [(history.values[-b] - history.values[-1]) / ratio for b, ratio in zip(earlier, ratios, strict=True)]
     return ratios, differences
 
 
