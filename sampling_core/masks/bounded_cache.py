@@ -1,4 +1,4 @@
-"""Values that were made already, so that each distinct one is made once, in a bounded memory."""
+"""A thread-safe LRU cache of values, bounded by their bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """Values by what they were made from, at most so many bytes of them: the ones that were asked for last.
+    """Values by a key of their inputs, at most `most_bytes` bytes of them; the least recently used go first.
 
-    Whoever is given one must not change it. Several threads may ask.
+    Values are shared: callers must not change them. Thread-safe.
     """
 
     def __init__(self, most_bytes: int, bytes_of: Callable[[V], int]) -> None:
@@ -25,12 +25,12 @@ class BoundedCache(Generic[K, V]):
         self._lock = Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value under a key, which must tell all that it depends on; it is made if it is not there."""
+        """The value under a key, which must determine it; it is made if it is not cached."""
         with self._lock:
-            found = self._values.get(key)
-            if found is not None:
+            cached = self._values.get(key)
+            if cached is not None:
                 self._values.move_to_end(key)
-                return found
+                return cached
         value = make()
         with self._lock:
             if key not in self._values:

@@ -20,11 +20,11 @@ _WORTH_A_TOLERANCE = 64
 
 def pixels_of(photo: RgbImage, color: Color, tolerance: int = 0) -> Bool[Tensor, "photo_H photo_W"]:
     """Where each of red, green and blue differs from the colour's by no more than `tolerance`."""
-    same = torch.ones(photo.shape[:2], dtype=torch.bool)
-    for channel, wanted in enumerate(color):
+    matches = torch.ones(photo.shape[:2], dtype=torch.bool)
+    for channel, target in enumerate(color):
         values = photo[..., channel]
-        same &= (values >= max(wanted - tolerance, 0)) & (values <= min(wanted + tolerance, 255))
-    return same
+        matches &= (values >= max(target - tolerance, 0)) & (values <= min(target + tolerance, 255))
+    return matches
 
 
 def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> None:
@@ -32,7 +32,7 @@ def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> No
     if bool(pixels_of(photo, color, tolerance).any()):
         return
     near, least = _nearest(photo, color)
-    allowed = f"a colour that the map has; the nearest are {', '.join(map(_told, near))}"
+    allowed = f"a colour that the map has; the nearest are {', '.join(map(_spelled, near))}"
     if least <= _WORTH_A_TOLERANCE:
         allowed += f"; or a tolerance of {least} or more"
     raise BadInput(field, list(color), allowed)
@@ -40,23 +40,23 @@ def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> No
 
 def near_misses(photo: RgbImage, color: Color, tolerance: int) -> int:
     """Pixels that are near the colour and do not count as of it, if so many that it matters; else 0."""
-    counted = int(pixels_of(photo, color, tolerance).sum())
-    missed = int(pixels_of(photo, color, tolerance + NEAR).sum()) - counted
-    return missed if missed > 0.05 * counted else 0
+    exact = int(pixels_of(photo, color, tolerance).sum())
+    near = int(pixels_of(photo, color, tolerance + NEAR).sum()) - exact
+    return near if near > 0.05 * exact else 0
 
 
 def _nearest(photo: RgbImage, color: Color, most: int = 3) -> tuple[list[Color], int]:
     """Of the colours that are about as near as the nearest, the most frequent; and how far the nearest is."""
-    code = (photo[..., 0].int() << 16) | (photo[..., 1].int() << 8) | photo[..., 2].int()
-    found, counts = torch.unique(code, return_counts=True)
-    channels = torch.stack([found >> 16, found >> 8 & 255, found & 255], dim=-1)
-    far = (channels - torch.tensor(color)).abs().amax(dim=-1)
-    least = int(far.min())
-    near = (far <= least + NEAR).nonzero()[:, 0].tolist()
-    near.sort(key=lambda i: (-int(counts[i]), int(far[i]), int(found[i])))
+    codes = (photo[..., 0].int() << 16) | (photo[..., 1].int() << 8) | photo[..., 2].int()
+    colors, counts = torch.unique(codes, return_counts=True)
+    channels = torch.stack([colors >> 16, colors >> 8 & 255, colors & 255], dim=-1)
+    distances = (channels - torch.tensor(color)).abs().amax(dim=-1)
+    least = int(distances.min())
+    near = (distances <= least + NEAR).nonzero()[:, 0].tolist()
+    near.sort(key=lambda i: (-int(counts[i]), int(distances[i]), int(colors[i])))
     return [(int(r), int(g), int(b)) for r, g, b in channels[near[:most]].tolist()], least
 
 
-def _told(color: Color) -> str:
+def _spelled(color: Color) -> str:
     red, green, blue = color
     return f"#{red:02x}{green:02x}{blue:02x} [{red}, {green}, {blue}]"

@@ -21,19 +21,19 @@ def by_weight(masks: Sequence[Mask], weights: Sequence[float]) -> Weights:
     cover = stack.sum(dim=0).clamp(max=1)
     # Masks that fill a cell together can miss 1 by rounding; the base would be evaluated for nothing.
     cover = torch.where(cover > 1 - 1e-6, 1.0, cover)
-    wanted = stack * torch.tensor(list(weights), dtype=stack.dtype)[:, None, None]
-    total = wanted.sum(dim=0)
-    shares = torch.where(total > 0, cover * wanted / total, 0.0)
+    weighted = stack * torch.tensor(list(weights), dtype=stack.dtype)[:, None, None]
+    total = weighted.sum(dim=0)
+    shares = torch.where(total > 0, cover * weighted / total, 0.0)
     return 1 - cover, tuple(shares)
 
 
 def by_order(masks: Sequence[Mask]) -> Weights:
     """Each region lies over those before it, as layers do (Porter & Duff 1984, `over`); the base is at the bottom."""
-    left, shares = torch.ones_like(masks[0]), list[Mask]()
+    remaining, shares = torch.ones_like(masks[0]), list[Mask]()
     for mask in reversed(masks):
-        shares.append(mask * left)
-        left = left * (1 - mask)
-    return torch.where(left < 1e-6, 0.0, left), tuple(reversed(shares))
+        shares.append(mask * remaining)
+        remaining = remaining * (1 - mask)
+    return torch.where(remaining < 1e-6, 0.0, remaining), tuple(reversed(shares))
 
 
 def stack_below(upper: Weights, lower: Weights) -> Weights:
@@ -55,13 +55,13 @@ def hard_partition(weights: Sequence[Mask], kinds: Sequence[str]) -> tuple[Mask,
     totals = torch.stack(
         [torch.stack([w for w, kind in zip(weights, kinds, strict=True) if kind == name]).sum(dim=0) for name in names]
     )
-    # Kinds tie where their weights differ by rounding alone. Of equal ones, argmax may take any: so the largest index
-    # is asked for.
+    # Kinds tie where their weights differ by rounding alone. Of equal ones, argmax may return any; this is always the
+    # last of them.
     best = totals >= totals.max(dim=0).values - 1e-6
     winner = (best * torch.arange(1, len(names) + 1)[:, None, None]).amax(dim=0) - 1
-    own = {name: (winner == i, totals[i]) for i, name in enumerate(names)}
+    by_kind = {name: (winner == i, totals[i]) for i, name in enumerate(names)}
     return tuple(
-        torch.where(own[kind][0], weight / own[kind][1].clamp(min=1e-12), 0.0)
+        torch.where(by_kind[kind][0], weight / by_kind[kind][1].clamp(min=1e-12), 0.0)
         for weight, kind in zip(weights, kinds, strict=True)
     )
 
