@@ -1,4 +1,4 @@
-"""Brownian noise for SDE solvers: increments of one random path, whatever order they are asked in."""
+"""Brownian noise for SDE solvers: increments of one random path, independent of the order of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.tensors.float32 import rounded
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 _DIGITS = 6
-"""The tree tells apart noise levels that differ in this decimal place (its tolerance of 1e-6)."""
+"""The tree resolves noise levels to this decimal place (its tolerance of 1e-6)."""
 
 
 class BrownianNoise:
@@ -22,7 +22,7 @@ class BrownianNoise:
 
     The tree of Li et al., "Scalable gradients for stochastic differential equations" (2020), as in
     torchsde and with ComfyUI's conventions, so that its seeds carry over: one tree for the whole
-    batch, levels in float32, always drawn on the CPU. Threads may ask at the same time.
+    batch, levels in float32, always drawn on the CPU. Thread-safe.
     Negative seeds have no path and raise BadInput.
     """
 
@@ -30,8 +30,8 @@ class BrownianNoise:
         check_seed(seed, lowest=0)
         low, high = rounded(sigma_min), rounded(sigma_max)
         self._span = round(low, _DIGITS), round(high, _DIGITS)
-        # The tree remembers what it has drawn, and changes with every question.
-        self._asking = threading.Lock()
+        # The tree caches what it has drawn, and changes with every call.
+        self._lock = threading.Lock()
         self._tree = torchsde.BrownianTree(low, torch.zeros(shape), high, entropy=seed, tol=10.0**-_DIGITS)
 
     def increment(self, sigma: float, sigma_next: float) -> Latent:
@@ -41,10 +41,10 @@ class BrownianNoise:
         path's own levels adds nothing to it, but counts in its length; an empty interval gives zeros.
         """
         low, high = sorted((rounded(sigma), rounded(sigma_next)))
-        start, end = (round(min(max(at, self._span[0]), self._span[1]), _DIGITS) for at in (low, high))
+        start, end = (round(min(max(level, self._span[0]), self._span[1]), _DIGITS) for level in (low, high))
         if start == end:
             return torch.zeros(self._tree.shape)
-        with self._asking:
-            moved = cast("torch.Tensor", self._tree(start, end))
-        moved = moved / math.sqrt(rounded(high - low))
-        return moved if sigma_next > sigma else -moved
+        with self._lock:
+            difference = cast("torch.Tensor", self._tree(start, end))
+        difference = difference / math.sqrt(rounded(high - low))
+        return difference if sigma_next > sigma else -difference

@@ -42,12 +42,12 @@ def initial_noise(seed: int, shape: tuple[int, int, int, int], batch_index: Sequ
         return torch.randn(shape, generator=generator, dtype=torch.float32)
     if not batch_index or min(batch_index) < 0:
         raise BadInput("batch_index", list(batch_index), "indices from 0, one per picture")
-    kept: dict[int, Latent] = {}
+    by_index: dict[int, Latent] = {}
     for index in range(max(batch_index) + 1):
-        drawn = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float32)
+        noise = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float32)
         if index in batch_index:
-            kept[index] = drawn
-    return torch.cat([kept[index] for index in batch_index])
+            by_index[index] = noise
+    return torch.cat([by_index[index] for index in batch_index])
 
 
 class Variation(NamedTuple):
@@ -83,11 +83,11 @@ class InitialNoise:
             return noise
         if not self.variations:
             return noise
-        mixed = [
+        variants = [
             mix_noise(noise, initial_noise(v.seed, self.shape, self.batch_index), v.strength, v.method)
             for v in self.variations
         ]
-        return varied_noise(noise, mixed, [v.inside for v in self.variations])
+        return varied_noise(noise, variants, [v.inside for v in self.variations])
 
 
 def add_noise(clean: Latent, noise: Latent, start: Level, levels: ModelLevels) -> Latent:
@@ -114,22 +114,22 @@ def mix_noise(noise: Latent, other: Latent, strength: float, method: VariationMe
     blend = original_mix_noise(noise, other, strength, method)
     if method == "linear":
         return blend
-    straight = (1 - strength) * noise + strength * other
-    turned = (_angle(noise, other).sin() > 1e-3).unflatten(1, (1, 1, 1))
-    return torch.where(turned, blend, straight)
+    linear_blend = (1 - strength) * noise + strength * other
+    has_angle = (_angle(noise, other).sin() > 1e-3).unflatten(1, (1, 1, 1))
+    return torch.where(has_angle, blend, linear_blend)
 
 
 def varied_noise(noise: Latent, variations: Sequence[Latent], weights: Sequence[Mask]) -> Latent:
     """The noise [b, c, h, w] with variations of it where their weights [h, w] (at most 1 together) are not 0.
 
-    Every cell has the variance of `noise`: a blend is divided by what it loses, which is known from how alike
-    the fields are.
+    Every cell has the variance of `noise`: a blend is divided by its standard deviation relative to the noise's, which
+    follows from the Gram matrix of the fields.
     """
     fields = torch.stack([noise, *variations])
     shares = torch.stack([1 - torch.stack(list(weights)).sum(dim=0), *weights])
     flat = fields.flatten(2)
-    alike = torch.einsum("kbn,lbn->bkl", flat, flat)
-    variance = torch.einsum("khw,lhw,bkl->bhw", shares, shares, alike / alike[:, :1, :1])
+    gram = torch.einsum("kbn,lbn->bkl", flat, flat)
+    variance = torch.einsum("khw,lhw,bkl->bhw", shares, shares, gram / gram[:, :1, :1])
     return torch.einsum("kbchw,khw->bchw", fields, shares) / variance.sqrt()[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Where stochastic steps get their noise: each source answers the same question with the same numbers."""
+"""The noise of stochastic steps: each source is a function of its arguments, independent of the order of calls."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class CounterBasedNoise:
         return self._shape, self._seed, self._indices, self._span
 
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
-        return torch.cat([self._drawn(f"{self._seed}/{index}/{step}/{stage}") for index in self._indices])
+        return torch.cat([self._draw(f"{self._seed}/{index}/{step}/{stage}") for index in self._indices])
 
-    def _drawn(self, key: str) -> Latent:
-        generator = torch.Generator("cpu").manual_seed(_hashed(key))
+    def _draw(self, key: str) -> Latent:
+        generator = torch.Generator("cpu").manual_seed(_derived_seed(key))
         return torch.randn(self._shape, generator=generator, dtype=torch.float32)
 
     @cached_property
     def _paths(self) -> list[BrownianNoise]:
-        return [BrownianNoise(self._shape, _hashed(f"{self._seed}/{i}"), *self._span) for i in self._indices]
+        return [BrownianNoise(self._shape, _derived_seed(f"{self._seed}/{i}"), *self._span) for i in self._indices]
 
     def brownian_increment(self, sigma: float, sigma_next: float) -> Latent:
         return torch.cat([path.increment(sigma, sigma_next) for path in self._paths])
 
 
-def _hashed(key: str) -> int:
+def _derived_seed(key: str) -> int:
     """A seed from a name, so that neighbours have nothing in common, nor any with the initial noise."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
@@ -57,7 +57,7 @@ class ComfyNoise:
     """ComfyUI's noise: one generator, started with the seed, draws for step after step.
 
     The first draw is the same tensor as the initial noise of that seed. `draws` is how many a step
-    makes; the Brownian path spans the sigmas `low` to `high`. Threads may ask at the same time.
+    makes; the Brownian path spans the sigmas `low` to `high`. Thread-safe.
     Raises BadInput for impossible seeds.
     """
 
@@ -65,8 +65,8 @@ class ComfyNoise:
         check_seed(seed)
         self._shape, self._seed, self._draws, self._span = shape, seed, draws, (low, high)
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._drawn: list[Latent] = []
-        self._drawing = threading.Lock()
+        self._draw_cache: list[Latent] = []
+        self._lock = threading.Lock()
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -75,10 +75,10 @@ class ComfyNoise:
 
     def fresh(self, step: int, stage: int = 0, skipped: int = 0) -> Latent:
         number = step * self._draws + stage - skipped
-        with self._drawing:
-            while len(self._drawn) <= number:
-                self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
-            return self._drawn[number]
+        with self._lock:
+            while len(self._draw_cache) <= number:
+                self._draw_cache.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
+            return self._draw_cache[number]
 
     @cached_property
     def _path(self) -> BrownianNoise:
