@@ -1,4 +1,4 @@
-"""Prompts of which a model does not read or does not know a part."""
+"""Warnings about prompts that are longer than a model reads, or have words that it was not trained on."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def prompt_warnings(job: ResolvedJob, used: Collection[PromptKey], models: Mappi
 
     In other dialects than the plain one no prompt is too long.
 
-    `used` are the prompts of the job's run; what it leaves out, such as negative prompts without guidance, is
-    nobody's loss. `models` are by name.
+    `used` are the prompts of the job's run; for those that it does not evaluate, such as negative prompts without
+    guidance, there is no warning. `models` are by name.
     """
-    found: list[str] = []
+    warnings: list[str] = []
     syntax = job.base.prompt_syntax
     evaluated = {(key.model, key.prompt) for key in used}
     for field, name, prompt in prompts_of(job):
         if (name, prompt) in evaluated:
             model = models[name]
-            read = model.reading(prompt)
-            if syntax == "plain" and read.tokens > read.most:
-                last = one_line(" ".join(prompt[: read.end].split()[-_LAST_WORDS:])[-_LONGEST:])
-                found.append(
-                    f"{field}: {read.tokens} tokens; the model reads the first {read.most}, up to "
+            reading = model.reading(prompt)
+            if syntax == "plain" and reading.tokens > reading.most:
+                last = one_line(" ".join(prompt[: reading.end].split()[-_LAST_WORDS:])[-_LONGEST:])
+                warnings.append(
+                    f"{field}: {reading.tokens} tokens; the model reads the first {reading.most}, up to "
                     f'"... {last}", and ignores the rest'
                 )
             unknown = model.unknown_words(words_of(prompt, syntax)) if model.path == EMBEDDED else []
             if unknown:
                 number = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
-                shown = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
-                found.append(f"{field}: the embedded model does not know {number}: {', '.join(shown)}")
-    return found
+                examples = [one_line(word, _LONGEST) for word in unknown[:10]] + ["..."] * (len(unknown) > 10)
+                warnings.append(f"{field}: the embedded model does not know {number}: {', '.join(examples)}")
+    return warnings

@@ -18,18 +18,18 @@ _LONGEST = 60
 def sign_warnings(job: ResolvedJob) -> list[str]:
     """One line for each prompt with a weight or an embedding that is read as text."""
     syntax = job.base.prompt_syntax
-    advice = _plain if syntax == "plain" else _glued
-    found = {field: advice(words_of(prompt, syntax)) for field, _, prompt in prompts_of(job)}
-    return [f"{field}: {text}" for field, text in found.items() if text]
+    advice = _plain_advice if syntax == "plain" else _dialect_advice
+    problems = {field: advice(words_of(prompt, syntax)) for field, _, prompt in prompts_of(job)}
+    return [f"{field}: {text}" for field, text in problems.items() if text]
 
 
-def _plain(prompt: str) -> str:
-    found = WEIGHTED.search(prompt) or _EMBEDDING.search(prompt)
-    if found is None:
+def _plain_advice(prompt: str) -> str:
+    sign = WEIGHTED.search(prompt) or _EMBEDDING.search(prompt)
+    if sign is None:
         return ""
-    return f"{one_line(found[0], _LONGEST)} is read as it stands; prompt_syntax: comfyui, or a1111, gives it a meaning"
+    return f"{one_line(sign[0], _LONGEST)} is read as it stands; prompt_syntax: comfyui, or a1111, gives it a meaning"
 
 
-def _glued(words: str) -> str:
-    found = _EMBEDDING.search(words)
-    return f"{one_line(found[0], _LONGEST)} is read as words; an embedding has a blank before it" if found else ""
+def _dialect_advice(words: str) -> str:
+    sign = _EMBEDDING.search(words)
+    return f"{one_line(sign[0], _LONGEST)} is read as words; an embedding has a blank before it" if sign else ""

@@ -1,4 +1,4 @@
-"""Shapes -> masks, as the composition of a job wants them."""
+"""Shapes -> masks, in the form that the job's composition takes."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def region_masks(
     photos: Mapping[str, RgbImage],
     cell: int,
     digests: Mapping[str, str] | None = None,
-    drawn: DrawnMasks | None = None,
+    cache: DrawnMasks | None = None,
 ) -> tuple[AnyMask, ...]:
     """Each region's mask, grown and feathered; of a grid, its tile's. `photos` holds the mask files by path.
 
     On the latent lattice for joint composition, in pixels for sequential, whose nodes resize masks themselves.
-    Equal masks are drawn once, also those of other jobs that are in `drawn`; with that, `digests` must have the SHA-256
+    Equal masks are drawn once, also those of other jobs that are in `cache`; with that, `digests` must have the SHA-256
     of each mask file by path. Raises BadInput for a canvas that is no multiple of the cell, for colours that their map
     does not have, and for regions that are empty or smaller than one latent cell.
     """
     for name, pixels in (("width", job.width), ("height", job.height)):
         if pixels % cell:
             raise BadInput(name, pixels, f"a multiple of {cell} for this model")
-    built: dict[str, AnyMask] = {}
+    by_key: dict[str, AnyMask] = {}
     masks: list[AnyMask] = []
     for mask in job.masks:
         key = content_hash([canonical_mask(mask, digests or {}), mask.size, job.composition, cell])
-        if key in built:
+        if key in by_key:
             # A copy: tensors that share memory cannot be written as one object.
-            masks.append(built[key].clone())
+            masks.append(by_key[key].clone())
             continue
-        draw_it = partial(_drawn, job, mask, photos, cell)
-        built[key] = draw_it() if drawn is None else drawn.get(key, draw_it)
-        masks.append(built[key])
+        make_mask = partial(_draw_mask, job, mask, photos, cell)
+        by_key[key] = make_mask() if cache is None else cache.get(key, make_mask)
+        masks.append(by_key[key])
     return tuple(masks)
 
 
-def _drawn(job: ResolvedJob, mask: ResolvedMask, photos: Mapping[str, RgbImage], cell: int) -> AnyMask:
+def _draw_mask(job: ResolvedJob, mask: ResolvedMask, photos: Mapping[str, RgbImage], cell: int) -> AnyMask:
     pixels = draw.rasterized(mask, photos)
     draw.check_extent(pixels, cell, mask.field, mask.shape.model_dump(exclude={"kind"}))
     pixels = draw.feathered(draw.grown(pixels, mask.grow), mask.feather)
@@ -62,7 +62,7 @@ def protected_pixels(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> PixelM
     if not job.protect:
         return None
     protected = torch.zeros(job.height, job.width)
-    # Equal ones are drawn once; a mistake is told by the field of the first.
+    # Equal ones are drawn once; errors name the field of the first.
     for mask in {mask.shape: mask for mask in reversed(job.protect)}.values():
         torch.maximum(protected, draw.rasterized(mask, photos), out=protected)
     # A half that was resized may miss it by its last bit.

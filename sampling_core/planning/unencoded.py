@@ -1,4 +1,4 @@
-"""What is known of encoded prompts before they are encoded: their shapes, which decide what can share a forward."""
+"""Shapes of prompt encodings before they are encoded: they decide which rows can share a forward."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def unencoded(specs: Mapping[str, TensorSpec], repeatable: frozenset[str]) -> Co
     return Conditioning(tensors, repeatable)
 
 
-def told_in_counting(prompts: Collection[PromptKey], known: Unencoded) -> dict[PromptKey, Conditioning]:
-    """What a network that only counts is told: nothing, unless some of the prompts cannot share a forward as they are.
+def told_in_counting(prompts: Collection[PromptKey], layouts: Unencoded) -> dict[PromptKey, Conditioning]:
+    """Conditionings for counting forwards: empty ones, unless some of the prompts have different shapes.
 
-    `known` may be empty, and then nothing is known of any prompt.
+    `layouts` may be empty: all prompts then count as of one shape.
     """
-    found = {key: known.get(key, Conditioning({})) for key in prompts}
+    conditionings = {key: layouts.get(key, Conditioning({})) for key in prompts}
     by_model: dict[str, set[object]] = {}
-    for key, told in found.items():
-        by_model.setdefault(key.model, set()).add((told.layout, told.lengths))
+    for key, conditioning in conditionings.items():
+        by_model.setdefault(key.model, set()).add((conditioning.layout, conditioning.lengths))
     alike = all(len(shapes) == 1 for shapes in by_model.values())
-    return dict.fromkeys(prompts, Conditioning({})) if alike else found
+    return dict.fromkeys(prompts, Conditioning({})) if alike else conditionings
 
 
 def _times(size: int | range, times: int = 1) -> int:
-    """A size of a tensor, so many times. Raises ValueError for one that is not known."""
+    """A size of a tensor, so many times. Raises ValueError for a range of sizes."""
     if isinstance(size, range):
         raise ValueError("an encoded prompt has one shape")  # noqa: TRY004 - a spec's value, not its type
     return size * times
