@@ -1,4 +1,4 @@
-"""The driver: takes steps of one run or of several, and answers what they ask in the same forwards."""
+"""The driver: takes steps of one run or of several, and evaluates their requests in the same forwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = TypeVar("S")
 
 
 class Member(NamedTuple):
-    """A run in a state that is not its last, and what the state after its next step is called.
+    """A run in a state that is not its last, and the name of the state after its next step.
 
     States with one name are equal, whichever run computes them; with other rows in a forward, up to its rounding.
     """
@@ -32,8 +32,8 @@ def advance_together(members: Sequence[Member], context: EvaluationContext) -> t
     first: dict[str, Member] = {}
     for member in members:
         first.setdefault(member.next_name, member)
-    reached, cost = taken({name: run.step(state) for name, (run, state, _) in first.items()}, context)
-    return _given(members, first, reached), cost
+    next_states, cost = advance_runs({name: run.step(state) for name, (run, state, _) in first.items()}, context)
+    return _member_states(members, first, next_states), cost
 
 
 def iterate(
@@ -41,29 +41,29 @@ def iterate(
 ) -> Iterator[tuple[S, Count]]:
     """Every state of one run after `state` up to step `until` (default: the end), with what each step cost."""
     for _ in range(run.steps_done(state), run.steps if until is None else until):
-        reached, cost = taken({0: run.step(state)}, context)
-        state = reached[0]
+        next_states, cost = advance_runs({0: run.step(state)}, context)
+        state = next_states[0]
         yield state, cost
 
 
-def taken(steps: Mapping[K, RunStep[S]], context: EvaluationContext) -> tuple[dict[K, S], Count]:
+def advance_runs(steps: Mapping[K, RunStep[S]], context: EvaluationContext) -> tuple[dict[K, S], Count]:
     """The states after steps of several runs, by their keys, and what they cost together."""
     rounds, total = lockstep(steps), Count()
     try:
-        asked = next(rounds)
+        requests = next(rounds)
         while True:
-            answers, cost = evaluate([request for own in asked.values() for request in own.values()], context)
+            answers, cost = evaluate([request for of_run in requests.values() for request in of_run.values()], context)
             total, remaining = total.plus(cost), iter(answers)
-            asked = rounds.send({key: {i: next(remaining) for i in own} for key, own in asked.items()})
+            requests = rounds.send({key: {i: next(remaining) for i in of_run} for key, of_run in requests.items()})
     except StopIteration as stop:
         return stop.value, total
 
 
-def _given(members: Sequence[Member], first: dict[str, Member], reached: dict[str, Any]) -> list[Any]:
+def _member_states(members: Sequence[Member], first: dict[str, Member], next_states: dict[str, Any]) -> list[Any]:
     """Each member's own state: runs that begin alike may go on with others, whose solvers their states hold too."""
     names = [member.next_name for member in members]
-    written = {name: first[name].run.to_tensors(reached[name]) for name in first if names.count(name) > 1}
+    tensors = {name: first[name].run.to_tensors(next_states[name]) for name in first if names.count(name) > 1}
     return [
-        member.run.from_tensors(written[name]) if name in written else reached[name]
+        member.run.from_tensors(tensors[name]) if name in tensors else next_states[name]
         for name, member in zip(names, members, strict=True)
     ]

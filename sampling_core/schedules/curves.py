@@ -48,5 +48,5 @@ def linear_quadratic(levels: ModelLevels, steps: int, threshold: float = 0.025) 
         return [levels.largest, 0.0]
     slope, rest = threshold / linear, steps - linear
     curvature = (1 - slope * steps) / rest**2
-    way = [slope * i + curvature * max(i - linear, 0) ** 2 for i in range(steps)]
-    return [*(float(float32(1 - share) * levels.largest) for share in way), 0.0]
+    shares = [slope * i + curvature * max(i - linear, 0) ** 2 for i in range(steps)]
+    return [*(float(float32(1 - share) * levels.largest) for share in shares), 0.0]

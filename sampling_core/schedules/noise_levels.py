@@ -25,8 +25,8 @@ BETA_SCHEDULES: dict[str, BetaSchedule] = {"scaled_linear": "scaled_linear", "li
 T = TypeVar("T", float, float32, torch.Tensor)
 
 
-LEAST_KEPT = 4.8973451890853435e-08
-"""ComfyUI's stand-in for a share of 0 that is left of the picture, which gives a sigma of 4519."""
+LEAST_ALPHA_CUMPROD = 4.8973451890853435e-08
+"""ComfyUI's stand-in for a cumulative alpha of 0, which gives a sigma of 4519."""
 
 
 class Level(NamedTuple):
@@ -130,13 +130,13 @@ def beta_levels(
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
     else:
         betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
-    kept = torch.cumprod(1 - betas, dim=0)
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     if zero_terminal_snr:
-        root = kept.sqrt()
-        kept = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-        kept[-1] = LEAST_KEPT
+        root = alphas_cumprod.sqrt()
+        alphas_cumprod = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        alphas_cumprod[-1] = LEAST_ALPHA_CUMPROD
     # The network was trained on float32 levels; a timestep is looked up among exactly those.
-    sigmas = ((1 - kept) / kept).sqrt()
+    sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
     return ModelLevels(tuple(sigmas.float().tolist()), prediction, tuple(sigmas.log().float().tolist()))
 
 

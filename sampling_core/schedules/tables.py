@@ -53,20 +53,20 @@ def gits(steps: int, coefficient: float = 1.2) -> list[float]:
 def _gits_rows(coefficient: float) -> tuple[tuple[float, ...], ...]:
     if coefficient not in ROWS:
         raise BadInput("coefficient", coefficient, "0.8 to 1.5 in steps of 0.05")
-    trained = beta_levels("epsilon")
-    between = [[int(k) for k in row.split()] for row in ROWS[coefficient].strip().splitlines()]
-    return tuple(tuple(trained.sigma_at(999 * (1 - k / 100)) for k in (0, *row, 100)) for row in between)
+    levels = beta_levels("epsilon")
+    inner_rows = [[int(k) for k in row.split()] for row in ROWS[coefficient].strip().splitlines()]
+    return tuple(tuple(levels.sigma_at(999 * (1 - k / 100)) for k in (0, *row, 100)) for row in inner_rows)
 
 
 def _interpolated(sigmas: Sequence[float], steps: int) -> list[float]:
     """As many steps along the same curve: linear in log sigma over the share of the steps taken."""
     logs = [math.log(sigma) for sigma in sigmas]
-    found: list[float] = []
+    interpolated: list[float] = []
     for step in range(steps + 1):
-        at = (len(logs) - 1) * step / steps
-        i = min(int(at), len(logs) - 2)
-        found.append(math.exp(logs[i] + (at - i) * (logs[i + 1] - logs[i])))
-    return found
+        position = (len(logs) - 1) * step / steps
+        i = min(int(position), len(logs) - 2)
+        interpolated.append(math.exp(logs[i] + (position - i) * (logs[i + 1] - logs[i])))
+    return interpolated
 
 
 def _down_to_zero(sigmas: Sequence[float]) -> list[float]:

@@ -50,7 +50,7 @@ def ddim_uniform(levels: ModelLevels, steps: int) -> list[float]:
 def beta(levels: ModelLevels, steps: int, a: float = 0.6, b: float = 0.6) -> list[float]:
     """Timesteps at even quantiles of a Beta(a, b) distribution (Lee et al. 2024, "Beta Sampling is All You Need").
 
-    Timesteps that coincide after rounding are taken once, so long schedules have fewer steps than asked.
+    Timesteps that coincide after rounding are taken once, so long schedules have fewer steps than `steps`.
     """
     # Here, because importing it takes a third of a second, and few jobs use this schedule.
     from scipy.special import betaincinv

@@ -1,4 +1,4 @@
-"""Tensor specs: what is known of named tensors before they are read, so that anything else can be refused unread."""
+"""Tensor specs: types and shapes that named tensors must have, so that others can be refused before they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor must be. A dimension is a number, or the range of numbers that are allowed."""
+    """Type and shape that a tensor must have. A dimension is a number, or the range of numbers that are allowed."""
 
     dtype: torch.dtype
     shape: tuple[int | range, ...]
@@ -21,8 +21,8 @@ class TensorSpec(NamedTuple):
         if dtype != self.dtype or len(shape) != len(self.shape):
             return False
         return all(
-            size in wanted if isinstance(wanted, range) else size == wanted
-            for size, wanted in zip(shape, self.shape, strict=True)
+            size in allowed if isinstance(allowed, range) else size == allowed
+            for size, allowed in zip(shape, self.shape, strict=True)
         )
 
     @property

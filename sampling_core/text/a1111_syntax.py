@@ -36,25 +36,25 @@ _REFUSED = {
 def a1111_spans(prompt: str) -> list[Span]:
     """The spans of a prompt, none of them empty. Raises PromptError."""
     for what, pattern in _REFUSED.items():
-        if found := pattern.search(prompt):
-            raise PromptError(f"a prompt without {what} ({found[0].strip()[:40]!r} is there)")
+        if refused := pattern.search(prompt):
+            raise PromptError(f"a prompt without {what} ({refused[0].strip()[:40]!r} is there)")
     spans = list[Span]()
-    opened: dict[str, list[int]] = {"(": [], "[": []}
+    open_brackets: dict[str, list[int]] = {"(": [], "[": []}
     for unit in _UNITS.findall(prompt):
         number = unit[1:-1] if unit.startswith(":") and unit.endswith(")") else None
         closes = "(" if number is not None else _OPENS.get(unit)
-        if unit in opened:
-            opened[unit].append(len(spans))
-            check_depth(len(opened[unit]))
-        elif closes is not None and opened[closes]:
+        if unit in open_brackets:
+            open_brackets[unit].append(len(spans))
+            check_depth(len(open_brackets[unit]))
+        elif closes is not None and open_brackets[closes]:
             factor = _FACTORS[closes] if number is None else float(number)
-            _multiply(spans, opened[closes].pop(), factor)
+            _multiply(spans, open_brackets[closes].pop(), factor)
         else:
             spans += _text(unit)
-    for bracket, starts in opened.items():
+    for bracket, starts in open_brackets.items():
         for start in starts:
             _multiply(spans, start, _FACTORS[bracket])
-    return list(_merged(spans))
+    return list(_merge_words(spans))
 
 
 def _multiply(spans: list[Span], start: int, factor: float) -> None:
@@ -73,7 +73,7 @@ def _text(unit: str) -> Iterator[Span]:
             yield Words(text, 1.0)
 
 
-def _merged(spans: list[Span]) -> Iterator[Span]:
+def _merge_words(spans: list[Span]) -> Iterator[Span]:
     """Neighbours of one weight are one text: words are not taken apart by signs that mean nothing."""
     last: Words | None = None
     for span in spans:

@@ -69,11 +69,11 @@ def plain_address(url: object) -> str:
 
 
 def plain_value(value: object, most: int = 80) -> str:
-    """A value as Python spells it, which tells text from numbers; it may be nested without end."""
-    shown = _Shown()
-    shown.maxstring = shown.maxother = shown.maxlong = most
+    """A value's repr, with text in quotes and numbers without; the value may be nested without end."""
+    shortener = _RedactedRepr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = most
     try:
-        return _cut(visible(_one_line(shown.repr(value))), most)
+        return _cut(visible(_one_line(shortener.repr(value))), most)
     except ValueError:
         return "a very long number"
 
@@ -110,18 +110,18 @@ def _one_line(text: str) -> str:
 
 def _spelled(text: str, i: int) -> str:
     letter, around = text[i], text[i - 1 : i] + text[i + 1 : i + 2]
-    seen = unicodedata.category(letter) not in _UNSEEN
+    is_visible = unicodedata.category(letter) not in _UNSEEN
     if letter in _JOINERS and len(around) == 2 and not any(map(str.isascii, around)):
-        seen = _UNSEEN.isdisjoint(map(unicodedata.category, around))
-    return letter if seen else letter.encode("unicode_escape").decode()
+        is_visible = _UNSEEN.isdisjoint(map(unicodedata.category, around))
+    return letter if is_visible else letter.encode("unicode_escape").decode()
 
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + HIDDEN
 
 
-class _Shown(reprlib.Repr):
-    """Keys are taken out before a value is cut: half a key is still told, and nothing finds it any more."""
+class _RedactedRepr(reprlib.Repr):
+    """Redacts keys before a value is cut: half a key would still be shown, and match no known key any more."""
 
     def repr_str(self, x: str, level: int) -> str:
         # A value that looks like an address is one, whatever blanks and quotes are in its password.

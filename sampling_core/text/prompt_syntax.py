@@ -31,11 +31,11 @@ def parse_prompt(prompt: str, syntax: PromptSyntax) -> tuple[Span, ...]:
             spans = comfyui_spans(prompt)
         case "a1111":
             spans = a1111_spans(prompt)
-    found = tuple(_with_embeddings(spans))
-    for span in found:
+    parsed = tuple(_with_embeddings(spans))
+    for span in parsed:
         if not isinstance(span, Break) and abs(span.weight) > MOST_WEIGHT:
             raise PromptError(f"weights from -{MOST_WEIGHT} to {MOST_WEIGHT} ({span.weight:g} is one)")
-    return found
+    return parsed
 
 
 def embedding_names(prompt: str | None, syntax: PromptSyntax) -> list[str]:
@@ -55,14 +55,14 @@ def _with_embeddings(spans: Iterable[Span]) -> Iterable[Span]:
         if not isinstance(span, Words):
             yield span
             continue
-        at = 0
-        for found in _EMBEDDING.finditer(span.text):
-            name = found[1].removesuffix(".safetensors")
+        end = 0
+        for reference in _EMBEDDING.finditer(span.text):
+            name = reference[1].removesuffix(".safetensors")
             if not name:
                 raise PromptError("a name after embedding:")
-            if found.start() > at:
-                yield span._replace(text=span.text[at : found.start()])
+            if reference.start() > end:
+                yield span._replace(text=span.text[end : reference.start()])
             yield Embedding(name, span.weight)
-            at = found.end()
-        if at < len(span.text):
-            yield span._replace(text=span.text[at:])
+            end = reference.end()
+        if end < len(span.text):
+            yield span._replace(text=span.text[end:])

@@ -14,25 +14,25 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
     number says whether it has to be finite.
     """
     try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=each_once)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=each_once)
         if b"\\u" in content:
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeError:
         raise ValueError("not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: {error.msg}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError("not a mapping")  # noqa: TRY004 - of all that is wrong with the text, this is one more
-    return found
+    return value
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON whose names all differ. Raises ValueError for others, of which `json.loads` takes the last."""
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in mapping:
             raise ValueError(f"the key {name[:80]!r} is there twice")
-        found[name] = value
-    return found
+        mapping[name] = value
+    return mapping
