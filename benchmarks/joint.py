@@ -91,9 +91,9 @@ def _print_memory(composition: str, count: int) -> None:
     run = compose_run(composition, count)
     # Loading libraries held more than the run does: Linux forgets its peak for a 5.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _kilobytes("VmRSS")
+    rss_before = _kilobytes("VmRSS")
     measure(run, network)
-    print((_kilobytes("VmHWM") - before) / 1024)
+    print((_kilobytes("VmHWM") - rss_before) / 1024)
 
 
 def _kilobytes(name: str) -> int:

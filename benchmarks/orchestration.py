@@ -115,7 +115,7 @@ def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
     """Seconds of the grid from its first shard's start to its last one's end, and what it cost the server."""
     server = processes.running(machine.folder, "server")
     assert server is not None
-    before, calls = _memory(server), _calls(machine)
+    memory_before, calls_before = _memory(server), _calls(machine)
     job = GRID | {"job": CELL | {"seed": number}}
     parameters = {"job": job, "parallel_shards": machines, "out": str(machine.out)}
     run_id = machine.submit("grid/grid", **parameters, store=f"s3://{BUCKET}/grid-{number}", name=f"grid-{number}")
@@ -128,8 +128,8 @@ def grid(machine: Machine, number: int, machines: int) -> dict[str, float]:
         "shards": len(grid_shards),
         "seconds": max(_moment(run["end_time"]) for run in grid_shards)
         - min(_moment(run["start_time"]) for run in grid_shards),
-        "calls_per_cell": (_calls(machine) - calls) / CELLS,
-        "server_mb_before": before,
+        "calls_per_cell": (_calls(machine) - calls_before) / CELLS,
+        "server_mb_before": memory_before,
         "server_mb_after": _memory(server),
     }
 

@@ -68,8 +68,8 @@ async def recurring(
     """
     # The time at which the run was due, not the time at which it started: a retry may be late.
     due = flow_run.scheduled_start_time.astimezone(ZoneInfo(timezone))
-    job_of_run = job_at(due, job, seed, prompts, prompt)
-    return await render(job_of_run, checkpoint_steps, store, out, f"{name}-{due:%Y-%m-%d}")
+    due_job = job_at(due, job, seed, prompts, prompt)
+    return await render(due_job, checkpoint_steps, store, out, f"{name}-{due:%Y-%m-%d}")
 
 
 def job_at(due: datetime, job: RenderJob, seed: Change, prompts: Sequence[str], prompt: Change) -> RenderJob:

@@ -73,7 +73,7 @@ async def draw(
 
         check_server(parallel_shards)
     await asyncio.to_thread(Store(out, "out").check, patient=True)
-    jobs = [filled_in(named) for named in jobs]
+    jobs = [filled_in(job) for job in jobs]
     first_of = distinct(jobs)
     unique_jobs = list(dict.fromkeys(first_of.values()))
     parts = shards(unique_jobs, parallel_shards or 1, sharding.jobs_per_shard)
@@ -134,10 +134,10 @@ def _part(jobs: Sequence[NamedJob], hashes: Mapping[str, str], places: Places, s
     from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest
 
     parameters: dict[str, Any] = {
-        "jobs": [named.model_dump(mode="json", exclude_unset=True) for named in jobs],
+        "jobs": [job.model_dump(mode="json", exclude_unset=True) for job in jobs],
         "store": places.store,
         "keep": places.keep,
     }
-    job_hashes = [hashes[named.name] for named in jobs]
+    job_hashes = [hashes[job.name] for job in jobs]
     key = content_hash([parameters, job_hashes])
     return ShardRequest(parameters, key, partial(all_rendered, store, job_hashes))

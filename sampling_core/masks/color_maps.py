@@ -52,9 +52,9 @@ def _nearest(photo: RgbImage, color: Color, most: int = 3) -> tuple[list[Color],
     channels = torch.stack([colors >> 16, colors >> 8 & 255, colors & 255], dim=-1)
     distances = (channels - torch.tensor(color)).abs().amax(dim=-1)
     least = int(distances.min())
-    near = (distances <= least + NEAR).nonzero()[:, 0].tolist()
-    near.sort(key=lambda i: (-int(counts[i]), int(distances[i]), int(colors[i])))
-    return [(int(r), int(g), int(b)) for r, g, b in channels[near[:most]].tolist()], least
+    candidates = (distances <= least + NEAR).nonzero()[:, 0].tolist()
+    candidates.sort(key=lambda i: (-int(counts[i]), int(distances[i]), int(colors[i])))
+    return [(int(r), int(g), int(b)) for r, g, b in channels[candidates[:most]].tolist()], least
 
 
 def _spelled(color: Color) -> str:

@@ -65,6 +65,6 @@ def _middle(outer: Size, shape: Size) -> Box:
     return Box((outer[0] - height) // 2, (outer[1] - width) // 2, height, width)
 
 
-def _divided(number: int, by: int) -> int:
+def _divided(number: int, divisor: int) -> int:
     """The quotient, rounded."""
-    return (2 * number + by) // (2 * by)
+    return (2 * number + divisor) // (2 * divisor)

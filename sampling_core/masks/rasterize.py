@@ -78,8 +78,8 @@ def polygon(size: Size, points: Sequence[tuple[float, float]]) -> PixelMask:
             continue
         (rows,) = ((at_y >= min(y0, y1)) & (at_y < max(y0, y1))).nonzero(as_tuple=True)
         edge_x = x0 + (at_y[rows] - y0) * (x1 - x0) / (y1 - y0)
-        before = torch.searchsorted(at_x, edge_x)
-        odd[rows, before] = ~odd[rows, before]
+        crossing = torch.searchsorted(at_x, edge_x)
+        odd[rows, crossing] = ~odd[rows, crossing]
     # A pixel is inside if an odd number of crossings lie to its right. Counts of 8 bits keep what is odd.
     crossings = odd[:, 1:].flip(1).cumsum(1, dtype=torch.uint8)
     return (crossings & 1).flip(1).float()

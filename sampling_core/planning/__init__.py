@@ -1,1 +1,1 @@
-"""A job and its masks -> its sampling run, what it costs, and what a person should know of it."""
+"""A job and its masks -> its sampling run, its cost, and warnings about it."""

@@ -79,7 +79,7 @@ def original_sigmas(
     """The sigmas of a run as the original nodes have them (ComfyUI 0.3.64, Impact Pack 7.10.6), as in `sigma_schedule`.
 
     Differs in the length of the schedule where steps / denoise is a whole number that floating point
-    misses, and is empty where denoise is 0. Remembered, because every pass of a node asks for it again.
+    misses, and is empty where denoise is 0. Cached, because every pass of a node needs it again.
     Raises BadInput for an unknown scheduler and steps < 1.
     """
     drop = sampler in PENULTIMATE_DROPPED

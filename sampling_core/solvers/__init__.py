@@ -22,17 +22,19 @@ from prefect_regional_diffusion.sampling_core.solvers.base import (
 )
 
 
-def _found() -> Samplers:
+def _all_samplers() -> Samplers:
     """The samplers of all files here, in the order of their names in `SamplerName`: none is missing, none too many."""
-    found: Samplers = {}
+    samplers: Samplers = {}
     for module in iter_modules(__path__):
-        found |= getattr(import_module(f"{__name__}.{module.name}"), "SAMPLERS", {})
+        samplers |= getattr(import_module(f"{__name__}.{module.name}"), "SAMPLERS", {})
     names: tuple[str, ...] = get_args(SamplerName)
-    assert found.keys() == set(names), f"names without a solver, or solvers without a name: {found.keys() ^ set(names)}"
-    return {name: found[name] for name in names}
+    assert samplers.keys() == set(names), (
+        f"names without a solver, or solvers without a name: {samplers.keys() ^ set(names)}"
+    )
+    return {name: samplers[name] for name in names}
 
 
-SOLVERS = _found()
+SOLVERS = _all_samplers()
 BROWNIAN = frozenset(name for name, solver in SOLVERS.items() if solver.brownian)
 """Samplers whose noise is the increments of one Brownian path."""
 

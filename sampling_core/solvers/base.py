@@ -144,7 +144,10 @@ def check_memory(memory: tuple[Any, ...], sigma_schedule: Sequence[Level], step:
         if len(history) != len(fields["values"]) or len(history) > step:
             raise ValueError(f"a history of {len(fields['values'])} entries with {len(history)} levels")
         expected = sigma_schedule[step - len(history) : step]
-        if any(level not in (own, finite_snr(own, levels)) for level, own in zip(history, expected, strict=True)):
+        if any(
+            level not in (scheduled, finite_snr(scheduled, levels))
+            for level, scheduled in zip(history, expected, strict=True)
+        ):
             raise ValueError("a history of another schedule")
     if "tau" in fields and float(fields["tau"]) not in (0.0, 1.0):
         raise ValueError("a history with another strength of noise")

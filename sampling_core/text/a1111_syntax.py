@@ -35,9 +35,9 @@ _REFUSED = {
 
 def a1111_spans(prompt: str) -> list[Span]:
     """The spans of a prompt, none of them empty. Raises PromptError."""
-    for what, pattern in _REFUSED.items():
+    for feature, pattern in _REFUSED.items():
         if refused := pattern.search(prompt):
-            raise PromptError(f"a prompt without {what} ({refused[0].strip()[:40]!r} is there)")
+            raise PromptError(f"a prompt without {feature} ({refused[0].strip()[:40]!r} is there)")
     spans = list[Span]()
     open_brackets: dict[str, list[int]] = {"(": [], "[": []}
     for unit in _UNITS.findall(prompt):

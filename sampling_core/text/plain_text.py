@@ -165,9 +165,9 @@ def _address(text: str) -> str:
     """A URL without user, password and the values of its query; scheme, host and path stay."""
     scheme, slashes, rest = text.partition("://") if "://" in text else ("", "", text)
     if _CONTAINER.match(text) is None:
-        user, at, place = rest.rpartition("@")
+        user, at_sign, place = rest.rpartition("@")
         # A password may have slashes in it, and so may a path have an @; only the one has a colon before it.
-        if at and (":" in user or not re.search(r"[/?#]", user)):
+        if at_sign and (":" in user or not re.search(r"[/?#]", user)):
             rest = f"{HIDDEN}@{place}"
     place, *query = re.split(r"([?#&])", rest)
     return scheme + slashes + place + "".join(_without_value(part) for part in query)
