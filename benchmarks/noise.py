@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import J
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
@@ -43,7 +43,7 @@ SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde")
 
 class _KnowsTheAnswer:
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         return torch.zeros_like(x)
 

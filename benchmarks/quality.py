@@ -41,7 +41,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import PixelMask, Rows
@@ -168,7 +168,7 @@ class _KnowsTheAnswer:
     """Every clean latent is zero, so all of x is noise."""
 
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         return torch.zeros_like(x)
 

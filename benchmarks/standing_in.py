@@ -15,6 +15,7 @@ from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -29,7 +30,7 @@ class SleepingNetwork:
     """A forward takes FORWARD_SECONDS, whatever it is asked."""
 
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         time.sleep(FORWARD_SECONDS)
         return 0.5 * x

@@ -16,7 +16,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierF
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapter, ModelKey
+from prefect_regional_diffusion.sampling_core.models.model_key import LoraKey, ModelKey
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
@@ -116,7 +116,7 @@ def test_an_affine_goes_there_and_back(channels: int, seed: int, of_each: bool) 
 
 
 def test_the_key_of_a_model_has_its_adapters_in_it() -> None:
-    plain, one, other = "1" * 64, Adapter("2" * 64, 0.5, 0.5), Adapter("3" * 64, 1.0, 0.0)
+    plain, one, other = "1" * 64, LoraKey("2" * 64, 0.5, 0.5), LoraKey("3" * 64, 1.0, 0.0)
     assert ModelKey(plain).digest == plain
     keyed = [(), (one,), (other,), (one, other), (one._replace(strength=0.6),)]
     assert len({ModelKey(plain, adapters).digest for adapters in keyed}) == len(keyed)

@@ -350,7 +350,7 @@ def counted_in_full(run: Any) -> list[Count]:
     """The run itself, with its latents as they are, driven without a network."""
     models = {key.model for key in run.prompts}
     encoded = dict.fromkeys(run.prompts, Conditioning({}))
-    context = EvaluationContext(dict.fromkeys(models, lambda x, levels, conditioning, loras=(): x), encoded)
+    context = EvaluationContext(dict.fromkeys(models, lambda x, levels, conditioning, adapters=(): x), encoded)
     return [count for _, count in iterate(run, run.initial_state(), context)]
 
 

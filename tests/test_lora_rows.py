@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import stack
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from tests.tiny_loras import (
@@ -59,7 +60,7 @@ class Answers:
     def __call__(self, rows: list[int], *loras: LoraLayers) -> Tensor:
         """Of some rows, in one forward."""
         told = stack([self._told[row] for row in rows])
-        return self._network(self._x[rows], [self._level] * len(rows), told, loras)
+        return self._network(self._x[rows], [self._level] * len(rows), told, [RowAdapters(one) for one in loras])
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -90,8 +91,8 @@ def test_the_network_is_left_as_it_was() -> None:
     x = torch.randn(1, 4, 16, 16)
     before = denoiser(x, [level], told)
     with pytest.raises(KeyError):
-        denoiser(x, [level], told, [{"no.such.layer": next(iter(layers_of("sd", ("a", 1.0)).values()))}])
-    assert not torch.equal(denoiser(x, [level], told, [layers_of("sd", ("a", 1.0))]), before)
+        denoiser(x, [level], told, [RowAdapters({"no.such.layer": next(iter(layers_of("sd", ("a", 1.0)).values()))})])
+    assert not torch.equal(denoiser(x, [level], told, [RowAdapters(layers_of("sd", ("a", 1.0)))]), before)
     assert torch.equal(denoiser(x, [level], told), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in denoiser._unet.state_dict().items())
 

@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePas
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.noise.initial import shape_of
 from prefect_regional_diffusion.sampling_core.solvers.base import check_memory, memory_specs
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec, check_specs
@@ -71,6 +72,12 @@ class SequentialSamplingRun:
         """The distinct prompts that the run evaluates, in order of first use."""
         used = (key for one in self.passes for key in one.call.config.guidance.prompt_keys)
         return tuple(dict.fromkeys(used))
+
+    @property
+    def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """What rows have beside their prompts, with the model that it is for."""
+        used = (one.call.config.guidance for one in self.passes)
+        return tuple(dict.fromkeys((guidance.model, guidance.adapters) for guidance in used))
 
     def initial_state(self) -> SequentialState:
         """The state before the first step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,11 +17,19 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     stackable,
 )
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
+from prefect_regional_diffusion.sampling_core.models.row_adapters import LoadedAdapters, RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
+
+AdaptersOfRow = Callable[[str, AdapterKeys], RowAdapters]
+"""What a row of a model has beside its prompt, loaded, by its keys. Raises KeyError for what is not loaded."""
+
+
+def without_adapters(model: str, keys: AdapterKeys) -> RowAdapters:
+    """Nothing for any row: for counting."""
+    return RowAdapters()
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class EvaluationContext:
     conditionings: Mapping[PromptKey, Conditioning]
     max_forward_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
-    loras: Mapping[tuple[str, Adapters], LoraLayers] = field(default_factory=dict[tuple[str, Adapters], LoraLayers])
-    """What is added to a denoiser for rows with LoRAs, by model and those."""
+    adapters: AdaptersOfRow = LoadedAdapters().of_row
+    """What a row has beside its prompt."""
     oom_batch_limit: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
     """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
 
@@ -57,9 +65,9 @@ def evaluate(
 
     Prompts of several lengths share it if their family says that shorter ones may be repeated.
 
-    Rows with the same latent, level, model, LoRAs, prompt and embedded scale are evaluated once: regions that share a
-    negative prompt share that row. Rows with different LoRAs share a forward. Forwards that exceed `max_forward_rows`,
-    or for which memory does not suffice, are split.
+    Rows with the same latent, level, model, adapters, prompt and embedded scale are evaluated once: regions that share
+    a negative prompt share that row. Rows with different adapters share a forward. Forwards that exceed
+    `max_forward_rows`, or for which memory does not suffice, are split.
     """
     wanted = [guidance.expand(query) for query, guidance in asked]
     distinct: dict[_Identity, Row] = {}
@@ -82,12 +90,12 @@ def evaluate(
     return guided, total
 
 
-_Identity = tuple[int, Level, PromptKey, float | None]
+_Identity = tuple[int, Level, PromptKey, float | None, AdapterKeys]
 
 
 def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.level, row.prompt, row.guidance
+    return id(row.x), row.level, row.prompt, row.guidance, row.adapters
 
 
 def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Iterable[dict[_Identity, Row]]:
@@ -121,26 +129,21 @@ def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Lat
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
     told = stack([_told(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
-    loras = _loras([row.prompt for row, n in zip(rows, pictures, strict=True) for _ in range(n)], context)
     model = rows[0].prompt.model
+    own = [context.adapters(model, row.adapters) for row in rows]
+    adapters = [found for found, count in zip(own, pictures, strict=True) for _ in range(count)]
     network, kind = context.networks[model], (model, x.shape[1:])
     most = min(context.max_forward_rows or len(x), context.oom_batch_limit.get(kind, len(x)))
     parts, at = list[Rows](), 0
     while at < len(x):
         part = slice(at, at + most)
         try:
-            # A network of a family without LoRAs is never asked for any.
-            own = (loras[part],) if any(loras[part]) else ()
-            parts.append(network(x[part], levels[part], told.rows(part), *own))
+            # A network of a family without adapters is never asked for any.
+            asked = (adapters[part],) if any(map(any, adapters[part])) else ()
+            parts.append(network(x[part], levels[part], told.rows(part), *asked))
             at += most
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
     return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))
-
-
-def _loras(prompts: Sequence[PromptKey], context: EvaluationContext) -> list[LoraLayers]:
-    """What is added for each row: the same object for rows with the same LoRAs. Raises KeyError for unknown ones."""
-    nothing: LoraLayers = {}
-    return [context.loras[key.model, key.adapters] if key.adapters else nothing for key in prompts]

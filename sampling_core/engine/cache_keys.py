@@ -109,7 +109,7 @@ def _hashable(value: object, known: _Known) -> Any:
 
 def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
     """The model and LoRAs that read the prompts; and their dialect, with what they name, if it is not the plain one."""
-    model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(adapters=guidance.adapters).digest
+    model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
     if guidance.syntax == "plain":
         return [model]
     names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
+from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKeys
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
@@ -25,19 +25,21 @@ class PromptKey(NamedTuple):
     prompt: str | None
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
-    adapters: Adapters = ()
+    loras: LoraKeys = ()
 
 
 class Row(NamedTuple):
-    """One network input: a latent, its level, the prompt it is conditioned on, and the scale that the model is told.
+    """One network input: a latent, its level, the prompt it is conditioned on, the scale that the model is told, and
+    what the row has beside these.
 
-    The prompt's LoRAs act on the denoiser, too.
+    The prompt's LoRAs are among its adapters: they act on text encoders and denoiser.
     """
 
     x: Latent
     level: Level
     prompt: PromptKey
     guidance: float | None = None
+    adapters: AdapterKeys = NO_ADAPTERS
 
 
 class ClassifierFreeGuidance(NamedTuple):
@@ -54,7 +56,7 @@ class ClassifierFreeGuidance(NamedTuple):
     model: str = ""
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
-    adapters: Adapters = ()
+    adapters: AdapterKeys = NO_ADAPTERS
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -71,7 +73,7 @@ class ClassifierFreeGuidance(NamedTuple):
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, self._key(prompt)) for prompt in prompts]
+        return [Row(query.x, query.level, self._key(prompt), adapters=self.adapters) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -81,7 +83,7 @@ class ClassifierFreeGuidance(NamedTuple):
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
 
     def _key(self, prompt: str | None) -> PromptKey:
-        return PromptKey(self.model, prompt, self.canvas, syntax=self.syntax, adapters=self.adapters)
+        return PromptKey(self.model, prompt, self.canvas, syntax=self.syntax, loras=self.adapters.loras)
 
 
 class EmbeddedGuidance(NamedTuple):
@@ -92,7 +94,7 @@ class EmbeddedGuidance(NamedTuple):
     model: str
     canvas: Canvas | None = None
     syntax: PromptSyntax = "plain"
-    adapters: Adapters = ()
+    adapters: AdapterKeys = NO_ADAPTERS
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -102,13 +104,13 @@ class EmbeddedGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read it."""
-        return (PromptKey(self.model, self.positive, self.canvas, syntax=self.syntax, adapters=self.adapters),)
+        return (PromptKey(self.model, self.positive, self.canvas, syntax=self.syntax, loras=self.adapters.loras),)
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
         if query.unconditional:
             raise ValueError("a model with embedded guidance has no unconditional prediction")
-        return [Row(query.x, query.level, self.prompt_keys[0], self.scale)]
+        return [Row(query.x, query.level, self.prompt_keys[0], self.scale, self.adapters)]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The answer to `expand`."""

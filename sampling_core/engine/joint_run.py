@@ -11,6 +11,7 @@ import torch
 from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep, guided, lockstep
 from prefect_regional_diffusion.sampling_core.masks.region_weights import merge
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import Noise, Solver, StepContext
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
@@ -74,6 +75,12 @@ class Plan:
         """The distinct prompts that the run evaluates, in order of first use."""
         used = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
         return tuple(dict.fromkeys(words for several in used for words in several))
+
+    @property
+    def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """What rows have beside their prompts, with the model that it is for."""
+        used = (p.guidance for step in range(self.steps) for p, _ in self.active(step).values())
+        return tuple(dict.fromkeys((guidance.model, guidance.adapters) for guidance in used))
 
     def phase(self, step: int) -> PlanPhase:
         """The stage that a step (0-based) belongs to."""

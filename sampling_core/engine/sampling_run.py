@@ -10,6 +10,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
@@ -33,6 +34,11 @@ class SamplingRun(Protocol[S]):
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that are evaluated, in order of first use."""
+        ...
+
+    @property
+    def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """What rows have beside their prompts, each with the model that it is for; once, in order of first use."""
         ...
 
     def initial_state(self) -> S:

@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax, SamplerName, SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
@@ -153,11 +154,11 @@ class Denoiser(Protocol):
     """A network that answers a batch of rows, each at its own level, with denoised predictions."""
 
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         """The clean latents [r, c, h, w] that the network believes in.
 
-        `loras` are what is added to the network for each row, if there is anything and the family takes them.
+        `adapters` are what each row has beside its prompt; they are left out where no row has anything.
 
         `conditioning` has the tensors of the text encoder and of `Checkpoint.canvas_conditioning`, and `GUIDANCE` if
         the model is told its scale.

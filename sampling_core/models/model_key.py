@@ -7,7 +7,7 @@ from typing import NamedTuple
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 
 
-class Adapter(NamedTuple):
+class LoraKey(NamedTuple):
     """A LoRA: the file, and how strongly it acts on the denoiser and on the text encoders."""
 
     fingerprint: str
@@ -16,8 +16,17 @@ class Adapter(NamedTuple):
     text_strength: float
 
 
-Adapters = tuple[Adapter, ...]
+LoraKeys = tuple[LoraKey, ...]
 """Those of one network row, each file once."""
+
+
+class AdapterKeys(NamedTuple):
+    """What a network row has beside its prompt, by content; equal keys get equal answers."""
+
+    loras: LoraKeys = ()
+
+
+NO_ADAPTERS = AdapterKeys()
 
 
 class ModelKey(NamedTuple):
@@ -25,17 +34,17 @@ class ModelKey(NamedTuple):
 
     weights: str
     """SHA-256 over all files that are read of the model, in hex."""
-    adapters: Adapters = ()
+    loras: LoraKeys = ()
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex; of a model without adapters that of its weights."""
-        if not self.adapters:
+        """SHA-256 in hex; of a model without LoRAs that of its weights."""
+        if not self.loras:
             return self.weights
-        return content_hash([self.weights, [list(adapter) for adapter in self.adapters]])
+        return content_hash([self.weights, [list(lora) for lora in self.loras]])
 
     @property
     def text_digest(self) -> str:
         """The same of its text encoders: what acts on the denoiser alone changes no encoded prompt."""
-        texts = tuple(adapter._replace(strength=0.0) for adapter in self.adapters if adapter.text_strength)
-        return self._replace(adapters=texts).digest
+        texts = tuple(lora._replace(strength=0.0) for lora in self.loras if lora.text_strength)
+        return self._replace(loras=texts).digest

@@ -22,8 +22,8 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -91,7 +91,7 @@ class SD3Denoiser:
 
     @torch.inference_mode()
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         dtype, device = self._transformer.dtype, self._transformer.device
         sigma = sigma_column(levels, x)

@@ -15,8 +15,8 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     TIME_IDS,
     Conditioning,
 )
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -33,14 +33,14 @@ class UNetDenoiser:
 
     @torch.inference_mode()
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         network_dtype, device = self._unet.dtype, self._unet.device
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
-        with lora_rows.added(self._unet, loras):
+        with lora_rows.added(self._unet, [row.loras for row in adapters]):
             output: Tensor = self._unet(
                 scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
                 timesteps,

@@ -9,11 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, without_adapters
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.prompt_signs import sign_warnings
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
@@ -75,7 +75,7 @@ class _NoNetwork:
     """Answers every query with its own input: the loop runs, and nothing is computed."""
 
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         return x
 
@@ -93,7 +93,7 @@ def cost(
         dict.fromkeys(models, _NoNetwork()),
         told_in_counting(run.prompts, prompts or {}),
         max_forward_rows,
-        loras={(key.model, key.adapters): {} for key in run.prompts},
+        adapters=without_adapters,
     )
     per_step: list[Count] = []
     evaluations = 0

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapter
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKey
 from prefect_regional_diffusion.sampling_core.names import CFG_PP
 
 
@@ -74,7 +74,9 @@ def _fitted(
 def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
     """How a participant of a job is guided. Its LoRAs are known by their content (`fit_loras`)."""
     canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
-    adapters = tuple(Adapter(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras)
+    adapters = AdapterKeys(
+        loras=tuple(LoraKey(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras),
+    )
     if settings.embedded:
         return EmbeddedGuidance(
             settings.cfg, settings.prompt, settings.model, canvas, syntax=settings.prompt_syntax, adapters=adapters

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, without_adapters
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, state_name
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -53,7 +53,7 @@ class _Counting:
         self.most_rows = 0
 
     def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, loras: Sequence[LoraLayers] = ()
+        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         self.most_rows = max(self.most_rows, len(x))
         return x
@@ -109,5 +109,5 @@ def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int 
         dict.fromkeys(models, network),
         told_in_counting(prompts, known),
         max_forward_rows,
-        loras={(key.model, key.adapters): {} for key in prompts},
+        adapters=without_adapters,
     )

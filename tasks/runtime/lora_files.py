@@ -11,7 +11,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
+from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
 from prefect_regional_diffusion.tasks.inputs.path_policy import lora_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -30,14 +30,14 @@ def open_loras(job: ResolvedJob, models: Mapping[str, Checkpoint]) -> Loras:
     return found
 
 
-def lora_layers(loras: Loras, model: str, adapters: Adapters, part: LoraPart) -> tuple[LoraLayers, ...]:
+def lora_layers(loras: Loras, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
     """What is added to each network of a part of a model, on the device of the settings. Raises ModelError."""
     by_content = {lora.fingerprint(): lora for (name, _), lora in loras.items() if name == model}
     device, dtype = settings().torch_device(), settings().torch_dtype()
-    strengths = [adapter.strength if part == "denoiser" else adapter.text_strength for adapter in adapters]
+    strengths = [key.strength if part == "denoiser" else key.text_strength for key in keys]
     read = [
-        (_read(by_content[adapter.fingerprint], part), strength)
-        for adapter, strength in zip(adapters, strengths, strict=True)
+        (_read(by_content[key.fingerprint], part), strength)
+        for key, strength in zip(keys, strengths, strict=True)
         if strength
     ]
     networks = zip(*(layers for layers, _ in read), strict=True)

@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
-from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys, ModelKey
 from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -142,13 +142,13 @@ class RenderContext:
         name = self.job.model
         return model_cache.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
 
-    def lora_layers(self, prompt: PromptKey, part: LoraPart) -> tuple[LoraLayers, ...]:
-        """What a prompt's LoRAs add to each network of a part of its model; nothing where there are none."""
-        return lora_layers(self._prepared.inputs.loras, prompt.model, prompt.adapters, part)
+    def lora_layers(self, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
+        """What LoRAs add to each network of a part of a model; nothing where there are none."""
+        return lora_layers(self._prepared.inputs.loras, model, keys, part)
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt, whatever canvas it is for, with what LoRAs do to the text encoders."""
-        model = self.model_keys[prompt.model]._replace(adapters=prompt.adapters).text_digest
+        model = self.model_keys[prompt.model]._replace(loras=prompt.loras).text_digest
         read_by = [FORMAT, model, self.numerics, prompt.prompt]
         if prompt.syntax != "plain":
             digests = self._prepared.inputs.embedding_digests
@@ -168,7 +168,7 @@ class RenderContext:
     def encoded(self, prompt: PromptKey) -> Conditioning:
         """What the text encoders of its model, loaded, make of a prompt."""
         embeddings = self._prepared.inputs.embeddings[prompt.model]
-        loras = self.lora_layers(prompt, "text_encoder")
+        loras = self.lora_layers(prompt.model, prompt.loras, "text_encoder")
         return self.text_encoder(prompt.model).encode(prompt.prompt, prompt.syntax, embeddings, loras=loras)
 
     @cached_property

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
-from prefect_regional_diffusion.sampling_core.models.model_key import Adapters
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
+from prefect_regional_diffusion.tasks.runtime.loaded_adapters import load_adapters
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 
@@ -42,14 +41,8 @@ class RunBatch:
         runs = [member.run for member in self.members]
         conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
         networks = {name: run.denoiser(name) for run in runs for name in run.models}
-        loras: dict[tuple[str, Adapters], LoraLayers] = {}
-        for run in runs:
-            for prompt in run.sampling_run.prompts:
-                key = (prompt.model, prompt.adapters)
-                if prompt.adapters and key not in loras:
-                    # A file may act on the text encoders alone.
-                    loras[key] = next(iter(run.lora_layers(prompt, "denoiser")), {})
-        return EvaluationContext(networks, conditionings, settings().max_forward_rows, loras)
+        adapters = load_adapters(runs).of_row
+        return EvaluationContext(networks, conditionings, settings().max_forward_rows, adapters)
 
     @property
     def _slowest(self) -> RunProgress:

@@ -1,0 +1,34 @@
+"""What the rows of one forward have beside their latents, levels and prompts: each row its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKeys
+
+_NO_LORAS: Mapping[str, LowRank] = MappingProxyType({})
+
+
+class RowAdapters(NamedTuple):
+    """What a denoiser adds for one row, loaded. Without any of it, the row is answered by the network as it is.
+
+    Rows with the same LoRAs have the same object for them.
+    """
+
+    loras: LoraLayers = _NO_LORAS
+
+
+@dataclass(frozen=True)
+class LoadedAdapters:
+    """What the rows of a run may have, by the keys that rows have for it."""
+
+    loras: Mapping[tuple[str, LoraKeys], LoraLayers] = field(default_factory=dict[tuple[str, LoraKeys], LoraLayers])
+    """By model."""
+
+    def of_row(self, model: str, keys: AdapterKeys) -> RowAdapters:
+        """What a row of a model has. Raises KeyError for what is not loaded."""
+        return RowAdapters(self.loras[model, keys.loras] if keys.loras else _NO_LORAS)

@@ -1,0 +1,21 @@
+"""What rows of runs have beside their prompts, loaded once for all runs that are sampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
+from prefect_regional_diffusion.sampling_core.models.row_adapters import LoadedAdapters
+from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+
+
+def load_adapters(runs: Sequence[RenderContext]) -> LoadedAdapters:
+    """Read all that rows of these runs may have. Raises ModelError."""
+    loras: dict[tuple[str, LoraKeys], LoraLayers] = {}
+    for run in runs:
+        for model, keys in run.sampling_run.adapters:
+            if keys.loras and (model, keys.loras) not in loras:
+                # A file may act on the text encoders alone.
+                loras[model, keys.loras] = next(iter(run.lora_layers(model, keys.loras, "denoiser")), {})
+    return LoadedAdapters(loras)
