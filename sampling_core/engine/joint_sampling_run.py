@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
+from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
@@ -42,6 +43,10 @@ class JointSamplingRun:
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
         return self.plan.prompts
+
+    @property
+    def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        return self.plan.adapters
 
     def initial_state(self) -> State:
         return sampler.start(self.plan, self.noised)
