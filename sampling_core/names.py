@@ -81,6 +81,8 @@ StepNoiseName = Literal["per_step", "comfyui"]
 VariationMethod = Literal["linear", "slerp"]
 Fit = Literal["crop", "contain", "stretch"]
 """How an image whose shape is not the canvas' is laid on it (`sampling_core.masks.image_fitting`)."""
+ControlPlace = Literal["canvas", "region"]
+"""What a control's picture lies on: the canvas, or the smallest rectangle around the mask of its region."""
 ForkMode = Literal["Sample then Fork", "Fork then Sample"]
 
 NodeName = Literal[

@@ -1,4 +1,4 @@
-"""Task: a model's denoiser into this process' memory. Parts of models are loaded and let go separately."""
+"""Task: a model's denoiser, with what steers it, into this process' memory. Parts are loaded and let go separately."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from prefect_regional_diffusion.tasks.runtime.render_context import RenderContex
 
 @task("load model {model}")
 async def load_model(model: str, run: RenderContext) -> None:
-    """Load the denoiser of one of a run's models, once per process."""
-    await asyncio.to_thread(run.denoiser, model)
+    """Load the denoiser of one of a run's models with its ControlNets and T2I-Adapters, once per process."""
+    await asyncio.to_thread(run.load_denoiser, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 Picture = NDArray[np.uint8]
 
 
-def with_pipeline(job: dict[str, Any]) -> Picture:
+def with_pipeline(
+    job: dict[str, Any], kind: str | None = None, parts: Mapping[str, Any] | None = None, **told: Any
+) -> Picture:
     """The picture [height, width, 3] of a job's fields; samplers `euler` and `dpmpp_2m`, negative prompts as diffusers
-    has them: none where the job has none."""
+    has them: none where the job has none.
+
+    `kind` is another pipeline class than the model's own, with `parts` that a model does not have; `told` is what that
+    is given beside what the job says.
+    """
     folder = Path(job["model"])
     index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
-    parts: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
-    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
+    own: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
+    known = getattr(diffusers, kind or index["_class_name"])
+    pipeline = known.from_pretrained(folder, local_files_only=True, **own, **(parts or {}))
     pipeline.set_progress_bar_config(disable=True)
     checkpoint = open_folder(str(folder))
     levels = checkpoint.noise_schedule(Canvas(job["width"], job["height"]), job["steps"])
@@ -48,5 +56,6 @@ def with_pipeline(job: dict[str, Any]) -> Picture:
             latents=initial_noise(job["seed"], shape),
             output_type="np",
             **walked,
+            **told,
         ).images
     return (found[0] * 255).round().astype(np.uint8)

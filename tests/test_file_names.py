@@ -42,6 +42,7 @@ from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendere
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.keys import drawn
 from prefect_regional_diffusion.tasks.storage.store import Store
+from tests.tiny_controls import tiny_controlnet
 from tests.tiny_loras import save_lora, tiny_lora
 
 PERSIAN = "می\u200cخواهم"  # noqa: RUF001 - letters of that script, and a joiner between two of them
@@ -102,11 +103,12 @@ def test_every_name_can_be_written(name: str) -> None:
 
 
 def pictured(folder: Path, **fields: Any) -> Path:
-    """A job file, with pictures and a LoRA below its folder."""
+    """A job file, with pictures, a LoRA and a ControlNet below its folder."""
     (folder / "pictures").mkdir(parents=True)
     for name in ("start", "mask"):
         Image.new("RGB", (64, 64), "white").save(folder / "pictures" / f"{name}.png")
     save_lora(tiny_lora(EMBEDDED, 1).kohya(), folder / "pictures" / "style.safetensors")
+    tiny_controlnet(EMBEDDED, folder / "pictures" / "net", 1)
     job: dict[str, Any] = {
         "prompt": "a blue background",
         "width": 64,
@@ -115,6 +117,7 @@ def pictured(folder: Path, **fields: Any) -> Path:
         "denoise": 0.5,
         "init_image": "pictures/start.png",
         "loras": [{"file": "pictures/style.safetensors"}],
+        "controls": [{"file": "pictures/net", "image": "pictures/mask.png"}],
         "protect": [{"color_map": str(folder / "pictures" / "mask.png"), "color": [255, 255, 255]}],
         "regions": [{"prompt": "a red background", "mask": {"image": "pictures/mask.png"}}],
     }
@@ -160,11 +163,13 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     assert str(tmp_path) not in json.dumps([told, files])
     assert (told["init_image"], told["regions"][0]["mask"]["image"]) == ("pictures/start.png", "pictures/mask.png")
     assert told["loras"][0]["file"] == "pictures/style.safetensors"
+    assert told["controls"][0] == {"file": "pictures/net", "image": "pictures/mask.png"}
     assert told["protect"][0]["color_map"] == "mask.png", "it was typed as an absolute path"
     content = sha256((home / "pictures" / "start.png").read_bytes()).hexdigest()
     assert files["init_image"] == {"name": "pictures/start.png", "sha256": content}
     assert files["model"] == {"name": "embedded", "sha256": run.model_keys["embedded"].digest}
-    assert set(files) == {"loras.0.file", "init_image", "protect.0.color_map", "regions.0.mask.image", "model"}
+    named = {"init_image", "protect.0.color_map", "regions.0.mask.image", "controls.0.image"}
+    assert set(files) == named | {"model", "loras.0.file", "controls.0.file"}
 
     # Beside the pictures again, it is the same job.
     told["protect"][0]["color_map"] = "pictures/mask.png"

@@ -37,10 +37,11 @@ from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
-from prefect_regional_diffusion.sampling_core.job.shared_fields import Lora, Region
+from prefect_regional_diffusion.sampling_core.job.shared_fields import Control, Lora, Region
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.tiny_controls import tiny_controlnet
 from tests.tiny_loras import save_lora, tiny_lora
 
 Data = dict[str, Any]
@@ -54,6 +55,9 @@ VARIED: Data = REGION | {"variation_strength": 0.5}
 JOB: Data = {"prompt": "base", "width": 64, "height": 64, "steps": 6, "base_only_steps": 2, "regions": [REGION]}
 TWO_REGIONS = JOB | {"regions": [REGION, OVER]}
 STYLED = JOB | {"loras": [{"file": "style.safetensors"}]}
+CONTROL: Data = {"file": "net", "image": "one.png"}
+STEERED = JOB | {"controls": [CONTROL]}
+STEERED_REGION = JOB | {"regions": [REGION | {"controls": [CONTROL]}]}
 STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
@@ -126,6 +130,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "init_fit": Other("stretch", STARTED),
         "protect": Other([LEFT], STARTED),
         "loras": Other([{"file": "other.safetensors"}], STYLED),
+        "controls": Other([CONTROL | {"file": "other net"}], STEERED),
         "node": Other({"name": "RegionalSamplerAdvanced"}, node("TwoSamplersForMask")),
     },
     Region: {
@@ -145,6 +150,9 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "variation_method": Other("slerp", JOB | {"regions": [VARIED]}),
         "model": Other("other", same="embedded"),
         "loras": Other([{"file": "other.safetensors"}], STYLED, same=[{"file": "again.safetensors"}]),
+        "controls": Other(
+            [CONTROL | {"file": "other net"}], STEERED, same=[{"file": "net again", "image": "one again.png"}]
+        ),
         "start_at_step": Other(4, same=2),
         "end_at_step": Other(4),
     },
@@ -152,6 +160,15 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "file": Other("other.safetensors", STYLED, same="again.safetensors"),
         "strength": Other(0.5, STYLED),
         "text_strength": Other(0.5, STYLED, same=1.0),
+    },
+    Control: {
+        "file": Other("other net", STEERED_REGION, same="net again"),
+        "image": Other("other.png", STEERED_REGION, same="one again.png"),
+        "strength": Other(0.5, STEERED_REGION),
+        "start": Other(0.5, STEERED_REGION),
+        "end": Other(0.5, STEERED_REGION),
+        "fit": Other("stretch", STEERED_REGION),
+        "place": Other("region", STEERED_REGION),
     },
     RegionalSampler: {
         "overlap_factor": Other(40, REGIONAL),
@@ -236,6 +253,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
 PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     **{RenderJob: (), Region: ("regions", 0), GridJob: (), Cell: ("cells", 0)},
     Lora: ("loras", 0),
+    Control: ("regions", 0, "controls", 0),
     **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }
@@ -253,7 +271,7 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two images that are twice as wide as the canvas, a model with other numbers, and two LoRAs."""
+    """A folder with images that are twice as wide as the canvas, a model with other numbers, LoRAs and ControlNets."""
     folder = tmp_path_factory.mktemp("files")
     photo = np.full((128, 256, 3), 255, dtype=np.uint8)
     photo[:, :100] = [255, 0, 0]
@@ -268,6 +286,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"steps_offset": 7}))
     for name, seed in {"style": 1, "again": 1, "other": 2}.items():
         save_lora(tiny_lora(EMBEDDED, seed, ("unet", "text_encoder"), "attn").kohya(), folder / f"{name}.safetensors")
+    for name, seed in {"net": 1, "net again": 1, "other net": 2}.items():
+        tiny_controlnet(EMBEDDED, folder / name, seed)
     return folder
 
 

@@ -88,13 +88,14 @@ def tiny_vae(widths: Sequence[int], channels: int = 4, **fields: Any) -> Autoenc
     return lively(vae)
 
 
-def tiny_unet(sizes: Sizes, cross: int, **fields: Any) -> UNet:
+def tiny_unet(sizes: Sizes, cross: int, *, attends: Sequence[bool] = (False, True, True), **fields: Any) -> UNet:
+    """`attends` says which levels have attention: in SDXL all but the first, in Stable Diffusion 1 all but the last."""
     return lively(
         UNet(
             sample_size=16,
             block_out_channels=sizes.unet,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends),
+            up_block_types=tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)),
             layers_per_block=sizes.layers,
             cross_attention_dim=cross,
             norm_num_groups=8,
@@ -110,7 +111,20 @@ def _scheduler(**fields: Any) -> EulerDiscreteScheduler:
     return EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1, **fields)
 
 
-def tiny_sd(folder: Path, seed: int = 0, sizes: Sizes = SMALL, *, sd2: bool = False, **scheduler: Any) -> str:
+def unet_of(folder: str | Path) -> UNet:
+    """The UNet of a model folder."""
+    return UNet.from_pretrained(folder, subfolder="unet", local_files_only=True)
+
+
+def tiny_sd(
+    folder: Path,
+    seed: int = 0,
+    sizes: Sizes = SMALL,
+    *,
+    sd2: bool = False,
+    attends: Sequence[bool] = (False, True, True),
+    **scheduler: Any,
+) -> str:
     """The name of a new folder of Stable Diffusion 1, or 2. `scheduler` are fields of its scheduler's configuration."""
     torch.manual_seed(seed)
     heads: dict[str, Any] = (
@@ -120,7 +134,7 @@ def tiny_sd(folder: Path, seed: int = 0, sizes: Sizes = SMALL, *, sd2: bool = Fa
         vae=tiny_vae(sizes.vae, scaling_factor=0.18215),
         text_encoder=lively(CLIPTextModel(clip_config(sizes.text[0], sizes.text_layers, hidden_act="gelu"))),
         tokenizer=clip_tokenizer("!" if sd2 else "<|endoftext|>"),
-        unet=tiny_unet(sizes, sizes.text[0], **heads),
+        unet=tiny_unet(sizes, sizes.text[0], attends=attends, **heads),
         scheduler=_scheduler(**scheduler),
         safety_checker=None,
         feature_extractor=None,  # pyright: ignore[reportArgumentType] - may be None, its type does not say so

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
@@ -91,6 +92,9 @@ class Toy:
 
     def open_lora(self, files: ModelFiles) -> Lora:
         raise files.error("is for a model that takes LoRAs")
+
+    def open_control(self, files: ModelFiles) -> ControlFile:
+        raise files.error("is for a model that takes controls")
 
     def check_weights(self, part: Part) -> None:
         pass

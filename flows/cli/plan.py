@@ -69,9 +69,11 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         "steps": prepared.run.steps,
         "evaluations": cost.evaluations,
         "forwards": cost.forwards,
+        "control_rows": cost.control_rows,
         "rows_per_step": stages,
         "saved": prepared.savings(),
         "loras": prepared.loras(),
+        "controls": prepared.controls(),
         "memory_bytes": prepared.memory_bytes(),
         "warnings": prepared.warnings(),
     }
@@ -85,10 +87,13 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    _tell_controls(console, cost.control_rows)
     for saved in facts["saved"]:
         say(f"Saved: {saved}", style="dim")
     for lora in facts["loras"]:
         say(f"LoRA: {lora}", style="dim")
+    for control in facts["controls"]:
+        say(f"Control: {control}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     _warn(facts["warnings"])
 
@@ -166,9 +171,15 @@ def _tell(console: Console, planned: BatchPlan, number: int, what: str) -> None:
     shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
     console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    _tell_controls(console, cost.control_rows)
     parts = "1 shard" if planned.shards == 1 else f"{planned.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
     console.print(f"With --parallel-shards or --per-shard, {what} share fewer forwards and steps", style="dim")
+
+
+def _tell_controls(console: Console, rows: int) -> None:
+    if rows:
+        console.print(f"ControlNets answer {rows} rows beside these, each about half the work of a network row")
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -53,6 +53,8 @@ class Count(NamedTuple):
     forwards: int = 0
     shared: int = 0
     """Rows that were not evaluated, because an equal one was."""
+    control_rows: int = 0
+    """Rows that a ControlNet answered beside the network, once for each ControlNet of a row."""
 
     def plus(self, other: Count) -> Count:
         return Count(*(own + more for own, more in zip(self, other, strict=True)))
@@ -146,4 +148,5 @@ def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Lat
             if most == 1:
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
-    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts))
+    steered = sum(row.adapters.steered * count for row, count in zip(rows, pictures, strict=True))
+    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts), control_rows=steered)

@@ -108,12 +108,16 @@ def _hashable(value: object, known: _Known) -> Any:
 
 
 def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
-    """The model and LoRAs that read the prompts; and their dialect, with what they name, if it is not the plain one."""
+    """The model and LoRAs that read the prompts, their dialect with what they name if it is not the plain one, and what
+    steers the denoiser beside them."""
     model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
-    if guidance.syntax == "plain":
-        return [model]
-    names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
-    return [model, guidance.syntax, {name: known.embeddings[name] for name in names}]
+    read_by: list[Any] = [model]
+    if guidance.syntax != "plain":
+        names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
+        read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]
+    if guidance.adapters.controls:
+        read_by.append({"controls": _hashable(guidance.adapters.controls, known)})
+    return read_by
 
 
 _SOLVER_TYPES = {type(solver) for solver in SOLVERS.values()}

@@ -73,7 +73,8 @@ class ClassifierFreeGuidance(NamedTuple):
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        return [Row(query.x, query.level, self._key(prompt), adapters=self.adapters) for prompt in prompts]
+        adapters = self.adapters.at(query.level.sigma)
+        return [Row(query.x, query.level, self._key(prompt), adapters=adapters) for prompt in prompts]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -110,7 +111,7 @@ class EmbeddedGuidance(NamedTuple):
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
         if query.unconditional:
             raise ValueError("a model with embedded guidance has no unconditional prediction")
-        return [Row(query.x, query.level, self.prompt_keys[0], self.scale, self.adapters)]
+        return [Row(query.x, query.level, self.prompt_keys[0], self.scale, self.adapters.at(query.level.sigma))]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The answer to `expand`."""

@@ -14,13 +14,17 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     MaskGridNKSamplersAdvanced,
     Node,
     RegionalSampler,
-    RegionalSamplerAdvanced,
-    TwoAdvancedSamplersForMask,
-    TwoSamplersForMask,
     tiles_of,
 )
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
+from prefect_regional_diffusion.sampling_core.job.resolved_controls import (
+    ControlPicture,
+    ControlUse,
+    ResolvedControl,
+    resolved_controls,
+)
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
+from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
     CFG_PP,
@@ -33,7 +37,6 @@ from prefect_regional_diffusion.sampling_core.names import (
     Size,
     StepNoiseName,
     VariationMethod,
-    is_whole,
 )
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 
@@ -54,6 +57,7 @@ class ParticipantSettings(NamedTuple):
     model: str
     sigma_factor: float
     loras: tuple[ResolvedLora, ...] = ()
+    controls: tuple[ResolvedControl, ...] = ()
     idle_negative: str = ""
     prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
@@ -168,6 +172,24 @@ class ResolvedJob:
         return tuple(dict.fromkeys(uses))
 
     @property
+    def controls(self) -> tuple[ResolvedControl, ...]:
+        """The controls of all participants, each once."""
+        return tuple(dict.fromkeys(control for one in self.participants for control in one.controls))
+
+    @property
+    def control_uses(self) -> tuple[ControlUse, ...]:
+        """Each ControlNet or T2I-Adapter with each model that it steers, once."""
+        uses = [
+            ControlUse(f"{own.field}.file", one.model, own.file) for one in self.participants for own in one.controls
+        ]
+        return tuple(dict.fromkeys(uses))
+
+    @property
+    def control_pictures(self) -> tuple[ControlPicture, ...]:
+        """The pictures that controls read, each once."""
+        return tuple(dict.fromkeys(control.picture for control in self.controls))
+
+    @property
     def masks(self) -> tuple[ResolvedMask, ...]:
         """What is drawn for the composition: one mask per region, or the tile of a grid of masks."""
         if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
@@ -180,7 +202,8 @@ class ResolvedJob:
         """Image files that are read, the init image first: field -> path."""
         start = {} if self.init_image is None else {"init_image": self.init_image}
         files = [mask.file for mask in (*self.masks, *self.protect)]
-        return start | {file.field: file.path for file in files if file is not None}
+        controls = {f"{control.field}.image": control.picture.path for control in self.controls}
+        return start | {file.field: file.path for file in files if file is not None} | controls
 
 
 def resolve(job: JobFields) -> ResolvedJob:
@@ -193,7 +216,7 @@ def resolve(job: JobFields) -> ResolvedJob:
         seed=job.seed,
         steps=job.steps,
         base_only_steps=base_only_steps(job) if job.regions else 0,
-        denoise=_denoise(job.denoise),
+        denoise=resolved_denoise(job.denoise),
         base=_settings(job, None),
         regions=tuple(_region(job, i, region) for i, region in enumerate(job.regions)),
         batch_size=len(job.batch_index) or job.batch_size,
@@ -203,7 +226,7 @@ def resolve(job: JobFields) -> ResolvedJob:
         init_image=job.init_image,
         init_fit=job.init_fit,
         protect=tuple(ResolvedMask(f"protect.{i}", shape, canvas) for i, shape in enumerate(job.protect)),
-        node=_node(job),
+        node=resolved_node(job),
     )
 
 
@@ -243,9 +266,10 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
     settings = ParticipantSettings(
         **filled_in,
         prompt=job.prompt if region is None else region.prompt,
-        sigma_factor=_base_factor(job.node) if region is None else region.sigma_factor,
+        sigma_factor=base_factor(job.node) if region is None else region.sigma_factor,
         prompt_syntax=job.prompt_syntax,
         loras=resolved_loras(job, region, index),
+        controls=resolved_controls(job, region, index),
     )
     sampler = settings.sampler
     if job.composition == "joint":
@@ -260,34 +284,3 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
 
 _INHERITED = ("negative_prompt", "sampler", "scheduler", "cfg", "model")
 """Fields that a region takes from its job where it leaves them empty."""
-
-
-def _denoise(denoise: float) -> float:
-    return 1.0 if is_whole(denoise) else denoise
-
-
-def _base_factor(node: Node) -> float:
-    """What the base's sigmas are multiplied by; only some nodes ask for it."""
-    match node:
-        case RegionalSampler() | RegionalSamplerAdvanced() | TwoAdvancedSamplersForMask():
-            return node.sigma_factor
-        case _:
-            return 1.0
-
-
-def _node(job: JobFields) -> Node:
-    """The node with what is the job's where it says nothing, and without a second seed that it does not look at."""
-    match job.node:
-        case RegionalSampler(seed_2nd_mode="ignore") as node:
-            return node.model_copy(update={"seed_2nd": 0})
-        case RegionalSamplerAdvanced() as node:
-            return node.model_copy(update={"end_at_step": min(node.end_at_step, job.steps)})
-        case TwoSamplersForMask() as node:
-            own = {
-                "mask_seed": job.seed if node.mask_seed is None else node.mask_seed,
-                "mask_steps": node.mask_steps or job.steps,
-                "mask_denoise": _denoise(node.mask_denoise or job.denoise),
-            }
-            return node.model_copy(update=own)
-        case node:
-            return node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE, Node
 from prefect_regional_diffusion.sampling_core.job.fields import (
@@ -14,10 +14,12 @@ from prefect_regional_diffusion.sampling_core.job.fields import (
     Seed,
     StrictInt,
     Text,
+    validation_error,
 )
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
+    ControlPlace,
     Fit,
     OverlapRule,
     PromptSyntax,
@@ -29,6 +31,7 @@ from prefect_regional_diffusion.sampling_core.names import (
 
 MOST_REGIONS = 64
 MOST_LORAS = 8
+MOST_CONTROLS = 4
 OF_THE_MODEL = ("width", "height", "steps", "cfg", "sampler", "scheduler")
 """Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
 
@@ -47,6 +50,40 @@ class Lora(FrozenModel):
     text_strength: Annotated[Number, Field(ge=-100, le=100)] | None = Field(
         None, title="Text strength", description="Of what is added to the text encoders. Empty: the strength"
     )
+
+
+class Control(FrozenModel):
+    """A picture that a ControlNet or T2I-Adapter steers by, for those rows of a forward alone that ask for it."""
+
+    model_config = ConfigDict(title="Control")
+    file: Text = Field(
+        min_length=1,
+        title="File",
+        description="A ControlNet or T2I-Adapter: a folder (diffusers), or a .safetensors file",
+    )
+    image: Text = Field(
+        min_length=1, title="Image", description="Image file as the network wants it: edges, depth, a pose"
+    )
+    strength: Number = Field(1.0, ge=0, le=10, title="Strength", description="Of what is added")
+    start: Number = Field(0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done before")
+    end: Number = Field(1.0, gt=0, le=1, title="End", description="Share of the steps that are done after")
+    fit: Fit = Field(
+        "crop",
+        title="Fit",
+        description="Where the image's shape is not the canvas': crop: its middle fills the canvas; "
+        "contain: all of it is seen, and the rest is black; stretch: it is distorted",
+    )
+    place: ControlPlace = Field(
+        "canvas",
+        title="Place",
+        description="region: the image lies on the smallest rectangle around the region's mask; the rest is black",
+    )
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> Control:
+        if self.start >= self.end:
+            raise validation_error("end", self.end, f"more than start ({self.start:g})")
+        return self
 
 
 class Region(FrozenModel):
@@ -84,6 +121,12 @@ class Region(FrozenModel):
     )
     loras: tuple[Lora, ...] | None = Field(
         None, max_length=MOST_LORAS, title="LoRAs", description="Empty: the job's. An empty list: none"
+    )
+    controls: tuple[Control, ...] | None = Field(
+        None,
+        max_length=MOST_CONTROLS,
+        title="Controls",
+        description="ControlNets and T2I-Adapters. Empty: the job's. An empty list: none",
     )
     start_at_step: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None,
@@ -168,6 +211,12 @@ class JobFields(FrozenModel):
     regions: tuple[Region, ...] = Field((), max_length=MOST_REGIONS, title="Regions")
     loras: tuple[Lora, ...] = Field(
         (), max_length=MOST_LORAS, title="LoRAs", description="Of the canvas, and of regions without their own"
+    )
+    controls: tuple[Control, ...] = Field(
+        (),
+        max_length=MOST_CONTROLS,
+        title="Controls",
+        description="ControlNets and T2I-Adapters of the canvas, and of regions without their own",
     )
     batch_size: StrictInt = Field(
         1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own"

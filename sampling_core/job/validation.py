@@ -38,6 +38,9 @@ def check_composition(job: JobFields) -> None:
     """Raises the error of a field that the job's composition has no use for, or cannot do with."""
     if job.init_image is None and job.init_fit != _default(job, "init_fit"):
         raise validation_error("init_fit", job.init_fit, "left out where there is no init_image")
+    for i, control in enumerate(job.controls):
+        if control.place == "region":
+            raise validation_error(f"controls.{i}.place", "region", "canvas; a region's own controls lie on its mask")
     if job.composition == "joint":
         _check_joint(job)
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlBase, ControlFile, open_control
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
@@ -58,6 +59,10 @@ class BetaUNetFolder(DiffusersFolder):
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that are no token of their own."""
         return self.tokenizers[0].unknown_words(prompt)
+
+    def open_control(self, files: ModelFiles) -> ControlFile:
+        """Compare a ControlNet or T2I-Adapter with the UNet. Raises ModelError."""
+        return open_control(files, ControlBase(self.unet, self.vae.vae_scale_factor))
 
     def load_denoiser(self, device: str, dtype: torch.dtype) -> UNetDenoiser:
         """Read the UNet's weights. Raises ModelError."""

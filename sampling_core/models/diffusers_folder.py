@@ -15,6 +15,7 @@ from pydantic import Field
 
 from prefect_regional_diffusion.sampling_core.models.component import Class
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
@@ -103,6 +104,10 @@ class DiffusersFolder:
         """Compare a LoRA's header with the weights of this model. Raises ModelError."""
         of = {part: {name: self.networks[name].weights for name in self.PARTS[part]} for part in self.PARTS}
         return open_lora(files, of["denoiser"], of["text_encoder"])
+
+    def open_control(self, files: ModelFiles) -> ControlFile:
+        """None suits: families that take them say otherwise. Raises ModelError."""
+        raise files.error("is a ControlNet or T2I-Adapter for another family of models")
 
     def check_weights(self, part: Part) -> None:
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""

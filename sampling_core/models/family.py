@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
@@ -113,6 +114,8 @@ class Facts:
     """The dialects in which its prompts may be written."""
     takes_loras: bool = False
     """Whether LoRAs can be added to its networks."""
+    takes_controls: bool = False
+    """Whether ControlNets and T2I-Adapters can steer its denoiser."""
     embedding_widths: Mapping[str, int] = field(default_factory=dict[str, int])
     """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
     repeatable: frozenset[str] = frozenset()
@@ -239,6 +242,13 @@ class Checkpoint(Protocol):
 
     def open_lora(self, files: ModelFiles) -> Lora:
         """Compare a LoRA with the model. Reads no tensors. Raises ModelError for one that does not suit it."""
+        ...
+
+    def open_control(self, files: ModelFiles) -> ControlFile:
+        """Compare a ControlNet or T2I-Adapter with the model, if its family takes them. Reads no tensors.
+
+        Raises ModelError for one that does not suit it.
+        """
         ...
 
     def check_weights(self, part: Part) -> None:

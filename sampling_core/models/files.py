@@ -130,7 +130,7 @@ def find_file(job_field: str, name: str, place: str) -> ModelFiles:
     return ModelFiles(name, (File(Path(place).name, place, Identity.of(facts)),), job_field=job_field)
 
 
-def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
+def find_files(model: str, folder: Path, follow: Follow, job_field: str = "model") -> ModelFiles:
     """Look at all that lies below a folder, at every depth.
 
     Raises ModelError for what is neither a file nor a folder, for too many files, and for links in a circle; and what
@@ -141,7 +141,7 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
     looked_at = 0
 
     def refusal(name: str, problem: str) -> ModelError:
-        return ModelError("model", model, f"{problem} ({name!r:.80})")
+        return ModelError(job_field, model, f"{problem} ({name!r:.80})")
 
     def walk(place: str, prefix: str, above: tuple[str, ...]) -> None:
         nonlocal looked_at
@@ -168,7 +168,7 @@ def find_files(model: str, folder: Path, follow: Follow) -> ModelFiles:
                     raise refusal(name, "has a pipe, a socket or a device in it")
 
     walk(top, "", (top,))
-    return ModelFiles(model, tuple(sorted(found)))
+    return ModelFiles(model, tuple(sorted(found)), job_field=job_field)
 
 
 def of_variant(files: ModelFiles, variant: str) -> ModelFiles:
@@ -187,7 +187,7 @@ def of_variant(files: ModelFiles, variant: str) -> ModelFiles:
         raise files.error(f"has no weights of the variant {variant} (*.{variant}.safetensors)")
     # Where only a part has the variant, the others are used as they are; shards keep their names.
     others = [file for file in files.files if file.name not in renamed]
-    return ModelFiles(files.model, tuple(sorted([*others, *renamed.values()])))
+    return ModelFiles(files.model, tuple(sorted([*others, *renamed.values()])), job_field=files.job_field)
 
 
 @contextmanager

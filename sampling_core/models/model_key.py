@@ -20,10 +20,45 @@ LoraKeys = tuple[LoraKey, ...]
 """Those of one network row, each file once."""
 
 
+class ControlWindow(NamedTuple):
+    """Noise levels (sigmas) at which a control acts: up to `upto`, and above `above`; None: without an end."""
+
+    upto: float | None = None
+    above: float | None = None
+
+    def has(self, sigma: float) -> bool:
+        """Whether the control acts at a level."""
+        return (self.upto is None or sigma <= self.upto) and (self.above is None or sigma > self.above)
+
+
+class ControlKey(NamedTuple):
+    """A ControlNet or T2I-Adapter, the picture that it reads, and how strongly and when it acts."""
+
+    network: str
+    """SHA-256 of its files, in hex."""
+    picture: str
+    """SHA-256 of its pixels, in hex."""
+    strength: float
+    every_step: bool
+    """Whether it reads the latent as well, and so works in every step."""
+    window: ControlWindow = ControlWindow()
+
+
 class AdapterKeys(NamedTuple):
     """What a network row has beside its prompt, by content; equal keys get equal answers."""
 
     loras: LoraKeys = ()
+    controls: tuple[ControlKey, ...] = ()
+
+    @property
+    def steered(self) -> int:
+        """How many ControlNets work in every step."""
+        return sum(key.every_step for key in self.controls)
+
+    def at(self, sigma: float) -> AdapterKeys:
+        """What acts at a level: rows for which that is the same are equal, whatever acts on them at others."""
+        acting = tuple(key._replace(window=ControlWindow()) for key in self.controls if key.window.has(sigma))
+        return self._replace(controls=acting)
 
 
 NO_ADAPTERS = AdapterKeys()

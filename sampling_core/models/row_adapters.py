@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from prefect_regional_diffusion.sampling_core.models.control_rows import AdapterMaps, ControlNetHint, RowControl
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKeys
 
+ControlName = tuple[str, str]
+"""SHA-256 of a ControlNet or T2I-Adapter and of the picture that it reads."""
+ControlSource = ControlNetHint | AdapterMaps
 _NO_LORAS: Mapping[str, LowRank] = MappingProxyType({})
 
 
@@ -20,6 +24,7 @@ class RowAdapters(NamedTuple):
     """
 
     loras: LoraLayers = _NO_LORAS
+    controls: tuple[RowControl, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,10 @@ class LoadedAdapters:
 
     loras: Mapping[tuple[str, LoraKeys], LoraLayers] = field(default_factory=dict[tuple[str, LoraKeys], LoraLayers])
     """By model."""
+    controls: Mapping[ControlName, ControlSource] = field(default_factory=dict[ControlName, ControlSource])
 
     def of_row(self, model: str, keys: AdapterKeys) -> RowAdapters:
         """What a row of a model has. Raises KeyError for what is not loaded."""
-        return RowAdapters(self.loras[model, keys.loras] if keys.loras else _NO_LORAS)
+        loras = self.loras[model, keys.loras] if keys.loras else _NO_LORAS
+        controls = [RowControl(self.controls[key.network, key.picture], key.strength) for key in keys.controls]
+        return RowAdapters(loras, tuple(controls))

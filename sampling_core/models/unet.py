@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     TIME_IDS,
     Conditioning,
 )
+from prefect_regional_diffusion.sampling_core.models.control_rows import RowInputs, residuals
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -40,12 +41,15 @@ class UNetDenoiser:
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
+        sample = scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype)
+        rows = RowInputs(sample, timesteps, told[PROMPT_EMBEDS], added)
         with lora_rows.added(self._unet, [row.loras for row in adapters]):
             output: Tensor = self._unet(
-                scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype),
+                sample,
                 timesteps,
                 encoder_hidden_states=told[PROMPT_EMBEDS],
                 added_cond_kwargs=added or None,
                 return_dict=False,
+                **residuals([row.controls for row in adapters], rows),
             )[0]
         return denoised(x, output.to(x.device, torch.float32), sigma, self._levels.prediction).clone()

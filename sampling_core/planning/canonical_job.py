@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved import (
     ResolvedMask,
     ResolvedRegion,
 )
+from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
@@ -26,6 +27,7 @@ INERT: dict[type, set[str]] = {
     ResolvedRegion: {"name", "inherited"},
     ResolvedMask: {"field"},
     ResolvedLora: {"field"},
+    ResolvedControl: {"field"},
     ParticipantSettings: {"idle_negative", "embedded", "told_of_canvas"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
@@ -93,7 +95,7 @@ def _settings(
     settings: ParticipantSettings, digests: Mapping[str, str], unused: Collection[str] = ()
 ) -> dict[str, Any]:
     model = digests.get(settings.model, settings.model)
-    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax", "loras"}
+    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax", "loras", "controls"}
     canonical = _as_they_stand(settings._asdict(), shaped) | {"model": model}
     if settings.prompt_syntax != "plain":
         names = settings.embedding_names
@@ -104,7 +106,21 @@ def _settings(
             [lora.sha256 or digests.get(lora.file, lora.file), lora.strength, lora.text_strength]
             for lora in settings.loras
         ]
+    if settings.controls:
+        canonical["controls"] = [_control(control, digests) for control in settings.controls]
     return canonical
+
+
+def _control(control: ResolvedControl, digests: Mapping[str, str]) -> list[Any]:
+    network = control.network_sha256 or digests.get(control.file, control.file)
+    acts = [control.strength, control.start, control.end]
+    return [network, canonical_picture(control.picture, digests), *acts]
+
+
+def canonical_picture(picture: ControlPicture, digests: Mapping[str, str]) -> list[Any]:
+    """What a control reads: the file's content, and how and where it is laid."""
+    place = picture.place and [canonical_shape(picture.place.shape, digests), picture.place.grow]
+    return [digests.get(picture.path, picture.path), picture.fit, place]
 
 
 def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]) -> dict[str, Any]:

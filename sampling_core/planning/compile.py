@@ -59,6 +59,11 @@ class Cost:
         return sum(count.shared for count in self.per_step)
 
     @property
+    def control_rows(self) -> int:
+        """Rows that ControlNets answer."""
+        return sum(count.control_rows for count in self.per_step)
+
+    @property
     def most_rows(self) -> int:
         """Rows of the largest forward."""
         full = [count for count in self.per_step if count.forwards]

@@ -30,6 +30,11 @@ def image_warnings(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> list[str
         canvas = (job.height, job.width)
         changed = _unlike(sizes[job.init_image], canvas, "the canvas'", job.init_fit, "its edges fill the rest")
         found += [f"init_image: {changed} (init_fit)"] if changed else []
+    for control in job.controls:
+        if control.picture.place is None:
+            fit, canvas = control.picture.fit, (job.height, job.width)
+            changed = _unlike(sizes[control.picture.path], canvas, "the canvas'", fit, "the rest is black")
+            found += [f"{control.field}.image: {changed} (fit)"] if changed else []
     for mask in (*job.masks, *job.protect):
         if mask.file is not None:
             found += _of_mask(job, mask, mask.file, sizes)

@@ -17,7 +17,11 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
 )
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
-from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask, canonical_shape
+from prefect_regional_diffusion.sampling_core.planning.canonical_job import (
+    canonical_mask,
+    canonical_picture,
+    canonical_shape,
+)
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 
 _NUMBER = 4
@@ -74,7 +78,9 @@ def finished_bytes(job: RenderJob) -> int:
 def _pictures_name(job: ResolvedJob) -> str:
     masks = [(canonical_mask(mask, {}), mask.size) for mask in job.masks]
     protect = [canonical_shape(mask.shape, {}) for mask in job.protect]
-    return content_hash([job.composition, job.width, job.height, masks, job.init_image, job.init_fit, protect])
+    controls = [canonical_picture(picture, {}) for picture in job.control_pictures]
+    start = [job.init_image, job.init_fit, protect]
+    return content_hash([job.composition, job.width, job.height, masks, *start, controls])
 
 
 def _mask_bytes(job: ResolvedJob) -> int:
@@ -84,9 +90,9 @@ def _mask_bytes(job: ResolvedJob) -> int:
 
 
 def _picture_bytes(job: ResolvedJob) -> int:
-    """Of a init image in 8-bit colours, and of what is protected of it."""
+    """Of an init image and of controls' pictures in 8-bit colours, and of what is protected."""
     of_pixel = 0 if job.init_image is None else 3 + (_NUMBER if job.protect else 0)
-    return job.width * job.height * of_pixel
+    return job.width * job.height * (of_pixel + 3 * len(job.control_pictures))
 
 
 def _weight_bytes(job: ResolvedJob) -> int:

@@ -36,9 +36,10 @@ def joint(
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     sigma_levels = sigma_schedule(levels, job.base.scheduler, job.steps, job.denoise)
+    sigmas = [level.sigma for level in sigma_levels]
     names = ("base", *(region.name for region in job.regions))
     participants = tuple(
-        Participant(name, guidance_of(settings, job), SOLVERS[settings.sampler])
+        Participant(name, guidance_of(settings, job, sigmas), SOLVERS[settings.sampler])
         for name, settings in zip(names, job.participants, strict=True)
     )
     kinds = [_kind(settings.sampler) for settings in job.participants]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import (
@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSet
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKey
 from prefect_regional_diffusion.sampling_core.names import CFG_PP
+from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
 
 
 def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
@@ -23,7 +24,8 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a dialect, a LoRA, a negative prompt, a scale or a sampler that a model has no use for.
+    Raises BadInput for a dialect, a LoRA, a control, a negative prompt, a scale or a sampler for which a model has no
+    use.
     """
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
@@ -52,6 +54,10 @@ def _fitted(
         raise BadInput("prompt_syntax", settings.prompt_syntax, allowed)
     if settings.loras and not known.takes_loras:
         raise BadInput(settings.loras[0].field, settings.loras[0].file, f"left out: {known.family} takes no LoRAs")
+    if settings.controls and not known.takes_controls:
+        first = settings.controls[0]
+        allowed = f"left out: {known.family} takes no ControlNet and no T2I-Adapter"
+        raise BadInput(f"{first.field}.file", first.file, allowed)
     settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
@@ -71,11 +77,16 @@ def _fitted(
     return settings
 
 
-def guidance_of(settings: ParticipantSettings, job: ResolvedJob) -> Guidance:
-    """How a participant of a job is guided. Its LoRAs are known by their content (`fit_loras`)."""
+def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float]) -> Guidance:
+    """How a participant of a job is guided. Its LoRAs and controls are known by their content (`fit_loras`,
+    `fit_controls`); `sigmas` are those of the job's schedule, noisiest first.
+
+    Raises BadInput for a control that acts in no step.
+    """
     canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
     adapters = AdapterKeys(
         loras=tuple(LoraKey(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras),
+        controls=control_keys(settings.controls, sigmas),
     )
     if settings.embedded:
         return EmbeddedGuidance(

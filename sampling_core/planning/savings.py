@@ -9,5 +9,7 @@ from prefect_regional_diffusion.sampling_core.engine.sampling_run import Samplin
 
 def savings(run: SamplingRun[Any], shared_rows: int) -> list[str]:
     """One line for each reason. `shared_rows` is what driving the run found (`Cost.shared_rows`)."""
-    shared = f"{shared_rows} rows that participants share (same latent, level, model, LoRAs and prompt) count once"
+    shared = (
+        f"{shared_rows} rows that participants share (same latent, level, model, LoRAs, controls and prompt) count once"
+    )
     return [*([shared] if shared_rows else []), *run.savings()]

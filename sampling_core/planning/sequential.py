@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
+from prefect_regional_diffusion.sampling_core.schedules import original_sigmas
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent
 
@@ -40,7 +41,7 @@ def sequential(
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     try:
-        calls, cells = _calls(job, shape, masks, job.height // rows)
+        calls, cells = _calls(job, shape, masks, job.height // rows, _base_sigmas(job, levels[job.base.model]))
         passes = passes_of(calls, levels)
     except BadInput as error:
         field = f"node.{error.field}" if error.field in type(job.node).model_fields else error.field
@@ -49,17 +50,27 @@ def sequential(
     return SequentialSamplingRun(tuple(passes), clean, base_only_steps, cells)
 
 
+def _base_sigmas(job: ResolvedJob, levels: ModelLevels) -> tuple[float, ...]:
+    """The sigmas of the job's own schedule, which say when controls act; none, if there are no controls."""
+    if not job.controls:
+        return ()
+    return original_sigmas(levels, job.base.sampler, job.base.scheduler, job.steps, job.denoise)
+
+
 def _calls(
-    job: ResolvedJob, shape: Shape, masks: Sequence[AnyMask], cell: int
+    job: ResolvedJob, shape: Shape, masks: Sequence[AnyMask], cell: int, sigmas: Sequence[float]
 ) -> tuple[list[KSamplerCall], tuple[LatentBox, ...]]:
-    """What the node asks of its samplers, and the cells that its result is cut into: none, if it is one picture."""
-    node, index, base = job.node, job.batch_index or None, _config(job.base, job)
+    """What the node asks of its samplers, and the cells that its result is cut into: none, if it is one picture.
+
+    `sigmas` are those of the job's own schedule.
+    """
+    node, index, base = job.node, job.batch_index or None, _config(job.base, job, sigmas)
     match node:
         case RegionalSampler():
             return regional_sampler(
                 node,
                 base,
-                _regional_prompts(job, masks),
+                _regional_prompts(job, masks, sigmas),
                 shape,
                 seed=job.seed,
                 steps=job.steps,
@@ -68,7 +79,7 @@ def _calls(
                 batch_index=index,
             ), ()
         case RegionalSamplerAdvanced():
-            regions = _regional_prompts(job, masks)
+            regions = _regional_prompts(job, masks, sigmas)
             return regional_sampler_advanced(
                 node, base, regions, shape, noise_seed=job.seed, steps=job.steps, batch_index=index
             ), ()
@@ -78,12 +89,14 @@ def _calls(
             assert node.mask_steps is not None
             assert node.mask_denoise is not None
             outside = full_run(base, job.seed, job.steps, job.denoise, batch_index=index)
-            inside = full_run(_inside(job), node.mask_seed, node.mask_steps, node.mask_denoise, batch_index=index)
+            inside = full_run(
+                _inside(job, sigmas), node.mask_seed, node.mask_steps, node.mask_denoise, batch_index=index
+            )
             return two_samplers(outside, inside, masks[0]), ()
         case TwoAdvancedSamplersForMask():
             return two_advanced_samplers(
                 base,
-                _inside(job),
+                _inside(job, sigmas),
                 masks[0],
                 shape,
                 seed=job.seed,
@@ -109,10 +122,10 @@ def _calls(
             return mask_grid(call, shape, masks[0], rows=node.rows, columns=node.columns, mode=node.mode)
 
 
-def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[RegionalPrompt]:
+def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask], sigmas: Sequence[float]) -> list[RegionalPrompt]:
     return [
         RegionalPrompt(
-            _config(region.settings, job),
+            _config(region.settings, job, sigmas),
             mask,
             region.variation_seed,
             region.variation_strength,
@@ -122,10 +135,11 @@ def _regional_prompts(job: ResolvedJob, masks: Sequence[AnyMask]) -> list[Region
     ]
 
 
-def _inside(job: ResolvedJob) -> SamplerConfig:
+def _inside(job: ResolvedJob, sigmas: Sequence[float]) -> SamplerConfig:
     """What is sampled with under the mask of a node that has a single one."""
-    return _config(job.regions[0].settings, job)
+    return _config(job.regions[0].settings, job, sigmas)
 
 
-def _config(settings: ParticipantSettings, job: ResolvedJob) -> SamplerConfig:
-    return SamplerConfig(settings.sampler, settings.scheduler, guidance_of(settings, job), settings.sigma_factor)
+def _config(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float]) -> SamplerConfig:
+    guidance = guidance_of(settings, job, sigmas)
+    return SamplerConfig(settings.sampler, settings.scheduler, guidance, settings.sigma_factor)

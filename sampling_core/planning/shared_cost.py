@@ -44,6 +44,8 @@ class BatchCost(NamedTuple):
     forwards: int = 0
     most_rows: int = 0
     """Rows of the largest forward."""
+    control_rows: int = 0
+    """Rows that ControlNets answer."""
 
 
 class _Counting:
@@ -73,6 +75,7 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | N
                 total.shared_steps + members - computed,
                 total.evaluations + count.evaluations,
                 total.forwards + count.forwards,
+                control_rows=total.control_rows + count.control_rows,
             )
     return total._replace(most_rows=network.most_rows)
 

@@ -1,4 +1,4 @@
-"""Images that a person hands in: init images, and those that masks are read from."""
+"""Images that a person hands in: init images, those that masks are read from, and those that controls read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fsspec.core import url_to_fs
+from numpy.typing import NDArray
 from PIL import Image
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, FileError
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing
+from prefect_regional_diffusion.sampling_core.masks.image_fitting import Box, placing
 from prefect_regional_diffusion.sampling_core.names import Fit, Size
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs.file_kinds import unreadable_kind
@@ -59,15 +60,30 @@ def resized(photo: RgbImage, size: Size, fit: Fit = "crop") -> RgbImage:
 
     With `contain` the photo's outermost pixels are repeated beyond it.
     """
-    height, width = photo.shape[:2]
-    source, target = placing((height, width), size, fit)
-    part = photo.numpy()[source.slices]
-    if source.size != target.size:
-        image = Image.fromarray(part).resize((target.width, target.height), Image.Resampling.LANCZOS)
-        part = np.array(image)
+    part, target = _resized(photo, size, fit)
     above, before = target.top, target.left
     below, behind = size[0] - above - target.height, size[1] - before - target.width
     return torch.from_numpy(np.pad(part, ((above, below), (before, behind), (0, 0)), mode="edge"))
+
+
+def laid(photo: RgbImage, box: Box, size: Size, fit: Fit) -> RgbImage:
+    """A black picture of a size (height, width; pixels) with the photo in a part of it, resized to fit there."""
+    part, target = _resized(photo, box.size, fit)
+    whole = torch.zeros(*size, 3, dtype=torch.uint8)
+    target = target._replace(top=box.top + target.top, left=box.left + target.left)
+    whole[target.slices] = torch.from_numpy(part)
+    return whole
+
+
+def _resized(photo: RgbImage, size: Size, fit: Fit) -> tuple[NDArray[np.uint8], Box]:
+    """What is seen of a photo [h, w, 3], and the part of a picture of this size where it lies."""
+    height, width = photo.shape[:2]
+    source, target = placing((height, width), size, fit)
+    part: NDArray[np.uint8] = photo.numpy()[source.slices]
+    if source.size != target.size:
+        image = Image.fromarray(part).resize((target.width, target.height), Image.Resampling.LANCZOS)
+        part = np.array(image)
+    return part, target
 
 
 def _read_limited(field: str, name: str) -> bytes:

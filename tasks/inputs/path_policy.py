@@ -88,6 +88,16 @@ def lora_place(field: str, name: str) -> str:
     return place
 
 
+def control_place(field: str, name: str) -> str:
+    """Real path of a ControlNet or T2I-Adapter, or of a file that a link in its folder leads to. Raises BadInput."""
+    roots = _told("REGIONAL_ASSET_ROOTS", settings().asset_roots)
+    allowed = f"a folder or a .safetensors file of a ControlNet or T2I-Adapter under {roots}"
+    place = _inside(field, name, settings().asset_roots, allowed)
+    if is_url(place):
+        raise BadInput(field, name, allowed)
+    return place
+
+
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
     own = settings().store

@@ -29,6 +29,7 @@ from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.control_files import Controls, laid_pictures, open_controls
 from prefect_regional_diffusion.tasks.runtime.lora_files import Loras, open_loras
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
@@ -47,14 +48,15 @@ class JobInputs:
 
     `folders` and `model_keys` are by model; `digests` are of all files that the job names, weights among them, by
     path. `tensors` has the masks `0`, `1`, ...; of an init image, `picture` in canvas pixels, and what is `protected`;
-    `mask_hash` stands for them. `embeddings` are the textual inversions that prompts name, by model; `loras` are by
-    model and path. `warnings` are of the images.
+    and what controls read, by `control_name`. `mask_hash` stands for them. `embeddings` are the textual inversions that
+    prompts name, by model; `loras` and `controls` are by model and path. `warnings` are of the images.
     """
 
     folders: dict[str, Checkpoint]
     model_keys: dict[str, ModelKey]
     digests: dict[str, str]
     loras: Loras
+    controls: Controls
     tensors: dict[str, Tensor]
     mask_hash: str
     warnings: list[str]
@@ -94,18 +96,18 @@ def inputs_key(job: ResolvedJob) -> Hashable:
     # Whether several models have the same noise levels may depend on the steps.
     canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
     files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), job.lora_uses, embeddings_of(job))
-    return (canvas, job.masks, job.protect, *files)
+    return (canvas, job.masks, job.protect, *files, job.control_uses, job.control_pictures)
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
-    """Look at the model folders, LoRAs and image files of a job, and draw its masks. Raises RegionalError."""
+    """Look at the model folders, LoRAs, controls and image files of a job, and draw its masks. Raises RegionalError."""
     folders: dict[str, Checkpoint] = {}
     for field, name in job.models_by_field.items():
         if name not in folders:
             folders[name] = open_model(name, field)
     check_alike(job.models_by_field, folders, canvas_of(job), job.steps)
     fit_to_models(job, {name: folder.facts for name, folder in folders.items()})
-    loras = open_loras(job, folders)
+    loras, controls = open_loras(job, folders), open_controls(job, folders)
     facts = folders[job.base.model].facts
     cell = facts.vae_scale_factor
     check_canvas(job, facts.pixel_multiple, facts.most_pixels)
@@ -116,16 +118,18 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
     embeddings, embedding_digests = _read_embeddings(job, folders)
     digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}, **embedding_digests}
-    digests |= {path: lora.fingerprint() for (_, path), lora in loras.items()}
+    digests |= {path: file.fingerprint() for (_, path), file in (*loras.items(), *controls.items())}
     masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
     start = canonical_start(job, digests)
-    pictures = [start.get("start"), start.get("protect")]
+    laid = laid_pictures(job, files.photos, digests)
+    pictures = [start.get("start"), start.get("protect"), *([sorted(laid)] if laid else [])]
     return JobInputs(
         folders=folders,
         model_keys=model_keys,
         digests=digests,
         loras=loras,
-        tensors=_tensors(job, files, cell),
+        controls=controls,
+        tensors=_tensors(job, files, cell) | laid,
         mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
         warnings=image_warnings(job, files.photos),
         embeddings=embeddings,

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
-from prefect_regional_diffusion.sampling_core.models.row_adapters import LoadedAdapters
+from prefect_regional_diffusion.sampling_core.models.row_adapters import ControlName, ControlSource, LoadedAdapters
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 
 
 def load_adapters(runs: Sequence[RenderContext]) -> LoadedAdapters:
-    """Read all that rows of these runs may have. Raises ModelError."""
+    """Read all that rows of these runs may have. Maps of T2I-Adapters are computed here. Raises ModelError."""
     loras: dict[tuple[str, LoraKeys], LoraLayers] = {}
+    controls: dict[ControlName, ControlSource] = {}
     for run in runs:
         for model, keys in run.sampling_run.adapters:
             if keys.loras and (model, keys.loras) not in loras:
                 # A file may act on the text encoders alone.
                 loras[model, keys.loras] = next(iter(run.lora_layers(model, keys.loras, "denoiser")), {})
-    return LoadedAdapters(loras)
+            for key in keys.controls:
+                if (key.network, key.picture) not in controls:
+                    controls[key.network, key.picture] = run.control(model, key)
+    return LoadedAdapters(loras, controls)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile, ControlNetwork
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Part, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
@@ -42,6 +43,11 @@ def denoiser(checkpoint: Checkpoint, key: ModelKey, needed: Iterable[ModelKey]) 
     return _part(checkpoint, key, needed, "denoiser", load)
 
 
+def control(file: ControlFile, needed: Iterable[ModelKey]) -> ControlNetwork:
+    """A ControlNet or T2I-Adapter, in the same way: it is let go with the denoisers."""
+    return _part(file, ModelKey(file.fingerprint()), needed, "denoiser", file.load)
+
+
 def autoencoder(checkpoint: Checkpoint, key: ModelKey, needed: Iterable[ModelKey]) -> Autoencoder:
     """The autoencoder of a model, in the same way."""
     return _part(checkpoint, key, needed, "autoencoder", checkpoint.load_autoencoder)
@@ -55,7 +61,7 @@ def let_go(part: Part) -> None:
 
 
 def _part(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | ControlFile,
     key: ModelKey,
     needed: Iterable[ModelKey],
     part: Part,

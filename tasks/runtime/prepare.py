@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
+from prefect_regional_diffusion.sampling_core.planning.control_fit import described as described_controls
+from prefect_regional_diffusion.sampling_core.planning.control_fit import fit_controls
+from prefect_regional_diffusion.sampling_core.planning.control_pictures import pixel_digests
 from prefect_regional_diffusion.sampling_core.planning.lora_fit import described, fit_loras
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
@@ -55,6 +59,9 @@ class Prepared:
     def loras(self) -> list[str]:
         return described(self.inputs.loras)
 
+    def controls(self) -> list[str]:
+        return described_controls(self.resolved, self.inputs.controls)
+
     def warnings(self) -> list[str]:
         found = warnings(self.resolved, self.run, self.folder.facts.trained_pixels)
         return [
@@ -67,9 +74,12 @@ class Prepared:
         """A rough estimate of the peak: weights, and the larger of one forward and the decoding."""
         bytes_per_value = torch.finfo(settings().torch_dtype()).bits // 8
         working = self.folder.working_numbers(canvas_of(self.resolved), self.cost.most_rows)
+        cells = math.prod(empty_latent(self.resolved, self.folder).shape[2:])
+        controls = self.inputs.controls.values()
+        steering = max((one.working_numbers(cells, self.cost.most_rows) for one in controls), default=0)
         # Files may be stored narrower or wider than they are used: count values, not bytes.
-        weights = sum(model.numbers for model in (*self.inputs.folders.values(), *self.inputs.loras.values()))
-        return (weights + working) * bytes_per_value
+        read = (*self.inputs.folders.values(), *self.inputs.loras.values(), *controls)
+        return (sum(model.numbers for model in read) + working + steering) * bytes_per_value
 
 
 def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read_inputs) -> Prepared:
@@ -84,6 +94,7 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     inputs = inputs_of(resolved)
     folder = inputs.folders[resolved.base.model]
     resolved = fit_loras(fit_to_models(resolved, inputs.facts), inputs.loras)
+    resolved = with_pictures(resolved, inputs, inputs.tensors)
     # The inputs may have been read for a job with fewer pictures.
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
@@ -92,6 +103,11 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     counted = cost(run, settings().max_forward_rows, settings().max_evaluations, prompts)
     check_evaluations("job", counted.evaluations)
     return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, counted, prompts)
+
+
+def with_pictures(job: ResolvedJob, inputs: JobInputs, tensors: Mapping[str, Tensor]) -> ResolvedJob:
+    """The job with its controls known by content, their pictures by the pixels that `tensors` has. Raises BadInput."""
+    return fit_controls(job, inputs.controls, pixel_digests(job, tensors, inputs.digests))
 
 
 def empty_latent(job: ResolvedJob, folder: Checkpoint) -> Latent:

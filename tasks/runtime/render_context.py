@@ -19,7 +19,9 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
-from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys, ModelKey
+from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey, LoraKeys, ModelKey
+from prefect_regional_diffusion.sampling_core.models.row_adapters import ControlSource
+from prefect_regional_diffusion.sampling_core.planning.control_pictures import control_name, pixel_digests
 from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
@@ -29,7 +31,7 @@ from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
-from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent, with_pictures
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.store import Store
@@ -108,6 +110,7 @@ class RenderContext:
         job, clean = self._prepared.resolved, self._empty_latent
         # Of another machine's masks, the last bits may differ.
         if any(not torch.equal(inputs[name], mask) for name, mask in self.masks.items()):
+            job = with_pictures(job, self._prepared.inputs, inputs)
             run = composed(job, self.folders, inputs, clean)
         if job.init_image is None:
             return run
@@ -128,19 +131,44 @@ class RenderContext:
         """What is stored there: `latent` [1, c, h, w]."""
         return {"latent": TensorSpec(torch.float32, (1, *self._empty_latent.shape[1:]))}
 
+    @property
+    def _needed(self) -> list[ModelKey]:
+        """What is loaded for the run, and stays where parts of others are let go."""
+        controls = self._prepared.inputs.controls.values()
+        return [*self.model_keys.values(), *(ModelKey(file.fingerprint()) for file in controls)]
+
     def text_encoder(self, name: str) -> TextEncoder:
         """The text encoders of one of the job's models, loaded."""
-        return model_cache.text_encoder(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.text_encoder(self.folders[name], self.model_keys[name], self._needed)
 
     def denoiser(self, name: str) -> Denoiser:
         """The denoiser of one of the job's models, loaded."""
-        return model_cache.denoiser(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.denoiser(self.folders[name], self.model_keys[name], self._needed)
+
+    def load_denoiser(self, name: str) -> None:
+        """Load the denoiser of one of the job's models with its ControlNets and T2I-Adapters. Raises ModelError."""
+        controls = [file for (model, _), file in self._prepared.inputs.controls.items() if model == name]
+        # What cannot steer need not be sampled: the files are compared before any weights are read.
+        for file in controls:
+            file.check_weights()
+        self.denoiser(name)
+        for file in controls:
+            model_cache.control(file, self._needed)
+
+    def control(self, model: str, key: ControlKey) -> ControlSource:
+        """A ControlNet or T2I-Adapter with the picture that it reads, loaded. Raises ModelError."""
+        controls = self._prepared.inputs.controls.items()
+        file = next(one for (name, _), one in controls if name == model and one.fingerprint() == key.network)
+        pixels = pixel_digests(self._prepared.resolved, self.inputs, self._prepared.inputs.digests)
+        picture = next(picture for picture, digest in pixels.items() if digest == key.picture)
+        laid = self.inputs[control_name(picture, self._prepared.inputs.digests)]
+        return model_cache.control(file, self._needed).source(laid)
 
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder of the job's own model, loaded."""
         name = self.job.model
-        return model_cache.autoencoder(self.folders[name], self.model_keys[name], self.model_keys.values())
+        return model_cache.autoencoder(self.folders[name], self.model_keys[name], self._needed)
 
     def lora_layers(self, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
         """What LoRAs add to each network of a part of a model; nothing where there are none."""

@@ -95,6 +95,7 @@ class StableDiffusion(BetaUNetFolder):
             defaults=Defaults(edge, edge, 20, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
+            takes_controls=True,
             embedding_widths={"clip_l": self.text_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

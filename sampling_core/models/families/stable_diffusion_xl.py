@@ -117,6 +117,7 @@ class StableDiffusionXL(BetaUNetFolder):
             told_of_canvas=True,
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
+            takes_controls=True,
             embedding_widths={"clip_l": self.text_width - self.second_width, "clip_g": self.second_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

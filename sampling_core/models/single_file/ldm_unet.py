@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -37,8 +38,15 @@ _RESNET = {
 def unet_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them; one that is in no block keeps its own."""
     tensors = below(file, PREFIX)
-    places = _places(tensors)
-    return {_named(name, places): stored for name, stored in tensors.items()}
+    names = diffusers_names(tensors)
+    return {names[name]: stored for name, stored in tensors.items()}
+
+
+def diffusers_names(tensors: Tensors, others: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What diffusers calls tensors of a UNet's blocks, and of `others`: by their own names, which those keep that are
+    in no block."""
+    places = _places(tensors) | dict(others or {})
+    return {name: _named(name, places) for name in tensors}
 
 
 def unet_configuration(file: Tensors) -> dict[str, Any]:

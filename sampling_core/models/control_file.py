@@ -1,0 +1,189 @@
+"""A ControlNet or T2I-Adapter, in a folder of diffusers' or in one `.safetensors` file, compared with a model.
+
+A single file is of diffusers' names, or a ControlNet of the first ones (`control_model.*`). What it does not say, the
+model that it is for does: a ControlNet was copied from such a model's UNet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM
+from prefect_regional_diffusion.sampling_core.models.control_rows import AdapterMaps, ControlNetHint
+from prefect_regional_diffusion.sampling_core.models.controlnet import CONTROLNET, ControlNetModel, copied_from
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles, of_variant
+from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+from prefect_regional_diffusion.sampling_core.models.single_file.ldm_controlnet import (
+    ORIGINAL,
+    controlnet_weights,
+    hint_channels,
+)
+from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.t2i_adapter import T2I_ADAPTER, T2IAdapter, adapter_configuration
+from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
+from prefect_regional_diffusion.sampling_core.models.weights import read_header
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
+
+CONFIG = "config.json"
+WEIGHTS = f"{DIFFUSERS_STEM}.safetensors"
+ControlKind = Literal["ControlNet", "T2I-Adapter"]
+
+
+class ControlBase(NamedTuple):
+    """What of a model a ControlNet or T2I-Adapter must suit: its UNet, and pixels of a latent cell."""
+
+    unet: UNet2DConditionModel
+    cell: int
+
+
+class ControlNetwork(NamedTuple):
+    """A ControlNet or T2I-Adapter, loaded."""
+
+    network: Any
+    kind: ControlKind
+    gray: bool
+
+    @torch.inference_mode()
+    def source(self, picture: RgbImage) -> ControlNetHint | AdapterMaps:
+        """What it adds to rows that are steered by a picture [H, W, 3], 8 bits, of the canvas' size."""
+        parameter: Tensor = next(self.network.parameters())
+        seen = (_gray(picture) if self.gray else picture).permute(2, 0, 1)[None]
+        pixels = seen.to(parameter.device, torch.float32).div(255).to(parameter.dtype)
+        if self.kind == "ControlNet":
+            return ControlNetHint(self.network, pixels)
+        return AdapterMaps(tuple(self.network(pixels)))
+
+
+@dataclass(frozen=True)
+class ControlFile:
+    """Files that suit a model; no tensors."""
+
+    files: ModelFiles
+    source: NetworkSource
+    configuration: ControlNetModel | T2IAdapter
+    read: tuple[str, ...]
+    """The files that are read, by name."""
+
+    @property
+    def kind(self) -> ControlKind:
+        return "ControlNet" if isinstance(self.configuration, ControlNetModel) else "T2I-Adapter"
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Width and height of the pictures that it reads are multiples of this."""
+        if isinstance(self.configuration, ControlNetModel):
+            return self.configuration.pixels_of_a_cell
+        return self.configuration.downscale_factor
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in all weights."""
+        return sum(math.prod(stored.shape) for stored in self.source.weights.values())
+
+    def working_numbers(self, cells: int, rows: int) -> int:
+        """Roughly how many numbers are in memory while rows of so many latent cells are answered: those of half a
+        UNet, of which what is added stays. The maps of a T2I-Adapter are far fewer.
+        """
+        if isinstance(self.configuration, T2IAdapter):
+            return 0
+        return rows * cells * self.configuration.block_out_channels[0] * 12
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is read, in hex."""
+        if len(self.read) == 1:
+            return self.files.digest(self.read[0]).hex()
+        total = hashlib.sha256()
+        for name in self.read:
+            total.update(f"{name} ".encode())
+            total.update(self.files.digest(name))
+        return total.hexdigest()
+
+    def check_weights(self) -> None:
+        """Raise ModelError unless the files have exactly the tensors that the network needs. Reads no tensors."""
+        check_network(self.source)
+
+    def load(self, device: str, dtype: torch.dtype) -> ControlNetwork:
+        """Read the weights. Raises ModelError."""
+        gray = isinstance(self.configuration, T2IAdapter) and self.configuration.in_channels == 1
+        return ControlNetwork(load_network(self.source, device, dtype), self.kind, gray)
+
+
+def open_control(files: ModelFiles, base: ControlBase) -> ControlFile:
+    """Compare a folder or a file with a model. Reads headers and configurations, and no tensors. Raises ModelError."""
+    alone = len(files.files) == 1 and CONFIG not in files
+    if alone and not files.files[0].name.endswith(".safetensors"):
+        raise files.error("is no .safetensors file (pickled weights are never read)")
+    found = _single(files, base) if alone else _folder(files)
+    configuration = found.configuration
+    if isinstance(configuration, ControlNetModel):
+        problem = configuration.unlike(base.unet)
+        if not problem and configuration.pixels_of_a_cell != base.cell:
+            problem = f"{configuration.pixels_of_a_cell} pixels for a latent cell, not {base.cell}"
+    else:
+        problem = configuration.unlike(base.unet, base.cell)
+    if problem:
+        raise files.error(f"is a {found.kind} for another model ({problem})")
+    return found
+
+
+def _folder(files: ModelFiles) -> ControlFile:
+    """What the configuration of a folder says that it is."""
+    written = files.mapping(CONFIG)
+    kind = written.get("_class_name")
+    if kind not in ("ControlNetModel", "T2IAdapter"):
+        raise files.error(f"is a {plain_value(kind)}, and neither a ControlNetModel nor a T2IAdapter ({CONFIG})")
+    # Many are published as float16 alone.
+    if WEIGHTS not in files:
+        files = of_variant(files, "fp16")
+    weights = _by_name(files, WEIGHTS)
+    if kind == "ControlNetModel":
+        return _of_controlnet(files, written, weights, (CONFIG, WEIGHTS))
+    return _of_adapter(files, written, weights, (CONFIG, WEIGHTS))
+
+
+def _single(files: ModelFiles, base: ControlBase) -> ControlFile:
+    """What the tensors of a file say that it is."""
+    file = files.files[0].name
+    weights = _by_name(files, file)
+    if any(name.startswith(ORIGINAL) for name in weights):
+        weights = controlnet_weights(weights)
+    if any(name.startswith("controlnet_cond_embedding.") for name in weights):
+        return _of_controlnet(files, copied_from(base.unet, hint_channels(weights)), weights, (file,))
+    if any(name.startswith("adapter.body.") for name in weights):
+        return _of_adapter(files, adapter_configuration(weights), weights, (file,))
+    first = plain_value(next(iter(weights), None))
+    raise files.error(f"is neither a ControlNet nor a T2I-Adapter in names that are known here (it has {first})")
+
+
+def _of_controlnet(
+    files: ModelFiles, written: Mapping[str, Any], weights: Weights, read: tuple[str, ...]
+) -> ControlFile:
+    configuration = ControlNetModel.checked(dict(written), files, CONFIG)
+    held = replace(files, parts={"ControlNet": weights})
+    return ControlFile(files, CONTROLNET.source(held, "ControlNet", configuration), configuration, read)
+
+
+def _of_adapter(files: ModelFiles, written: Mapping[str, Any], weights: Weights, read: tuple[str, ...]) -> ControlFile:
+    configuration = T2IAdapter.checked(dict(written), files, CONFIG)
+    held = replace(files, parts={"T2I-Adapter": weights})
+    return ControlFile(files, T2I_ADAPTER.source(held, "T2I-Adapter", configuration), configuration, read)
+
+
+def _by_name(files: ModelFiles, name: str) -> Weights:
+    if name not in files:
+        raise files.error(f"has no {name}")
+    return {stored.name: stored for stored in read_header(files, name)[0]}
+
+
+def _gray(picture: RgbImage) -> RgbImage:
+    """One channel [H, W, 1], as PIL has it: of grey pixels their own value."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)
+    return ((picture.to(torch.int64) * weights).sum(-1, keepdim=True) + 2**15) >> 16

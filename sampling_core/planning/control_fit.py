@@ -1,0 +1,84 @@
+"""A job's ControlNets and T2I-Adapters as their files have them, and at which noise levels they act."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
+from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey, ControlWindow
+
+
+def fit_controls(
+    job: ResolvedJob, files: Mapping[tuple[str, str], ControlFile], pixels: Mapping[ControlPicture, str]
+) -> ResolvedJob:
+    """The job with each participant's controls known by their content, in one order: equal sums are equal rows.
+
+    `files` are by model and path, `pixels` the SHA-256 of each picture as it is laid on the canvas. Fitting again
+    changes nothing. Raises BadInput for a canvas that a network has no maps for.
+    """
+    for one in job.participants:
+        for control in one.controls:
+            multiple = files[one.model, control.file].pixel_multiple
+            for name, edge in (("width", job.width), ("height", job.height)):
+                if edge % multiple:
+                    raise BadInput(name, edge, f"a multiple of {multiple}, for {control.field}")
+
+    def fitted(settings: ParticipantSettings) -> ParticipantSettings:
+        known = [_known(one, files[settings.model, one.file], pixels[one.picture]) for one in settings.controls]
+        order = sorted(known, key=lambda one: (one.network_sha256, one.pixels_sha256, one.start, one.end, one.strength))
+        return settings._replace(controls=tuple(order))
+
+    regions = tuple(region._replace(settings=fitted(region.settings)) for region in job.regions)
+    return replace(job, base=fitted(job.base), regions=regions)
+
+
+def _known(control: ResolvedControl, file: ControlFile, pixels: str) -> ResolvedControl:
+    return control._replace(
+        network_sha256=file.fingerprint(), pixels_sha256=pixels, every_step=file.kind == "ControlNet"
+    )
+
+
+def control_keys(controls: Sequence[ResolvedControl], sigmas: Sequence[float]) -> tuple[ControlKey, ...]:
+    """The controls of a participant by content; `sigmas` are those of the job's own schedule, noisiest first.
+
+    Raises BadInput for one between whose start and end there is no step.
+    """
+    return tuple(
+        ControlKey(one.network_sha256, one.pixels_sha256, one.strength, one.every_step, _window(one, sigmas))
+        for one in controls
+    )
+
+
+def _window(control: ResolvedControl, sigmas: Sequence[float]) -> ControlWindow:
+    """The noise levels of the steps between a control's start and end: step i of n is from i / n to (i + 1) / n.
+
+    As in diffusers, a step counts as a whole or not at all. A level is asked for by its sigma, so nothing hangs on how
+    often a sampler asks in a step, nor on where a run goes on: the level at which a window ends, where some samplers
+    ask a second time, belongs to the step that follows. Passes on other schedules have the same levels.
+    """
+    steps = len(sigmas) - 1
+    acting = [i for i in range(steps) if not (i / steps < control.start or (i + 1) / steps > control.end)]
+    if not acting:
+        allowed = f"at least one step more than start ({control.start:g}): {steps} steps are {1 / steps:.3g} each"
+        raise BadInput(f"{control.field}.end", control.end, allowed)
+    first, last = acting[0], acting[-1]
+    return ControlWindow(
+        upto=None if first == 0 else sigmas[first], above=None if last == steps - 1 else sigmas[last + 1]
+    )
+
+
+def described(job: ResolvedJob, files: Mapping[tuple[str, str], ControlFile]) -> list[str]:
+    """One line for each control of a job: what it is, what it reads, and how it acts."""
+    found: dict[str, str] = {}
+    for one in job.participants:
+        for control in one.controls:
+            file = files[one.model, control.file]
+            what = f"{file.files.model} is a {file.kind}, strength {control.strength:g}"
+            when = "" if (control.start, control.end) == (0, 1) else f", from {control.start:g} to {control.end:g}"
+            costs = "works in each of these steps" if control.every_step else "computed once, before the first step"
+            found[control.field] = f"{control.field}: {what}{when}; {costs}"
+    return [found[field] for field in sorted(found)]
