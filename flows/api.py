@@ -35,7 +35,8 @@ class RenderResult(NamedTuple):
 
 
 class JobPlan(NamedTuple):
-    """What drawing a job costs: network rows (`evaluations`), network calls (`forwards`), bytes of memory, roughly.
+    """What drawing a job costs: network rows (`evaluations`), network calls (`forwards`), rows that ControlNets answer
+    beside these, bytes of memory, roughly.
 
     `saved` and `warnings` are sentences for people.
     """
@@ -43,6 +44,7 @@ class JobPlan(NamedTuple):
     steps: int
     evaluations: int
     forwards: int
+    control_rows: int
     memory_bytes: int
     saved: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -57,6 +59,7 @@ def plan(job: RenderJob) -> JobPlan:
             prepared.run.steps,
             cost.evaluations,
             cost.forwards,
+            cost.control_rows,
             prepared.memory_bytes(),
             tuple(prepared.savings()),
             tuple(prepared.warnings()),

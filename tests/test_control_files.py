@@ -182,8 +182,8 @@ def test_a_control_for_another_model_is_refused() -> None:
     ("fields", "told"),
     [
         ({"_class_name": "ControlNetUnionModel"}, "is a 'ControlNetUnionModel', and neither a ControlNetModel nor"),
-        ({"global_pool_conditions": True}, "global_pool_conditions is true, and may only be false"),
-        ({"conditioning_channels": 1}, "conditioning_channels is 1, and may only be 3"),
+        ({"global_pool_conditions": True}, "'global_pool_conditions' is True, and may only be false"),
+        ({"conditioning_channels": 1}, "'conditioning_channels' is 1, and may only be 3"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"trick": "new"}, "is no key that a ControlNetModel is known to have"),
         ({"conditioning_embedding_out_channels": [8, 16]}, "2 pixels for a latent cell, not 8"),

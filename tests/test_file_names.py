@@ -163,7 +163,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     assert str(tmp_path) not in json.dumps([told, files])
     assert (told["init_image"], told["regions"][0]["mask"]["image"]) == ("pictures/start.png", "pictures/mask.png")
     assert told["loras"][0]["file"] == "pictures/style.safetensors"
-    assert told["controls"][0] == {"file": "pictures/net", "image": "pictures/mask.png"}
+    assert (told["controls"][0]["file"], told["controls"][0]["image"]) == ("pictures/net", "pictures/mask.png")
     assert told["protect"][0]["color_map"] == "mask.png", "it was typed as an absolute path"
     content = sha256((home / "pictures" / "start.png").read_bytes()).hexdigest()
     assert files["init_image"] == {"name": "pictures/start.png", "sha256": content}

@@ -74,7 +74,7 @@ def test_models_of_two_rows_are_as_they_were() -> None:
 def test_a_model_that_is_told_its_scale_has_one_row() -> None:
     facts = replace(PLAIN, guidance="embedded")
     job = fitted(facts, cfg=3.5, regions=[RIGHT | {"cfg": 2.0}])
-    assert [guidance_of(settings, job) for settings in job.participants] == [
+    assert [guidance_of(settings, job, ()) for settings in job.participants] == [
         EmbeddedGuidance(3.5, "base", "embedded"),
         EmbeddedGuidance(2.0, "right", "embedded"),
     ]
@@ -84,10 +84,10 @@ def test_a_model_that_is_told_its_scale_has_one_row() -> None:
 def test_an_empty_negative_prompt_may_be_none_at_all() -> None:
     facts = replace(PLAIN, empty_negative="none", told_of_canvas=True)
     job = fitted(facts, cfg=4.0, regions=[RIGHT | {"negative_prompt": "fog"}])
-    base, region = (guidance_of(settings, job) for settings in job.participants)
+    base, region = (guidance_of(settings, job, ()) for settings in job.participants)
     assert base == ClassifierFreeGuidance(4.0, "base", None, model="embedded", canvas=Canvas(128, 128))
     assert region.prompts == ("fog", "right")
-    assert guidance_of(fitted(facts, cfg=1.0).base, job).prompts == ("base",)
+    assert guidance_of(fitted(facts, cfg=1.0).base, job, ()).prompts == ("base",)
     assert job_hash(job) != job_hash(fitted(PLAIN, cfg=4.0, regions=[RIGHT | {"negative_prompt": "fog"}]))
 
 

@@ -39,7 +39,8 @@ def tiny_adapter(folder: str | Path, seed: int, kind: str, channels: tuple[int, 
     network = T2IAdapter(**given)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(1.5)
+            fan_in = parameter[0].numel()
+            parameter.copy_(torch.randn_like(parameter) * (1.5 / fan_in**0.5 if parameter.ndim > 1 else 0.1))
     network.save_pretrained(folder)
     return str(folder)
 

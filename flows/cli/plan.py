@@ -61,7 +61,13 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
     prepared = preparations().look_up(job)
     cost = prepared.cost
     stages = [
-        {"first_step": first, "last_step": last, "rows": count.evaluations, "forwards": count.forwards}
+        {
+            "first_step": first,
+            "last_step": last,
+            "rows": count.evaluations,
+            "forwards": count.forwards,
+            "control_rows": count.control_rows,
+        }
         for first, last, count in cost.runs()
     ]
     facts: dict[str, Any] = {
@@ -81,9 +87,11 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
-    table = Table("Steps", "Rows per step", "Forwards per step", title=title)
+    steered = ["Rows of ControlNets"] if cost.control_rows else []
+    table = Table("Steps", "Rows per step", "Forwards per step", *steered, title=title)
     for steps, count in _rows_of_equal_cost(cost):
-        table.add_row(steps, f"{count.evaluations}", f"{count.forwards}")
+        numbers = [count.evaluations, count.forwards, *([count.control_rows] if steered else [])]
+        table.add_row(steps, *map(str, numbers))
     console = Console()
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")

@@ -183,7 +183,7 @@ def _by_name(files: ModelFiles, name: str) -> Weights:
     return {stored.name: stored for stored in read_header(files, name)[0]}
 
 
-def _gray(picture: RgbImage) -> RgbImage:
-    """One channel [H, W, 1], as PIL has it: of grey pixels their own value."""
+def _gray(picture: RgbImage) -> Tensor:
+    """One channel [H, W, 1], 8 bits, as PIL has it: of grey pixels their own value."""
     weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)
-    return ((picture.to(torch.int64) * weights).sum(-1, keepdim=True) + 2**15) >> 16
+    return (((picture.to(torch.int64) * weights).sum(-1, keepdim=True) + 2**15) >> 16).to(torch.uint8)

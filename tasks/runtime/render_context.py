@@ -29,6 +29,7 @@ from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embeddin
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.tasks.runtime.control_files import Controls
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent, with_pictures
@@ -131,11 +132,20 @@ class RenderContext:
         """What is stored there: `latent` [1, c, h, w]."""
         return {"latent": TensorSpec(torch.float32, (1, *self._empty_latent.shape[1:]))}
 
+    @cached_property
+    def _controls(self) -> Controls:
+        """The job's controls, found to have all their tensors before any weights of the run are read.
+
+        Raises ModelError.
+        """
+        for file in self._prepared.inputs.controls.values():
+            file.check_weights()
+        return self._prepared.inputs.controls
+
     @property
     def _needed(self) -> list[ModelKey]:
         """What is loaded for the run, and stays where parts of others are let go."""
-        controls = self._prepared.inputs.controls.values()
-        return [*self.model_keys.values(), *(ModelKey(file.fingerprint()) for file in controls)]
+        return [*self.model_keys.values(), *(ModelKey(file.fingerprint()) for file in self._controls.values())]
 
     def text_encoder(self, name: str) -> TextEncoder:
         """The text encoders of one of the job's models, loaded."""
@@ -147,18 +157,15 @@ class RenderContext:
 
     def load_denoiser(self, name: str) -> None:
         """Load the denoiser of one of the job's models with its ControlNets and T2I-Adapters. Raises ModelError."""
-        controls = [file for (model, _), file in self._prepared.inputs.controls.items() if model == name]
-        # What cannot steer need not be sampled: the files are compared before any weights are read.
-        for file in controls:
-            file.check_weights()
         self.denoiser(name)
-        for file in controls:
-            model_cache.control(file, self._needed)
+        for (model, _), file in self._controls.items():
+            if model == name:
+                model_cache.control(file, self._needed)
 
     def control(self, model: str, key: ControlKey) -> ControlSource:
         """A ControlNet or T2I-Adapter with the picture that it reads, loaded. Raises ModelError."""
-        controls = self._prepared.inputs.controls.items()
-        file = next(one for (name, _), one in controls if name == model and one.fingerprint() == key.network)
+        files = [file for (name, _), file in self._controls.items() if name == model]
+        file = next(file for file in files if file.fingerprint() == key.network)
         pixels = pixel_digests(self._prepared.resolved, self.inputs, self._prepared.inputs.digests)
         picture = next(picture for picture, digest in pixels.items() if digest == key.picture)
         laid = self.inputs[control_name(picture, self._prepared.inputs.digests)]
