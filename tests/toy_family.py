@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
@@ -95,6 +96,9 @@ class Toy:
 
     def open_control(self, files: ModelFiles) -> ControlFile:
         raise files.error("is for a model that takes controls")
+
+    def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
+        raise files.error("is for a model that takes image prompts")
 
     def check_weights(self, part: Part) -> None:
         pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,15 @@ from prefect_regional_diffusion.sampling_core.models.control_file import Control
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
+    AttentionPlan,
+    ImageAttention,
+    IPAdapter,
+    open_ip_adapter,
+)
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
+from prefect_regional_diffusion.sampling_core.models.stored import Stored
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
@@ -64,6 +72,10 @@ class BetaUNetFolder(DiffusersFolder):
         """Compare a ControlNet or T2I-Adapter with the UNet. Raises ModelError."""
         return open_control(files, ControlBase(self.unet, self.vae.vae_scale_factor))
 
+    def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
+        """Compare an IP-Adapter's header with the UNet. Raises ModelError."""
+        return open_ip_adapter(files, image_attention(self.networks["unet"].weights))
+
     def load_denoiser(self, device: str, dtype: torch.dtype) -> UNetDenoiser:
         """Read the UNet's weights. Raises ModelError."""
         return UNetDenoiser(self.load("unet", device, dtype), self.levels)
@@ -71,6 +83,23 @@ class BetaUNetFolder(DiffusersFolder):
     def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
         """Read the autoencoder's weights. Raises ModelError."""
         return KLAutoencoder(self.load("vae", device, dtype), self.vae.latent_affine)
+
+
+def image_attention(unet: Mapping[str, Stored]) -> AttentionPlan:
+    """Where IP-Adapters act on a UNet of these weights: on the second attention of each of its transformer blocks.
+
+    Files number all attention, in the order in which diffusers' UNet has its parts: down, up, middle.
+    """
+    end = ".attn2.to_k.weight"
+    found = {name.removesuffix(".to_k.weight"): stored.shape for name, stored in unet.items() if name.endswith(end)}
+    ordered = sorted(
+        found, key=lambda name: (_PARTS.index(name.split(".")[0]), *map(int, re.findall(r"\.(\d+)", name)))
+    )
+    layers = tuple(ImageAttention(name, 2 * i + 1, found[name][0]) for i, name in enumerate(ordered))
+    return AttentionPlan(layers, found[ordered[0]][1] if ordered else 0)
+
+
+_PARTS = ("down_blocks", "up_blocks", "mid_block")
 
 
 def check_widths(files: ModelFiles, unet: UNet2DConditionModel, vae: AutoencoderKL, encoders: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Confi
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, open_lora
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
@@ -108,6 +109,10 @@ class DiffusersFolder:
     def open_control(self, files: ModelFiles) -> ControlFile:
         """None suits: families that take them say otherwise. Raises ModelError."""
         raise files.error("is a ControlNet or T2I-Adapter for another family of models")
+
+    def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
+        """Raises ModelError: families that take image prompts say otherwise."""
+        raise files.error("is for a model that takes image prompts")
 
     def check_weights(self, part: Part) -> None:
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""

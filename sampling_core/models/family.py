@@ -17,6 +17,7 @@ import torch
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -116,6 +117,8 @@ class Facts:
     """Whether LoRAs can be added to its networks."""
     takes_controls: bool = False
     """Whether ControlNets and T2I-Adapters can steer its denoiser."""
+    takes_image_prompts: bool = False
+    """Whether its denoiser can attend to images, by IP-Adapters."""
     embedding_widths: Mapping[str, int] = field(default_factory=dict[str, int])
     """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
     repeatable: frozenset[str] = frozenset()
@@ -249,6 +252,10 @@ class Checkpoint(Protocol):
 
         Raises ModelError for one that does not suit it.
         """
+        ...
+
+    def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
+        """Compare an IP-Adapter with the model. Reads no tensors. Raises ModelError for one that does not suit it."""
         ...
 
     def check_weights(self, part: Part) -> None:

@@ -131,7 +131,7 @@ def find_file(job_field: str, name: str, place: str) -> ModelFiles:
 
 
 def find_files(model: str, folder: Path, follow: Follow, job_field: str = "model") -> ModelFiles:
-    """Look at all that lies below a folder, at every depth.
+    """Look at all that lies below a folder, at every depth. `job_field` is what names it in a job.
 
     Raises ModelError for what is neither a file nor a folder, for too many files, and for links in a circle; and what
     `follow` raises.

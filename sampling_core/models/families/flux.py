@@ -43,6 +43,12 @@ from prefect_regional_diffusion.sampling_core.models.flux_transformer import (
     FluxDenoiser,
     FluxTransformer2DModel,
 )
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
+    AttentionPlan,
+    ImageAttention,
+    IPAdapter,
+    open_ip_adapter,
+)
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
@@ -128,6 +134,7 @@ class Flux(FlowTransformerFolder):
                 _TRAINED_PIXELS, _TRAINED_PIXELS, 28 if told else 4, 3.5 if told else 1.0, "euler", "simple"
             ),
             guidance="embedded" if told else "none",
+            takes_image_prompts=True,
         )
 
     @property
@@ -150,6 +157,17 @@ class Flux(FlowTransformerFolder):
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that CLIP has to spell."""
         return self.clip.unknown_words(prompt)
+
+    def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
+        """Compare an IP-Adapter's header with the transformer, on whose double-stream blocks it acts.
+
+        Raises ModelError.
+        """
+        network = self.transformer
+        layers = tuple(
+            ImageAttention(f"transformer_blocks.{i}", i, network.inner_dim) for i in range(network.num_layers)
+        )
+        return open_ip_adapter(files, AttentionPlan(layers, network.joint_attention_dim, bias=True, kinds=("plain",)))
 
     def load_text_encoder(self, device: str, dtype: torch.dtype) -> FluxTextEncoder:
         """Read the weights of both text encoders. Raises ModelError."""

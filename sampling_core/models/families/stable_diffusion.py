@@ -96,6 +96,7 @@ class StableDiffusion(BetaUNetFolder):
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
             takes_controls=True,
+            takes_image_prompts=True,
             embedding_widths={"clip_l": self.text_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

@@ -118,6 +118,7 @@ class StableDiffusionXL(BetaUNetFolder):
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
             takes_controls=True,
+            takes_image_prompts=True,
             embedding_widths={"clip_l": self.text_width - self.second_width, "clip_g": self.second_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

@@ -1,0 +1,115 @@
+"""Folders of image encoders: what of CLIP turns the picture of an image prompt into features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefect_regional_diffusion.sampling_core.errors import ModelError
+from prefect_regional_diffusion.sampling_core.models.clip_vision import (
+    CLIP_VISION,
+    CLIPVisionModelWithProjection,
+)
+from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
+from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, load_network
+from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
+
+FOLDER = "image_encoder"
+"""What it is called beside adapters, and in messages."""
+_OF_TEXT = ("text_model.", "text_projection.", "logit_scale")
+"""What the names of a whole CLIP's other tensors begin with."""
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pictures that CLIP was trained on, by channel, of values 0 to 1."""
+
+
+class ImageFeatures(NamedTuple):
+    """What an encoder makes of a picture; float32 on the CPU."""
+
+    projected: Tensor
+    """[1, features]: one vector for the whole of it."""
+    patches: Tensor
+    """[1, positions, features]: the states before the last layer, the first of the whole, then of each patch."""
+
+
+@dataclass(frozen=True)
+class ImageEncoderFolder:
+    """A folder whose configuration and headers were checked; no tensors."""
+
+    files: ModelFiles
+    configuration: CLIPVisionModelWithProjection
+    network: NetworkSource
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is read, in hex."""
+        total = hashlib.sha256()
+        names = {f"{FOLDER}/config.json", *(stored.file for stored in self.network.weights.values())}
+        for name in sorted(names):
+            total.update(f"{name} ".encode())
+            total.update(self.files.digest(name))
+        return total.hexdigest()
+
+    def load(self, device: str, dtype: torch.dtype) -> ImageEncoder:
+        """Read the weights. Raises ModelError."""
+        return ImageEncoder(load_network(self.network, device, dtype))
+
+
+class ImageEncoder:
+    """A loaded encoder."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def __call__(self, picture: RgbImage) -> ImageFeatures:
+        """The features of a picture [image_size, image_size, 3], 8 bits."""
+        values = picture.permute(2, 0, 1)[None].float() / 255
+        mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in (_MEAN, _DEVIATION))
+        return self._features((values - mean) / deviation)
+
+    def no_picture(self) -> ImageFeatures:
+        """What stands for no picture, as in diffusers: projected features of zeros, and the patches of a grey one."""
+        size = self._network.config.image_size
+        found = self._features(torch.zeros(1, 3, size, size))
+        return found._replace(projected=torch.zeros_like(found.projected))
+
+    @torch.inference_mode()
+    def _features(self, values: Tensor) -> ImageFeatures:
+        network = self._network
+        found = network(values.to(network.device, network.dtype), output_hidden_states=True)
+        return ImageFeatures(*(one.float().cpu().clone() for one in (found.image_embeds, found.hidden_states[-2])))
+
+
+def open_image_encoder(field: str, name: str, place: str, follow: Follow) -> ImageEncoderFolder:
+    """Check a folder with `config.json` and `model.safetensors`, of CLIP's image encoder or of a whole CLIP.
+
+    `name` is what `field` of a job calls it; `follow` gives the real path behind a link, and raises if it may not be
+    followed. Raises ModelError.
+    """
+    if not Path(place).is_dir():
+        raise ModelError(field, name, "is a file, not a folder" if Path(place).exists() else "does not exist")
+    try:
+        found = find_files(name, Path(place), follow, field)
+    except OSError as error:
+        raise ModelError(field, name, f"cannot be read: {type(error).__name__}") from error
+    files = replace(found, files=tuple(file._replace(name=f"{FOLDER}/{file.name}") for file in found.files))
+    name = f"{FOLDER}/config.json"
+    told = files.mapping(name)
+    whole = told.get("model_type") == "clip"
+    configuration = CLIPVisionModelWithProjection.checked(_of_whole(told) if whole else told, files, name)
+    network = CLIP_VISION.source(files, FOLDER, configuration)
+    if whole:
+        own = {name: stored for name, stored in network.weights.items() if not name.startswith(_OF_TEXT)}
+        network = replace(network, weights=own)
+    return ImageEncoderFolder(files, configuration, network)
+
+
+def _of_whole(told: Mapping[str, Any]) -> object:
+    """What the configuration of a whole CLIP says of its image encoder."""
+    vision = told.get("vision_config")
+    return vision | {"projection_dim": told.get("projection_dim")} if isinstance(vision, dict) else vision
