@@ -1,4 +1,4 @@
-"""Tasks: prompts to embeddings and the init image to a latent, into the store, each one once."""
+"""Tasks: prompts to embeddings, images to what is attended to of them, the init image to a latent; each once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
+from prefect_regional_diffusion.tasks.runtime.image_prompt_files import encode_images
 from prefect_regional_diffusion.tasks.runtime.model_cache import let_go
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext, Tensors
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
@@ -38,6 +39,27 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
     known, missing = await _found_or_made(store, wanted, specs, encoded)
     if not settings().keep_text_encoders:
         let_go("text_encoder")
+    for run in runs:
+        run.remember(known | missing)
+    ready.set_result(None)
+    await write_all(store, missing)
+    return len(missing)
+
+
+@task("encode image prompts")
+async def encode_image_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
+    """Make keys and values of the images of runs (at least one, with one store) that it lacks; returns how many.
+
+    Image encoders and adapters are loaded only for that, one after the other, and let go again.
+
+    `ready` is set once the runs know what their rows attend to.
+    """
+    store = runs[0].store
+    wanted = {key: source for run in runs for key, source in run.image_sources.items()}
+    known = await read_all(store, {key: source.adapter.specs for key, source in wanted.items()})
+    missing = await asyncio.to_thread(
+        encode_images, {key: source for key, source in wanted.items() if key not in known}
+    )
     for run in runs:
         run.remember(known | missing)
     ready.set_result(None)

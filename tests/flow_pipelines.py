@@ -10,11 +10,9 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from numpy.typing import NDArray
 
 from prefect_regional_diffusion.sampling_core.noise.initial import initial_noise
-
-Picture = NDArray[np.uint8]
+from tests.reference_pipelines import Adapt, Picture
 
 
 class GivenSigmas(FlowMatchEulerDiscreteScheduler):
@@ -45,7 +43,9 @@ def flux_shift(width: int, height: int) -> float:
     return math.exp(width * height / (8 * 8 * 2 * 2) * slope + 0.5 - slope * 256)
 
 
-def with_flow_pipeline(job: dict[str, Any], sigmas: list[float], **asked: Any) -> Picture:
+def with_flow_pipeline(
+    job: dict[str, Any], sigmas: list[float], adapt: Adapt = lambda pipeline: {}, **asked: Any
+) -> Picture:
     """The picture [height, width, 3] of a job's fields. `asked` are arguments that only this pipeline has."""
     folder = Path(job["model"])
     index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
@@ -56,6 +56,7 @@ def with_flow_pipeline(job: dict[str, Any], sigmas: list[float], **asked: Any) -
     noise = initial_noise(job["seed"], (1, 16, job["height"] // 8, job["width"] // 8))
     if hasattr(pipeline, "_pack_latents"):
         noise = pipeline._pack_latents(noise, *noise.shape)
+    asked |= adapt(pipeline)
     with torch.inference_mode():
         found = pipeline(
             job["prompt"],

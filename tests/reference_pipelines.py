@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,22 @@ from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 Picture = NDArray[np.uint8]
 
 
+Adapt = Callable[[Any], dict[str, Any]]
+"""What is done with a pipeline before it draws; returns arguments that it is called with."""
+
+
 def with_pipeline(
-    job: dict[str, Any], kind: str | None = None, parts: Mapping[str, Any] | None = None, **told: Any
+    job: dict[str, Any],
+    kind: str | None = None,
+    parts: Mapping[str, Any] | None = None,
+    adapt: Adapt = lambda pipeline: {},
+    **told: Any,
 ) -> Picture:
     """The picture [height, width, 3] of a job's fields; samplers `euler` and `dpmpp_2m`, negative prompts as diffusers
     has them: none where the job has none.
 
     `kind` is another pipeline class than the model's own, with `parts` that a model does not have; `told` is what that
-    is given beside what the job says.
+    is given beside what the job says. `adapt` is done last.
     """
     folder = Path(job["model"])
     index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
@@ -46,6 +54,7 @@ def with_pipeline(
         walked = {"timesteps": [round(levels.timestep_of(sigma)) for sigma in sigmas[:-1]]}
     cell = checkpoint.facts.vae_scale_factor
     shape = (1, checkpoint.facts.latent_channels, job["height"] // cell, job["width"] // cell)
+    asked = adapt(pipeline)
     with torch.inference_mode():
         found = pipeline(
             job["prompt"],
@@ -57,5 +66,6 @@ def with_pipeline(
             output_type="np",
             **walked,
             **told,
+            **asked,
         ).images
     return (found[0] * 255).round().astype(np.uint8)

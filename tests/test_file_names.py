@@ -43,6 +43,7 @@ from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.keys import drawn
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.tiny_controls import tiny_controlnet
+from tests.tiny_ip_adapters import image_prompt_files
 from tests.tiny_loras import save_lora, tiny_lora
 
 PERSIAN = "می\u200cخواهم"  # noqa: RUF001 - letters of that script, and a joiner between two of them
@@ -109,6 +110,7 @@ def pictured(folder: Path, **fields: Any) -> Path:
         Image.new("RGB", (64, 64), "white").save(folder / "pictures" / f"{name}.png")
     save_lora(tiny_lora(EMBEDDED, 1).kohya(), folder / "pictures" / "style.safetensors")
     tiny_controlnet(EMBEDDED, folder / "pictures" / "net", 1)
+    image_prompt_files(folder / "pictures", EMBEDDED)
     job: dict[str, Any] = {
         "prompt": "a blue background",
         "width": 64,
@@ -118,6 +120,7 @@ def pictured(folder: Path, **fields: Any) -> Path:
         "init_image": "pictures/start.png",
         "loras": [{"file": "pictures/style.safetensors"}],
         "controls": [{"file": "pictures/net", "image": "pictures/mask.png"}],
+        "image_prompts": [{"file": "pictures/plain.safetensors", "image": str(folder / "pictures" / "red.png")}],
         "protect": [{"color_map": str(folder / "pictures" / "mask.png"), "color": [255, 255, 255]}],
         "regions": [{"prompt": "a red background", "mask": {"image": "pictures/mask.png"}}],
     }
@@ -169,10 +172,18 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     assert files["init_image"] == {"name": "pictures/start.png", "sha256": content}
     assert files["model"] == {"name": "embedded", "sha256": run.model_keys["embedded"].digest}
     named = {"init_image", "protect.0.color_map", "regions.0.mask.image", "controls.0.image"}
-    assert set(files) == named | {"model", "loras.0.file", "controls.0.file"}
+    prompt = {f"image_prompts.0.{name}" for name in ("file", "image", "image_encoder")}
+    assert set(files) == named | {"model", "loras.0.file", "controls.0.file"} | prompt
+    told_prompt = {name: files[f"image_prompts.0.{name}"]["name"] for name in ("file", "image", "image_encoder")}
+    assert told_prompt == {
+        "file": "pictures/plain.safetensors",
+        "image": "red.png",
+        "image_encoder": "pictures/image_encoder",
+    }
 
     # Beside the pictures again, it is the same job.
     told["protect"][0]["color_map"] = "pictures/mask.png"
+    told["image_prompts"][0]["image"] = "pictures/red.png"
     (home / "again.json").write_text(json.dumps(told))
     assert prepare(read_job(home / "again.json")).job_hash == run.job_hash
 

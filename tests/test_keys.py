@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
 )
 from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
+from prefect_regional_diffusion.sampling_core.job.image_prompt import ImagePrompt
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
     MASK_KINDS,
     ColorMap,
@@ -42,6 +43,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_controls import tiny_controlnet
+from tests.tiny_ip_adapters import save_adapter, tiny_image_encoder, unet_adapter
 from tests.tiny_loras import save_lora, tiny_lora
 
 Data = dict[str, Any]
@@ -58,6 +60,9 @@ STYLED = JOB | {"loras": [{"file": "style.safetensors"}]}
 CONTROL: Data = {"file": "net", "image": "one.png"}
 STEERED = JOB | {"controls": [CONTROL]}
 STEERED_REGION = JOB | {"regions": [REGION | {"controls": [CONTROL]}]}
+LOOKED_AT: Data = {"file": "adapter.safetensors", "image": "one.png"}
+OTHER_IMAGE, SAME_IMAGE = LOOKED_AT | {"image": "other.png"}, LOOKED_AT | {"image": "one again.png"}
+LOOKING = JOB | {"image_prompts": [LOOKED_AT]}
 STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
@@ -131,6 +136,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "protect": Other([LEFT], STARTED),
         "loras": Other([{"file": "other.safetensors"}], STYLED),
         "controls": Other([CONTROL | {"file": "other net"}], STEERED),
+        "image_prompts": Other([OTHER_IMAGE], LOOKING),
         "node": Other({"name": "RegionalSamplerAdvanced"}, node("TwoSamplersForMask")),
     },
     Region: {
@@ -153,8 +159,17 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "controls": Other(
             [CONTROL | {"file": "other net"}], STEERED, same=[{"file": "net again", "image": "one again.png"}]
         ),
+        "image_prompts": Other([OTHER_IMAGE], LOOKING, same=[SAME_IMAGE]),
         "start_at_step": Other(4, same=2),
         "end_at_step": Other(4),
+    },
+    ImagePrompt: {
+        "file": Other("plus.safetensors", LOOKING, same="adapter again.safetensors"),
+        "image": Other("other.png", LOOKING, same="one again.png"),
+        "strength": Other(0.5, LOOKING),
+        "start": Other(0.5, LOOKING),
+        "end": Other(0.5, LOOKING),
+        "image_encoder": Other("encoder", LOOKING, same="image_encoder again"),
     },
     Lora: {
         "file": Other("other.safetensors", STYLED, same="again.safetensors"),
@@ -254,6 +269,7 @@ PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     **{RenderJob: (), Region: ("regions", 0), GridJob: (), Cell: ("cells", 0)},
     Lora: ("loras", 0),
     Control: ("regions", 0, "controls", 0),
+    ImagePrompt: ("image_prompts", 0),
     **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }
@@ -271,7 +287,7 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images that are twice as wide as the canvas, a model with other numbers, LoRAs and ControlNets."""
+    """A folder with images that are twice as wide as the canvas, a model with other numbers, and adapters."""
     folder = tmp_path_factory.mktemp("files")
     photo = np.full((128, 256, 3), 255, dtype=np.uint8)
     photo[:, :100] = [255, 0, 0]
@@ -288,6 +304,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_lora(tiny_lora(EMBEDDED, seed, ("unet", "text_encoder"), "attn").kohya(), folder / f"{name}.safetensors")
     for name, seed in {"net": 1, "net again": 1, "other net": 2}.items():
         tiny_controlnet(EMBEDDED, folder / name, seed)
+    for name, plus in {"adapter": False, "adapter again": False, "plus": True}.items():
+        save_adapter(unet_adapter(EMBEDDED, plus=plus), folder / f"{name}.safetensors")
+    for name, seed in {"image_encoder": 0, "image_encoder again": 0, "encoder": 1}.items():
+        tiny_image_encoder(folder / name, seed)
     return folder
 
 
@@ -457,6 +477,8 @@ def region(**fields: Any) -> Data:
         (region(weight=0.0), JOB),
         (region(variation_seed=3, variation_method="slerp"), JOB),
         (JOB | {"cfg": 1.0, "negative_prompt": "fog"}, JOB | {"cfg": 1.0}),
+        (JOB | {"image_prompts": [LOOKED_AT | {"strength": 0}]}, JOB),
+        (LOOKING | {"image_prompts": [LOOKED_AT, OTHER_IMAGE]}, LOOKING | {"image_prompts": [OTHER_IMAGE, LOOKED_AT]}),
         (JOB | {"regions": []}, JOB | {"regions": [], "base_only_steps": 3}),
         (JOB | {"batch_size": 4, "batch_index": [1]}, JOB | {"batch_size": 2, "batch_index": [1]}),
         (node("RegionalSampler", seed_2nd=3), REGIONAL),

@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved import (
     resolve,
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
+from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import ResolvedImagePrompt
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, canonical_job, job_hash
 
@@ -66,6 +67,9 @@ OTHER: dict[str, Any] = {
     **{"settings": JOINT.base._replace(prompt="other"), "mask": ResolvedMask("f", Image(image="other.png"), (8, 8))},
     **{"loras": (ResolvedLora("loras.0.file", "a.safetensors", 1.0, 1.0),), "prompt_syntax": "comfyui"},
     **{"controls": (ResolvedControl("controls.0", "net", ControlPicture("a.png", "crop", None), 1.0, 0.0, 1.0),)},
+    "image_prompts": (
+        ResolvedImagePrompt("image_prompts.0", "a.safetensors", "a.png", "image_encoder", 1.0, 0.0, 1.0),
+    ),
     **{"feather": 64, "inherited": frozenset({"cfg"}), "size": (1, 1)},
 }
 """Another value for each field that is neither text nor a number."""

@@ -80,6 +80,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         "saved": prepared.savings(),
         "loras": prepared.loras(),
         "controls": prepared.controls(),
+        "image_prompts": prepared.image_prompts(),
         "memory_bytes": prepared.memory_bytes(),
         "warnings": prepared.warnings(),
     }
@@ -102,6 +103,8 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         say(f"LoRA: {lora}", style="dim")
     for control in facts["controls"]:
         say(f"Control: {control}", style="dim")
+    for prompt in facts["image_prompts"]:
+        say(f"IP-Adapter: {prompt}", style="dim")
     console.print(f"Memory: about {facts['memory_bytes'] / 1e6:.0f} MB")
     _warn(facts["warnings"])
 

@@ -11,7 +11,7 @@ from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
-from prefect_regional_diffusion.tasks.encode import encode_prompts, encode_start
+from prefect_regional_diffusion.tasks.encode import encode_image_prompts, encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
@@ -41,6 +41,10 @@ async def sample_batch(
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
     """
     these = list(runs.values())
+    # First: image encoders and adapters are let go before anything else is loaded, and refused if they do not load.
+    looking = [run for run in these if run.images]
+    if looking:
+        await writes.first_result(partial(encode_image_prompts, looking))
     starts = [run for run in these if run.job.init_image is not None]
     if starts:
         await writes.first_result(partial(encode_start, starts))

@@ -109,7 +109,7 @@ def _hashable(value: object, known: _Known) -> Any:
 
 def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
     """The model and LoRAs that read the prompts, their dialect with what they name if it is not the plain one, and what
-    steers the denoiser beside them."""
+    the denoiser has beside them."""
     model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
     read_by: list[Any] = [model]
     if guidance.syntax != "plain":
@@ -117,6 +117,8 @@ def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
         read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]
     if guidance.adapters.controls:
         read_by.append({"controls": _hashable(guidance.adapters.controls, known)})
+    if guidance.adapters.image_prompts:
+        read_by.append({"image_prompts": _hashable(guidance.adapters.image_prompts, known)})
     return read_by
 
 

@@ -72,9 +72,10 @@ class ClassifierFreeGuidance(NamedTuple):
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
-        prompts = (self.negative, self.positive) if query.unconditional else self.prompts
-        adapters = self.adapters.at(query.level.sigma)
-        return [Row(query.x, query.level, self._key(prompt), adapters=adapters) for prompt in prompts]
+        negative, positive = (self.adapters.at(query.level.sigma, negative=of) for of in (True, False))
+        rows = [(self.negative, negative), (self.positive, positive)]
+        asked = rows if query.unconditional or len(self.prompts) > 1 else rows[1:]
+        return [Row(query.x, query.level, self._key(prompt), adapters=adapters) for prompt, adapters in asked]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""

@@ -23,6 +23,11 @@ from prefect_regional_diffusion.sampling_core.job.resolved_controls import (
     ResolvedControl,
     resolved_controls,
 )
+from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import (
+    ImagePromptUse,
+    ResolvedImagePrompt,
+    resolved_image_prompts,
+)
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
 from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
@@ -58,6 +63,7 @@ class ParticipantSettings(NamedTuple):
     sigma_factor: float
     loras: tuple[ResolvedLora, ...] = ()
     controls: tuple[ResolvedControl, ...] = ()
+    image_prompts: tuple[ResolvedImagePrompt, ...] = ()
     idle_negative: str = ""
     prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
@@ -190,6 +196,12 @@ class ResolvedJob:
         return tuple(dict.fromkeys(control.picture for control in self.controls))
 
     @property
+    def image_prompt_uses(self) -> tuple[ImagePromptUse, ...]:
+        """Each image prompt with each model that it is for, once."""
+        uses = [prompt.used_by(one.model) for one in self.participants for prompt in one.image_prompts]
+        return tuple(dict.fromkeys(uses))
+
+    @property
     def masks(self) -> tuple[ResolvedMask, ...]:
         """What is drawn for the composition: one mask per region, or the tile of a grid of masks."""
         if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
@@ -203,7 +215,8 @@ class ResolvedJob:
         start = {} if self.init_image is None else {"init_image": self.init_image}
         files = [mask.file for mask in (*self.masks, *self.protect)]
         controls = {f"{control.field}.image": control.picture.path for control in self.controls}
-        return start | {file.field: file.path for file in files if file is not None} | controls
+        prompts = {f"{use.field}.image": use.image for use in self.image_prompt_uses}
+        return start | {file.field: file.path for file in files if file is not None} | controls | prompts
 
 
 def resolve(job: JobFields) -> ResolvedJob:
@@ -270,6 +283,7 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
         prompt_syntax=job.prompt_syntax,
         loras=resolved_loras(job, region, index),
         controls=resolved_controls(job, region, index),
+        image_prompts=resolved_image_prompts(job, region, index),
     )
     sampler = settings.sampler
     if job.composition == "joint":

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.job.fields import (
     Text,
     validation_error,
 )
+from prefect_regional_diffusion.sampling_core.job.image_prompt import MOST_IMAGE_PROMPTS, ImagePrompt
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
@@ -128,6 +129,12 @@ class Region(FrozenModel):
         title="Controls",
         description="ControlNets and T2I-Adapters. Empty: the job's. An empty list: none",
     )
+    image_prompts: tuple[ImagePrompt, ...] | None = Field(
+        None,
+        max_length=MOST_IMAGE_PROMPTS,
+        title="Image prompts",
+        description="Empty: the job's. An empty list: none",
+    )
     start_at_step: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
         None,
         title="Start at step",
@@ -217,6 +224,12 @@ class JobFields(FrozenModel):
         max_length=MOST_CONTROLS,
         title="Controls",
         description="ControlNets and T2I-Adapters of the canvas, and of regions without their own",
+    )
+    image_prompts: tuple[ImagePrompt, ...] = Field(
+        (),
+        max_length=MOST_IMAGE_PROMPTS,
+        title="Image prompts",
+        description="Of the canvas, and of regions without their own",
     )
     batch_size: StrictInt = Field(
         1, ge=1, le=16, title="Batch size", description="Pictures, each from noise of its own"

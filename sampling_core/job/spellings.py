@@ -37,11 +37,13 @@ _FIELDS = {
     "columns": ("cols",),
     "regions": ("layers", "areas"),
     "controls": ("controlnet", "controlnets", "control_nets", "controlnet_units", "control_layers"),
-    "start": ("control_guidance_start", "guidance_start", "start_percent"),
-    "end": ("control_guidance_end", "guidance_end", "end_percent"),
+    "start": ("control_guidance_start", "guidance_start", "start_percent", "start_at"),
+    "end": ("control_guidance_end", "guidance_end", "end_percent", "end_at"),
     "loras": ("lora", "lora_stack", "adapters"),
-    "file": ("lora_name", "path"),
-    "strength": ("strength_model", "lora_strength", "scale"),
+    "image_prompts": ("ip_adapters", "ip_adapter", "image_prompt", "ip_adapter_image"),
+    "file": ("lora_name", "path", "ipadapter_file", "adapter"),
+    "strength": ("strength_model", "lora_strength", "scale", "ip_adapter_scale", "weight"),
+    "image_encoder": ("clip_vision", "image_encoder_folder"),
     "text_strength": ("strength_clip", "clip_strength", "te_strength"),
 }
 """Fields, and what A1111, ComfyUI, diffusers and InvokeAI call them."""

@@ -24,6 +24,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_flux
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -100,16 +101,17 @@ class FluxDenoiser:
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         # A token is the channels of its cells, one channel after the other.
         tokens = pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        velocity: Tensor = self._transformer(
-            hidden_states=tokens.to(device, dtype),
-            timestep=sigma.flatten().to(device),
-            guidance=None if scale is None else scale.to(device),
-            pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
-            encoder_hidden_states=prompts.to(device, dtype),
-            txt_ids=torch.zeros(prompts.shape[1], 3, device=device),
-            img_ids=_positions(rows, columns).to(device),
-            return_dict=False,
-        )[0]
+        with attending_in_flux(self._transformer, [row.images for row in adapters]):
+            velocity: Tensor = self._transformer(
+                hidden_states=tokens.to(device, dtype),
+                timestep=sigma.flatten().to(device),
+                guidance=None if scale is None else scale.to(device),
+                pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
+                encoder_hidden_states=prompts.to(device, dtype),
+                txt_ids=torch.zeros(prompts.shape[1], 3, device=device),
+                img_ids=_positions(rows, columns).to(device),
+                return_dict=False,
+            )[0]
         spatial = pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
         return denoised(x, spatial.to(x.device, torch.float32), sigma, "flow").clone()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from prefect_regional_diffusion.sampling_core.schedules.level_range import ALL_LEVELS, LevelRange
 
 
 class LoraKey(NamedTuple):
@@ -44,21 +45,36 @@ class ControlKey(NamedTuple):
     window: ControlWindow = ControlWindow()
 
 
+class ImagePromptKey(NamedTuple):
+    """An image that rows attend to, by content, how strongly, and when."""
+
+    fingerprint: str
+    """SHA-256 in hex, of IP-Adapter, image encoder and picture."""
+    strength: float
+    window: LevelRange = ALL_LEVELS
+    no_image: str = ""
+    """The fingerprint of what stands for no picture in rows of negative prompts."""
+
+
 class AdapterKeys(NamedTuple):
-    """What a network row has beside its prompt, by content; equal keys get equal answers."""
+    """What network rows have beside their prompts, by content; equal keys get equal answers."""
 
     loras: LoraKeys = ()
     controls: tuple[ControlKey, ...] = ()
+    image_prompts: tuple[ImagePromptKey, ...] = ()
 
     @property
     def steered(self) -> int:
         """How many ControlNets work in every step."""
         return sum(key.every_step for key in self.controls)
 
-    def at(self, sigma: float) -> AdapterKeys:
-        """What acts at a level: rows for which that is the same are equal, whatever acts on them at others."""
+    def at(self, sigma: float, *, negative: bool = False) -> AdapterKeys:
+        """What acts on a row at a level, with a negative prompt or another: rows for which that is the same are equal,
+        whatever acts on them at others."""
         acting = tuple(key._replace(window=ControlWindow()) for key in self.controls if key.window.has(sigma))
-        return self._replace(controls=acting)
+        seen = (key for key in self.image_prompts if key.window.has(sigma))
+        images = tuple(ImagePromptKey(key.no_image if negative else key.fingerprint, key.strength) for key in seen)
+        return self._replace(controls=acting, image_prompts=images)
 
 
 NO_ADAPTERS = AdapterKeys()

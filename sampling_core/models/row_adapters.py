@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.models.control_rows import AdapterMaps, ControlNetHint, RowControl
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers, RowImage
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKeys
 
@@ -20,11 +21,12 @@ _NO_LORAS: Mapping[str, LowRank] = MappingProxyType({})
 class RowAdapters(NamedTuple):
     """What a denoiser adds for one row, loaded. Without any of it, the row is answered by the network as it is.
 
-    Rows with the same LoRAs have the same object for them.
+    Rows with the same LoRAs, or the same image, have the same object for them.
     """
 
     loras: LoraLayers = _NO_LORAS
     controls: tuple[RowControl, ...] = ()
+    images: tuple[RowImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,12 @@ class LoadedAdapters:
     loras: Mapping[tuple[str, LoraKeys], LoraLayers] = field(default_factory=dict[tuple[str, LoraKeys], LoraLayers])
     """By model."""
     controls: Mapping[ControlName, ControlSource] = field(default_factory=dict[ControlName, ControlSource])
+    images: Mapping[tuple[str, str], ImageLayers] = field(default_factory=dict[tuple[str, str], ImageLayers])
+    """By model and fingerprint."""
 
     def of_row(self, model: str, keys: AdapterKeys) -> RowAdapters:
         """What a row of a model has. Raises KeyError for what is not loaded."""
         loras = self.loras[model, keys.loras] if keys.loras else _NO_LORAS
         controls = [RowControl(self.controls[key.network, key.picture], key.strength) for key in keys.controls]
-        return RowAdapters(loras, tuple(controls))
+        images = [RowImage(self.images[model, key.fingerprint], key.strength) for key in keys.image_prompts]
+        return RowAdapters(loras, tuple(controls), tuple(images))

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     Conditioning,
 )
 from prefect_regional_diffusion.sampling_core.models.control_rows import RowInputs, residuals
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_unet
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
@@ -43,7 +44,8 @@ class UNetDenoiser:
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
         sample = scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype)
         rows = RowInputs(sample, timesteps, told[PROMPT_EMBEDS], added)
-        with lora_rows.added(self._unet, [row.loras for row in adapters]):
+        loras, images = [row.loras for row in adapters], [row.images for row in adapters]
+        with lora_rows.added(self._unet, loras), attending_in_unet(self._unet, images):
             output: Tensor = self._unet(
                 sample,
                 timesteps,

@@ -95,7 +95,7 @@ def _settings(
     settings: ParticipantSettings, digests: Mapping[str, str], unused: Collection[str] = ()
 ) -> dict[str, Any]:
     model = digests.get(settings.model, settings.model)
-    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax", "loras", "controls"}
+    shaped = {*unused, *INERT[ParticipantSettings], "prompt_syntax", "loras", "controls", "image_prompts"}
     canonical = _as_they_stand(settings._asdict(), shaped) | {"model": model}
     if settings.prompt_syntax != "plain":
         names = settings.embedding_names
@@ -108,6 +108,14 @@ def _settings(
         ]
     if settings.controls:
         canonical["controls"] = [_control(control, digests) for control in settings.controls]
+    if settings.image_prompts:
+        canonical["image_prompts"] = [
+            [
+                *(digests.get(file, file) for file in (prompt.file, prompt.image_encoder, prompt.image)),
+                *(prompt.strength, prompt.start, prompt.end),
+            ]
+            for prompt in settings.image_prompts
+        ]
     return canonical
 
 

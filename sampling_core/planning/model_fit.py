@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKey
 from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
+from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import image_prompt_keys
 
 
 def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
@@ -24,8 +25,8 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a dialect, a LoRA, a control, a negative prompt, a scale or a sampler for which a model has no
-    use.
+    Raises BadInput for a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale or a sampler for which
+    a model has no use.
     """
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
@@ -58,6 +59,9 @@ def _fitted(
         first = settings.controls[0]
         allowed = f"left out: {known.family} takes no ControlNet and no T2I-Adapter"
         raise BadInput(f"{first.field}.file", first.file, allowed)
+    if settings.image_prompts and not known.takes_image_prompts:
+        first = settings.image_prompts[0]
+        raise BadInput(f"{first.field}.file", first.file, f"left out: {known.family} takes no image prompts")
     settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
@@ -78,15 +82,16 @@ def _fitted(
 
 
 def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float]) -> Guidance:
-    """How a participant of a job is guided. Its LoRAs and controls are known by their content (`fit_loras`,
-    `fit_controls`); `sigmas` are those of the job's schedule, noisiest first.
+    """How a participant of a job is guided. Its LoRAs, controls and image prompts are known by their content
+    (`fit_loras`, `fit_controls`, `fit_image_prompts`); `sigmas` are those of the job's schedule, noisiest first.
 
-    Raises BadInput for a control that acts in no step.
+    Raises BadInput for a control or an image prompt that acts in no step.
     """
     canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
     adapters = AdapterKeys(
         loras=tuple(LoraKey(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras),
         controls=control_keys(settings.controls, sigmas),
+        image_prompts=image_prompt_keys(settings, sigmas),
     )
     if settings.embedded:
         return EmbeddedGuidance(

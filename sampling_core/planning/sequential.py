@@ -51,8 +51,8 @@ def sequential(
 
 
 def _base_sigmas(job: ResolvedJob, levels: ModelLevels) -> tuple[float, ...]:
-    """The sigmas of the job's own schedule, which say when controls act; none, if there are no controls."""
-    if not job.controls:
+    """The sigmas of the job's own schedule, which say when controls and image prompts act; none, if there are none."""
+    if not job.controls and not job.image_prompt_uses:
         return ()
     return original_sigmas(levels, job.base.sampler, job.base.scheduler, job.steps, job.denoise)
 

@@ -64,15 +64,16 @@ def shown_path(path: str) -> str:
 
 
 def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
-    """The job with other names of its images, LoRAs, controls and model folders; the embedded model stays."""
+    """The job with other names of its images, adapters and model folders; the embedded model stays."""
     data = job.model_dump(exclude_unset=True)
     regions = data.get("regions", ())
     shapes = [region["mask"] for region in regions] + list(data.get("protect", ()))
     places = [(shape, field) for shape in shapes for field in ("image", "color_map")]
     places += [(data.get("node", {}).get("tile", {}), field) for field in ("image", "color_map")]
     places += [(data, "init_image"), *((part, "model") for part in (data, *regions))]
-    named = [one for part in (data, *regions) for name in ("loras", "controls") for one in part.get(name) or ()]
-    places += [(one, field) for one in named for field in ("file", "image")]
+    adapters = ("loras", "controls", "image_prompts")
+    named = [one for part in (data, *regions) for name in adapters for one in part.get(name) or ()]
+    places += [(one, field) for one in named for field in ("file", "image", "image_encoder")]
     for part, field in places:
         path = part.get(field)
         if path is not None and (field, path) != ("model", "embedded"):
@@ -92,5 +93,7 @@ def portable_files(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, di
     """
     labels = [embedding_label(embedding.name) for embedding in embeddings_of(job)]
     added = {use.field: use.file for use in (*job.lora_uses, *job.control_uses)}
+    for use in job.image_prompt_uses:
+        added |= {f"{use.field}.file": use.file, f"{use.field}.image_encoder": use.image_encoder}
     files = job.image_files | job.models_by_field | added | {label: label for label in labels}
     return {field: {"name": portable_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

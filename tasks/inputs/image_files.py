@@ -32,6 +32,9 @@ from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFile
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.credentials import storage_options
 
+_MOST_OBLONG = 64
+"""Of a photo whose middle is cut out: its long edge by its short one."""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -84,6 +87,23 @@ def _resized(photo: RgbImage, size: Size, fit: Fit) -> tuple[NDArray[np.uint8], 
         image = Image.fromarray(part).resize((target.width, target.height), Image.Resampling.LANCZOS)
         part = np.array(image)
     return part, target
+
+
+def middle_square(photo: RgbImage, size: int) -> RgbImage:
+    """The middle of a photo as a square of so many pixels, as CLIP's image processor cuts it.
+
+    All of the photo is resized first, but for what is far outside the square: a strip of a pixel would become huge.
+    """
+    most = _MOST_OBLONG * min(photo.shape[:2])
+    rows, columns = (slice((edge - min(edge, most)) // 2, (edge + min(edge, most)) // 2) for edge in photo.shape[:2])
+    photo = photo[rows, columns]
+    height, width = photo.shape[:2]
+    short, long = sorted((height, width))
+    other = int(size * long / short)
+    height, width = (size, other) if height < width else (other, size)
+    image = Image.fromarray(photo.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - size) // 2, (width - size) // 2
+    return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size))))
 
 
 def _read_limited(field: str, name: str) -> bytes:

@@ -79,9 +79,18 @@ def embedding_places(name: str) -> list[str]:
     return found
 
 
-def lora_place(field: str, name: str) -> str:
-    """Real path of a LoRA's file. Raises BadInput."""
-    allowed = f"a .safetensors file under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
+def adapter_place(field: str, name: str) -> str:
+    """Real path of the file of a LoRA or an IP-Adapter. Raises BadInput."""
+    return _local_place(field, name, "a .safetensors file")
+
+
+def image_encoder_place(field: str, name: str) -> str:
+    """Real path of the folder of an image encoder, or of a file that a link in it leads to. Raises BadInput."""
+    return _local_place(field, name, "a folder with config.json and model.safetensors")
+
+
+def _local_place(field: str, name: str, what: str) -> str:
+    allowed = f"{what} under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
     place = _inside(field, name, settings().asset_roots, allowed)
     if is_url(place):
         raise BadInput(field, name, allowed)

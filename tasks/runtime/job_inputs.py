@@ -30,6 +30,11 @@ from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.control_files import Controls, laid_pictures, open_controls
+from prefect_regional_diffusion.tasks.runtime.image_prompt_files import (
+    ImagePrompts,
+    image_prompts,
+    open_image_prompt_files,
+)
 from prefect_regional_diffusion.tasks.runtime.lora_files import Loras, open_loras
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
@@ -39,7 +44,7 @@ FORMAT = 10
 OWN_BYTES = 2**16
 """Of a job's inputs beside their tensors: names, digests, warnings. A canvas without regions has nothing else."""
 LAYER_BYTES = 2**11
-"""Of what is known of one layer of a LoRA: the names and shapes of its tensors."""
+"""Of what is known of one layer of an adapter: the names and shapes of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class JobInputs:
     digests: dict[str, str]
     loras: Loras
     controls: Controls
+    image_prompts: ImagePrompts
     tensors: dict[str, Tensor]
     mask_hash: str
     warnings: list[str]
@@ -82,7 +88,9 @@ class JobInputs:
         """Of the tensors, and at most what the rest of it takes, but for what other inputs of the same models share."""
         vectors = [one for found in self.embeddings.values() for named in found.values() for one in named.vectors]
         layers = sum(lora.layers(part) for lora in self.loras.values() for part in LORA_PARTS)
-        return OWN_BYTES + LAYER_BYTES * layers + sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
+        layers += sum(len(adapter.plan.layers) for adapter in self.image_prompts.files.adapters.values())
+        tensors = sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
+        return OWN_BYTES + LAYER_BYTES * layers + tensors + self.image_prompts.bytes
 
 
 @lru_cache(maxsize=1)
@@ -95,12 +103,13 @@ def inputs_key(job: ResolvedJob) -> Hashable:
     """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
     # Whether several models have the same noise levels may depend on the steps.
     canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
-    files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), job.lora_uses, embeddings_of(job))
-    return (canvas, job.masks, job.protect, *files, job.control_uses, job.control_pictures)
+    files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), embeddings_of(job))
+    adapters = (job.lora_uses, job.control_uses, job.control_pictures, job.image_prompt_uses)
+    return (canvas, job.masks, job.protect, *files, *adapters)
 
 
 def read_inputs(job: ResolvedJob) -> JobInputs:
-    """Look at the model folders, LoRAs, controls and image files of a job, and draw its masks. Raises RegionalError."""
+    """Look at the models, adapters and image files of a job, and draw its masks. Raises RegionalError."""
     folders: dict[str, Checkpoint] = {}
     for field, name in job.models_by_field.items():
         if name not in folders:
@@ -108,6 +117,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     check_alike(job.models_by_field, folders, canvas_of(job), job.steps)
     fit_to_models(job, {name: folder.facts for name, folder in folders.items()})
     loras, controls = open_loras(job, folders), open_controls(job, folders)
+    prompts = open_image_prompt_files(job, folders)
     facts = folders[job.base.model].facts
     cell = facts.vae_scale_factor
     check_canvas(job, facts.pixel_multiple, facts.most_pixels)
@@ -118,7 +128,9 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     check_drawn(job, {path: photo.shape[0] * photo.shape[1] for path, photo in files.photos.items()})
     embeddings, embedding_digests = _read_embeddings(job, folders)
     digests = {**files.digests, **{name: key.digest for name, key in model_keys.items()}, **embedding_digests}
-    digests |= {path: file.fingerprint() for (_, path), file in (*loras.items(), *controls.items())}
+    adapters = (*loras.items(), *controls.items(), *prompts.adapters.items())
+    digests |= {path: file.fingerprint() for (_, path), file in adapters}
+    digests |= {path: encoder.fingerprint() for path, encoder in prompts.encoders.items()}
     masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
     start = canonical_start(job, digests)
     laid = laid_pictures(job, files.photos, digests)
@@ -129,6 +141,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
         digests=digests,
         loras=loras,
         controls=controls,
+        image_prompts=image_prompts(job, folders, prompts, files.photos, digests),
         tensors=_tensors(job, files, cell) | laid,
         mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
         warnings=image_warnings(job, files.photos),

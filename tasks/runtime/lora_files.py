@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
-from prefect_regional_diffusion.tasks.inputs.path_policy import lora_place
+from prefect_regional_diffusion.tasks.inputs.path_policy import adapter_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 Loras = dict[tuple[str, str], Lora]
@@ -25,7 +25,7 @@ def open_loras(job: ResolvedJob, models: Mapping[str, Checkpoint]) -> Loras:
     found: Loras = {}
     for field, model, path in job.lora_uses:
         if (model, path) not in found:
-            file = find_file(field, shown_path(path), lora_place(field, path))
+            file = find_file(field, shown_path(path), adapter_place(field, path))
             found[model, path] = models[model].open_lora(file)
     return found
 

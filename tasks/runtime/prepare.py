@@ -20,6 +20,10 @@ from prefect_regional_diffusion.sampling_core.planning.compile import Cost, comp
 from prefect_regional_diffusion.sampling_core.planning.control_fit import described as described_controls
 from prefect_regional_diffusion.sampling_core.planning.control_fit import fit_controls
 from prefect_regional_diffusion.sampling_core.planning.control_pictures import pixel_digests
+from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import (
+    described_image_prompts,
+    fit_image_prompts,
+)
 from prefect_regional_diffusion.sampling_core.planning.lora_fit import described, fit_loras
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.prompt_advice import prompt_warnings
@@ -62,6 +66,9 @@ class Prepared:
     def controls(self) -> list[str]:
         return described_controls(self.resolved, self.inputs.controls)
 
+    def image_prompts(self) -> list[str]:
+        return described_image_prompts(self.inputs.image_prompts.files)
+
     def warnings(self) -> list[str]:
         found = warnings(self.resolved, self.run, self.folder.facts.trained_pixels)
         return [
@@ -95,6 +102,7 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     folder = inputs.folders[resolved.base.model]
     resolved = fit_loras(fit_to_models(resolved, inputs.facts), inputs.loras)
     resolved = with_pictures(resolved, inputs, inputs.tensors)
+    resolved = fit_image_prompts(resolved, inputs.image_prompts.files, inputs.digests)
     # The inputs may have been read for a job with fewer pictures.
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
     run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))

@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
+from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers
 from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey, LoraKeys, ModelKey
@@ -30,6 +31,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
 from prefect_regional_diffusion.tasks.runtime.control_files import Controls
+from prefect_regional_diffusion.tasks.runtime.image_prompt_files import ImageSource, image_layers
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent, with_pictures
@@ -190,6 +192,27 @@ class RenderContext:
             names = embedding_names(prompt.prompt, prompt.syntax)
             read_by += [prompt.syntax, {name: digests[name] for name in names}]
         return keys.prompt(content_hash(read_by))
+
+    @property
+    def images(self) -> tuple[tuple[str, str], ...]:
+        """Model and fingerprint of each image that rows may attend to."""
+        return tuple(self._prepared.inputs.image_prompts.sources)
+
+    @cached_property
+    def image_sources(self) -> dict[TensorKey, ImageSource]:
+        """What their keys and values are made from, by the key of these."""
+        sources = self._prepared.inputs.image_prompts.sources
+        return {self.image_key(*image): source for image, source in sources.items()}
+
+    def image_key(self, model: str, fingerprint: str) -> TensorKey:
+        """Key of the keys and values that are made of an image for a model."""
+        layers = self._prepared.inputs.image_prompts.sources[model, fingerprint].adapter.plan.layers
+        return keys.prompt(content_hash([FORMAT, "image", self.numerics, fingerprint, layers]))
+
+    def image_layers(self, model: str, fingerprint: str) -> ImageLayers:
+        """What a model's denoiser attends to of an image. Raises StoreError if it is nowhere."""
+        key = self.image_key(model, fingerprint)
+        return image_layers(self._stored(key, self.image_sources[key].adapter.specs))
 
     def prompt_specs(self, prompt: PromptKey) -> Specs:
         """What is stored there: the tensors of a conditioning."""
