@@ -21,17 +21,6 @@ LoraKeys = tuple[LoraKey, ...]
 """Those of one network row, each file once."""
 
 
-class ControlWindow(NamedTuple):
-    """Noise levels (sigmas) at which a control acts: up to `upto`, and above `above`; None: without an end."""
-
-    upto: float | None = None
-    above: float | None = None
-
-    def has(self, sigma: float) -> bool:
-        """Whether the control acts at a level."""
-        return (self.upto is None or sigma <= self.upto) and (self.above is None or sigma > self.above)
-
-
 class ControlKey(NamedTuple):
     """A ControlNet or T2I-Adapter, the picture that it reads, and how strongly and when it acts."""
 
@@ -42,7 +31,7 @@ class ControlKey(NamedTuple):
     strength: float
     every_step: bool
     """Whether it reads the latent as well, and so works in every step."""
-    window: ControlWindow = ControlWindow()
+    window: LevelRange = ALL_LEVELS
 
 
 class ImagePromptKey(NamedTuple):
@@ -71,7 +60,7 @@ class AdapterKeys(NamedTuple):
     def at(self, sigma: float, *, negative: bool = False) -> AdapterKeys:
         """What acts on a row at a level, with a negative prompt or another: rows for which that is the same are equal,
         whatever acts on them at others."""
-        acting = tuple(key._replace(window=ControlWindow()) for key in self.controls if key.window.has(sigma))
+        acting = tuple(key._replace(window=ALL_LEVELS) for key in self.controls if key.window.has(sigma))
         seen = (key for key in self.image_prompts if key.window.has(sigma))
         images = tuple(ImagePromptKey(key.no_image if negative else key.fingerprint, key.strength) for key in seen)
         return self._replace(controls=acting, image_prompts=images)

@@ -9,7 +9,8 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
-from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey, ControlWindow
+from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey
+from prefect_regional_diffusion.sampling_core.schedules.level_range import level_range
 
 
 def fit_controls(
@@ -48,26 +49,14 @@ def control_keys(controls: Sequence[ResolvedControl], sigmas: Sequence[float]) -
     Raises BadInput for one between whose start and end there is no step.
     """
     return tuple(
-        ControlKey(one.network_sha256, one.pixels_sha256, one.strength, one.every_step, _window(one, sigmas))
+        ControlKey(
+            one.network_sha256,
+            one.pixels_sha256,
+            one.strength,
+            one.every_step,
+            level_range(sigmas, one.start, one.end, one.field),
+        )
         for one in controls
-    )
-
-
-def _window(control: ResolvedControl, sigmas: Sequence[float]) -> ControlWindow:
-    """The noise levels of the steps between a control's start and end: step i of n is from i / n to (i + 1) / n.
-
-    As in diffusers, a step counts as a whole or not at all. A level is asked for by its sigma, so nothing hangs on how
-    often a sampler asks in a step, nor on where a run goes on: the level at which a window ends, where some samplers
-    ask a second time, belongs to the step that follows. Passes on other schedules have the same levels.
-    """
-    steps = len(sigmas) - 1
-    acting = [i for i in range(steps) if not (i / steps < control.start or (i + 1) / steps > control.end)]
-    if not acting:
-        allowed = f"at least one step more than start ({control.start:g}): {steps} steps are {1 / steps:.3g} each"
-        raise BadInput(f"{control.field}.end", control.end, allowed)
-    first, last = acting[0], acting[-1]
-    return ControlWindow(
-        upto=None if first == 0 else sigmas[first], above=None if last == steps - 1 else sigmas[last + 1]
     )
 
 
