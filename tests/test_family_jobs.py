@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.shared_fields import OF_THE_MODEL
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion_xl import StableDiffusionXL
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, SizeConditioning
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
@@ -136,13 +136,13 @@ def test_canvases_of_two_sizes_are_told_apart_in_one_shard() -> None:
     assert len(list(Path(".regional/store/together/prompts").iterdir())) == 2
 
 
-def test_the_network_is_told_of_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_an_input_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model("xl")
-    told = model.canvas_conditioning(Canvas(192, 128))
-    assert told["time_ids"].tolist() == [[128, 192, 0, 0, 128, 192]]
+    told = model.size_tensors(SizeConditioning(Canvas(192, 128), Canvas(400, 300), 8, 16))
+    assert told["time_ids"].tolist() == [[300, 400, 16, 8, 128, 192]]
     right = picture_of(record_of())
-    wrong = model.canvas_conditioning(Canvas(64, 64))
-    monkeypatch.setattr(StableDiffusionXL, "canvas_conditioning", lambda *_: wrong)
+    wrong = model.size_tensors(SizeConditioning(Canvas(64, 64), Canvas(64, 64)))
+    monkeypatch.setattr(StableDiffusionXL, "size_tensors", lambda *_: wrong)
     assert apart(picture_of(record_of(store=".regional/store/wrong")), right) > 1
 
 

@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, resolve
 from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
@@ -55,7 +55,7 @@ def test_a_told_scale_belongs_to_its_row() -> None:
 
 def test_states_are_told_apart_by_the_scale_and_the_weights() -> None:
     def name(scale: float, weights: str = "1") -> str:
-        guidance = EmbeddedGuidance(scale, "a", "flow", Canvas(64, 64))
+        guidance = EmbeddedGuidance(scale, "a", "flow", SizeConditioning(Canvas(64, 64), Canvas(64, 64)))
         return named([Segment(0, guidance)], None, {"flow": ModelKey(weights * 64)})[0].name
 
     assert name(3.5) == name(3.5)
@@ -82,10 +82,12 @@ def test_a_model_that_is_told_its_scale_has_one_row() -> None:
 
 
 def test_an_empty_negative_prompt_may_be_none_at_all() -> None:
-    facts = replace(PLAIN, empty_negative="none", told_of_canvas=True)
+    facts = replace(PLAIN, empty_negative="none", size_conditioned=True)
     job = fitted(facts, cfg=4.0, regions=[RIGHT | {"negative_prompt": "fog"}])
     base, region = (guidance_of(settings, job, ()) for settings in job.participants)
-    assert base == ClassifierFreeGuidance(4.0, "base", None, model="embedded", canvas=Canvas(128, 128))
+    assert base == ClassifierFreeGuidance(
+        4.0, "base", None, model="embedded", sizes=SizeConditioning(Canvas(128, 128), Canvas(128, 128))
+    )
     assert region.prompts == ("fog", "right")
     assert guidance_of(fitted(facts, cfg=1.0).base, job, ()).prompts == ("base",)
     assert job_hash(job) != job_hash(fitted(PLAIN, cfg=4.0, regions=[RIGHT | {"negative_prompt": "fog"}]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import stack
-from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -52,7 +52,10 @@ class Answers:
         checkpoint, canvas = open_folder(model), Canvas(128, 128)
         encoder = checkpoint.load_text_encoder("cpu", torch.float32)
         self._network = checkpoint.load_denoiser("cpu", torch.float32)
-        told = [encoder.encode(f"prompt {row}").joined(checkpoint.canvas_conditioning(canvas)) for row in range(4)]
+        told = [
+            encoder.encode(f"prompt {row}").joined(checkpoint.size_tensors(SizeConditioning(canvas, canvas)))
+            for row in range(4)
+        ]
         self._told = told
         self._level = sigma_schedule(checkpoint.noise_schedule(canvas, 4), "simple", 4)[1]
         self._x = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5)) * 3

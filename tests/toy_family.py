@@ -19,7 +19,15 @@ from torch.nn.functional import avg_pool2d
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, LatentAffine, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.family import (
+    Canvas,
+    Defaults,
+    Facts,
+    LatentAffine,
+    Part,
+    Reading,
+    SizeConditioning,
+)
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
@@ -57,7 +65,7 @@ class Toy:
             3,
             128,
             SUITS,
-            told_of_canvas=True,
+            size_conditioned=True,
         )
 
     numbers = 0
@@ -70,8 +78,8 @@ class Toy:
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
         return 1
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
-        return Conditioning({"time_ids": torch.tensor([[float(canvas.width), float(canvas.height)]])})
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
+        return Conditioning({"time_ids": torch.tensor([[float(sizes.canvas.width), float(sizes.canvas.height)]])})
 
     def fingerprint(self) -> str:
         return self.files.digest("model_index.json").hex()

@@ -108,10 +108,13 @@ def _hashable(value: object, known: _Known) -> Any:
 
 
 def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
-    """The model and LoRAs that read the prompts, their dialect with what they name if it is not the plain one, and what
-    the denoiser has beside them."""
+    """The model and LoRAs that read the prompts, sizes that are not the canvas', the prompts' dialect with what they
+    name if it is not the plain one, and what the denoiser has beside them.
+    """
     model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
     read_by: list[Any] = [model]
+    if guidance.sizes is not None and not guidance.sizes.whole:
+        read_by.append({"sizes": guidance.sizes})
     if guidance.syntax != "plain":
         names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
         read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.family import SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKeys
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 
 class PromptKey(NamedTuple):
-    """A prompt, the model whose text encoders read it with its LoRAs, the canvas if the model is told of it, and the
+    """A prompt, the model whose text encoders read it with its LoRAs, sizes if they are an input of the model, and the
     prompt's dialect.
 
     The prompt is None for an empty negative one of a family in which that is no prompt at all.
@@ -23,7 +23,7 @@ class PromptKey(NamedTuple):
 
     model: str
     prompt: str | None
-    canvas: Canvas | None = None
+    sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     loras: LoraKeys = ()
 
@@ -54,7 +54,7 @@ class ClassifierFreeGuidance(NamedTuple):
     always_both: bool = False
     """The sampler asks for the unconditional prediction too, also where guidance is off."""
     model: str = ""
-    canvas: Canvas | None = None
+    sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     adapters: AdapterKeys = NO_ADAPTERS
 
@@ -85,7 +85,7 @@ class ClassifierFreeGuidance(NamedTuple):
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
 
     def _key(self, prompt: str | None) -> PromptKey:
-        return PromptKey(self.model, prompt, self.canvas, syntax=self.syntax, loras=self.adapters.loras)
+        return PromptKey(self.model, prompt, self.sizes, syntax=self.syntax, loras=self.adapters.loras)
 
 
 class EmbeddedGuidance(NamedTuple):
@@ -94,7 +94,7 @@ class EmbeddedGuidance(NamedTuple):
     scale: float
     positive: str
     model: str
-    canvas: Canvas | None = None
+    sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     adapters: AdapterKeys = NO_ADAPTERS
 
@@ -106,7 +106,7 @@ class EmbeddedGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read it."""
-        return (PromptKey(self.model, self.positive, self.canvas, syntax=self.syntax, loras=self.adapters.loras),)
+        return (PromptKey(self.model, self.positive, self.sizes, syntax=self.syntax, loras=self.adapters.loras),)
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""

@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import 
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
 from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
+from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes, resolved_sizes
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
     CFG_PP,
@@ -51,7 +52,7 @@ class ParticipantSettings(NamedTuple):
 
     `negative_prompt` is empty where guidance is off, as it is not evaluated there; what was written is then
     `idle_negative`, for messages. None is no prompt at all. With `embedded`, the model is told `cfg` and evaluates one
-    prompt; with `told_of_canvas`, it is told of the canvas. These follow from the model: see `fit_to_models`.
+    prompt; with `size_conditioned`, sizes are an input of it. These follow from the model: see `fit_to_models`.
     """
 
     prompt: str
@@ -67,7 +68,7 @@ class ParticipantSettings(NamedTuple):
     idle_negative: str = ""
     prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
-    told_of_canvas: bool = False
+    size_conditioned: bool = False
 
     @property
     def embedding_names(self) -> list[str]:
@@ -154,6 +155,7 @@ class ResolvedJob:
     init_fit: Fit
     protect: tuple[ResolvedMask, ...]
     node: Node
+    sizes: ResolvedSizes | None
 
     @property
     def participants(self) -> tuple[ParticipantSettings, ...]:
@@ -240,6 +242,7 @@ def resolve(job: JobFields) -> ResolvedJob:
         init_fit=job.init_fit,
         protect=tuple(ResolvedMask(f"protect.{i}", shape, canvas) for i, shape in enumerate(job.protect)),
         node=resolved_node(job),
+        sizes=resolved_sizes(job),
     )
 
 

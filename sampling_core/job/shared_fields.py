@@ -87,6 +87,20 @@ class Control(FrozenModel):
         return self
 
 
+class SizeConditioning(FrozenModel):
+    """Of which original, and of which part of it, a size-conditioned model takes the picture to be."""
+
+    model_config = ConfigDict(title="Size conditioning")
+    original_width: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
+        None, title="Original width", description="Pixels. Empty: the canvas'. A small original is a blurred one"
+    )
+    original_height: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
+        None, title="Original height", description="Pixels. Empty: the canvas'"
+    )
+    crop_left: StrictInt = Field(0, ge=0, le=65536, title="Crop left", description="Columns of pixels that are cut off")
+    crop_top: StrictInt = Field(0, ge=0, le=65536, title="Crop top", description="Rows of pixels that are cut off")
+
+
 class Region(FrozenModel):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
@@ -264,5 +278,10 @@ class JobFields(FrozenModel):
         max_length=16,
         title="Protect",
         description="Masks of what stays as it is in the init image, to the last bit",
+    )
+    size_conditioning: SizeConditioning | None = Field(
+        None,
+        title="Size conditioning",
+        description="Of models that take the original's size and crop as an input (Stable Diffusion XL)",
     )
     node: Node = Field(DEFAULT_NODE, title="Original node", description="For sequential composition")

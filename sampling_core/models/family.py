@@ -45,6 +45,24 @@ class Canvas(NamedTuple):
     height: int
 
 
+class SizeConditioning(NamedTuple):
+    """Sizes that a denoiser takes as an input, in pixels: micro-conditioning (Podell et al. 2023, section 2.2).
+
+    The picture is as one of the training set that was of the `original` size, was resized until it covered the
+    `canvas`, and lost `crop_top` rows and `crop_left` columns of pixels at its top and left.
+    """
+
+    canvas: Canvas
+    original: Canvas
+    crop_left: int = 0
+    crop_top: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the picture is its own original."""
+        return self == SizeConditioning(self.canvas, self.canvas)
+
+
 @dataclass(frozen=True)
 class LatentAffine:
     """How model space lies in the autoencoder's: `model = (autoencoder - shift) * scale`.
@@ -107,8 +125,8 @@ class Facts:
     defaults: Defaults
     guidance: GuidanceKind = "cfg"
     empty_negative: EmptyNegative = "encoded"
-    told_of_canvas: bool = False
-    """Whether the denoiser is told of the canvas, and not of its latent alone (`Checkpoint.canvas_conditioning`)."""
+    size_conditioned: bool = False
+    """Whether sizes are an input of the denoiser beside its latent (`Checkpoint.size_tensors`)."""
     most_pixels: int | None = None
     """Edge of the largest canvas that the model has positions for; None: it has them for all."""
     prompt_syntaxes: tuple[PromptSyntax, ...] = ("plain",)
@@ -166,7 +184,7 @@ class Denoiser(Protocol):
 
         `adapters` are what each row has beside its prompt; they are left out where no row has anything.
 
-        `conditioning` has the tensors of the text encoder and of `Checkpoint.canvas_conditioning`, and `GUIDANCE` if
+        `conditioning` has the tensors of the text encoder and of `Checkpoint.size_tensors`, and `GUIDANCE` if
         the model is told its scale.
         """
         ...
@@ -220,8 +238,8 @@ class Checkpoint(Protocol):
         """SHA-256 over everything that is read: two models with the same one draw the same pictures."""
         ...
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
-        """What the denoiser is told of a canvas beside the prompt: one row, or no tensors. It is not stored."""
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
+        """Sizes as the denoiser takes them beside the prompt: one row, or no tensors. They are not stored."""
         ...
 
     def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:

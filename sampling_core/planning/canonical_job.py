@@ -28,7 +28,7 @@ INERT: dict[type, set[str]] = {
     ResolvedMask: {"field"},
     ResolvedLora: {"field"},
     ResolvedControl: {"field"},
-    ParticipantSettings: {"idle_negative", "embedded", "told_of_canvas"},
+    ParticipantSettings: {"idle_negative", "embedded", "size_conditioned"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
 `canonical_job`, in a form of its own or else as it stands."""
@@ -41,7 +41,7 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
     of textual inversions by `embedding_label`, so that the same bytes count the same wherever they lie.
     """
     digests = digests or {}
-    shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "init_image", "init_fit"}
+    shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "init_image", "init_fit", "sizes"}
     canonical = _as_they_stand(
         {field.name: getattr(job, field.name) for field in fields(job)}, {*shaped, "protect", "node"}
     )
@@ -53,6 +53,8 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
         canonical["overlap"] = job.overlap
     if job.noise != "per_step" and any(SOLVERS[settings.sampler].order == 0 for settings in job.participants):
         canonical["noise"] = job.noise
+    if job.sizes is not None:
+        canonical["sizes"] = list(job.sizes)
     canonical["regions"] = [_region(job, region, digests) for region in job.regions]
     if job.composition == "sequential":
         canonical["node"] = _node(job, digests)

@@ -13,7 +13,8 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
 )
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts
+from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKey
 from prefect_regional_diffusion.sampling_core.names import CFG_PP
 from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
@@ -25,9 +26,13 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale or a sampler for which
-    a model has no use.
+    Raises BadInput for a size, a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale or a sampler
+    for which a model has no use.
     """
+    for settings in job.participants:
+        if job.sizes is not None and not facts[settings.model].size_conditioned:
+            family = facts[settings.model].family
+            raise BadInput("size_conditioning", _written(job.sizes), f"left out: sizes are no input of {family}")
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
         region._replace(
@@ -62,7 +67,7 @@ def _fitted(
     if settings.image_prompts and not known.takes_image_prompts:
         first = settings.image_prompts[0]
         raise BadInput(f"{first.field}.file", first.file, f"left out: {known.family} takes no image prompts")
-    settings = settings._replace(embedded=known.guidance == "embedded", told_of_canvas=known.told_of_canvas)
+    settings = settings._replace(embedded=known.guidance == "embedded", size_conditioned=known.size_conditioned)
     if known.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
         # ComfyUI and the web UI encode an empty prompt like any other.
@@ -87,7 +92,7 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
 
     Raises BadInput for a control or an image prompt that acts in no step.
     """
-    canvas = Canvas(job.width, job.height) if settings.told_of_canvas else None
+    sizes = _size_conditioning(job) if settings.size_conditioned else None
     adapters = AdapterKeys(
         loras=tuple(LoraKey(lora.sha256, lora.strength, lora.text_strength) for lora in settings.loras),
         controls=control_keys(settings.controls, sigmas),
@@ -95,7 +100,7 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
     )
     if settings.embedded:
         return EmbeddedGuidance(
-            settings.cfg, settings.prompt, settings.model, canvas, syntax=settings.prompt_syntax, adapters=adapters
+            settings.cfg, settings.prompt, settings.model, sizes, syntax=settings.prompt_syntax, adapters=adapters
         )
     return ClassifierFreeGuidance(
         settings.cfg,
@@ -103,7 +108,19 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
         settings.negative_prompt,
         always_both=settings.sampler in CFG_PP,
         model=settings.model,
-        canvas=canvas,
+        sizes=sizes,
         syntax=settings.prompt_syntax,
         adapters=adapters,
     )
+
+
+def _size_conditioning(job: ResolvedJob) -> SizeConditioning:
+    canvas = Canvas(job.width, job.height)
+    if job.sizes is None:
+        return SizeConditioning(canvas, canvas)
+    original = Canvas(job.sizes.original_width, job.sizes.original_height)
+    return SizeConditioning(canvas, original, job.sizes.crop_left, job.sizes.crop_top)
+
+
+def _written(sizes: ResolvedSizes) -> str:
+    return f"{sizes.original_width} x {sizes.original_height} from {sizes.crop_left}, {sizes.crop_top}"

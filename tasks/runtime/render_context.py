@@ -237,8 +237,8 @@ class RenderContext:
             folder = self.folders[prompt.model]
             stored = self._stored(self.prompt_key(prompt), self.prompt_specs(prompt))
             found[prompt] = Conditioning(stored, folder.facts.repeatable)
-            if prompt.canvas is not None:
-                found[prompt] = found[prompt].joined(folder.canvas_conditioning(prompt.canvas))
+            if prompt.sizes is not None:
+                found[prompt] = found[prompt].joined(folder.size_tensors(prompt.sizes))
         return found
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:

@@ -33,7 +33,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
@@ -146,7 +146,7 @@ class Flux(FlowTransformerFolder):
             POOLED_PROMPT_EMBEDS: TensorSpec(torch.float32, (1, network.pooled_projection_dim)),
         }
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
         """Nothing: positions follow from the latent."""
         return Conditioning({})
 

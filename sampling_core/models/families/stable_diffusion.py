@@ -30,7 +30,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
@@ -106,7 +106,7 @@ class StableDiffusion(BetaUNetFolder):
         """`prompt_embeds` [1, tokens, features]."""
         return {PROMPT_EMBEDS: TensorSpec(torch.float32, (1, self.tokenizers[0].length, self.text_width))}
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
         """Nothing."""
         return Conditioning({})
 

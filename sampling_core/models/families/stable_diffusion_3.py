@@ -34,7 +34,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
@@ -144,7 +144,7 @@ class StableDiffusion3(FlowTransformerFolder):
         """The tokenizer of the encoder that reads the most of a prompt."""
         return self.t5 or self.clip[0]
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
         """Nothing."""
         return Conditioning({})
 

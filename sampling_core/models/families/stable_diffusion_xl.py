@@ -37,7 +37,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
@@ -48,7 +48,7 @@ from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
 
 PIPELINE = "StableDiffusionXLPipeline"
 _SIZES = 6
-"""Numbers in `time_ids`: height and width of the original, top and left of its crop, height and width of the canvas."""
+"""Numbers in `time_ids`."""
 
 
 class Index(ModelIndex):
@@ -114,7 +114,7 @@ class StableDiffusionXL(BetaUNetFolder):
             trained_pixels=edge,
             defaults=Defaults(edge, edge, 20, 5.0, "dpmpp_2m", "karras"),
             empty_negative="none" if self.zeros_for_empty else "encoded",
-            told_of_canvas=True,
+            size_conditioned=True,
             prompt_syntaxes=get_args(PromptSyntax),
             takes_loras=True,
             takes_controls=True,
@@ -131,10 +131,14 @@ class StableDiffusionXL(BetaUNetFolder):
             POOLED_PROMPT_EMBEDS: TensorSpec(torch.float32, (1, self.pooled_width)),
         }
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
-        """`time_ids` [1, 6]: the picture is a whole one of the canvas' size."""
-        size = (canvas.height, canvas.width)
-        return Conditioning({TIME_IDS: torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)})
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
+        """`time_ids` [1, 6]: height and width of the original, top and left of its crop, height and width of the canvas.
+
+        In pixels.
+        """
+        original, canvas = ((size.height, size.width) for size in (sizes.original, sizes.canvas))
+        time_ids = [*original, sizes.crop_top, sizes.crop_left, *canvas]
+        return Conditioning({TIME_IDS: torch.tensor([time_ids], dtype=torch.float32)})
 
     def load_text_encoder(self, device: str, dtype: torch.dtype) -> CLIPPairEncoder:
         """Read the weights of both text encoders. Raises ModelError."""

@@ -26,7 +26,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, Facts, Part, Reading
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
@@ -113,7 +113,7 @@ class ZImage(FlowTransformerFolder):
         shape = (1, self.tokenizer.length, self.transformer.cap_feat_dim)
         return {PROMPT_EMBEDS: TensorSpec(torch.float32, shape), PROMPT_LENGTH: TensorSpec(torch.int64, (1,))}
 
-    def canvas_conditioning(self, canvas: Canvas) -> Conditioning:
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
         """Nothing."""
         return Conditioning({})
 
