@@ -103,3 +103,7 @@ Size = tuple[int, int]
 def is_whole(denoise: float) -> bool:
     """Whether a run takes its whole schedule, as ComfyUI rounds: the same picture for all these values."""
     return denoise > 0.9999
+
+
+EmptyNegative = Literal["encoded", "none"]
+"""What an empty negative prompt is: a prompt like any other, or none, for which a family has a stand-in."""

@@ -40,7 +40,7 @@ class Answers:
         self._model, self._checkpoint, canvas = model, open_folder(model), Canvas(128, 128)
         encoder = self._checkpoint.load_text_encoder("cpu", torch.float32)
         self._network = self._checkpoint.load_denoiser("cpu", torch.float32)
-        canvas_told = self._checkpoint.canvas_conditioning(canvas)
+        canvas_told = self._checkpoint.size_tensors(SizeConditioning(canvas, canvas))
         self._told = [encoder.encode(f"prompt {row}").joined(canvas_told) for row in range(5)]
         self._level = sigma_schedule(self._checkpoint.noise_schedule(canvas, 4), "simple", 4)[1]
         self._x = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(5)) * 3

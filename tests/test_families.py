@@ -13,7 +13,7 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from tests.reference_pipelines import Picture, with_pipeline
+from tests.reference_pipelines import Picture, share_alike, with_pipeline
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
 
 pytestmark = [
@@ -52,11 +52,6 @@ def drawn(**fields: Any) -> Picture:
     record = asyncio.run(render.fn(parse_job(asked(**fields))))
     with Image.open(Path("renders") / Path(record["images"][0]).name) as picture:
         return np.asarray(picture)
-
-
-def share_alike(one: Picture, other: Picture) -> float:
-    """Of all values, those that differ by at most 2 of 255."""
-    return float((np.abs(one.astype(int) - other.astype(int)) <= 2).mean())
 
 
 @pytest.mark.parametrize(("seed", "sizes"), [(0, SMALL), (1, OTHER)], ids=["small", "other"])

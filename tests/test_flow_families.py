@@ -23,6 +23,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.flow_pipelines import Picture, flux_shift, simple, with_flow_pipeline
+from tests.reference_pipelines import share_alike
 from tests.tiny_flow_models import OTHER, SMALL, FlowSizes, tiny_flux, tiny_sd3, tiny_z_image
 
 
@@ -116,11 +117,6 @@ def drawn(job: dict[str, Any], checkpoint_steps: int | None = None) -> Picture:
 
 def expected(kind: str, job: dict[str, Any]) -> Picture:
     return with_flow_pipeline(job, KINDS[kind].sigmas(job), **KINDS[kind].asked(job))
-
-
-def share_alike(one: Picture, other: Picture) -> float:
-    """Of all values, those that differ by at most 2 of 255."""
-    return float((np.abs(one.astype(int) - other.astype(int)) <= 2).mean())
 
 
 @pytest.mark.parametrize(("seed", "sizes"), [(0, SMALL), (1, OTHER)], ids=["small", "other"])

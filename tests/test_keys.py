@@ -38,13 +38,14 @@ from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
-from prefect_regional_diffusion.sampling_core.job.shared_fields import Control, Lora, Region
+from prefect_regional_diffusion.sampling_core.job.shared_fields import Control, Lora, Refiner, Region, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_controls import tiny_controlnet
 from tests.tiny_ip_adapters import save_adapter, tiny_image_encoder, unet_adapter
 from tests.tiny_loras import save_lora, tiny_lora
+from tests.tiny_models import tiny_refiner, tiny_sdxl
 
 Data = dict[str, Any]
 
@@ -63,6 +64,8 @@ STEERED_REGION = JOB | {"regions": [REGION | {"controls": [CONTROL]}]}
 LOOKED_AT: Data = {"file": "adapter.safetensors", "image": "one.png"}
 OTHER_IMAGE, SAME_IMAGE = LOOKED_AT | {"image": "other.png"}, LOOKED_AT | {"image": "one again.png"}
 LOOKING = JOB | {"image_prompts": [LOOKED_AT]}
+SIZED = JOB | {"model": "xl", "size_conditioning": {"original_width": 32}}
+REFINED = JOB | {"model": "xl", "refiner": {"model": "refiner"}}
 STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
@@ -137,6 +140,8 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "loras": Other([{"file": "other.safetensors"}], STYLED),
         "controls": Other([CONTROL | {"file": "other net"}], STEERED),
         "image_prompts": Other([OTHER_IMAGE], LOOKING),
+        "size_conditioning": Other({"crop_left": 8}, SIZED),
+        "refiner": Other({"model": "refiner", "start": 0.5}, REFINED),
         "node": Other({"name": "RegionalSamplerAdvanced"}, node("TwoSamplersForMask")),
     },
     Region: {
@@ -184,6 +189,18 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "end": Other(0.5, STEERED_REGION),
         "fit": Other("stretch", STEERED_REGION),
         "place": Other("region", STEERED_REGION),
+    },
+    SizeConditioning: {
+        "original_width": Other(16, SIZED),
+        "original_height": Other(16, SIZED, same=64),
+        "crop_left": Other(8, SIZED),
+        "crop_top": Other(8, SIZED),
+    },
+    Refiner: {
+        "model": Other("other refiner", REFINED, same="refiner again"),
+        "start": Other(0.5, REFINED),
+        "aesthetic_score": Other(5.0, REFINED, same=6.0),
+        "negative_aesthetic_score": Other(5.0, REFINED, same=2.5),
     },
     RegionalSampler: {
         "overlap_factor": Other(40, REGIONAL),
@@ -270,6 +287,8 @@ PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     Lora: ("loras", 0),
     Control: ("regions", 0, "controls", 0),
     ImagePrompt: ("image_prompts", 0),
+    SizeConditioning: ("size_conditioning",),
+    Refiner: ("refiner",),
     **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }
@@ -308,6 +327,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_adapter(unet_adapter(EMBEDDED, plus=plus), folder / f"{name}.safetensors")
     for name, seed in {"image_encoder": 0, "image_encoder again": 0, "encoder": 1}.items():
         tiny_image_encoder(folder / name, seed)
+    tiny_sdxl(folder / "xl")
+    for name, seed in {"refiner": 1, "refiner again": 1, "other refiner": 2}.items():
+        tiny_refiner(folder / name, seed)
     return folder
 
 

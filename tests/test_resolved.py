@@ -21,6 +21,8 @@ from prefect_regional_diffusion.sampling_core.job.resolved import (
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import ResolvedImagePrompt
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
+from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
+from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, canonical_job, job_hash
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "recorded_hashes.json").read_text())
@@ -71,6 +73,7 @@ OTHER: dict[str, Any] = {
         ResolvedImagePrompt("image_prompts.0", "a.safetensors", "a.png", "image_encoder", 1.0, 0.0, 1.0),
     ),
     **{"feather": 64, "inherited": frozenset({"cfg"}), "size": (1, 1)},
+    **{"sizes": ResolvedSizes(1, 1, 0, 0), "refiner": ResolvedRefiner("other", 0.5, 6.0, 2.5)},
 }
 """Another value for each field that is neither text nor a number."""
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -140,6 +146,36 @@ def tiny_sd(
         feature_extractor=None,  # pyright: ignore[reportArgumentType] - may be None, its type does not say so
         requires_safety_checker=False,
     ).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_refiner(folder: Path, seed: int = 0, sizes: Sizes = SMALL, **scheduler: Any) -> str:
+    """The name of a new folder of the refiner of Stable Diffusion XL, whose latents are those of a `tiny_sdxl`."""
+    torch.manual_seed(seed)
+    width, projection, of_a_size = sizes.text[1], 40, 8
+    config = clip_config(width, sizes.text_layers + 1, hidden_act="gelu", projection_dim=projection)
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=tiny_vae(sizes.vae, scaling_factor=0.13025),
+        text_encoder=None,  # pyright: ignore[reportArgumentType]
+        text_encoder_2=lively(CLIPTextModelWithProjection(config)),
+        tokenizer=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_2=clip_tokenizer("!"),
+        unet=tiny_unet(
+            sizes,
+            width,
+            attention_head_dim=(4, 8, 8),
+            use_linear_projection=True,
+            transformer_layers_per_block=sizes.transformers,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=of_a_size,
+            projection_class_embeddings_input_dim=5 * of_a_size + projection,
+        ),
+        scheduler=_scheduler(**scheduler),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
     return str(folder)
 
 

@@ -77,7 +77,7 @@ class SequentialSamplingRun:
     def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
         """What rows have beside their prompts, with the model that it is for."""
         used = (one.call.config.guidance for one in self.passes)
-        return tuple(dict.fromkeys((guidance.model, guidance.adapters) for guidance in used))
+        return tuple(dict.fromkeys(one for guidance in used for one in guidance.models))
 
     def initial_state(self) -> SequentialState:
         """The state before the first step."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ClassifierFreeGuidance,
     EmbeddedGuidance,
-    Guidance,
+    ExpertGuidance,
 )
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
@@ -93,6 +93,8 @@ def _hashable(value: object, known: _Known) -> Any:
             return [*asked, *_read_by(value, known)]
         case EmbeddedGuidance():
             return [type(value).__name__, value.scale, value.positive, *_read_by(value, known)]
+        case ExpertGuidance():
+            return [type(value).__name__, value.sigma, hashable(value.upper), hashable(value.lower)]
         case ModelLevels():
             return _levels(value)
         case CounterBasedNoise() | ComfyNoise():
@@ -107,14 +109,14 @@ def _hashable(value: object, known: _Known) -> Any:
             raise TypeError(f"{type(value).__name__} has no place in a run's history")
 
 
-def _read_by(guidance: Guidance, known: _Known) -> list[Any]:
+def _read_by(guidance: ClassifierFreeGuidance | EmbeddedGuidance, known: _Known) -> list[Any]:
     """The model and LoRAs that read the prompts, sizes that are not the canvas', the prompts' dialect with what they
     name if it is not the plain one, and what the denoiser has beside them.
     """
     model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
     read_by: list[Any] = [model]
-    if guidance.sizes is not None and not guidance.sizes.whole:
-        read_by.append({"sizes": guidance.sizes})
+    if guidance.sizes is not None and not guidance.sizes.plain:
+        read_by.append({"sizes": [guidance.sizes, getattr(guidance, "negative_sizes", None)]})
     if guidance.syntax != "plain":
         names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
         read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]

@@ -57,6 +57,8 @@ class ClassifierFreeGuidance(NamedTuple):
     sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     adapters: AdapterKeys = NO_ADAPTERS
+    negative_sizes: SizeConditioning | None = None
+    """Of rows with the negative prompt, where they are other ones."""
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -68,14 +70,23 @@ class ClassifierFreeGuidance(NamedTuple):
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
         """The same with the model whose text encoders read them."""
-        return tuple(map(self._key, self.prompts))
+        return self._keys(self.prompts)
+
+    @property
+    def models(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """The model, and what its rows have beside their prompts."""
+        return ((self.model, self.adapters),)
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
         negative, positive = (self.adapters.at(query.level.sigma, negative=of) for of in (True, False))
         rows = [(self.negative, negative), (self.positive, positive)]
-        asked = rows if query.unconditional or len(self.prompts) > 1 else rows[1:]
-        return [Row(query.x, query.level, self._key(prompt), adapters=adapters) for prompt, adapters in asked]
+        evaluated = rows if query.unconditional or len(self.prompts) > 1 else rows[1:]
+        keys = self._keys([prompt for prompt, _ in evaluated])
+        return [
+            Row(query.x, query.level, key, adapters=adapters)
+            for key, (_, adapters) in zip(keys, evaluated, strict=True)
+        ]
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -84,8 +95,14 @@ class ClassifierFreeGuidance(NamedTuple):
         negative, positive = denoised
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
 
-    def _key(self, prompt: str | None) -> PromptKey:
-        return PromptKey(self.model, prompt, self.sizes, syntax=self.syntax, loras=self.adapters.loras)
+    def _keys(self, prompts: Sequence[str | None]) -> tuple[PromptKey, ...]:
+        """Of prompts of which the last one is the positive one."""
+        negative = self.sizes if self.negative_sizes is None else self.negative_sizes
+        sizes = [negative] * (len(prompts) - 1) + [self.sizes]
+        return tuple(
+            PromptKey(self.model, prompt, size, syntax=self.syntax, loras=self.adapters.loras)
+            for prompt, size in zip(prompts, sizes, strict=True)
+        )
 
 
 class EmbeddedGuidance(NamedTuple):
@@ -108,6 +125,11 @@ class EmbeddedGuidance(NamedTuple):
         """The same with the model whose text encoders read it."""
         return (PromptKey(self.model, self.positive, self.sizes, syntax=self.syntax, loras=self.adapters.loras),)
 
+    @property
+    def models(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """The model, and what its rows have beside their prompts."""
+        return ((self.model, self.adapters),)
+
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
         if query.unconditional:
@@ -119,5 +141,40 @@ class EmbeddedGuidance(NamedTuple):
         return DenoisedPrediction(denoised[0])
 
 
-Guidance = ClassifierFreeGuidance | EmbeddedGuidance
+class ExpertGuidance(NamedTuple):
+    """An ensemble of expert denoisers: one network down to a noise level, a second one below (Balaji et al. 2022).
+
+    Both are guided by the same prompts with the same strength.
+    """
+
+    upper: ClassifierFreeGuidance
+    lower: ClassifierFreeGuidance
+    sigma: float
+    """Queries at this noise level and below are the second network's."""
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        """The prompts that queries are evaluated with."""
+        return self.upper.prompts
+
+    @property
+    def prompt_keys(self) -> tuple[PromptKey, ...]:
+        """The same with the models whose text encoders read them."""
+        return (*self.upper.prompt_keys, *self.lower.prompt_keys)
+
+    @property
+    def models(self) -> tuple[tuple[str, AdapterKeys], ...]:
+        """Both models, and what their rows have beside their prompts."""
+        return (*self.upper.models, *self.lower.models)
+
+    def expand(self, query: DenoiseRequest) -> list[Row]:
+        """The rows of a query, which are one network's alone."""
+        return (self.lower if query.level.sigma <= self.sigma else self.upper).expand(query)
+
+    def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
+        """The guided prediction from the answers to `expand`, in its order."""
+        return self.upper.combine(denoised)
+
+
+Guidance = ClassifierFreeGuidance | EmbeddedGuidance | ExpertGuidance
 """How a participant is guided."""

@@ -80,7 +80,7 @@ class Plan:
     def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
         """What rows have beside their prompts, with the model that it is for."""
         used = (p.guidance for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys((guidance.model, guidance.adapters) for guidance in used))
+        return tuple(dict.fromkeys(one for guidance in used for one in guidance.models))
 
     def phase(self, step: int) -> PlanPhase:
         """The stage that a step (0-based) belongs to."""

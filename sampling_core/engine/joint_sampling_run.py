@@ -11,7 +11,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state as written
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import EmbeddedGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
@@ -96,7 +96,7 @@ class JointSamplingRun:
         unguided = [
             p.name
             for p in participants
-            if isinstance(p.guidance, ClassifierFreeGuidance) and len(p.guidance.prompts) == 1
+            if not isinstance(p.guidance, EmbeddedGuidance) and len(p.guidance.prompts) == 1
         ]
         if unguided:
             found.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")

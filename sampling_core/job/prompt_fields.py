@@ -30,7 +30,7 @@ def embedding_label(name: str) -> str:
 
 
 def prompts_of(job: ResolvedJob) -> tuple[PromptField, ...]:
-    """Every prompt, each once; an inherited one is the job's field."""
+    """Every prompt with each model that reads it, once; an inherited one is the job's field."""
     base = job.base
     found = [("prompt", base.model, base.prompt), ("negative_prompt", base.model, base.negative_prompt)]
     for i, region in enumerate(job.regions):
@@ -38,6 +38,8 @@ def prompts_of(job: ResolvedJob) -> tuple[PromptField, ...]:
         negative = "negative_prompt" if "negative_prompt" in region.inherited else f"regions.{i}.negative_prompt"
         found.append((f"regions.{i}.prompt", settings.model, settings.prompt))
         found.append((negative, settings.model, settings.negative_prompt))
+    if job.refiner is not None:
+        found += [(field, job.refiner.model, prompt) for field, _, prompt in found]
     written = [PromptField(field, model, prompt) for field, model, prompt in found if prompt is not None]
     return tuple(dict.fromkeys(written))
 

@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import 
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
 from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
+from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner, resolved_refiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes, resolved_sizes
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
@@ -156,6 +157,7 @@ class ResolvedJob:
     protect: tuple[ResolvedMask, ...]
     node: Node
     sizes: ResolvedSizes | None
+    refiner: ResolvedRefiner | None
 
     @property
     def participants(self) -> tuple[ParticipantSettings, ...]:
@@ -165,13 +167,15 @@ class ResolvedJob:
     @property
     def models(self) -> tuple[str, ...]:
         """The models that are used, the base's first."""
-        return tuple(dict.fromkeys(participant.model for participant in self.participants))
+        refiner = () if self.refiner is None else (self.refiner.model,)
+        return tuple(dict.fromkeys((*(participant.model for participant in self.participants), *refiner)))
 
     @property
     def models_by_field(self) -> dict[str, str]:
         """Models by the field that names them; who inherits one names none."""
         own = {i: region for i, region in enumerate(self.regions) if "model" not in region.inherited}
-        return {"model": self.base.model} | {f"regions.{i}.model": own[i].settings.model for i in own}
+        refiner = {} if self.refiner is None else {"refiner.model": self.refiner.model}
+        return {"model": self.base.model} | {f"regions.{i}.model": own[i].settings.model for i in own} | refiner
 
     @property
     def lora_uses(self) -> tuple[LoraUse, ...]:
@@ -243,6 +247,7 @@ def resolve(job: JobFields) -> ResolvedJob:
         protect=tuple(ResolvedMask(f"protect.{i}", shape, canvas) for i, shape in enumerate(job.protect)),
         node=resolved_node(job),
         sizes=resolved_sizes(job),
+        refiner=resolved_refiner(job),
     )
 
 

@@ -101,6 +101,20 @@ class SizeConditioning(FrozenModel):
     crop_top: StrictInt = Field(0, ge=0, le=65536, title="Crop top", description="Rows of pixels that are cut off")
 
 
+class Refiner(FrozenModel):
+    """A second model that draws the last steps: an ensemble of expert denoisers (Podell et al. 2023, section 2.5)."""
+
+    model_config = ConfigDict(title="Refiner")
+    model: Text = Field(min_length=1, title="Model", description="As the job's `model`; its latents are the same kind")
+    start: Number = Field(0.8, gt=0, lt=1, title="Start", description="Share of the steps that are done before")
+    aesthetic_score: Number = Field(
+        6.0, ge=0, le=10, title="Aesthetic score", description="Of models that take one as an input"
+    )
+    negative_aesthetic_score: Number = Field(
+        2.5, ge=0, le=10, title="Negative aesthetic score", description="The same beside the negative prompt"
+    )
+
+
 class Region(FrozenModel):
     """A part of the canvas with its own prompt. What is left empty is taken from the job."""
 
@@ -283,5 +297,8 @@ class JobFields(FrozenModel):
         None,
         title="Size conditioning",
         description="Of models that take the original's size and crop as an input (Stable Diffusion XL)",
+    )
+    refiner: Refiner | None = Field(
+        None, title="Refiner", description="A second model for the last steps. Joint composition only"
     )
     node: Node = Field(DEFAULT_NODE, title="Original node", description="For sequential composition")

@@ -22,7 +22,7 @@ LONGEST_SCHEDULE = 1000
 
 SEQUENTIAL_ONLY = ("node",)
 SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
-JOINT_ONLY = ("overlap", "noise", "protect")
+JOINT_ONLY = ("overlap", "noise", "protect", "refiner")
 JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
 """Fields of a job and of its regions that have no use in the other composition."""
 _REGIONS = {

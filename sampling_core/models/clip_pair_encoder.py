@@ -22,10 +22,13 @@ from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
 
 class CLIPPairEncoder:
-    """Two loaded text encoders, each with the tokenizer that it was trained with; the second one has a projection."""
+    """Two loaded text encoders, each with the tokenizer that it was trained with; the second one has a projection.
 
-    def __init__(self, first: tuple[Any, PromptTokenizer], second: tuple[Any, PromptTokenizer]) -> None:
-        self._encoders = (first, second)
+    Of the refiner the second one alone.
+    """
+
+    def __init__(self, *encoders: tuple[Any, PromptTokenizer]) -> None:
+        self._encoders = encoders
 
     @torch.inference_mode()
     def encode(
@@ -38,7 +41,7 @@ class CLIPPairEncoder:
         """`prompt_embeds` [1, chunks * tokens, features], `pooled_prompt_embeds` [1, features]; float32 on the CPU.
 
         Both encoders have as many chunks: one that needs fewer is given empty ones. None, no prompt at all, is zeros.
-        `loras` are what is added to the two.
+        `loras` are what is added to each.
         """
         lengths = {name: len(embedding) for name, embedding in embeddings.items()}
         chunks = [prompt_chunks(prompt or "", syntax, tokenizer, lengths) for _, tokenizer in self._encoders]

@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
-from prefect_regional_diffusion.sampling_core.names import PromptSyntax, SamplerName, SchedulerName
+from prefect_regional_diffusion.sampling_core.names import EmptyNegative, PromptSyntax, SamplerName, SchedulerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, PredictionType
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage, Rows
@@ -33,9 +33,6 @@ Part = Literal["text_encoder", "denoiser", "autoencoder"]
 GuidanceKind = Literal["cfg", "embedded", "none"]
 """How a model follows prompts more strictly: with a second row under a negative prompt; told the scale as an input
 (`GUIDANCE` of a conditioning), with one row; or not at all, because it was distilled at one scale."""
-
-EmptyNegative = Literal["encoded", "none"]
-"""What an empty negative prompt is: a prompt like any other, or none, for which the family has a stand-in."""
 
 
 class Canvas(NamedTuple):
@@ -56,10 +53,12 @@ class SizeConditioning(NamedTuple):
     original: Canvas
     crop_left: int = 0
     crop_top: int = 0
+    aesthetic_score: float | None = None
+    """In the place of the canvas' size: how much people like such pictures, of 10. Of the refiner alone."""
 
     @property
-    def whole(self) -> bool:
-        """Whether the picture is its own original."""
+    def plain(self) -> bool:
+        """Whether it says nothing but the canvas' size."""
         return self == SizeConditioning(self.canvas, self.canvas)
 
 
@@ -125,6 +124,8 @@ class Facts:
     defaults: Defaults
     guidance: GuidanceKind = "cfg"
     empty_negative: EmptyNegative = "encoded"
+    refiner: bool = False
+    """Whether it was trained on the last noise levels alone, and draws no picture by itself."""
     size_conditioned: bool = False
     """Whether sizes are an input of the denoiser beside its latent (`Checkpoint.size_tensors`)."""
     most_pixels: int | None = None

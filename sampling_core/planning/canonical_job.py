@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved import (
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
+from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
@@ -28,6 +29,7 @@ INERT: dict[type, set[str]] = {
     ResolvedMask: {"field"},
     ResolvedLora: {"field"},
     ResolvedControl: {"field"},
+    ResolvedRefiner: {"size_conditioned", "scored", "empty_negative"},
     ParticipantSettings: {"idle_negative", "embedded", "size_conditioned"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
@@ -41,7 +43,18 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
     of textual inversions by `embedding_label`, so that the same bytes count the same wherever they lie.
     """
     digests = digests or {}
-    shaped = {"base", "regions", "batch_size", "batch_index", "overlap", "noise", "init_image", "init_fit", "sizes"}
+    shaped = {
+        "base",
+        "regions",
+        "batch_size",
+        "batch_index",
+        "overlap",
+        "noise",
+        "init_image",
+        "init_fit",
+        "sizes",
+        "refiner",
+    }
     canonical = _as_they_stand(
         {field.name: getattr(job, field.name) for field in fields(job)}, {*shaped, "protect", "node"}
     )
@@ -55,6 +68,9 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
         canonical["noise"] = job.noise
     if job.sizes is not None:
         canonical["sizes"] = list(job.sizes)
+    if job.refiner is not None:
+        refiner = _as_they_stand(job.refiner._asdict(), INERT[ResolvedRefiner])
+        canonical["refiner"] = refiner | {"model": digests.get(job.refiner.model, job.refiner.model)}
     canonical["regions"] = [_region(job, region, digests) for region in job.regions]
     if job.composition == "sequential":
         canonical["node"] = _node(job, digests)

@@ -9,14 +9,16 @@ from dataclasses import replace
 from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ClassifierFreeGuidance,
     EmbeddedGuidance,
+    ExpertGuidance,
     Guidance,
 )
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, SizeConditioning
-from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKey
-from prefect_regional_diffusion.sampling_core.names import CFG_PP
+from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKey
+from prefect_regional_diffusion.sampling_core.names import CFG_PP, PromptSyntax
 from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
 from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import image_prompt_keys
 
@@ -29,10 +31,13 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
     Raises BadInput for a size, a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale or a sampler
     for which a model has no use.
     """
-    for settings in job.participants:
-        if job.sizes is not None and not facts[settings.model].size_conditioned:
-            family = facts[settings.model].family
+    for model in job.models:
+        if job.sizes is not None and not facts[model].size_conditioned:
+            family = facts[model].family
             raise BadInput("size_conditioning", _written(job.sizes), f"left out: sizes are no input of {family}")
+    for field, model in job.models_by_field.items():
+        if facts[model].refiner and field != "refiner.model":
+            raise BadInput(field, model, f"a model for all noise levels: {facts[model].family} goes into refiner.model")
     base = _fitted(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
         region._replace(
@@ -44,7 +49,8 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
         )
         for i, region in enumerate(job.regions)
     )
-    return replace(job, base=base, regions=regions)
+    refiner = None if job.refiner is None else _fitted_refiner(job, job.refiner, facts)
+    return replace(job, base=base, regions=regions, refiner=refiner)
 
 
 _FIELDS = ("negative_prompt", "cfg", "sampler")
@@ -55,9 +61,7 @@ def _fitted(
 ) -> ParticipantSettings:
     """`fields` are those in which somebody wrote the values."""
     known = facts[settings.model]
-    if settings.prompt_syntax not in known.prompt_syntaxes:
-        allowed = f"{' or '.join(known.prompt_syntaxes)}: {known.family} reads prompts as they stand, without weights"
-        raise BadInput("prompt_syntax", settings.prompt_syntax, allowed)
+    _check_syntax(settings.prompt_syntax, known)
     if settings.loras and not known.takes_loras:
         raise BadInput(settings.loras[0].field, settings.loras[0].file, f"left out: {known.family} takes no LoRAs")
     if settings.controls and not known.takes_controls:
@@ -86,11 +90,29 @@ def _fitted(
     return settings
 
 
+def _fitted_refiner(job: ResolvedJob, refiner: ResolvedRefiner, facts: Mapping[str, Facts]) -> ResolvedRefiner:
+    for model in job.models:
+        if facts[model].guidance != "cfg":
+            allowed = f"left out: {facts[model].family} is not guided by two rows"
+            raise BadInput("refiner", refiner.model, allowed)
+    known = facts[refiner.model]
+    _check_syntax(job.base.prompt_syntax, known)
+    return refiner._replace(
+        size_conditioned=known.size_conditioned, scored=known.refiner, empty_negative=known.empty_negative
+    )
+
+
+def _check_syntax(syntax: PromptSyntax, known: Facts) -> None:
+    if syntax not in known.prompt_syntaxes:
+        allowed = f"{' or '.join(known.prompt_syntaxes)}: {known.family} reads prompts as they stand, without weights"
+        raise BadInput("prompt_syntax", syntax, allowed)
+
+
 def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float]) -> Guidance:
     """How a participant of a job is guided. Its LoRAs, controls and image prompts are known by their content
     (`fit_loras`, `fit_controls`, `fit_image_prompts`); `sigmas` are those of the job's schedule, noisiest first.
 
-    Raises BadInput for a control or an image prompt that acts in no step.
+    Raises BadInput for a control, an image prompt or a refiner that acts in no step.
     """
     sizes = _size_conditioning(job) if settings.size_conditioned else None
     adapters = AdapterKeys(
@@ -102,7 +124,7 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
         return EmbeddedGuidance(
             settings.cfg, settings.prompt, settings.model, sizes, syntax=settings.prompt_syntax, adapters=adapters
         )
-    return ClassifierFreeGuidance(
+    guidance = ClassifierFreeGuidance(
         settings.cfg,
         settings.prompt,
         settings.negative_prompt,
@@ -112,6 +134,30 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
         syntax=settings.prompt_syntax,
         adapters=adapters,
     )
+    return guidance if job.refiner is None else _refined(guidance, job, job.refiner, sigmas)
+
+
+def _refined(
+    guidance: ClassifierFreeGuidance, job: ResolvedJob, refiner: ResolvedRefiner, sigmas: Sequence[float]
+) -> ExpertGuidance:
+    """The same with another network in the last steps, without what is added to the first one."""
+    steps = len(sigmas) - 1
+    first = math.ceil(refiner.start * steps - 1e-9)
+    if first >= steps:
+        raise BadInput("refiner.start", refiner.start, f"at most {(steps - 1) / steps:g}: there are {steps} steps")
+    negative = guidance.negative
+    if not negative:
+        missing = refiner.empty_negative == "none" and guidance.syntax == "plain" and len(guidance.prompts) > 1
+        negative = None if missing else ""
+    sizes = _size_conditioning(job) if refiner.size_conditioned else None
+    negative_sizes = sizes
+    if sizes is not None and refiner.scored:
+        negative_sizes = sizes._replace(aesthetic_score=refiner.negative_aesthetic_score)
+        sizes = sizes._replace(aesthetic_score=refiner.aesthetic_score)
+    lower = guidance._replace(
+        negative=negative, model=refiner.model, sizes=sizes, adapters=NO_ADAPTERS, negative_sizes=negative_sizes
+    )
+    return ExpertGuidance(guidance, lower, sigmas[first])
 
 
 def _size_conditioning(job: ResolvedJob) -> SizeConditioning:

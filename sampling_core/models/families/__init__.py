@@ -9,6 +9,7 @@ from prefect_regional_diffusion.sampling_core.models.families import (
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
+    stable_diffusion_xl_refiner,
     z_image,
 )
 from prefect_regional_diffusion.sampling_core.models.family import Family
@@ -16,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Family
 FAMILIES: Mapping[str, Family] = {
     stable_diffusion.PIPELINE: stable_diffusion.open_stable_diffusion,
     stable_diffusion_xl.PIPELINE: stable_diffusion_xl.open_stable_diffusion_xl,
+    stable_diffusion_xl_refiner.PIPELINE: stable_diffusion_xl_refiner.open_stable_diffusion_xl_refiner,
     stable_diffusion_3.PIPELINE: stable_diffusion_3.open_stable_diffusion_3,
     flux.PIPELINE: flux.open_flux,
     z_image.PIPELINE: z_image.open_z_image,

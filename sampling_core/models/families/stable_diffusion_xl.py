@@ -67,11 +67,12 @@ class Index(ModelIndex):
     force_zeros_for_empty_prompt: bool = True
 
 
-class VAE(AutoencoderKL):
+class VAEConfiguration(AutoencoderKL):
     ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_SHIFT}
 
 
-_VAE = replace(AUTOENCODER_KL, configuration=VAE)
+VAE = replace(AUTOENCODER_KL, configuration=VAEConfiguration)
+"""The autoencoder: its latents are not shifted."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,7 @@ class StableDiffusionXL(BetaUNetFolder):
         }
 
     def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
-        """`time_ids` [1, 6]: height and width of the original, top and left of its crop, height and width of the canvas.
-
-        In pixels.
-        """
+        """`time_ids` [1, 6], pixels: height and width of the original, top and left of its crop, size of the canvas."""
         original, canvas = ((size.height, size.width) for size in (sizes.original, sizes.canvas))
         time_ids = [*original, sizes.crop_top, sizes.crop_left, *canvas]
         return Conditioning({TIME_IDS: torch.tensor([time_ids], dtype=torch.float32)})
@@ -158,7 +156,7 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
         files,
         {
             "unet": UNET.known_as,
-            "vae": _VAE.known_as,
+            "vae": VAE.known_as,
             "text_encoder": CLIP_TEXT.known_as,
             "text_encoder_2": CLIP_TEXT_WITH_PROJECTION.known_as,
             "tokenizer": CLIP_TOKENIZER,
@@ -166,14 +164,14 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
             "scheduler": SCHEDULER,
         },
     )
-    unet, vae = UNET.read(files, "unet"), _VAE.read(files, "vae")
+    unet, vae = UNET.read(files, "unet"), VAE.read(files, "vae")
     first = CLIP_TEXT.read(files, "text_encoder")
     second = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder_2")
     check_widths(files, unet, vae, [first.hidden_size, second.hidden_size])
-    _check_additions(files, unet, second)
+    check_additions(files, unet, second, _SIZES)
     networks = {
         "unet": UNET.source(files, "unet", unet),
-        "vae": _VAE.source(files, "vae", vae),
+        "vae": VAE.source(files, "vae", vae),
         "text_encoder": CLIP_TEXT.source(files, "text_encoder", first),
         "text_encoder_2": CLIP_TEXT_WITH_PROJECTION.source(files, "text_encoder_2", second),
     }
@@ -199,13 +197,15 @@ def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL
     )
 
 
-def _check_additions(files: ModelFiles, unet: UNet2DConditionModel, second: CLIPTextModelWithProjection) -> None:
-    """Raise ModelError for a UNet that is not told of the pooled prompt and of six numbers."""
+def check_additions(
+    files: ModelFiles, unet: UNet2DConditionModel, second: CLIPTextModelWithProjection, numbers: int
+) -> None:
+    """Raise ModelError for a UNet that does not take the pooled prompt and so many numbers as inputs."""
     if unet.addition_embed_type is None or unet.addition_time_embed_dim is None:
         raise files.error("has a unet without an addition_embed_type text_time and its addition_time_embed_dim")
-    told = _SIZES * unet.addition_time_embed_dim + second.projection_dim
-    if unet.projection_class_embeddings_input_dim != told:
+    inputs = numbers * unet.addition_time_embed_dim + second.projection_dim
+    if unet.projection_class_embeddings_input_dim != inputs:
         raise files.error(
-            f"has a unet that is not told of a prompt and {_SIZES} sizes (projection_class_embeddings_input_dim "
-            f"{unet.projection_class_embeddings_input_dim}, not {told})"
+            f"has a unet that does not take a prompt and {numbers} sizes (projection_class_embeddings_input_dim "
+            f"{unet.projection_class_embeddings_input_dim}, not {inputs})"
         )
