@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import stack
 from prefect_regional_diffusion.sampling_core.models.control_rows import RowControl
-from prefect_regional_diffusion.sampling_core.models.family import Canvas
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import find_files
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import combined
