@@ -137,12 +137,12 @@ def test_a_t2i_adapter_steers_as_in_its_pipeline(kind: str) -> None:
     make, pipeline, adapter_type, channels, seen = ADAPTERS[kind]
     make(Path("model"))
     tiny_adapter("adapter", 3, adapter_type, channels, in_channels=seen)
-    control = {"file": "adapter", "image": "1.png", "strength": 2.5}
+    control = {"file": "adapter", "image": "1.png", "strength": 4.0}
     theirs = with_pipeline(
         asked(),
         pipeline,
         {"adapter": T2IAdapter.from_pretrained("adapter", local_files_only=True)},
         image=image(1).convert("L" if seen == 1 else "RGB"),
-        adapter_conditioning_scale=2.5,
+        adapter_conditioning_scale=4.0,
     )
     assert_alike(drawn(controls=[control]), theirs, drawn())
