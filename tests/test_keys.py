@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.job.adapters import Control, ImagePrompt, Lora
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     NODES,
     MaskGridNKSamplersAdvanced,
@@ -26,7 +27,6 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     TwoSamplersForMask,
 )
 from prefect_regional_diffusion.sampling_core.job.grid_job import Cell, GridJob, cells
-from prefect_regional_diffusion.sampling_core.job.image_prompt import ImagePrompt
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
     MASK_KINDS,
     ColorMap,
@@ -36,9 +36,10 @@ from prefect_regional_diffusion.sampling_core.job.mask_shapes import (
     Rectangle,
 )
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_grid, parse_job
+from prefect_regional_diffusion.sampling_core.job.refiner import Refiner, SizeConditioning
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
-from prefect_regional_diffusion.sampling_core.job.shared_fields import Control, Lora, Refiner, Region, SizeConditioning
+from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare

@@ -14,13 +14,13 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import (
     ParticipantSettings,
     ResolvedJob,
-    ResolvedMask,
     ResolvedRegion,
     resolve,
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import ResolvedImagePrompt
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, canonical_job, job_hash

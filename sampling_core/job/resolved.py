@@ -16,7 +16,6 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     RegionalSampler,
     tiles_of,
 )
-from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Image, MaskShape
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import (
     ControlPicture,
     ControlUse,
@@ -29,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_image_prompts import 
     resolved_image_prompts,
 )
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import LoraUse, ResolvedLora, resolved_loras
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner, resolved_refiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes, resolved_sizes
@@ -41,7 +41,6 @@ from prefect_regional_diffusion.sampling_core.names import (
     PromptSyntax,
     SamplerName,
     SchedulerName,
-    Size,
     StepNoiseName,
     VariationMethod,
 )
@@ -76,38 +75,6 @@ class ParticipantSettings(NamedTuple):
         """The textual inversions that its prompts name."""
         names = [embedding_names(prompt, self.prompt_syntax) for prompt in (self.prompt, self.negative_prompt)]
         return sorted({*names[0], *names[1]})
-
-
-class MaskFile(NamedTuple):
-    """An image file that a mask is read from: the field that names it, its path, and how it is laid on the canvas."""
-
-    field: str
-    path: str
-    fit: Fit
-
-
-class ResolvedMask(NamedTuple):
-    """A mask before it is drawn: the field it comes from, its shape, the size of what it is drawn on, and its edge.
-
-    `size` is height and width, `grow` and `feather` are what is done to the edge; all in pixels.
-    """
-
-    field: str
-    shape: MaskShape
-    size: Size
-    grow: int = 0
-    feather: int = 0
-
-    @property
-    def file(self) -> MaskFile | None:
-        """The image file that the mask is read from; None if it is drawn from numbers."""
-        match self.shape:
-            case Image(image=path, fit=fit):
-                return MaskFile(f"{self.field}.image", path, fit)
-            case ColorMap(color_map=path, fit=fit):
-                return MaskFile(f"{self.field}.color_map", path, fit)
-            case _:
-                return None
 
 
 class ResolvedRegion(NamedTuple):

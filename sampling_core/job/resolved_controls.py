@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from prefect_regional_diffusion.sampling_core.job.adapters import Control
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
-from prefect_regional_diffusion.sampling_core.job.shared_fields import Control, JobFields, Region
+from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import Fit
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
+from prefect_regional_diffusion.sampling_core.job.adapters import (
+    MOST_CONTROLS,
+    MOST_IMAGE_PROMPTS,
+    MOST_LORAS,
+    Control,
+    ImagePrompt,
+    Lora,
+)
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import DEFAULT_NODE, Node
 from prefect_regional_diffusion.sampling_core.job.fields import (
     FrozenModel,
@@ -14,13 +22,11 @@ from prefect_regional_diffusion.sampling_core.job.fields import (
     Seed,
     StrictInt,
     Text,
-    validation_error,
 )
-from prefect_regional_diffusion.sampling_core.job.image_prompt import MOST_IMAGE_PROMPTS, ImagePrompt
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
+from prefect_regional_diffusion.sampling_core.job.refiner import Refiner, SizeConditioning
 from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
-    ControlPlace,
     Fit,
     OverlapRule,
     PromptSyntax,
@@ -31,8 +37,6 @@ from prefect_regional_diffusion.sampling_core.names import (
 )
 
 MOST_REGIONS = 64
-MOST_LORAS = 8
-MOST_CONTROLS = 4
 OF_THE_MODEL = ("width", "height", "steps", "cfg", "sampler", "scheduler")
 """Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
 
@@ -40,79 +44,6 @@ OF_THE_MODEL = ("width", "height", "steps", "cfg", "sampler", "scheduler")
 def _no_default(schema: dict[str, Any]) -> None:
     """Forms send the defaults that they show; of what suits the model they show none, and stay silent."""
     schema.pop("default", None)
-
-
-class Lora(FrozenModel):
-    """Weights that are added to a model's own: in the same forward, for those rows alone that ask for them."""
-
-    model_config = ConfigDict(title="LoRA")
-    file: Text = Field(min_length=1, title="File", description="A .safetensors file with kohya's or diffusers' names")
-    strength: Number = Field(1.0, ge=-100, le=100, title="Strength", description="Of what is added to the denoiser")
-    text_strength: Annotated[Number, Field(ge=-100, le=100)] | None = Field(
-        None, title="Text strength", description="Of what is added to the text encoders. Empty: the strength"
-    )
-
-
-class Control(FrozenModel):
-    """A picture that a ControlNet or T2I-Adapter steers by, for those rows of a forward alone that ask for it."""
-
-    model_config = ConfigDict(title="Control")
-    file: Text = Field(
-        min_length=1,
-        title="File",
-        description="A ControlNet or T2I-Adapter: a folder (diffusers), or a .safetensors file",
-    )
-    image: Text = Field(
-        min_length=1, title="Image", description="Image file as the network wants it: edges, depth, a pose"
-    )
-    strength: Number = Field(1.0, ge=0, le=10, title="Strength", description="Of what is added")
-    start: Number = Field(0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done before")
-    end: Number = Field(1.0, gt=0, le=1, title="End", description="Share of the steps that are done after")
-    fit: Fit = Field(
-        "crop",
-        title="Fit",
-        description="Where the image's shape is not the canvas': crop: its middle fills the canvas; "
-        "contain: all of it is seen, and the rest is black; stretch: it is distorted",
-    )
-    place: ControlPlace = Field(
-        "canvas",
-        title="Place",
-        description="region: the image lies on the smallest rectangle around the region's mask; the rest is black",
-    )
-
-    @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> Control:
-        if self.start >= self.end:
-            raise validation_error("end", self.end, f"more than start ({self.start:g})")
-        return self
-
-
-class SizeConditioning(FrozenModel):
-    """Of which original, and of which part of it, a size-conditioned model takes the picture to be."""
-
-    model_config = ConfigDict(title="Size conditioning")
-    original_width: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
-        None, title="Original width", description="Pixels. Empty: the canvas'. A small original is a blurred one"
-    )
-    original_height: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
-        None, title="Original height", description="Pixels. Empty: the canvas'"
-    )
-    crop_left: StrictInt = Field(0, ge=0, le=65536, title="Crop left", description="Columns of pixels that are cut off")
-    crop_top: StrictInt = Field(0, ge=0, le=65536, title="Crop top", description="Rows of pixels that are cut off")
-
-
-class Refiner(FrozenModel):
-    """A second model that draws the last steps: an ensemble of expert denoisers (Podell et al. 2023, section 2.5)."""
-
-    model_config = ConfigDict(title="Refiner")
-    model: Text = Field(min_length=1, title="Model", description="As the job's `model`; its latents are the same kind")
-    start: Number = Field(0.8, gt=0, lt=1, title="Start", description="Share of the steps that are done before")
-    aesthetic_score: Number = Field(
-        6.0, ge=0, le=10, title="Aesthetic score", description="Of models that take one as an input"
-    )
-    negative_aesthetic_score: Number = Field(
-        2.5, ge=0, le=10, title="Negative aesthetic score", description="The same beside the negative prompt"
-    )
 
 
 class Region(FrozenModel):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
-from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedMask
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.masks.color_maps import Color, check_color, pixels_of
 from prefect_regional_diffusion.sampling_core.masks.dilation import dilated
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import placing

@@ -10,14 +10,10 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import MaskGridNKSamplersAdvanced, RegionalSampler
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.job.prompt_fields import embedding_label
-from prefect_regional_diffusion.sampling_core.job.resolved import (
-    ParticipantSettings,
-    ResolvedJob,
-    ResolvedMask,
-    ResolvedRegion,
-)
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob, ResolvedRegion
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.masks import rasterize as draw
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import Box
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_picture

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap
-from prefect_regional_diffusion.sampling_core.job.resolved import MaskFile, ResolvedJob, ResolvedMask
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import MaskFile, ResolvedMask
 from prefect_regional_diffusion.sampling_core.masks.color_maps import NEAR, Color, near_misses
 from prefect_regional_diffusion.sampling_core.masks.image_fitting import same_shape
 from prefect_regional_diffusion.sampling_core.names import Fit, Size

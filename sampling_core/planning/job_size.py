@@ -16,7 +16,8 @@ from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     tiles_of,
 )
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import (
     canonical_mask,
     canonical_picture,

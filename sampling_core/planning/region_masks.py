@@ -9,7 +9,8 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
-from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, ResolvedMask
+from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.masks import rasterize as draw
 from prefect_regional_diffusion.sampling_core.masks.mask_cache import DrawnMasks
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import canonical_mask
