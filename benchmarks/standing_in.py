@@ -65,7 +65,7 @@ class StandInAutoencoder:
 
 
 def _stand_in(name: str, part: Callable[[StableDiffusion], object]) -> None:
-    setattr(StableDiffusion, name, lambda checkpoint, device, dtype: part(checkpoint))
+    setattr(StableDiffusion, name, lambda checkpoint, placement: part(checkpoint))
 
 
 _stand_in("load_text_encoder", StandInTextEncoder)

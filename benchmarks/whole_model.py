@@ -17,8 +17,11 @@ from prefect_regional_diffusion.sampling_core.models.family import (
     TextEncoder,
 )
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
+
+ON_CPU = Placement()
 
 
 class WholeModel(NamedTuple):
@@ -30,13 +33,13 @@ class WholeModel(NamedTuple):
     autoencoder: Autoencoder
 
 
-def load_whole(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> WholeModel:
-    """All parts, on the CPU. Raises ModelError."""
+def load_whole(checkpoint: Checkpoint, placement: Placement = ON_CPU) -> WholeModel:
+    """All parts. Raises ModelError."""
     return WholeModel(
         checkpoint,
-        checkpoint.load_text_encoder("cpu", dtype),
-        checkpoint.load_denoiser("cpu", dtype),
-        checkpoint.load_autoencoder("cpu", dtype),
+        checkpoint.load_text_encoder(placement),
+        checkpoint.load_denoiser(placement),
+        checkpoint.load_autoencoder(placement),
     )
 
 

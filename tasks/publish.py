@@ -6,7 +6,6 @@ import asyncio
 import io
 import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any
 
 from PIL import Image
@@ -18,6 +17,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url
 from prefect_regional_diffusion.tasks.machine.devices import Devices, sentence
 from prefect_regional_diffusion.tasks.machine.task import in_flow_run, task
+from prefect_regional_diffusion.tasks.machine.versions import version
 from prefect_regional_diffusion.tasks.storage.keys import output
 from prefect_regional_diffusion.tasks.storage.store import Store
 from prefect_regional_diffusion.tasks.ui.artifacts import best_effort
@@ -31,7 +31,8 @@ _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers",
 class Record(BaseModel):
     """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing.
 
-    `job` names its files as `portable_job` does, and `files` says what was in them.
+    `job` names its files as `portable_job` does, and `files` says what was in them. `numerics` are what the last bits
+    of latents and pictures depend on beside that: device, types of numbers, and settings of the machine.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +49,7 @@ class Record(BaseModel):
     forwards: int
     seconds: dict[str, float]
     devices: Devices
+    numerics: dict[str, str]
     versions: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
         run=run.key,
         pictures=tuple(pictures),
         devices=member.devices,
+        numerics=run.picture_numerics,
         versions=versions(),
     )
     # Last, so that what the record names is there.

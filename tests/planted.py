@@ -19,7 +19,6 @@ from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
-from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import RunBatch
@@ -80,7 +79,8 @@ def picture_record(**changes: Any) -> dict[str, Any]:
     """What a store says of a finished job."""
     told = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed("job")}
     told |= {"model_fingerprint": hashed("m"), "latents": f"latents/{hashed('one')}/00003"}
-    return told | {"run": f"runs/{hashed('run')}", "pictures": [], "devices": [], "versions": {}} | changes
+    told |= {"pictures": [], "devices": [], "numerics": "cpu", "versions": {}}
+    return told | {"run": f"runs/{hashed('run')}"} | changes
 
 
 def plant_record(root: Path, key: str, record: Any) -> Path:
@@ -100,7 +100,6 @@ def ready(store: Path) -> RenderContext:
     async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(store)))
-            await load_model.fn("embedded", run)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count, Eval
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, stack
-from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
+from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKey, ModelKey
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest

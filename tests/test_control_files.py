@@ -21,7 +21,8 @@ from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_j
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.files import find_file, find_files
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.tiny_controls import MODELS, control_models, tiny_adapter, tiny_controlnet, used
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_loras import asked
@@ -40,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of the models and their controls; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def opened(model: str, name: str) -> ControlFile:
@@ -51,7 +52,7 @@ def opened(model: str, name: str) -> ControlFile:
 
 
 def tensors_of(control: ControlFile) -> dict[str, Tensor]:
-    return control.load("cpu", torch.float32).network.state_dict()
+    return control.load(Placement()).network.state_dict()
 
 
 def assert_same_network(one: ControlFile, other: ControlFile) -> None:
@@ -157,7 +158,7 @@ def refused(told: str, control: Mapping[str, Any], model: str = "sd", **fields: 
     assert told in line
     assert "\n" not in line
     assert line.startswith(("regions.0.controls.0", "width", "height"))
-    assert not model_cache._loaded
+    assert not loaded_parts().keys
 
 
 def configured(folder: str, **fields: Any) -> Mapping[str, Any]:
@@ -254,7 +255,7 @@ def test_a_control_that_changed_since_it_was_planned_is_not_read() -> None:
     control = opened("sd", "sd-a")
     tiny_controlnet("sd", "sd-a", 9)
     with pytest.raises(RegionalError, match="changed while it was read"):
-        control.load("cpu", torch.float32)
+        control.load(Placement())
 
 
 @pytest.mark.parametrize(

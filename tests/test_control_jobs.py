@@ -19,7 +19,9 @@ from torch import Tensor
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_controls import MODELS, control_models, used
 from tests.tiny_loras import asked, save_lora, tiny_lora
@@ -43,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of the models and their controls; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def three_regions(model: str) -> dict[str, Any]:
@@ -226,7 +228,7 @@ def test_a_record_tells_the_files_and_no_paths(workdir: Path) -> None:
 def test_memory_and_plan_tell_of_it() -> None:
     plain, steered = prepare(parse_job(asked())), prepare(parse_job(asked(controls=[used("sd", "a", end=0.5)])))
     network = next(iter(steered.inputs.controls.values()))
-    assert steered.memory_bytes() > plain.memory_bytes() + 4 * network.numbers
+    assert steered.memory_bytes() > plain.memory_bytes() + network.weight_bytes(Placement())
     assert plain.controls() == []
     (line,) = steered.controls()
     assert "sd-a is a ControlNet, strength 1, from 0 to 0.5" in line

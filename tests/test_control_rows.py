@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeC
 from prefect_regional_diffusion.sampling_core.models.files import find_files
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import combined
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import ControlSource, RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from tests.tiny_controls import MODELS, control_models
@@ -38,8 +39,8 @@ class Answers:
 
     def __init__(self, model: str) -> None:
         self._model, self._checkpoint, canvas = model, open_folder(model), Canvas(128, 128)
-        encoder = self._checkpoint.load_text_encoder("cpu", torch.float32)
-        self._network = self._checkpoint.load_denoiser("cpu", torch.float32)
+        encoder = self._checkpoint.load_text_encoder(Placement())
+        self._network = self._checkpoint.load_denoiser(Placement())
         canvas_told = self._checkpoint.size_tensors(SizeConditioning(canvas, canvas))
         self._told = [encoder.encode(f"prompt {row}").joined(canvas_told) for row in range(5)]
         self._level = sigma_schedule(self._checkpoint.noise_schedule(canvas, 4), "simple", 4)[1]
@@ -52,7 +53,7 @@ class Answers:
         """What a control of the model finds in one of two pictures."""
         if name not in self._loaded:
             files = find_files(name, Path(f"{self._model}-{name}"), os.path.realpath, "controls.0.file")
-            loaded = self._checkpoint.open_control(files).load("cpu", torch.float32)
+            loaded = self._checkpoint.open_control(files).load(Placement())
             loaded.network.register_forward_pre_hook(lambda _, read: self.answered.append(len(read[0])))
             self._loaded[name] = loaded
         return self._loaded[name].source(self._pictures[picture])

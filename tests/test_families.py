@@ -13,6 +13,7 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.reference_pipelines import Picture, share_alike, with_pipeline
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
 
@@ -38,7 +39,7 @@ KINDS: dict[str, Callable[[Path, int, Sizes], str]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def asked(**fields: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.shared_fields import OF_THE_MODEL
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion_xl import StableDiffusionXL
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
@@ -48,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of them; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def asked(**fields: Any) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def test_sizes_are_an_input_of_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("upcast", "wanted"), [(True, torch.float32), (False, torch.float16)])
 def test_the_autoencoder_is_as_wide_as_its_configuration_asks(upcast: bool, wanted: torch.dtype) -> None:
     edit("xl/vae/config.json", force_upcast=upcast)
-    loaded: Any = open_model("xl").load_autoencoder("cpu", torch.float16)
+    loaded: Any = open_model("xl").load_autoencoder(Placement(dtype=torch.float16))
     assert loaded._vae.dtype == wanted
 
 

@@ -200,6 +200,7 @@ def test_a_record_beside_a_picture_names_it_as_it_lies_there(tmp_path: Path) -> 
         **dict.fromkeys(("steps_computed", "steps_restored", "evaluations", "forwards"), 0),
         "seconds": {},
         "devices": (),
+        "numerics": {},
         "versions": {},
     }
     kept = Record(**facts, store=f"{tmp_path}/store").as_file()

@@ -21,6 +21,8 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.flow_pipelines import Picture, flux_shift, simple, with_flow_pipeline
 from tests.reference_pipelines import share_alike
@@ -98,8 +100,8 @@ def place(made: Callable[[str, int, FlowSizes], Path]) -> Placed:
 
 
 @pytest.fixture(autouse=True)
-def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+def nothing_loaded(workdir: Path) -> None:
+    loaded_parts.cache_clear()
 
 
 def job_of(kind: str, **fields: Any) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def test_pictures_come_to_the_latents_that_the_pipeline_has(kind: str, place: Pl
     with torch.inference_mode():
         mean = vae.encode((picture / 127.5 - 1).permute(2, 0, 1)[None]).latent_dist.mean
     expected = (mean - vae.config.shift_factor) * vae.config.scaling_factor
-    ours = open_folder("model").load_autoencoder("cpu", torch.float32).encode(picture)
+    ours = open_folder("model").load_autoencoder(Placement()).encode(picture)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 

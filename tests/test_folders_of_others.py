@@ -28,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AUTOENCODER_KL
 from prefect_regional_diffusion.sampling_core.models.flux_transformer import FLUX_TRANSFORMER
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.sd3_transformer import SD3_TRANSFORMER
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET
 from prefect_regional_diffusion.sampling_core.models.z_image_transformer import Z_IMAGE_TRANSFORMER
@@ -102,7 +103,7 @@ def of_2022(folder: Path) -> None:
 def test_bits_are_those_of_the_pipeline(year: int, dtype: torch.dtype, folder: Path) -> None:
     if year == 2022:
         of_2022(folder)
-    ours: Any = load_whole(open_folder(str(folder)), dtype)
+    ours: Any = load_whole(open_folder(str(folder)), Placement(dtype=dtype))
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import LoadedParts
 
 REGION = {"name": "left", "prompt": "a red circle", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2, "batch_size": 2, "regions": [REGION]}
@@ -24,13 +24,13 @@ JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2, "ba
 def loads(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The parts of models that were asked for, in order."""
     asked: list[str] = []
-    found = model_cache._part  # pyright: ignore[reportPrivateUsage]
+    using = LoadedParts.using
 
-    def part(checkpoint: Any, key: Any, needed: Any, name: Any, load: Any) -> Any:
-        asked.append(name)
-        return found(checkpoint, key, needed, name, load)
+    def asked_for(parts: LoadedParts, key: Any, size: int, load: Any) -> Any:
+        asked.append(key.part)
+        return using(parts, key, size, load)
 
-    monkeypatch.setattr(model_cache, "_part", part)
+    monkeypatch.setattr(LoadedParts, "using", asked_for)
     return asked
 
 

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -30,6 +29,7 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob, St
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.quiet import quiet
 from prefect_regional_diffusion.sampling_core.text.plain_text import (
     one_line,
@@ -187,6 +187,7 @@ def record(text: str) -> Record:
         forwards=1,
         seconds={},
         devices=[{"first": 1, "last": 1, "device": text[:200]}],  # pyright: ignore[reportArgumentType]
+        numerics={},
         versions=versions(),
     )
 
@@ -437,7 +438,7 @@ except Exception: pass
 # Prompts.
 def test_another_thread_that_is_done_does_not_make_the_libraries_talk(caplog: pytest.LogCaptureFixture) -> None:
     """Their verbosity is the process': it used to come back when the first of two threads was done."""
-    text_encoder = open_folder("embedded").load_text_encoder("cpu", torch.float32)
+    text_encoder = open_folder("embedded").load_text_encoder(Placement())
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     for library in libraries:
         library.setLevel(logging.WARNING)

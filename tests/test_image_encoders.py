@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.models.image_encoder import ImageEncoderFolder, open_image_encoder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from tests.tiny_ip_adapters import tiny_image_encoder
 
 
@@ -25,7 +26,7 @@ def test_an_encoder_s_tensors_are_compared_when_it_is_loaded() -> None:
     for more in ("vision_model.more", "text_model.more"):
         save_file(tensors | {more: torch.ones(1)}, "encoder/model.safetensors", {"format": "pt"})
         with pytest.raises(RegionalError, match=rf"^field: .*weights without a place in its image_encoder .*{more}"):
-            opened("encoder").load("cpu", torch.float32)
+            opened("encoder").load(Placement())
 
 
 @pytest.mark.usefixtures("workdir")
@@ -51,7 +52,7 @@ def test_a_whole_clip_has_an_image_encoder() -> None:
     configuration = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
     whole = CLIPModel(configuration).eval()
     whole.save_pretrained("clip")
-    encoder = opened("clip").load("cpu", torch.float32)
+    encoder = opened("clip").load(Placement())
     photo = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
     mean, deviation = (
         torch.tensor(numbers)[None, :, None, None]

@@ -19,8 +19,10 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalEr
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.original_layouts import written
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
@@ -54,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def placed(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of a model, its IP-Adapters, an image encoder and pictures; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def asked(model: str = "sd", **prompt: Any) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def test_an_adapter_that_changed_since_it_was_planned_is_not_read() -> None:
     (adapter,) = prepared.inputs.image_prompts.files.adapters.values()
     save_adapter({name: 2 * one for name, one in load_file(PLAIN).items()}, PLAIN)
     with pytest.raises(RegionalError, match="changed while it was read"):
-        adapter.load("cpu", torch.float32)
+        adapter.load(Placement())
 
 
 def test_a_job_says_what_is_added() -> None:

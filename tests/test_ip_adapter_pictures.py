@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.inputs.image_files import middle_square
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.flow_pipelines import flux_shift, simple, with_flow_pipeline
 from tests.reference_pipelines import Adapt, Picture, with_pipeline
 from tests.tiny_controls import control_picture, tiny_controlnet
@@ -52,7 +53,7 @@ class Used(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def job_of(*used: Used, **fields: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import (
     attending_in_flux,
     attending_in_unet,
 )
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from tests.tiny_flow_models import tiny_flux
 from tests.tiny_ip_adapters import SMALL, as_state_dict, flux_adapter, save_adapter, unet_adapter
@@ -97,7 +98,7 @@ class Network:
             return network(**own, **self.shared, **extra, **asked, return_dict=False)[0]
 
     def row_image(self, features: ImageFeatures, strength: float = 1.0) -> RowImage:
-        found = self.adapter.load("cpu", torch.float32).keys_and_values(features)
+        found = self.adapter.load(Placement()).keys_and_values(features)
         assert specs_of(found) == self.adapter.specs
         names = [layer.name for layer in self.adapter.plan.layers]
         return RowImage({name: KeysValues(found[f"{name}.keys"], found[f"{name}.values"]) for name in names}, strength)

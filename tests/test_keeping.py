@@ -196,7 +196,8 @@ def finished_forks(store: Store) -> set[str]:
         store.write_json(keys.run(hashed(word)), run.model_dump(mode="json"))
         record = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed(f"job {word}")}
         record |= {"model_fingerprint": hashed("m"), "latents": run.state(6), "run": f"runs/{hashed(word)}"}
-        store.write_json(keys.drawn(hashed(f"job {word}")), record | {"pictures": [], "devices": [], "versions": {}})
+        record |= {"pictures": [], "devices": [], "numerics": "cpu", "versions": {}}
+        store.write_json(keys.drawn(hashed(f"job {word}")), record)
         for step in (2, 4, 6):
             store.write(run.state(step), b"")
     return hashes

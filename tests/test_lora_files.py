@@ -21,7 +21,7 @@ from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
 from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
-from prefect_regional_diffusion.tasks.runtime import model_cache
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_loras import (
     KOHYA,
@@ -45,10 +45,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def models(made: Path, workdir: Path) -> None:
     """Copies of the models and their LoRAs; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def test_all_names_are_the_same_layers() -> None:
@@ -163,7 +163,7 @@ def refused(told: str, lora: Mapping[str, Any], model: str = "sd") -> None:
     assert line.startswith("regions.0.loras.0.file: ")
     assert told in line
     assert "\n" not in line
-    assert not model_cache._loaded
+    assert not loaded_parts().keys
 
 
 def test_a_lora_of_another_family_is_refused() -> None:

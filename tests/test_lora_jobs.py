@@ -22,6 +22,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_loras import (
     MODELS,
@@ -42,10 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def models(made: Path, workdir: Path) -> None:
     """Copies of the models and their LoRAs; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def three_regions(model: str) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import stack
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.tiny_loras import (
     MODELS,
     TEXT,
@@ -36,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of the models and their LoRAs; nothing is loaded."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def layers_of(model: str, *weighted: tuple[str, float]) -> LoraLayers:
@@ -50,8 +52,8 @@ class Answers:
 
     def __init__(self, model: str) -> None:
         checkpoint, canvas = open_folder(model), Canvas(128, 128)
-        encoder = checkpoint.load_text_encoder("cpu", torch.float32)
-        self._network = checkpoint.load_denoiser("cpu", torch.float32)
+        encoder = checkpoint.load_text_encoder(Placement())
+        self._network = checkpoint.load_denoiser(Placement())
         told = [
             encoder.encode(f"prompt {row}").joined(checkpoint.size_tensors(SizeConditioning(canvas, canvas)))
             for row in range(4)
@@ -87,9 +89,9 @@ def test_rows_of_one_forward_have_loras_of_their_own(model: str, tmp_path: Path)
 
 def test_the_network_is_left_as_it_was() -> None:
     checkpoint = open_folder("sd")
-    denoiser: Any = checkpoint.load_denoiser("cpu", torch.float32)
+    denoiser: Any = checkpoint.load_denoiser(Placement())
     weights = {name: tensor.clone() for name, tensor in denoiser._unet.state_dict().items()}
-    told = checkpoint.load_text_encoder("cpu", torch.float32).encode("a prompt")
+    told = checkpoint.load_text_encoder(Placement()).encode("a prompt")
     level = sigma_schedule(checkpoint.noise_schedule(Canvas(128, 128), 4), "simple", 4)[1]
     x = torch.randn(1, 4, 16, 16)
     before = denoiser(x, [level], told)
@@ -105,8 +107,8 @@ def test_text_encoders_read_with_it(model: str, tmp_path: Path) -> None:
     lora = tiny_lora(model, 3, (*TEXT[model], "unet"), size=0.8)
     read = opened(model, f"{model}-t.safetensors").read("text_encoder")
     told = [combined([(layers, 0.6)], "cpu", torch.float32) for layers in read]
-    plain = open_folder(model).load_text_encoder("cpu", torch.float32)
-    whole = open_folder(merged(model, tmp_path / "merged", (lora, 0.6))).load_text_encoder("cpu", torch.float32)
+    plain = open_folder(model).load_text_encoder(Placement())
+    whole = open_folder(merged(model, tmp_path / "merged", (lora, 0.6))).load_text_encoder(Placement())
     several_chunks = f"(some:1.3) words {'and more ' * 50}"
     asked: list[tuple[str, PromptSyntax]] = [("some words", "plain"), (several_chunks, "comfyui")]
     for prompt, syntax in asked:

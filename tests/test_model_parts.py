@@ -15,16 +15,24 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import prefect_regional_diffusion.tasks.runtime.model_cache
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.model_cache import autoencoder, denoiser, let_go, open_model, text_encoder
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+from prefect_regional_diffusion.tasks.runtime.model_cache import (
+    PartKey,
+    autoencoder,
+    denoiser,
+    let_go,
+    open_model,
+    text_encoder,
+)
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.watching import paths_touched
 
@@ -33,9 +41,9 @@ TEXT, UNET, VAE = "text_encoder", "unet", "vae"
 
 
 @pytest.fixture(autouse=True)
-def folder(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(workdir: Path) -> Path:
     """A copy of the embedded model, `model`; nothing is loaded."""
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
     return Path(shutil.copytree(EMBEDDED, workdir / "model"))
 
 
@@ -52,7 +60,7 @@ def weights_read() -> Iterator[list[str]]:
 
 def drawn(**fields: Any) -> list[str]:
     """The parts that are read to draw a job in a process that has loaded nothing."""
-    prefect_regional_diffusion.tasks.runtime.model_cache._loaded.clear()
+    loaded_parts.cache_clear()
     with weights_read() as read:
         asyncio.run(render.fn(parse_job(JOB | fields)))
     return read
@@ -90,38 +98,29 @@ def test_text_encoders_may_leave_memory(keep: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("REGIONAL_KEEP_TEXT_ENCODERS", keep)
     settings.cache_clear()
     drawn()
-    parts = {part for _, part in prefect_regional_diffusion.tasks.runtime.model_cache._loaded}
+    parts = {key.part for key in loaded_parts().keys if isinstance(key, PartKey)}
     assert parts == {"denoiser", "autoencoder"} | ({"text_encoder"} if keep == "true" else set())
 
 
 def test_what_is_let_go_is_gone() -> None:
-    key = ModelKey(open_model("model").fingerprint())
-    networks = {
-        "text_encoder": weakref.ref(text_encoder(open_model("model"), key, [])._encoder),  # pyright: ignore
-        "denoiser": weakref.ref(denoiser(open_model("model"), key, [])._unet),  # pyright: ignore
-        "autoencoder": weakref.ref(autoencoder(open_model("model"), key, [])._vae),  # pyright: ignore
-    }
+    opened = open_model("model")
+    key = ModelKey(opened.fingerprint())
+    networks: dict[Part, weakref.ref[Any]] = {}
+    with (
+        text_encoder("model", opened, key) as texts,
+        denoiser("model", opened, key) as network,
+        autoencoder("model", opened, key) as vae,
+    ):
+        parts: Any = (texts, network, vae)
+        networks["text_encoder"] = weakref.ref(parts[0].inner._encoder)
+        networks["denoiser"] = weakref.ref(parts[1].inner._unet)
+        networks["autoencoder"] = weakref.ref(parts[2].inner._vae)
+    del texts, network, vae, parts
     for part in ("text_encoder", "autoencoder"):
         let_go(part)
         gc.collect()
         assert networks.pop(part)() is None
         assert all(network() is not None for network in networks.values())
-
-
-def test_models_that_a_run_does_not_need_are_let_go(folder: Path) -> None:
-    shutil.copytree(folder, "other")
-    index = Path("other/tokenizer/tokenizer_config.json")
-    index.write_text(index.read_text() + "\n")
-    one, other = (ModelKey(open_model(name).fingerprint()) for name in ("model", "other"))
-    first = text_encoder(open_model("model"), one, [one, other])
-    denoiser(open_model("model"), one, [one, other])
-    text_encoder(open_model("other"), other, [one, other])
-    assert text_encoder(open_model("model"), one, [one, other]) is first
-    denoiser(open_model("other"), other, [other])
-    assert set(prefect_regional_diffusion.tasks.runtime.model_cache._loaded) == {
-        (other.weights, "text_encoder"),
-        (other.weights, "denoiser"),
-    }
 
 
 def test_an_autoencoder_that_cannot_be_loaded_is_found_before_sampling(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run_of(folder: Path, network: Any, monkeypatch: pytest.MonkeyPatch) -> Rende
     run = RenderContext(prepared, str(folder))
     run.remember({run.mask_key: {"none": torch.zeros(1)}})
     run.remember({run.prompt_key(words): {"prompt_embeds": torch.zeros(1, 1, 1)} for words in run.sampling_run.prompts})
-    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: network)
+    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: nullcontext(network))
     return run
 
 
@@ -89,7 +90,7 @@ def test_a_run_knows_which_devices_drew_which_steps(tmp_path: Path, monkeypatch:
         begun = asyncio.run(newest(run))
     assert sentence(begun.devices) == "steps 1 to 2 on cpu AVX2; steps 3 to 5 on cpu AVX512"
     monkeypatch.undo()
-    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: GaussianData())
+    monkeypatch.setattr(RenderContext, "denoiser", lambda _self, _name: nullcontext(GaussianData()))
     assert drawn_up_to(begun, 6).devices[-1].device.startswith("cpu ")
 
 

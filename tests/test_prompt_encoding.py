@@ -28,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning, stack, stackable
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import TextualInversion, textual_inversion
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
@@ -56,7 +57,7 @@ def their_tokenizer() -> Any:
 
 @cache
 def ours() -> Any:
-    return CHECKPOINT.load_text_encoder("cpu", torch.float32)
+    return CHECKPOINT.load_text_encoder(Placement())
 
 
 def ids(text: str) -> list[int]:
@@ -233,7 +234,7 @@ def test_shorter_prompts_are_repeated_up_to_a_common_length() -> None:
 
 
 def test_repeating_a_prompt_changes_nothing_for_the_network() -> None:
-    denoiser = CHECKPOINT.load_denoiser("cpu", torch.float32)
+    denoiser = CHECKPOINT.load_denoiser(Placement())
     short, long = (ours().encode(prompt, "comfyui") for prompt in ("a red circle", " ".join(WORDS * 5)))
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     level = CHECKPOINT.levels.level(3.0)

@@ -17,9 +17,11 @@ from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import TextualInversion
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.tasks.inputs.path_policy import trust_caller
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_models import SMALL, tiny_sdxl
 
@@ -45,7 +47,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         for known, number in classes
     ]
     theirs = [(encoder, CLIPTokenizer.from_pretrained(tokenizer)) for encoder, tokenizer in encoders]
-    return Pair(theirs, open_folder(folder).load_text_encoder("cpu", torch.float32), folder)
+    return Pair(theirs, open_folder(folder).load_text_encoder(Placement()), folder)
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
@@ -113,8 +115,8 @@ def job(pair: Pair, prompt: str, **fields: Any) -> RenderJob:
     return parse_job({"model": pair.folder, "prompt": prompt, "prompt_syntax": "comfyui"} | size | fields)
 
 
-def test_jobs_of_several_chunks_with_embeddings(pair: Pair, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+def test_jobs_of_several_chunks_with_embeddings(pair: Pair, workdir: Path) -> None:
+    loaded_parts.cache_clear()
     first, second = SMALL.text
     save_file({"clip_l": torch.randn(2, first), "clip_g": torch.randn(2, second)}, "hat.safetensors")
     save_file({"emb_params": torch.randn(2, first)}, "old.safetensors")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
@@ -18,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from training.scenes import all_scenes
 
@@ -101,7 +101,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(damage: str, workdir: Path) 
 
 def test_encoding_a_long_prompt_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     """The libraries' warnings name no field, and come when a card is already paid for."""
-    text_encoder = open_folder("embedded").load_text_encoder("cpu", torch.float32)
+    text_encoder = open_folder("embedded").load_text_encoder(Placement())
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     for library in libraries:
         library.addHandler(caplog.handler)

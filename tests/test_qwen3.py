@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import stack
 from prefect_regional_diffusion.sampling_core.models.files import find_files
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.loading import load_network
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.qwen3_text import QWEN3_TEXT, qwen3_states
 from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import QwenPromptTokenizer, open_qwen_tokenizer
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -104,7 +105,7 @@ def test_states_are_those_of_transformers(dtype: torch.dtype, written: str, fold
         edit(configuration, rope_parameters=None, rope_theta=1_000_000, rope_scaling=None, torch_dtype="bfloat16")
     files = find_files("model", folder, lambda path: path)
     source = QWEN3_TEXT.source(files, "text_encoder", QWEN3_TEXT.read(files, "text_encoder"))
-    ours = load_network(source, "cpu", dtype)
+    ours = load_network(source, Placement(dtype=dtype))
     assert not any(tensor.is_meta for tensor in [*ours.parameters(), *ours.buffers()])
     assert torch.equal(ours.rotary_emb.inv_freq, theirs.rotary_emb.inv_freq)
     tokenizer = opened(folder)
@@ -117,9 +118,9 @@ def test_states_are_those_of_transformers(dtype: torch.dtype, written: str, fold
 def test_prompts_of_different_lengths_share_a_forward(folder: Path) -> None:
     """And do not see each other, nor what they are filled up with."""
     model = open_folder(str(folder))
-    encoder = model.load_text_encoder("cpu", torch.float32)
+    encoder = model.load_text_encoder(Placement())
     told = [encoder.encode(prompt) for prompt in ("red", "a long prompt of many letters", "")]
-    denoiser = model.load_denoiser("cpu", torch.float32)
+    denoiser = model.load_denoiser(Placement())
     x = torch.randn(3, 16, 8, 12, generator=torch.Generator().manual_seed(0))
     levels = [Level(1 - sigma, sigma) for sigma in (1.0, 0.5, 0.25)]
     together = denoiser(x, levels, stack(told))

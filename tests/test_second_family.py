@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
 from tests.toy_family import PIPELINE, color_of, open_toy, toy_folder
 
@@ -29,7 +30,7 @@ RIGHT = {"prompt": "right", "mask": {"x": 0.5, "y": 0, "width": 0.5, "height": 1
 def toys(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The family is known, and nothing is loaded."""
     monkeypatch.setitem(FAMILIES, PIPELINE, open_toy)  # pyright: ignore[reportArgumentType]
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
 
 
 def asked(**fields: Any) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def test_several_tensors_of_a_prompt_are_stored_and_found(monkeypatch: pytest.Mo
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         assert shapes == {"pooled_prompt_embeds": (1, 6), "prompt_embeds": (1, 3, 2)}
     monkeypatch.setattr("tests.toy_family.Toy.load_text_encoder", lambda *_: pytest.fail("it was loaded again"))
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
     for file in Path(".regional/store/latents").rglob("*.safetensors"):
         file.unlink()
     assert (drawn(regions=[RIGHT]) == first).all()

@@ -29,7 +29,8 @@ def at_its_start(folder: Path, **fields: Any) -> RunProgress:
 
 
 def decoded(progress: RunProgress) -> Image.Image:
-    return Image.fromarray(progress.run.autoencoder.decode(progress.expected[:1])[0].numpy())
+    with progress.run.autoencoder() as autoencoder:
+        return Image.fromarray(autoencoder.decode(progress.expected[:1])[0].numpy())
 
 
 def test_of_one_run_it_is_its_first_picture(tmp_path: Path) -> None:
@@ -61,7 +62,8 @@ def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -
         progress = at_its_start(tmp_path, steps=6, seed=seed)
         run = progress.run
         for words in run.sampling_run.prompts:
-            told = run.text_encoder(words.model).encode(words.prompt)
+            with run.text_encoder(words.model) as encoder:
+                told = encoder.encode(words.prompt)
             run.remember({run.prompt_key(words): dict(told.tensors)})
         return progress
 

@@ -14,6 +14,7 @@ from diffusers.loaders import single_file_utils
 
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from tests.original_layouts import configuration_of, written
 from tests.published_models import as_published
 from tests.test_families import drawn, nothing_loaded
@@ -41,7 +42,7 @@ def networks(model: str) -> dict[str, Any]:
     """All networks of a model, by folder."""
     checkpoint = open_checkpoint(model)
     assert isinstance(checkpoint, DiffusersFolder)
-    return {folder: checkpoint.load(folder, "cpu", torch.float32) for folder in checkpoint.networks}
+    return {folder: checkpoint.load(folder, Placement()) for folder in checkpoint.networks}
 
 
 def assert_alike(one: str, other: str) -> None:

@@ -14,6 +14,7 @@ from transformers import T5EncoderModel, T5TokenizerFast
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.files import find_files
 from prefect_regional_diffusion.sampling_core.models.loading import load_network
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import T5PromptTokenizer, open_t5_tokenizer
 from tests.tiny_flow_models import t5_encoder, t5_tokenizer
@@ -96,7 +97,7 @@ def test_more_tokens_than_the_encoder_knows_are_refused(folder: Path) -> None:
 def test_states_are_those_of_transformers(dtype: torch.dtype, folder: Path) -> None:
     """The library keeps some layers wide where float16 would overflow."""
     files = find_files("model", folder, lambda path: path)
-    ours = load_network(T5_TEXT.source(files, "encoder", T5_TEXT.read(files, "encoder")), "cpu", dtype)
+    ours = load_network(T5_TEXT.source(files, "encoder", T5_TEXT.read(files, "encoder")), Placement(dtype=dtype))
     theirs = T5EncoderModel.from_pretrained(folder / "encoder", dtype=dtype)
     assert {name: tensor.dtype for name, tensor in ours.state_dict().items()} == {
         name: tensor.dtype for name, tensor in theirs.state_dict().items()

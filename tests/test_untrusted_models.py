@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import denoiser, open_model
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.planting import module, pickled
@@ -335,12 +336,12 @@ def test_patterns_of_a_tokenizer_are_not_used(folder: Path) -> None:
     assert len(words) == tokenizer("model").length
 
 
-def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_changed_after_planning_is_not_loaded(folder: Path) -> None:
     planned = ModelKey(open_model("model").fingerprint())
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
-    monkeypatch.setattr("prefect_regional_diffusion.tasks.runtime.model_cache._loaded", {})
+    loaded_parts.cache_clear()
     with pytest.raises(ModelError, match=r"is not the model any more that the job was planned with"):
-        denoiser(open_model("model"), planned, [planned])
+        denoiser("model", open_model("model"), planned).__enter__()
 
 
 def test_a_tokenizer_that_cannot_spell_the_unknown_is_refused(folder: Path) -> None:

@@ -18,7 +18,6 @@ from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.encode import encode_prompts
-from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.settings import Settings
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
@@ -48,7 +47,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     async def flow() -> RenderContext:
         async with PendingWrites() as writes:
             run = await writes.first_result(partial(build_masks.fn, JOB, str(tmp_path)))
-            await load_model.fn("embedded", run)
             await writes.first_result(partial(encode_prompts.fn, [run]))
             return run
 

@@ -23,15 +23,16 @@ from prefect_regional_diffusion.sampling_core.models.family import (
     Canvas,
     Defaults,
     Facts,
-    LatentAffine,
     Part,
     Reading,
     SizeConditioning,
 )
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
+from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, flow_levels
@@ -111,13 +112,16 @@ class Toy:
     def check_weights(self, part: Part) -> None:
         pass
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> ToyTextEncoder:
+    def part_bytes(self, part: Part, placement: Placement) -> int:
+        return 0
+
+    def load_text_encoder(self, placement: Placement) -> ToyTextEncoder:
         return ToyTextEncoder(self)
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> ToyDenoiser:
+    def load_denoiser(self, placement: Placement) -> ToyDenoiser:
         return ToyDenoiser()
 
-    def load_autoencoder(self, device: str, dtype: torch.dtype) -> ToyAutoencoder:
+    def load_autoencoder(self, placement: Placement) -> ToyAutoencoder:
         return ToyAutoencoder(self)
 
 

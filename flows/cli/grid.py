@@ -109,9 +109,9 @@ def _draw(start: Callable[[], Any], steps: int, as_json: bool) -> None:
 
     If pictures are missing, what is there is told before IncompleteRenderError is raised.
     """
-    with progress(steps, shown=steps > 0 and not as_json) as on_step:
+    with progress(steps, shown=steps > 0 and not as_json) as listeners:
         try:
-            done = in_context(on_step, start)
+            done = in_context(listeners, start)
         except IncompleteRenderError as error:
             if error.done:
                 print(_in_words(totals(error.done)), file=sys.stderr)

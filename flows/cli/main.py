@@ -110,9 +110,9 @@ def render(
     warn(prepared.warnings())
     from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 
-    with progress(prepared.run.steps, shown=not as_json) as on_step:
+    with progress(prepared.run.steps, shown=not as_json) as listeners:
         start = draw_job if server is None else server.flow("render")
-        record = in_context(on_step, lambda: start(prepared.job, chunk, store, out, job.stem[:80]))
+        record = in_context(listeners, lambda: start(prepared.job, chunk, store, out, job.stem[:80]))
     if as_json:
         print(json.dumps(record))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -14,6 +14,8 @@ from prefect_regional_diffusion.flows.cli.printing import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
+
+    from prefect_regional_diffusion.tasks.machine.load_listener import Load, LoadListener
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as YAML or JSON.", show_default=False)]
 Overrides = Annotated[
@@ -54,9 +56,16 @@ def prepares_once(context: typer.Context) -> None:
     context.with_resource(prepared_once())
 
 
+class Listeners(NamedTuple):
+    """Who hears of a flow: of its finished steps and of all of them, and of what is loaded."""
+
+    on_step: Callable[[int, int], None]
+    on_load: LoadListener
+
+
 @contextmanager
-def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr that moves with every step."""
+def progress(steps: int, *, shown: bool) -> Generator[Listeners]:
+    """A bar on stderr that moves with every step, and a line for each part of a model that was loaded."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -68,7 +77,13 @@ def progress(steps: int, *, shown: bool) -> Generator[Callable[[int, int], None]
             stopping.say(lambda: f"stopped after {done} of {total} steps; {GOES_ON}")
             bar.update(line, completed=done, total=total, description="sampling")
 
-        yield on_step
+        def on_load(load: Load) -> None:
+            if load.seconds is None:
+                bar.update(line, description=str(load))
+            elif shown:
+                say(load, style="dim", console=bar.console)
+
+        yield Listeners(on_step, on_load)
 
 
 def warn(warnings: Iterable[str]) -> None:
@@ -77,13 +92,16 @@ def warn(warnings: Iterable[str]) -> None:
         say(f"Warning: {warning}", style="yellow", stderr=True)
 
 
-def in_context(on_step: Callable[[int, int], None], start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
-    """The result of a flow, with a listener of its steps."""
+def in_context(listeners: Listeners, start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
+    """The result of a flow, with those who hear of it."""
+    from prefect_regional_diffusion.tasks.machine.load_listener import load_listener
     from prefect_regional_diffusion.tasks.machine.step_listener import began, listener
 
-    heard, known = listener.set(on_step), began.set(stopping.BEGAN)
+    steps, loads = listener.set(listeners.on_step), load_listener.set(listeners.on_load)
+    known = began.set(stopping.BEGAN)
     try:
         return stopping.run(start())
     finally:
-        listener.reset(heard)
+        listener.reset(steps)
+        load_listener.reset(loads)
         began.reset(known)

@@ -13,14 +13,16 @@ _MOST_PATH = 4096
 _MOST_CELL = 200
 
 
-def say(text: object, *, style: str = "", stderr: bool = False, indent: str = "") -> None:
-    """Print one line, without markup, however long the terminal's lines are."""
-    _print(indent + plain(text, _MOST_LINE), style, stderr=stderr)
+def say(
+    text: object, *, style: str = "", stderr: bool = False, indent: str = "", console: Console | None = None
+) -> None:
+    """Print one line, without markup, however long the terminal's lines are; above the bar that a console shows."""
+    _print(indent + plain(text, _MOST_LINE), style, console or Console(stderr=stderr))
 
 
 def say_path(path: str) -> None:
     """Print the path or URL of a file that was made."""
-    _print(plain_path(path, _MOST_PATH), "", stderr=False)
+    _print(plain_path(path, _MOST_PATH), "", Console())
 
 
 def cell(text: object) -> Text:
@@ -28,5 +30,5 @@ def cell(text: object) -> Text:
     return Text(one_line(text, _MOST_CELL), no_wrap=True, overflow="ellipsis")
 
 
-def _print(text: str, style: str, *, stderr: bool) -> None:
-    Console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)
+def _print(text: str, style: str, console: Console) -> None:
+    console.print(Text(text, style=style), soft_wrap=True)

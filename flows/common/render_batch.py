@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -54,17 +55,17 @@ async def sample_batch(
     clock.lap("encode prompts")
     inputs = writes.all_pending()
     begun = writes.start(map_concurrently(lambda item: begin(item[1], item[0]), runs.items()))
-    batch = RunBatch(restored)
-    # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
-    if any(member.left for member in restored):
-        for model in these[0].models:
-            await load_model(model, these[0])
-    clock.lap("load model")
-    restored_steps, _ = batch.steps_done()
-    report_step(*batch.steps_done())
-    shown = RunArtifacts(batch)
-    chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, shown.renew)
-    writes.start(shown.end())
+    with closing(RunBatch(restored)) as batch:
+        # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
+        if any(member.left for member in restored):
+            for model in these[0].models:
+                await load_model(model, batch)
+        clock.lap("load model")
+        restored_steps, _ = batch.steps_done()
+        report_step(*batch.steps_done())
+        shown = RunArtifacts(batch)
+        chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, shown.renew)
+        writes.start(shown.end())
     clock.lap("sample")
     cost = Count(sum(chunk.cost.evaluations for chunk in chunks), sum(chunk.cost.forwards for chunk in chunks))
     return SampledBatch(batch.members, begun, restored_steps, sum(chunk.steps for chunk in chunks), cost)

@@ -63,6 +63,7 @@ async def draw_job(
         forwards=sampled.cost.forwards,
         seconds=clock.laps,
         devices=finished.devices,
+        numerics={"latents": run.numerics, "pictures": run.picture_numerics},
         versions=versions(),
     )
     keeping = finish({run: sampled.begun.result()[0]}, keep or settings().keep)

@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Width,
     check_levels,
 )
-from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
+from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 
 _OLD_ATTENTION_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 

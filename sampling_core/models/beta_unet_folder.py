@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlBase, ControlFile, open_control
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
@@ -20,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
     open_ip_adapter,
 )
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.stored import Stored
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
@@ -76,13 +75,13 @@ class BetaUNetFolder(DiffusersFolder):
         """Compare an IP-Adapter's header with the UNet. Raises ModelError."""
         return open_ip_adapter(files, image_attention(self.networks["unet"].weights))
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> UNetDenoiser:
+    def load_denoiser(self, placement: Placement) -> UNetDenoiser:
         """Read the UNet's weights. Raises ModelError."""
-        return UNetDenoiser(self.load("unet", device, dtype), self.levels)
+        return UNetDenoiser(self.load("unet", placement), self.levels)
 
-    def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
+    def load_autoencoder(self, placement: Placement) -> KLAutoencoder:
         """Read the autoencoder's weights. Raises ModelError."""
-        return KLAutoencoder(self.load("vae", device, dtype), self.vae.latent_affine)
+        return KLAutoencoder(self.load("vae", placement), self.vae.latent_affine, placement.tile)
 
 
 def image_attention(unet: Mapping[str, Stored]) -> AttentionPlan:

@@ -7,7 +7,6 @@ model that it is for does: a ControlNet was copied from such a model's UNet.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -19,7 +18,13 @@ from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_
 from prefect_regional_diffusion.sampling_core.models.control_rows import AdapterMaps, ControlNetHint
 from prefect_regional_diffusion.sampling_core.models.controlnet import CONTROLNET, ControlNetModel, copied_from
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles, of_variant
-from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+from prefect_regional_diffusion.sampling_core.models.loading import (
+    NetworkSource,
+    check_network,
+    load_network,
+    network_bytes,
+)
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.single_file.ldm_controlnet import (
     ORIGINAL,
     controlnet_weights,
@@ -54,9 +59,8 @@ class ControlNetwork(NamedTuple):
     @torch.inference_mode()
     def source(self, picture: RgbImage) -> ControlNetHint | AdapterMaps:
         """What it adds to rows that are steered by a picture [H, W, 3], 8 bits, of the canvas' size."""
-        parameter: Tensor = next(self.network.parameters())
         seen = (_gray(picture) if self.gray else picture).permute(2, 0, 1)[None]
-        pixels = seen.to(parameter.device, torch.float32).div(255).to(parameter.dtype)
+        pixels = seen.to(self.network.device, torch.float32).div(255).to(self.network.dtype)
         if self.kind == "ControlNet":
             return ControlNetHint(self.network, pixels)
         return AdapterMaps(tuple(self.network(pixels)))
@@ -83,11 +87,6 @@ class ControlFile:
             return self.configuration.pixels_of_a_cell
         return self.configuration.downscale_factor
 
-    @property
-    def numbers(self) -> int:
-        """Numbers in all weights."""
-        return sum(math.prod(stored.shape) for stored in self.source.weights.values())
-
     def working_numbers(self, cells: int, rows: int) -> int:
         """Roughly how many numbers are in memory while rows of so many latent cells are answered: those of half a
         UNet, of which what is added stays. The maps of a T2I-Adapter are far fewer.
@@ -110,10 +109,14 @@ class ControlFile:
         """Raise ModelError unless the files have exactly the tensors that the network needs. Reads no tensors."""
         check_network(self.source)
 
-    def load(self, device: str, dtype: torch.dtype) -> ControlNetwork:
+    def weight_bytes(self, placement: Placement) -> int:
+        """Bytes that the weights take in memory."""
+        return network_bytes(self.source, placement)
+
+    def load(self, placement: Placement) -> ControlNetwork:
         """Read the weights. Raises ModelError."""
         gray = isinstance(self.configuration, T2IAdapter) and self.configuration.in_channels == 1
-        return ControlNetwork(load_network(self.source, device, dtype), self.kind, gray)
+        return ControlNetwork(load_network(self.source, placement), self.kind, gray)
 
 
 def open_control(files: ModelFiles, base: ControlBase) -> ControlFile:

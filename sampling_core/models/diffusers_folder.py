@@ -10,17 +10,23 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 
+from prefect_regional_diffusion.sampling_core.models.compiling import compiled
 from prefect_regional_diffusion.sampling_core.models.component import Class
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
-from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, check_network, load_network
+from prefect_regional_diffusion.sampling_core.models.loading import (
+    NetworkSource,
+    check_network,
+    load_network,
+    network_bytes,
+)
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, open_lora
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
@@ -120,6 +126,19 @@ class DiffusersFolder:
             if folder in self.networks:
                 check_network(self.networks[folder])
 
-    def load(self, folder: str, device: str, dtype: torch.dtype) -> Any:
+    def placed(self, part: Part, placement: Placement) -> Placement:
+        """How the networks of a part are run where the machine has chosen `placement`: families may know better."""
+        return placement
+
+    def part_bytes(self, part: Part, placement: Placement) -> int:
+        """Bytes that the weights of a part take in memory."""
+        placed = self.placed(part, placement)
+        return sum(network_bytes(self.networks[name], placed) for name in self.PARTS[part] if name in self.networks)
+
+    def load(self, folder: str, placement: Placement) -> Any:
         """Read the weights of one component. Raises ModelError."""
-        return load_network(self.networks[folder], device, dtype)
+        part: Part = next(part for part, folders in self.PARTS.items() if folder in folders)
+        network = load_network(self.networks[folder], self.placed(part, placement))
+        if part == "denoiser" and placement.compiled is not None:
+            return compiled(network, placement.compiled)
+        return network

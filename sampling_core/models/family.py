@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -18,8 +18,10 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
+from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.names import EmptyNegative, PromptSyntax, SamplerName, SchedulerName
@@ -29,6 +31,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixel
 
 Part = Literal["text_encoder", "denoiser", "autoencoder"]
 """What is loaded and let go by itself. Several text encoders of one model are one part."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 GuidanceKind = Literal["cfg", "embedded", "none"]
 """How a model follows prompts more strictly: with a second row under a negative prompt; told the scale as an input
@@ -60,37 +63,6 @@ class SizeConditioning(NamedTuple):
     def plain(self) -> bool:
         """Whether it says nothing but the canvas' size."""
         return self == SizeConditioning(self.canvas, self.canvas)
-
-
-@dataclass(frozen=True)
-class LatentAffine:
-    """How model space lies in the autoencoder's: `model = (autoencoder - shift) * scale`.
-
-    One number for all channels, or one for each.
-    """
-
-    scale: tuple[float, ...]
-    shift: tuple[float, ...] = (0.0,)
-
-    def __str__(self) -> str:
-        scale, shift = (" ".join(f"{value:g}" for value in values) for values in (self.scale, self.shift))
-        return f"scale {scale}, shift {shift}"
-
-    def to_model(self, latent: Latent) -> Latent:
-        """A latent [b, c, h, w] of the autoencoder, as the denoiser knows it."""
-        moved = latent - _by_channel(self.shift, latent) if any(self.shift) else latent
-        return moved * _by_channel(self.scale, latent)
-
-    def to_autoencoder(self, latent: Latent) -> Latent:
-        """A latent [b, c, h, w] of the denoiser, as the autoencoder knows it."""
-        scaled = latent / _by_channel(self.scale, latent)
-        return scaled + _by_channel(self.shift, latent) if any(self.shift) else scaled
-
-
-def _by_channel(values: tuple[float, ...], latent: Latent) -> float | torch.Tensor:
-    if len(values) == 1:
-        return values[0]
-    return torch.tensor(values, dtype=latent.dtype, device=latent.device)[:, None, None]
 
 
 class Defaults(NamedTuple):
@@ -142,6 +114,11 @@ class Facts:
     """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
     repeatable: frozenset[str] = frozenset()
     """Tensors of an encoded prompt that grow with its chunks, and may be repeated (`Conditioning.repeatable`)."""
+
+    @property
+    def narrow_dtype(self) -> torch.dtype:
+        """The 16-bit numbers that suit its networks: flow models need the range of bfloat16."""
+        return torch.bfloat16 if self.prediction_type == "flow" else torch.float16
 
 
 @dataclass(frozen=True)
@@ -281,15 +258,19 @@ class Checkpoint(Protocol):
         """Raise ModelError unless the files have exactly the tensors that a part needs. Reads no tensors."""
         ...
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> TextEncoder:
+    def part_bytes(self, part: Part, placement: Placement) -> int:
+        """Bytes that the weights of a part take in memory, without reading them."""
+        ...
+
+    def load_text_encoder(self, placement: Placement) -> TextEncoder:
         """Read the text encoders' weights, and no others. Raises ModelError."""
         ...
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> Denoiser:
+    def load_denoiser(self, placement: Placement) -> Denoiser:
         """Read the denoiser's weights, and no others. Raises ModelError."""
         ...
 
-    def load_autoencoder(self, device: str, dtype: torch.dtype) -> Autoencoder:
+    def load_autoencoder(self, placement: Placement) -> Autoencoder:
         """Read the autoencoder's weights, and no others. Raises ModelError."""
         ...
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FlowScheduler
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
 
 
@@ -47,9 +46,9 @@ class FlowTransformerFolder(DiffusersFolder):
         decoding = canvas.width * canvas.height * self.vae.block_out_channels[0] * 8
         return max(forward, decoding)
 
-    def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
+    def load_autoencoder(self, placement: Placement) -> KLAutoencoder:
         """Read the autoencoder's weights. Raises ModelError."""
-        return KLAutoencoder(self.load("vae", device, dtype), self.vae.latent_affine)
+        return KLAutoencoder(self.load("vae", placement), self.vae.latent_affine, placement.tile)
 
 
 def check_fit(files: ModelFiles, what: str, found: Mapping[str, int]) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     GUIDANCE,
@@ -101,8 +102,10 @@ class FluxDenoiser:
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         # A token is the channels of its cells, one channel after the other.
         tokens = pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        with attending_in_flux(self._transformer, [row.images for row in adapters]):
-            velocity: Tensor = self._transformer(
+        images = [row.images for row in adapters]
+        transformer = uncompiled(self._transformer) if any(images) else self._transformer
+        with attending_in_flux(transformer, images):
+            velocity: Tensor = transformer(
                 hidden_states=tokens.to(device, dtype),
                 timestep=sigma.flatten().to(device),
                 guidance=None if scale is None else scale.to(device),

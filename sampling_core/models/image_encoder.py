@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.clip_vision import (
 )
 from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files
 from prefect_regional_diffusion.sampling_core.models.loading import NetworkSource, load_network
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 
 FOLDER = "image_encoder"
@@ -55,9 +56,9 @@ class ImageEncoderFolder:
             total.update(self.files.digest(name))
         return total.hexdigest()
 
-    def load(self, device: str, dtype: torch.dtype) -> ImageEncoder:
+    def load(self, placement: Placement) -> ImageEncoder:
         """Read the weights. Raises ModelError."""
-        return ImageEncoder(load_network(self.network, device, dtype))
+        return ImageEncoder(load_network(self.network, placement))
 
 
 class ImageEncoder:

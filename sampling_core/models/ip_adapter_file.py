@@ -28,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_projection impor
     plain_shapes,
     plus_shapes,
 )
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
 from prefect_regional_diffusion.sampling_core.models.weights import NUMBERS, read_header, read_tensors
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec
@@ -112,9 +113,9 @@ class IPAdapter:
         if found != self.features:
             raise self.files.error(f"reads {self.features} {what}, and its image encoder has {found}")
 
-    def load(self, device: str, dtype: torch.dtype) -> LoadedIPAdapter:
+    def load(self, placement: Placement) -> LoadedIPAdapter:
         """Read the weights. Raises ModelError."""
-        tensors = read_tensors(self.files, self.weights, dict.fromkeys(self.weights, dtype), device)
+        tensors = read_tensors(self.files, self.weights, dict.fromkeys(self.weights, placement.dtype), placement.device)
         return LoadedIPAdapter(self, tensors)
 
 

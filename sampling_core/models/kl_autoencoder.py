@@ -7,16 +7,21 @@ from typing import Any
 import torch
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
-from prefect_regional_diffusion.sampling_core.models.family import LatentAffine
+from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, RgbImage
 
 
 class KLAutoencoder:
     """A loaded autoencoder; latents outside it are in model space."""
 
-    def __init__(self, vae: Any, affine: LatentAffine) -> None:
+    def __init__(self, vae: Any, affine: LatentAffine, tile: int | None = None) -> None:
+        """Pictures that are longer than a `tile` of so many pixels are taken in tiles; None: never."""
         self._vae = vae
         self._affine = affine
+        if tile is not None:
+            vae.enable_tiling()
+            vae.tile_sample_min_size = tile
+            vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def encode(self, picture: RgbImage) -> Latent:

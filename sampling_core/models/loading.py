@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.narrow_weights import looks_at_types, narrow_dtypes, widen_in_use
+from prefect_regional_diffusion.sampling_core.models.offloading import note_loaded, stream_layers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.quiet import quiet
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
 from prefect_regional_diffusion.sampling_core.models.weights import check_shapes, read_tensors
@@ -48,9 +52,25 @@ def check_network(source: NetworkSource) -> None:
     _guarded(source, lambda: _on_meta(source))
 
 
-def load_network(source: NetworkSource, device: str, dtype: torch.dtype) -> Any:
+def load_network(source: NetworkSource, placement: Placement) -> Any:
     """The network, its tensors compared with those of the files before any of them has memory. Raises ModelError."""
-    return _guarded(source, lambda: _filled(source, device, dtype))
+    return _guarded(source, lambda: _filled(source, placement))
+
+
+def network_bytes(source: NetworkSource, placement: Placement) -> int:
+    """Bytes that the network's weights take in memory, counted from what their files hold."""
+    narrow = narrow_dtypes(source.weights, placement, source.overflows)
+    return sum(
+        prod(stored.shape) * (narrow.get(name) or _wide(source, placement, name)).itemsize
+        for name, stored in source.weights.items()
+        if name not in source.spare
+    )
+
+
+def _wide(source: NetworkSource, placement: Placement, name: str) -> torch.dtype:
+    """The numbers that a layer computes with."""
+    overflows = placement.dtype == torch.float16 and source.overflows(name)
+    return torch.float32 if overflows else placement.dtype
 
 
 def _guarded(source: NetworkSource, work: Callable[[], T]) -> T:
@@ -79,10 +99,13 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
     return network, names, shapes
 
 
-def _filled(source: NetworkSource, device: str, dtype: torch.dtype) -> Any:
+def _filled(source: NetworkSource, placement: Placement) -> Any:
     network, names, shapes = _on_meta(source)
-    wide = {name for name in shapes if dtype == torch.float16 and source.overflows(name)}
-    dtypes = {name: torch.float32 if name in wide else dtype for name in shapes}
+    device, looked_at = placement.loaded_to, looks_at_types(network)
+    narrow = narrow_dtypes(
+        source.weights, placement, lambda name: name not in shapes or source.overflows(name) or looked_at(name)
+    )
+    dtypes = {name: narrow.get(name) or _wide(source, placement, name) for name in shapes}
     tensors = read_tensors(source.files, source.weights, dtypes, device)
     network.load_state_dict({own: tensors[name] for own, name in names.items()}, assign=True)
     computed = source.buffers()
@@ -90,4 +113,9 @@ def _filled(source: NetworkSource, device: str, dtype: torch.dtype) -> Any:
         if buffer.is_meta:
             owner, _, of_owner = name.rpartition(".")
             setattr(network.get_submodule(owner), of_owner, computed[source.spelled(name)].to(device))
-    return network.to(device).eval()
+    network.to(device).eval()
+    widen_in_use(network, [own for own, name in names.items() if name in narrow], placement.dtype)
+    note_loaded(network)
+    if placement.offload == "sequential":
+        stream_layers(network, placement.device)
+    return network

@@ -19,8 +19,8 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
-from prefect_regional_diffusion.sampling_core.models.weights import NUMBERS, path_of, read_header
+from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.weights import path_of, read_header
 
 LoraPart = Literal["denoiser", "text_encoder"]
 LORA_PARTS: tuple[LoraPart, ...] = get_args(LoraPart)
@@ -78,7 +78,14 @@ class Lora:
     @property
     def numbers(self) -> int:
         """Numbers in all of its weights."""
-        networks = (*self.denoiser, *self.text_encoder)
+        return sum(map(self._numbers, LORA_PARTS))
+
+    def part_bytes(self, part: LoraPart) -> int:
+        """Bytes of what `read` gives."""
+        return self._numbers(part) * torch.float32.itemsize
+
+    def _numbers(self, part: LoraPart) -> int:
+        networks: tuple[Mapping[str, LoraLayer], ...] = getattr(self, part)
         return sum(math.prod(one.shape) for network in networks for layer in network.values() for one in layer[1:3])
 
     def read(self, part: LoraPart) -> tuple[LoraLayers, ...]:
@@ -174,7 +181,7 @@ def _checked(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stor
         raise files.error(f"is half a LoRA ({name:.120} has no {missing.pop()})")
     down, up = roles["down"], roles["up"]
     for stored in roles.values():
-        if stored.dtype not in NUMBERS:
+        if stored.dtype not in DTYPES:
             raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
     rank = down.shape[0] if down.shape else 0
     if not 1 <= rank <= MOST_RANK:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models import lora_rows
+from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     POOLED_PROMPT_EMBEDS,
     PROMPT_EMBEDS,
@@ -45,8 +46,9 @@ class UNetDenoiser:
         sample = scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype)
         rows = RowInputs(sample, timesteps, told[PROMPT_EMBEDS], added)
         loras, images = [row.loras for row in adapters], [row.images for row in adapters]
-        with lora_rows.added(self._unet, loras), attending_in_unet(self._unet, images):
-            output: Tensor = self._unet(
+        unet = uncompiled(self._unet) if any(loras) or any(images) else self._unet
+        with lora_rows.added(unet, loras), attending_in_unet(unet, images):
+            output: Tensor = unet(
                 sample,
                 timesteps,
                 encoder_hidden_states=told[PROMPT_EMBEDS],

@@ -16,12 +16,11 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
 
 MOST_HEADER_BYTES = 2**23
 MOST_BYTES = 2**37
 """Of all files of one part, as 32 bits a number: what FLUX.2 has, the largest of the open models."""
-NUMBERS = ("F64", "F32", "F16", "BF16")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
@@ -70,7 +69,7 @@ def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[s
     if missing:
         raise files.error(f"has incomplete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
     for name, shape in wanted.items():
-        if found[name].dtype not in NUMBERS:
+        if found[name].dtype not in DTYPES:
             raise files.error(f"has weights of an unknown type ({part}: {name} is {found[name].dtype:.20})")
         if found[name].shape != shape:
             raise files.error(

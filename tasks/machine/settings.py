@@ -16,6 +16,9 @@ from prefect_regional_diffusion.sampling_core.job.parsing import allowed_by
 if TYPE_CHECKING:
     import torch
 
+    from prefect_regional_diffusion.sampling_core.models.family import Facts
+    from prefect_regional_diffusion.sampling_core.models.placement import Placement
+
 ANYWHERE = "*"
 """As a root: whatever this process can reach."""
 
@@ -48,8 +51,27 @@ class Settings(BaseSettings):
     s3_secret: SecretStr | None = Field(None, description="Secret of the access key")
     store_block: str | None = Field(None, description="Prefect Secret block with fsspec options of the store, as JSON")
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the networks")
-    keep_text_encoders: bool = Field(True, description="Whether they stay in memory once prompts are encoded")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Numbers of the networks; `auto`: float32 on a CPU, else what suits the model"
+    )
+    weights: Literal["auto", "stored", "computed"] = Field(
+        "auto",
+        description="In memory: as narrow as in their file (`stored`), as wide as `dtype` (`computed`), "
+        "or narrow if they are fp8",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="What of models is in the host's memory: nothing, what no job is in, all but a layer"
+    )
+    attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = Field(
+        "auto", description="Kernel of torch's attention; where one cannot, `math` does it"
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off", description="Whether torch compiles denoisers, and in which mode"
+    )
+    vae_tile: int | None = Field(
+        None, ge=256, multiple_of=64, description="Edge in pixels of tiles that larger pictures are decoded in"
+    )
+    keep_text_encoders: bool = Field(False, description="Whether they stay in memory once prompts are encoded")
     checkpoint_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
     keep: Keep = Field(
         "branch_points",
@@ -74,7 +96,12 @@ class Settings(BaseSettings):
         4 * 10**9, gt=0, description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas"
     )
     max_tensor_bytes: int = Field(2**30, gt=0, description="Masks, weights and latents that a process has in memory")
-    max_lora_bytes: int = Field(2**30, gt=0, description="LoRAs that a process keeps in memory for later jobs")
+    max_loaded_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Models and LoRAs that a process has in memory, as long as not more are in use; empty: half of the "
+        "device's memory",
+    )
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
     max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")
@@ -88,24 +115,51 @@ class Settings(BaseSettings):
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self, model: Facts) -> torch.dtype:
+        """Of the numbers that a model's networks compute with."""
         import torch
 
         if self.dtype != "auto":
             return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
-        return torch.float16 if self.torch_device().startswith("cuda") else torch.float32
+        return model.narrow_dtype if self.torch_device().startswith("cuda") else torch.float32
 
-    def check(self) -> None:
-        """Raise BadInput for a device that is not there."""
+    def placement(self, model: Facts) -> Placement:
+        """Where and how a model's networks are run."""
+        from prefect_regional_diffusion.sampling_core.models.placement import Placement
+
+        return Placement(
+            device=self.torch_device(),
+            dtype=self.torch_dtype(model),
+            weights=self.weights,
+            offload=self.offload,
+            compiled=None if self.compile == "off" else self.compile,
+            tile=self.vae_tile,
+        )
+
+    def most_loaded_bytes(self) -> int:
+        """Of models and LoRAs in memory."""
+        if self.max_loaded_bytes is not None:
+            return self.max_loaded_bytes
+        import psutil
         import torch
 
-        try:
-            torch.empty(0, device=self.torch_device())
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise BadInput(
-                "REGIONAL_DEVICE", self.device, f"auto, cpu, or a device of this machine ({reason})"
-            ) from error
+        device = self.torch_device()
+        if device.startswith("cuda") and self.offload == "none":
+            return torch.cuda.get_device_properties(device).total_memory // 2
+        return psutil.virtual_memory().total // 2
+
+    def check(self) -> None:
+        """Raise BadInput for what this machine does not have."""
+        from prefect_regional_diffusion.tasks.machine import attention, machine_checks
+
+        device = self.torch_device()
+        machine_checks.check_device(device)
+        if self.attention != "auto":
+            attention.check_attention(self.attention, device)
+        if self.offload != "none":
+            machine_checks.check_offload(self.offload, device, self.compile)
+        if self.compile != "off":
+            machine_checks.check_compile(self.compile, device)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
+from prefect_regional_diffusion.sampling_core.models.family import Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.image_encoder import (
     ImageEncoderFolder,
@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.image_encoder import (
 )
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers, KeysValues
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import ImagePromptFiles, fingerprint
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
@@ -100,22 +101,25 @@ def image_prompts(
     return ImagePrompts(files, sources)
 
 
-def encode_images(sources: Mapping[K, ImageSource]) -> dict[K, dict[str, Tensor]]:
+def encode_images(sources: Mapping[K, ImageSource], facts: Facts) -> dict[K, dict[str, Tensor]]:
     """The keys and values that are made of pictures, of their adapters' `specs`. Raises ModelError.
 
-    Image encoders and adapters are loaded one after the other, each once, and let go.
+    `facts` are of a model that they are for. Image encoders and adapters are loaded one after the other, each once,
+    and let go.
     """
-    device, dtype = settings().torch_device(), settings().torch_dtype()
+    chosen = settings().placement(facts)
+    # They are in memory for a moment.
+    placement = Placement(chosen.device, chosen.dtype, weights="computed")
     features: dict[K, ImageFeatures] = {}
     for keys in _grouped(sources, lambda source: source.encoder.fingerprint()):
-        encoder = sources[keys[0]].encoder.load(device, dtype)
+        encoder = sources[keys[0]].encoder.load(placement)
         for key in keys:
             picture = sources[key].picture
             features[key] = encoder.no_picture() if picture is None else encoder(picture)
         del encoder
     found: dict[K, dict[str, Tensor]] = {}
     for keys in _grouped(sources, lambda source: (source.adapter.fingerprint(), source.adapter.plan)):
-        adapter = sources[keys[0]].adapter.load(device, dtype)
+        adapter = sources[keys[0]].adapter.load(placement)
         found |= {key: adapter.keys_and_values(features[key]) for key in keys}
         del adapter
     return found
@@ -128,9 +132,9 @@ def _grouped(sources: Mapping[K, ImageSource], by: Callable[[ImageSource], Hasha
     return groups.values()
 
 
-def image_layers(stored: Mapping[str, Tensor]) -> ImageLayers:
-    """What the store has of an image, as a network attends to it, on the device of the settings."""
-    device, dtype = settings().torch_device(), settings().torch_dtype()
+def image_layers(stored: Mapping[str, Tensor], placement: Placement) -> ImageLayers:
+    """What the store has of an image, as a network attends to it, where and as it computes."""
+    device, dtype = placement.device, placement.dtype
     names = dict.fromkeys(name.rpartition(".")[0] for name in stored)
     return {
         name: KeysValues(*(stored[f"{name}.{role}"].to(device, dtype) for role in ("keys", "values"))) for name in names

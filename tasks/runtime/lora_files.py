@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from contextlib import AbstractContextManager, ExitStack
 
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
-from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
+from prefect_regional_diffusion.sampling_core.models.family import Checkpoint, Facts
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
-from prefect_regional_diffusion.tasks.inputs.file_names import shown_path
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_name, shown_path
 from prefect_regional_diffusion.tasks.inputs.path_policy import adapter_place
+from prefect_regional_diffusion.tasks.machine.load_listener import told
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 
 Loras = dict[tuple[str, str], Lora]
 """By model and path."""
@@ -30,34 +31,32 @@ def open_loras(job: ResolvedJob, models: Mapping[str, Checkpoint]) -> Loras:
     return found
 
 
-def lora_layers(loras: Loras, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
-    """What is added to each network of a part of a model, on the device of the settings. Raises ModelError."""
+def lora_layers(loras: Loras, model: str, facts: Facts, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
+    """What is added to each network of a part of a model, where and as the networks compute. Raises ModelError."""
     by_content = {lora.fingerprint(): lora for (name, _), lora in loras.items() if name == model}
-    device, dtype = settings().torch_device(), settings().torch_dtype()
+    placement = settings().placement(facts)
     strengths = [key.strength if part == "denoiser" else key.text_strength for key in keys]
-    read = [
-        (_read(by_content[key.fingerprint], part), strength)
-        for key, strength in zip(keys, strengths, strict=True)
-        if strength
-    ]
-    networks = zip(*(layers for layers, _ in read), strict=True)
-    return tuple(
-        combined([(layers, strength) for layers, (_, strength) in zip(of, read, strict=True)], device, dtype)
-        for of in networks
-    )
+    acting = [(key, strength) for key, strength in zip(keys, strengths, strict=True) if strength]
+    with ExitStack() as held:
+        read = [held.enter_context(_read(by_content[key.fingerprint], part)) for key, _ in acting]
+        return tuple(
+            combined(
+                [(layers, strength) for layers, (_, strength) in zip(of, acting, strict=True)],
+                placement.device,
+                placement.dtype,
+            )
+            for of in zip(*read, strict=True)
+        )
 
 
-def _read(lora: Lora, part: LoraPart) -> tuple[LoraLayers, ...]:
+def _read(lora: Lora, part: LoraPart) -> AbstractContextManager[tuple[LoraLayers, ...]]:
+    """What a file has for a part of its model, which stays in memory within the block."""
     # Whose layers a file has depends on the model as well.
     networks = tuple(tuple(network) for network in getattr(lora, part))
-    return _cache().get((lora.fingerprint(), part, networks), lambda: lora.read(part))
+    size = lora.part_bytes(part)
 
+    def load() -> tuple[LoraLayers, ...]:
+        with told(f"LoRA {portable_name(lora.files.model)}", size):
+            return lora.read(part)
 
-@lru_cache(maxsize=1)
-def _cache() -> BoundedCache[object, tuple[LoraLayers, ...]]:
-    """Those that this process has read last."""
-    return BoundedCache(settings().max_lora_bytes, _bytes)
-
-
-def _bytes(networks: tuple[LoraLayers, ...]) -> int:
-    return sum(tensor.nbytes for layers in networks for layer in layers.values() for tensor in layer)
+    return loaded_parts().using((lora.fingerprint(), part, networks), size, load)

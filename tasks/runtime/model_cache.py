@@ -2,83 +2,130 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import torch
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, NamedTuple, cast
 
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile, ControlNetwork
-from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Part, TextEncoder
+from prefect_regional_diffusion.sampling_core.models.family import (
+    Autoencoder,
+    Checkpoint,
+    Denoiser,
+    Facts,
+    Part,
+    TextEncoder,
+)
+from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.models.offloading import Moved, networks_loaded
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.tasks.inputs.file_names import portable_name
 from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
+from prefect_regional_diffusion.tasks.machine.attention import use_attention
+from prefect_regional_diffusion.tasks.machine.load_listener import told
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
+    GuardedAutoencoder,
+    GuardedDenoiser,
+    GuardedTextEncoder,
+)
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 
-_loaded: dict[tuple[str, Part], Any] = {}
-"""By the fingerprint of the weights."""
+_CALLED: dict[Part, str] = {
+    "text_encoder": "text encoders",
+    "denoiser": "denoiser",
+    "autoencoder": "autoencoder",
+}
 
-_one_at_a_time = threading.Lock()
-"""A preview and the finished picture may need the same autoencoder at once."""
+
+class PartKey(NamedTuple):
+    """What is known of a loaded part: the fingerprint of its model or its own file, and which part it is."""
+
+    weights: str
+    part: Part | Literal["control"]
 
 
-def text_encoder(checkpoint: Checkpoint, key: ModelKey, needed: Iterable[ModelKey]) -> TextEncoder:
-    """The text encoders of a model, loaded on first use on the device that the settings name.
+class _Source(NamedTuple):
+    """Where a part comes from: files with their fingerprint, its bytes in memory, and what people call it."""
 
-    All parts of models that are not `needed` with it are let go: many cards have no room for two models of Stable
-    Diffusion's size. Raises ModelError, also for files that are not those of `key` any more.
+    files: ModelFiles
+    fingerprint: Callable[[], str]
+    bytes: int
+    called: str
+
+
+def text_encoder(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractContextManager[TextEncoder]:
+    """The text encoders of a model, which stay in memory within the block; loaded on first use, as the settings say.
+
+    `name` is what the job calls the model.
+
+    The block raises ModelError, also for files that are not those of `key` any more.
     """
-    return _part(checkpoint, key, needed, "text_encoder", checkpoint.load_text_encoder)
+
+    def load(placement: Placement) -> TextEncoder:
+        return GuardedTextEncoder(checkpoint.load_text_encoder(placement))
+
+    return _of_model(name, checkpoint, PartKey(key.weights, "text_encoder"), load)
 
 
-def denoiser(checkpoint: Checkpoint, key: ModelKey, needed: Iterable[ModelKey]) -> Denoiser:
+def denoiser(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractContextManager[Denoiser]:
     """The denoiser of a model, in the same way."""
 
-    def load(device: str, dtype: torch.dtype) -> Denoiser:
+    def load(placement: Placement) -> Denoiser:
         # What cannot be decoded need not be sampled.
         checkpoint.check_weights("autoencoder")
-        return checkpoint.load_denoiser(device, dtype)
+        return GuardedDenoiser(checkpoint.load_denoiser(placement))
 
-    return _part(checkpoint, key, needed, "denoiser", load)
-
-
-def control(file: ControlFile, needed: Iterable[ModelKey]) -> ControlNetwork:
-    """A ControlNet or T2I-Adapter, in the same way: it is let go with the denoisers."""
-    return _part(file, ModelKey(file.fingerprint()), needed, "denoiser", file.load)
+    return _of_model(name, checkpoint, PartKey(key.weights, "denoiser"), load)
 
 
-def autoencoder(checkpoint: Checkpoint, key: ModelKey, needed: Iterable[ModelKey]) -> Autoencoder:
+def autoencoder(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractContextManager[Autoencoder]:
     """The autoencoder of a model, in the same way."""
-    return _part(checkpoint, key, needed, "autoencoder", checkpoint.load_autoencoder)
+
+    def load(placement: Placement) -> Autoencoder:
+        return GuardedAutoencoder(checkpoint.load_autoencoder(placement))
+
+    return _of_model(name, checkpoint, PartKey(key.weights, "autoencoder"), load)
+
+
+def control(file: ControlFile, facts: Facts) -> AbstractContextManager[ControlNetwork]:
+    """A ControlNet or T2I-Adapter for a model of these facts, in the same way."""
+    placement = settings().placement(facts)
+    called = f"{file.kind} {portable_name(file.files.model)}"
+    source = _Source(file.files, file.fingerprint, file.weight_bytes(placement), called)
+    return _part(source, PartKey(file.fingerprint(), "control"), placement, lambda: file.load(placement))
 
 
 def let_go(part: Part) -> None:
-    """Let this part of all models go; who still uses one keeps it in memory."""
-    with _one_at_a_time:
-        for name in [name for name in _loaded if name[1] == part]:
-            del _loaded[name]
+    """Let this part of all models go that nobody uses."""
+    loaded_parts().let_go(lambda key: isinstance(key, PartKey) and key.part == part)
 
 
-def _part(
-    checkpoint: Checkpoint | ControlFile,
-    key: ModelKey,
-    needed: Iterable[ModelKey],
-    part: Part,
-    load: Callable[[str, torch.dtype], Any],
-) -> Any:
-    name = (key.weights, part)
-    with _one_at_a_time:
-        if name not in _loaded:
-            if checkpoint.fingerprint() != key.weights:
-                raise checkpoint.files.error(
-                    "is not the model any more that the job was planned with: its files changed"
-                )
-            weights = {key.weights, *(other.weights for other in needed)}
-            for other in [other for other in _loaded if other[0] not in weights]:
-                del _loaded[other]
-            _loaded[name] = load(settings().torch_device(), settings().torch_dtype())
-        return _loaded[name]
+def _of_model(
+    name: str, checkpoint: Checkpoint, key: PartKey, load: Callable[[Placement], Any]
+) -> AbstractContextManager[Any]:
+    placement = settings().placement(checkpoint.facts)
+    part = cast("Part", key.part)
+    called = f"{_CALLED[part]} of {portable_name(name)}"
+    source = _Source(checkpoint.files, checkpoint.fingerprint, checkpoint.part_bytes(part, placement), called)
+    return _part(source, key, placement, lambda: load(placement))
+
+
+@contextmanager
+def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[], Any]) -> Generator[Any]:
+    def checked() -> tuple[Any, Moved]:
+        if source.fingerprint() != key.weights:
+            raise source.files.error("is not the model any more that the job was planned with: its files changed")
+        if settings().attention != "auto":
+            use_attention(settings().attention)
+        with told(source.called, source.bytes), networks_loaded() as networks:
+            loaded = load()
+        return loaded, Moved(networks if placement.offload == "model" else (), placement.device)
+
+    with loaded_parts().using(key, source.bytes, checked) as (loaded, moved), moved.on_device():
+        yield loaded
 
 
 def open_model(name: str, field: str = "model") -> Checkpoint:

@@ -19,17 +19,17 @@ def encoded(run: RenderContext, latents: Latent) -> list[bytes]:
 
     The job itself is in the text chunk `regional-job`, and the digests of the files that it names in `regional-files`.
     """
-    autoencoder = run.autoencoder
     text = PngInfo()
     text.add_itxt("regional-job", portable_job(run.job).model_dump_json())
     text.add_itxt("regional-files", json.dumps(run.files))
     files: list[bytes] = []
-    # One after the other: a decoder needs more memory for a picture than a forward does.
-    for latent in latents:
-        buffer = io.BytesIO()
-        picture = _kept(run, autoencoder.decode(latent[None])[0])
-        Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
-        files.append(buffer.getvalue())
+    with run.autoencoder() as autoencoder:
+        # One after the other: a decoder needs more memory for a picture than a forward does.
+        for latent in latents:
+            buffer = io.BytesIO()
+            picture = _kept(run, autoencoder.decode(latent[None])[0])
+            Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
+            files.append(buffer.getvalue())
     return files
 
 

@@ -14,7 +14,8 @@ from prefect_regional_diffusion.sampling_core.engine.sampling_run import Samplin
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob, resolve
 from prefect_regional_diffusion.sampling_core.masks.rasterize import to_lattice
-from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
+from prefect_regional_diffusion.sampling_core.models.family import PARTS, Checkpoint
+from prefect_regional_diffusion.sampling_core.models.lora_file import LORA_PARTS
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import Cost, compose, cost, warnings
 from prefect_regional_diffusion.sampling_core.planning.control_fit import described as described_controls
@@ -79,14 +80,18 @@ class Prepared:
 
     def memory_bytes(self) -> int:
         """A rough estimate of the peak: weights, and the larger of one forward and the decoding."""
-        bytes_per_value = torch.finfo(settings().torch_dtype()).bits // 8
+        chosen = settings()
         working = self.folder.working_numbers(canvas_of(self.resolved), self.cost.most_rows)
         cells = math.prod(empty_latent(self.resolved, self.folder).shape[2:])
-        controls = self.inputs.controls.values()
-        steering = max((one.working_numbers(cells, self.cost.most_rows) for one in controls), default=0)
-        # Files may be stored narrower or wider than they are used: count values, not bytes.
-        read = (*self.inputs.folders.values(), *self.inputs.loras.values(), *controls)
-        return (sum(model.numbers for model in read) + working + steering) * bytes_per_value
+        controls = self.inputs.controls
+        steering = max((one.working_numbers(cells, self.cost.most_rows) for one in controls.values()), default=0)
+        placements = {name: chosen.placement(model.facts) for name, model in self.inputs.folders.items()}
+        weights = sum(
+            model.part_bytes(part, placements[name]) for name, model in self.inputs.folders.items() for part in PARTS
+        )
+        weights += sum(lora.part_bytes(part) for lora in self.inputs.loras.values() for part in LORA_PARTS)
+        weights += sum(file.weight_bytes(placements[model]) for (model, _), file in controls.items())
+        return weights + (working + steering) * chosen.torch_dtype(self.folder.facts).itemsize
 
 
 def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read_inputs) -> Prepared:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from prefect_regional_diffusion.sampling_core.engine.sampling_run import Samplin
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, TextEncoder
+from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile, ControlNetwork
+from prefect_regional_diffusion.sampling_core.models.family import Autoencoder, Checkpoint, Denoiser, Facts, TextEncoder
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers
 from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
@@ -29,10 +30,9 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_files
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime import model_cache
-from prefect_regional_diffusion.tasks.runtime.control_files import Controls
+from prefect_regional_diffusion.tasks.runtime import model_cache, numerics
 from prefect_regional_diffusion.tasks.runtime.image_prompt_files import ImageSource, image_layers
-from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
+from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT, canvas_of
 from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent, with_pictures
 from prefect_regional_diffusion.tasks.storage import keys
@@ -55,8 +55,11 @@ class RenderContext:
         """By model."""
         self.files: dict[str, dict[str, Any]] = portable_files(prepared.resolved, prepared.inputs.digests)
         """Name and SHA-256 of each file that the job names, by field."""
-        self.numerics = numerics()
-        """What bits depend on beside the job: kind of device, type of numbers, versions of the libraries."""
+        facts = prepared.inputs.facts
+        self.numerics = numerics.of_sampling(facts.values())
+        """What the bits of latents depend on beside the job."""
+        self.picture_numerics = numerics.of_pictures(facts[self.job.model], canvas_of(prepared.resolved))
+        """What the bits of pictures depend on beside their latents, and those of init images' latents."""
         self.store_url = store_url
         self.masks: Tensors = prepared.inputs.tensors or {"none": torch.zeros(1)}
         """Masks and pictures as this machine makes them; safetensors wants at least one tensor."""
@@ -67,6 +70,11 @@ class RenderContext:
         for key, tensors in objects.items():
             # As they would be read from there.
             self._remembered[key] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the job's own model."""
+        return self.folders[self.job.model].facts
 
     @property
     def key(self) -> RecordKey:
@@ -127,7 +135,7 @@ class RenderContext:
     def start_key(self) -> TensorKey:
         """Key of the init image's latent."""
         model = self.model_keys[self.job.model].digest
-        return keys.start(content_hash([self._prepared.inputs.mask_hash, model, self.numerics]))
+        return keys.start(content_hash([self._prepared.inputs.mask_hash, model, self.picture_numerics]))
 
     @property
     def start_specs(self) -> Specs:
@@ -135,58 +143,51 @@ class RenderContext:
         return {"latent": TensorSpec(torch.float32, (1, *self._empty_latent.shape[1:]))}
 
     @cached_property
-    def _controls(self) -> Controls:
-        """The job's controls, found to have all their tensors before any weights of the run are read.
+    def _sources(self) -> dict[str, tuple[str, Checkpoint, ModelKey]]:
+        """Name, files and key of each of the job's models, by name.
 
-        Raises ModelError.
+        Controls are found to have all their tensors before any weights of the run are read. Raises ModelError.
         """
         for file in self._prepared.inputs.controls.values():
             file.check_weights()
-        return self._prepared.inputs.controls
+        return {name: (name, folder, self.model_keys[name]) for name, folder in self.folders.items()}
 
-    @property
-    def _needed(self) -> list[ModelKey]:
-        """What is loaded for the run, and stays where parts of others are let go."""
-        return [*self.model_keys.values(), *(ModelKey(file.fingerprint()) for file in self._controls.values())]
+    def text_encoder(self, name: str) -> AbstractContextManager[TextEncoder]:
+        """The text encoders of one of the job's models, which stay in memory within the block."""
+        return model_cache.text_encoder(*self._sources[name])
 
-    def text_encoder(self, name: str) -> TextEncoder:
-        """The text encoders of one of the job's models, loaded."""
-        return model_cache.text_encoder(self.folders[name], self.model_keys[name], self._needed)
+    def denoiser(self, name: str) -> AbstractContextManager[Denoiser]:
+        """The denoiser of one of the job's models, in the same way."""
+        return model_cache.denoiser(*self._sources[name])
 
-    def denoiser(self, name: str) -> Denoiser:
-        """The denoiser of one of the job's models, loaded."""
-        return model_cache.denoiser(self.folders[name], self.model_keys[name], self._needed)
+    def _control_files(self, model: str) -> list[ControlFile]:
+        return [file for (name, _), file in self._prepared.inputs.controls.items() if name == model]
 
-    def load_denoiser(self, name: str) -> None:
-        """Load the denoiser of one of the job's models with its ControlNets and T2I-Adapters. Raises ModelError."""
-        self.denoiser(name)
-        for (model, _), file in self._controls.items():
-            if model == name:
-                model_cache.control(file, self._needed)
+    def control_networks(self, model: str) -> list[AbstractContextManager[ControlNetwork]]:
+        """The ControlNets and T2I-Adapters of one of the job's models, each in the same way."""
+        return [model_cache.control(file, self.folders[model].facts) for file in self._control_files(model)]
 
     def control(self, model: str, key: ControlKey) -> ControlSource:
-        """A ControlNet or T2I-Adapter with the picture that it reads, loaded. Raises ModelError."""
-        files = [file for (name, _), file in self._controls.items() if name == model]
-        file = next(file for file in files if file.fingerprint() == key.network)
+        """A ControlNet or T2I-Adapter with the picture that it reads. Raises ModelError."""
+        file = next(file for file in self._control_files(model) if file.fingerprint() == key.network)
         pixels = pixel_digests(self._prepared.resolved, self.inputs, self._prepared.inputs.digests)
         picture = next(picture for picture, digest in pixels.items() if digest == key.picture)
         laid = self.inputs[control_name(picture, self._prepared.inputs.digests)]
-        return model_cache.control(file, self._needed).source(laid)
+        with model_cache.control(file, self.folders[model].facts) as network:
+            return network.source(laid)
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        """The autoencoder of the job's own model, loaded."""
-        name = self.job.model
-        return model_cache.autoencoder(self.folders[name], self.model_keys[name], self._needed)
+    def autoencoder(self) -> AbstractContextManager[Autoencoder]:
+        """The autoencoder of the job's own model, in the same way."""
+        return model_cache.autoencoder(*self._sources[self.job.model])
 
     def lora_layers(self, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
         """What LoRAs add to each network of a part of a model; nothing where there are none."""
-        return lora_layers(self._prepared.inputs.loras, model, keys, part)
+        return lora_layers(self._prepared.inputs.loras, model, self.folders[model].facts, keys, part)
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt, whatever canvas it is for, with what LoRAs do to the text encoders."""
         model = self.model_keys[prompt.model]._replace(loras=prompt.loras).text_digest
-        read_by = [FORMAT, model, self.numerics, prompt.prompt]
+        read_by = [FORMAT, model, numerics.of_encoding([self.folders[prompt.model].facts]), prompt.prompt]
         if prompt.syntax != "plain":
             digests = self._prepared.inputs.embedding_digests
             names = embedding_names(prompt.prompt, prompt.syntax)
@@ -207,12 +208,15 @@ class RenderContext:
     def image_key(self, model: str, fingerprint: str) -> TensorKey:
         """Key of the keys and values that are made of an image for a model."""
         layers = self._prepared.inputs.image_prompts.sources[model, fingerprint].adapter.plan.layers
-        return keys.prompt(content_hash([FORMAT, "image", self.numerics, fingerprint, layers]))
+        return keys.prompt(
+            content_hash([FORMAT, "image", numerics.of_encoding([self.folders[model].facts]), fingerprint, layers])
+        )
 
     def image_layers(self, model: str, fingerprint: str) -> ImageLayers:
         """What a model's denoiser attends to of an image. Raises StoreError if it is nowhere."""
         key = self.image_key(model, fingerprint)
-        return image_layers(self._stored(key, self.image_sources[key].adapter.specs))
+        placement = settings().placement(self.folders[model].facts)
+        return image_layers(self._stored(key, self.image_sources[key].adapter.specs), placement)
 
     def prompt_specs(self, prompt: PromptKey) -> Specs:
         """What is stored there: the tensors of a conditioning."""
@@ -223,11 +227,11 @@ class RenderContext:
         """Shapes of all prompts of the run."""
         return self._prepared.prompts
 
-    def encoded(self, prompt: PromptKey) -> Conditioning:
-        """What the text encoders of its model, loaded, make of a prompt."""
+    def encoded(self, prompt: PromptKey, encoder: TextEncoder) -> Conditioning:
+        """What the text encoders of its model make of a prompt."""
         embeddings = self._prepared.inputs.embeddings[prompt.model]
         loras = self.lora_layers(prompt.model, prompt.loras, "text_encoder")
-        return self.text_encoder(prompt.model).encode(prompt.prompt, prompt.syntax, embeddings, loras=loras)
+        return encoder.encode(prompt.prompt, prompt.syntax, embeddings, loras=loras)
 
     @cached_property
     def conditionings(self) -> dict[PromptKey, Conditioning]:
@@ -249,10 +253,3 @@ class RenderContext:
         if found is None:
             raise StoreError("store", self.store_url, f"does not have {key} any more, which this run needs")
         return found
-
-
-def numerics() -> str:
-    """The numerics of this machine, as part of keys."""
-    device = settings().torch_device().partition(":")[0]
-    libraries = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    return f"{device} {settings().torch_dtype()} {libraries}"

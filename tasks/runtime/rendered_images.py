@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.planning.job_size import finished_bytes, most_pictures
@@ -37,7 +37,8 @@ class RenderRecord(Record):
     """A finished job.
 
     `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
-    hold their files' SHA-256. What has another `format` than this code's was drawn by other arithmetic.
+    hold their files' SHA-256, and `numerics` is what these depend on beside latents and job. What has another `format`
+    than this code's was drawn by other arithmetic.
     """
 
     format: int
@@ -49,6 +50,7 @@ class RenderRecord(Record):
     run: Annotated[str, AfterValidator(keys.run_of)]
     pictures: tuple[Annotated[str, AfterValidator(keys.PictureKey)], ...]
     devices: Devices
+    numerics: Annotated[str, Field(max_length=500)]
     versions: dict[str, str]
 
     @model_validator(mode="after")
@@ -68,7 +70,9 @@ def is_rendered(run: RenderContext) -> bool:
     if run.job.init_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
     drawn = _whole(run.store, run.job_hash, run.job)
-    return drawn is not None and drawn.latents == run.state_key(run.sampling_run.steps)
+    if drawn is None or drawn.numerics != run.picture_numerics:
+        return False
+    return drawn.latents == run.state_key(run.sampling_run.steps)
 
 
 def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[RenderRecord, list[bytes]] | None:
@@ -95,8 +99,9 @@ def same_pictures(finished: RunProgress) -> list[bytes] | None:
         return None
     drawn, pictures = found
     files = {field: file.model_dump() for field, file in drawn.files.items()}
-    told = (len(pictures), drawn.latents, drawn.devices, drawn.job, files)
-    if told != (len(finished.latents), finished.state_key, finished.devices, portable_job(run.job), run.files):
+    told = (len(pictures), drawn.latents, drawn.devices, drawn.numerics, drawn.job, files)
+    made = (len(finished.latents), finished.state_key, finished.devices, run.picture_numerics)
+    if told != (*made, portable_job(run.job), run.files):
         return None
     size = (run.job.width, run.job.height)
     # They are shown and opened without another look.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
+from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.loaded_adapters import load_adapters
@@ -34,15 +36,36 @@ class RunBatch:
     def __init__(self, members: Sequence[RunProgress]) -> None:
         # One thread replaces the members; others, which show them, may look at them meanwhile.
         self.members = tuple(members)
+        self._denoisers: dict[str, Denoiser] = {}
+        self._in_use = ExitStack()
+
+    def load(self, model: str) -> None:
+        """Load a model's denoiser with what steers it, which stay in memory until the batch is closed.
+
+        Raises ModelError.
+        """
+        if model in self._denoisers:
+            return
+        runs = [member.run for member in self.members if model in member.run.models]
+        self._denoisers[model] = self._in_use.enter_context(runs[0].denoiser(model))
+        for network in (network for run in runs for network in run.control_networks(model)):
+            self._in_use.enter_context(network)
+
+    def close(self) -> None:
+        """No step follows: the denoisers may leave memory."""
+        self.__dict__.pop("_networks", None)
+        self._denoisers.clear()
+        self._in_use.close()
 
     @cached_property
     def _networks(self) -> EvaluationContext:
         """The networks, with what was found of their memory: a forward that was too large is not tried again."""
         runs = [member.run for member in self.members]
         conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
-        networks = {name: run.denoiser(name) for run in runs for name in run.models}
+        for name in (name for run in runs for name in run.models):
+            self.load(name)
         adapters = load_adapters(runs).of_row
-        return EvaluationContext(networks, conditionings, settings().max_forward_rows, adapters)
+        return EvaluationContext(self._denoisers, conditionings, settings().max_forward_rows, adapters)
 
     @property
     def _slowest(self) -> RunProgress:

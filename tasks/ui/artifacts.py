@@ -150,7 +150,8 @@ def preview(members: Sequence[RunProgress]) -> Image.Image:
         room -= latent.shape[2] * latent.shape[3]
         if pictures and room < 0:
             break
-        pictures.append(Image.fromarray(member.run.autoencoder.decode(latent)[0].numpy()))
+        with member.run.autoencoder() as autoencoder:
+            pictures.append(Image.fromarray(autoencoder.decode(latent)[0].numpy()))
     if len(pictures) == 1:
         return pictures[0]
     columns = math.isqrt(len(pictures) - 1) + 1

@@ -50,6 +50,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
     open_ip_adapter,
 )
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5_TOKENIZER,
@@ -169,14 +170,14 @@ class Flux(FlowTransformerFolder):
         )
         return open_ip_adapter(files, AttentionPlan(layers, network.joint_attention_dim, bias=True, kinds=("plain",)))
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> FluxTextEncoder:
+    def load_text_encoder(self, placement: Placement) -> FluxTextEncoder:
         """Read the weights of both text encoders. Raises ModelError."""
-        clip, t5 = (self.load(folder, device, dtype) for folder in self.PARTS["text_encoder"])
+        clip, t5 = (self.load(folder, placement) for folder in self.PARTS["text_encoder"])
         return FluxTextEncoder((clip, self.clip), (t5, self.t5))
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> FluxDenoiser:
+    def load_denoiser(self, placement: Placement) -> FluxDenoiser:
         """Read the transformer's weights. Raises ModelError."""
-        return FluxDenoiser(self.load("transformer", device, dtype))
+        return FluxDenoiser(self.load("transformer", placement))
 
 
 class FluxTextEncoder:

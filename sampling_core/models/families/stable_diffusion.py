@@ -32,6 +32,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
 )
 from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET, WITHOUT_ADDITIONS, UNet2DConditionModel
@@ -110,9 +111,9 @@ class StableDiffusion(BetaUNetFolder):
         """Nothing."""
         return Conditioning({})
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> CLIPTextEncoder:
+    def load_text_encoder(self, placement: Placement) -> CLIPTextEncoder:
         """Read the text encoder's weights. Raises ModelError."""
-        return CLIPTextEncoder(self.load("text_encoder", device, dtype), self.tokenizers[0])
+        return CLIPTextEncoder(self.load("text_encoder", placement), self.tokenizers[0])
 
 
 def open_stable_diffusion(path: Path, files: ModelFiles) -> StableDiffusion:

@@ -39,6 +39,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.sd3_transformer import (
     SD3_TRANSFORMER,
     SD3Denoiser,
@@ -156,14 +157,14 @@ class StableDiffusion3(FlowTransformerFolder):
         """Words of a prompt, each once, that CLIP has to spell."""
         return self.clip[0].unknown_words(prompt)
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> StableDiffusion3TextEncoder:
+    def load_text_encoder(self, placement: Placement) -> StableDiffusion3TextEncoder:
         """Read the weights of all text encoders. Raises ModelError."""
-        encoders = [self.load(name, device, dtype) for name in self.PARTS["text_encoder"] if name in self.networks]
+        encoders = [self.load(name, placement) for name in self.PARTS["text_encoder"] if name in self.networks]
         return StableDiffusion3TextEncoder(self, encoders)
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> SD3Denoiser:
+    def load_denoiser(self, placement: Placement) -> SD3Denoiser:
         """Read the transformer's weights. Raises ModelError."""
-        return SD3Denoiser(self.load("transformer", device, dtype))
+        return SD3Denoiser(self.load("transformer", placement))
 
 
 class StableDiffusion3TextEncoder:

@@ -39,7 +39,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
 )
 from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET, UNet2DConditionModel
@@ -138,14 +138,15 @@ class StableDiffusionXL(BetaUNetFolder):
         time_ids = [*original, sizes.crop_top, sizes.crop_left, *canvas]
         return Conditioning({TIME_IDS: torch.tensor([time_ids], dtype=torch.float32)})
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> CLIPPairEncoder:
+    def load_text_encoder(self, placement: Placement) -> CLIPPairEncoder:
         """Read the weights of both text encoders. Raises ModelError."""
-        first, second = (self.load(folder, device, dtype) for folder in self.PARTS["text_encoder"])
+        first, second = (self.load(folder, placement) for folder in self.PARTS["text_encoder"])
         return CLIPPairEncoder((first, self.tokenizers[0]), (second, self.tokenizers[1]))
 
-    def load_autoencoder(self, device: str, dtype: torch.dtype) -> KLAutoencoder:
-        """Read the autoencoder's weights: as float32 if its configuration asks for that. Raises ModelError."""
-        return super().load_autoencoder(device, torch.float32 if self.vae.force_upcast else dtype)
+    def placed(self, part: Part, placement: Placement) -> Placement:
+        """The autoencoder computes in float32 if its configuration asks for that."""
+        upcast = part == "autoencoder" and self.vae.force_upcast
+        return replace(placement, dtype=torch.float32) if upcast else placement
 
 
 def open_stable_diffusion_xl(path: Path, files: ModelFiles) -> StableDiffusionXL:

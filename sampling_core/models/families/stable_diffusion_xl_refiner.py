@@ -33,6 +33,7 @@ from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion_x
 )
 from prefect_regional_diffusion.sampling_core.models.family import Facts, Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import open_tokenizer
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNET
@@ -90,9 +91,9 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
         time_ids = [sizes.original.height, sizes.original.width, sizes.crop_top, sizes.crop_left, score]
         return Conditioning({TIME_IDS: torch.tensor([time_ids], dtype=torch.float32)})
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> CLIPPairEncoder:
+    def load_text_encoder(self, placement: Placement) -> CLIPPairEncoder:
         """Read the weights of the text encoder. Raises ModelError."""
-        return CLIPPairEncoder((self.load("text_encoder_2", device, dtype), self.tokenizers[0]))
+        return CLIPPairEncoder((self.load("text_encoder_2", placement), self.tokenizers[0]))
 
 
 def open_stable_diffusion_xl_refiner(path: Path, files: ModelFiles) -> StableDiffusionXLRefiner:

@@ -31,6 +31,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.qwen3_text import QWEN3_TEXT, qwen3_states
 from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import (
     QWEN_TOKENIZER,
@@ -125,13 +126,13 @@ class ZImage(FlowTransformerFolder):
         """None: its tokens are made of bytes, and no word is better known than another."""
         return []
 
-    def load_text_encoder(self, device: str, dtype: torch.dtype) -> ZImageTextEncoder:
+    def load_text_encoder(self, placement: Placement) -> ZImageTextEncoder:
         """Read Qwen3's weights. Raises ModelError."""
-        return ZImageTextEncoder(self.load("text_encoder", device, dtype), self.tokenizer)
+        return ZImageTextEncoder(self.load("text_encoder", placement), self.tokenizer)
 
-    def load_denoiser(self, device: str, dtype: torch.dtype) -> ZImageDenoiser:
+    def load_denoiser(self, placement: Placement) -> ZImageDenoiser:
         """Read the transformer's weights. Raises ModelError."""
-        return ZImageDenoiser(self.load("transformer", device, dtype))
+        return ZImageDenoiser(self.load("transformer", placement))
 
 
 class ZImageTextEncoder:

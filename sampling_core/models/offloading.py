@@ -1,0 +1,66 @@
+"""Networks that are on their device only while they are used, and in the host's memory else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any
+
+import torch
+
+_networks: ContextVar[list[Any] | None] = ContextVar("networks", default=None)
+
+
+@contextmanager
+def networks_loaded() -> Generator[list[Any]]:
+    """The networks that are loaded within the block, by this thread, once it has ended."""
+    found: list[Any] = []
+    token = _networks.set(found)
+    try:
+        yield found
+    finally:
+        _networks.reset(token)
+
+
+def note_loaded(network: Any) -> None:
+    """Tell the block around this call, if there is one, of a network."""
+    found = _networks.get()
+    if found is not None:
+        found.append(network)
+
+
+def stream_layers(network: Any, device: str) -> None:
+    """Have each layer of a network in the host's memory come to the device for its own call, and leave it after it."""
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
+    streams = torch.device(device).type == "cuda"
+    apply_group_offloading(network, torch.device(device), offload_type="leaf_level", use_stream=streams)
+
+
+class Moved:
+    """Networks that are on a device as long as somebody is in one of the blocks `on_device`; several threads may be."""
+
+    def __init__(self, networks: Sequence[Any], device: str) -> None:
+        self._networks, self._device = networks, device
+        self._users, self._lock = 0, Lock()
+
+    @contextmanager
+    def on_device(self) -> Generator[None]:
+        """Within the block, the networks are on the device."""
+        with self._lock:
+            if self._users == 0:
+                self._move(self._device)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._move("cpu")
+
+    def _move(self, device: str) -> None:
+        for network in self._networks:
+            network.to(device)
