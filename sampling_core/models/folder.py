@@ -14,7 +14,8 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import IND
 from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Checkpoint
 from prefect_regional_diffusion.sampling_core.models.files import Follow, ModelFiles, find_files, of_variant
-from prefect_regional_diffusion.sampling_core.models.single_file.opening import open_file
+from prefect_regional_diffusion.sampling_core.models.single_file.opening import open_file, open_parts
+from prefect_regional_diffusion.sampling_core.models.single_file.split import PartFiles
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 
@@ -27,6 +28,12 @@ def open_checkpoint(model: str, follow: Follow = os.path.realpath, variant: str 
         if variant is None and path.is_file():
             return open_file(model, path, follow)
         return open_folder(model, follow, variant)
+
+
+def open_split(model: str, parts: PartFiles, follow: Follow = os.path.realpath) -> Checkpoint:
+    """A model in several files, which `model` names. Raises ModelError."""
+    with _readable(model):
+        return open_parts(model, Path(model), parts, follow)
 
 
 def open_folder(model: str, follow: Follow = os.path.realpath, variant: str | None = None) -> Checkpoint:

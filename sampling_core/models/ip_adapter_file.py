@@ -29,8 +29,8 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_projection impor
     plus_shapes,
 )
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
-from prefect_regional_diffusion.sampling_core.models.weights import NUMBERS, read_header, read_tensors
+from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.weights import read_header, read_tensors
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec
 
 MOST_TOKENS = 256
@@ -251,7 +251,7 @@ def _check(files: ModelFiles, found: Mapping[str, Stored], wanted: Mapping[str, 
     for name, stored in found.items():
         if name not in wanted:
             raise files.error(f"has a tensor that is none of an IP-Adapter's ({stored.name:.120})")
-        if stored.dtype not in NUMBERS:
+        if stored.dtype not in DTYPES:
             raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
         if stored.shape != wanted[name]:
             raise files.error(

@@ -17,8 +17,11 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """The types of numbers that weights may have, by what safetensors calls them."""
 
-Order = Literal["as stored", "transposed"]
-"""How the numbers of a tensor have to be moved."""
+Order = Literal["as stored", "transposed", "halves swapped", "unit matrix"]
+"""How the numbers of a tensor have to be moved: exchange its two axes, or the halves of its first one.
+
+A unit matrix is in no file: the layer does nothing, and the layout leaves it out.
+"""
 
 
 class Stored(NamedTuple):
@@ -32,6 +35,8 @@ class Stored(NamedTuple):
     rows: tuple[int, int] | None = None
     """The part of its first axis that is the tensor, if several are stored as one."""
     order: Order = "as stored"
+    scale: str | None = None
+    """The tensor that it is multiplied with, of one number, if it was divided by that to fit into 8 bits."""
 
 
 Weights = dict[str, Stored]

@@ -87,19 +87,26 @@ def read_tensors(
         with files.opened(file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
             for name, dtype in wanted.items():
                 if weights[name].file == file:
-                    # A copy, because the file may be mapped into memory and change there.
-                    tensors[name] = _tensor(stream, weights[name]).to(device, dtype, copy=True)
+                    tensors[name] = _tensor(stream, weights[name], device, dtype)
     return tensors
 
 
-def _tensor(stream: Any, stored: Stored) -> Tensor:
-    """One tensor of an open file, in the order that a network has."""
+def _tensor(stream: Any, stored: Stored, device: str, dtype: torch.dtype) -> Tensor:
+    """One tensor of an open file, on a device, in the order that a network has."""
+    if stored.order == "unit matrix":
+        return torch.eye(*stored.shape, device=device, dtype=dtype)
     if stored.rows is None:
         tensor: Tensor = stream.get_tensor(stored.name)
     else:
         tensor = stream.get_slice(stored.name)[slice(*stored.rows)]
+    if stored.scale is not None:
+        tensor = tensor.float() * stream.get_tensor(stored.scale).float()
+    # A copy, because the file may be mapped into memory and change there.
+    tensor = tensor.to(device, dtype, copy=True)
     if stored.order == "transposed":
         tensor = tensor.T
+    elif stored.order == "halves swapped":
+        tensor = torch.cat(tensor.chunk(2)[::-1])
     return tensor.reshape(stored.shape).contiguous()
 
 

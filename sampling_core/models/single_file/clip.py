@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import (
     Tensors,
+    axis,
     below,
     linear,
     numbered,
@@ -19,7 +20,9 @@ VOCABULARY = 49408
 """Tokens of every published CLIP."""
 _HEAD_WIDTH = 64
 """Features of a head, in every published CLIP."""
-_UNUSED = ("logit_scale", "text_projection", "text_projection.weight", "text_model.text_projection.weight")
+_TOKENS = "embeddings.token_embedding.weight"
+_PROJECTION = "text_projection.weight"
+_UNUSED = ("logit_scale", "text_projection", _PROJECTION, "text_model.text_projection.weight")
 _BLOCKS = "transformer.resblocks."
 _OUTSIDE = {
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -41,6 +44,16 @@ def clip_weights(file: Tensors, prefix: str) -> Weights:
     return {name.removeprefix("text_model."): stored for name, stored in found.items() if name not in _UNUSED}
 
 
+def projected_clip_weights(file: Tensors, prefix: str) -> Weights:
+    """Those of an encoder with its projection; files leave out one that changes nothing."""
+    found = clip_weights(file, prefix)
+    projection = below(file, prefix).get(_PROJECTION)
+    if projection is None and (first := found.get(_TOKENS)) is not None:
+        width = axis(found, _TOKENS, 1)
+        projection = first._replace(shape=(width, width), order="unit matrix")
+    return found if projection is None else found | {_PROJECTION: projection}
+
+
 def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, projected: bool) -> Weights:
     """Those of an encoder under OpenCLIP's names, by transformers' ones.
 
@@ -59,10 +72,10 @@ def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, 
                     found[f"{place}.self_attn.{one}_proj.{kind}"] = share(stored, index, 3)
             else:
                 found[f"{place}.{replaced(inside, _BLOCK)}"] = stored
-        elif name in ("text_projection", "text_projection.weight"):
+        elif name in ("text_projection", _PROJECTION):
             if projected:
                 # As a layer it is stored like any other one; as a matrix it is multiplied from the other side.
-                found["text_projection.weight"] = stored if name.endswith("weight") else transposed(stored)
+                found[_PROJECTION] = stored if name.endswith("weight") else transposed(stored)
         elif name not in _UNUSED:
             found[replaced(name, _OUTSIDE)] = linear(stored) if len(stored.shape) > 2 else stored
     return found
@@ -70,23 +83,17 @@ def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, 
 
 def clip_configuration(weights: Weights, activation: str) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys; the rest as in every published CLIP."""
-
-    def axis(name: str, which: int) -> int:
-        shape = weights[name].shape if name in weights else ()
-        return shape[which] if len(shape) > which else 0
-
-    width = axis("embeddings.token_embedding.weight", 1)
-    vocabulary = axis("embeddings.token_embedding.weight", 0)
+    vocabulary, width = (axis(weights, _TOKENS, which) for which in (0, 1))
     found = {
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": axis("encoder.layers.0.mlp.fc1.weight", 0),
+        "intermediate_size": axis(weights, "encoder.layers.0.mlp.fc1.weight", 0),
         "num_hidden_layers": numbered(weights, "encoder.layers."),
         "num_attention_heads": max(1, width // _HEAD_WIDTH),
-        "max_position_embeddings": axis("embeddings.position_embedding.weight", 0),
+        "max_position_embeddings": axis(weights, "embeddings.position_embedding.weight", 0),
         "hidden_act": activation,
         "eos_token_id": vocabulary - 1,
     }
-    projection = axis("text_projection.weight", 0)
+    projection = axis(weights, _PROJECTION, 0)
     return found | ({"projection_dim": projection} if projection else {})

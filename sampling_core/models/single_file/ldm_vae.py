@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
 
 PREFIX = "first_stage_model."
+_OF_TRAINING = ("loss.", "model_ema.")
 _HALF = {
     "mid.block_1": "mid_block.resnets.0",
     "mid.block_2": "mid_block.resnets.1",
@@ -28,7 +29,7 @@ _UP = re.compile(r"up\.(\d{1,3})\.(block\.(\d{1,3})|upsample)\.(.+)")
 
 def vae_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them."""
-    tensors = below(file, PREFIX)
+    tensors = {name: stored for name, stored in below(file, PREFIX).items() if not name.startswith(_OF_TRAINING)}
     levels = numbered(tensors, "decoder.up.")
     named = {_named(name, levels): stored for name, stored in tensors.items()}
     return {name: linear(stored) if ".attentions." in name else stored for name, stored in named.items()}

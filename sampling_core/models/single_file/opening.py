@@ -1,4 +1,4 @@
-"""A model in one file, opened as the folder that it could be: only its header is read.
+"""A model in one file or in a few, opened as the folder that it could be: only headers are read.
 
 Shapes tell widths and depths; what they do not tell (heads, activations, how latents are scaled) is as in the published
 models, unless configurations lie in a folder beside the file: `NAME/` for `NAME.safetensors`, laid out as a model's.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,16 @@ from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Checkpoint
 from prefect_regional_diffusion.sampling_core.models.files import File, Follow, Identity, ModelFiles, find_files
 from prefect_regional_diffusion.sampling_core.models.single_file.clip import VOCABULARY
-from prefect_regional_diffusion.sampling_core.models.single_file.layouts import Configurations, Layout
+from prefect_regional_diffusion.sampling_core.models.single_file.layout import Configurations, Layout
 from prefect_regional_diffusion.sampling_core.models.single_file.recognition import recognised
+from prefect_regional_diffusion.sampling_core.models.single_file.split import (
+    TEXT_ENCODER,
+    VAE,
+    WEIGHTS,
+    PartFiles,
+    put_together,
+)
+from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import T5_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
     CLIP_TOKENIZER_FILES,
     CONFIGURATION,
@@ -31,12 +39,8 @@ from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
     VOCABULARY as VOCABULARY_FILE,
 )
-from prefect_regional_diffusion.sampling_core.models.weights import read_header
 
-SUFFIX = ".safetensors"
-WEIGHTS = f"model{SUFFIX}"
-"""What the file is known as: its own name changes no picture."""
-_SCHEDULER = "scheduler/scheduler_config.json"
+SUFFIXES = (".safetensors", ".sft")
 
 
 def open_file(model: str, path: Path, follow: Follow = os.path.realpath) -> Checkpoint:
@@ -44,52 +48,62 @@ def open_file(model: str, path: Path, follow: Follow = os.path.realpath) -> Chec
 
     `follow` is for links there. Raises ModelError for what is no whole model of a known family, and OSError.
     """
-    if path.suffix.lower() != SUFFIX:
-        raise ModelError("model", model, f"is no {SUFFIX} file: others may run code when they are read (convert it)")
-    own = File(WEIGHTS, os.path.realpath(path), Identity.of(path.stat()))
-    beside = path.with_suffix("")
+    return open_parts(model, path, PartFiles(str(path), str(path.with_suffix(""))), follow)
+
+
+def open_parts(model: str, path: Path, parts: PartFiles, follow: Follow = os.path.realpath) -> Checkpoint:
+    """The same of a model in several files, at their real paths. `path` is what names them."""
+    named = {WEIGHTS: parts.weights} | ({VAE: parts.vae} if parts.vae else {})
+    named |= {TEXT_ENCODER.format(number): place for number, place in enumerate(parts.text_encoders)}
+    for place in named.values():
+        if not place.lower().endswith(SUFFIXES):
+            raise ModelError(
+                "model", model, f"is no {SUFFIXES[0]} file: others may run code when they are read (convert it)"
+            )
+    own = [File(name, os.path.realpath(place), Identity.of(Path(place).stat())) for name, place in named.items()]
+    beside = Path(parts.configurations)
     found = find_files(model, Path(follow(str(beside))), follow).files if beside.is_dir() else ()
-    return _opened(path, ModelFiles(model, (own, *(file for file in found if file.name != WEIGHTS))))
+    settings = tuple(file for file in found if "/" in file.name or file.name == INDEX)
+    return _opened(path, beside.name, ModelFiles(model, (*own, *settings)))
 
 
 @lru_cache(maxsize=16)
-def _opened(path: Path, files: ModelFiles) -> Checkpoint:
-    """The same files need not be checked twice."""
-    tensors = {stored.name: stored for stored in read_header(files, WEIGHTS)[0]}
+def _opened(path: Path, folder: str, files: ModelFiles) -> Checkpoint:
+    """The same files need not be checked twice. `folder` is what people call the one with the configurations."""
+    files, tensors = put_together(files)
     layout = recognised(tensors, files)
-    weights = layout.weights(tensors)
-    derived = layout.configurations(tensors, weights)
+    parts = layout.weights(tensors)
+    derived = {**layout.configurations(tensors, parts), **_tokenizers(layout)}
     beside = {file.name: file for file in files.files}
-    if not layout.told_prediction and _SCHEDULER not in beside:
-        raise files.error(
-            f"has no {path.stem}/{_SCHEDULER} beside it: it says whether the prediction_type of this {layout.known_as} "
-            "model is epsilon or v_prediction, which the weights do not"
-        )
-    wanted = {INDEX, *derived, *(f"{folder}/{name}" for folder in layout.tokenizers for name in CLIP_TOKENIZER_FILES)}
-    read = {name: file for name, file in beside.items() if name in wanted or name == WEIGHTS}
+    for name, why in layout.beside(parts).items():
+        if name not in beside:
+            raise files.error(f"has no {folder}/{name} beside it: {why}")
+    wanted = {INDEX, *derived, *_tokenizer_files(layout)}
+    own = {stored.file for weights in parts.values() for stored in weights.values()}
+    read = {name: file for name, file in beside.items() if name in wanted or name in own}
     shipped: list[File] = []
-    for folder in layout.tokenizers:
-        shipped += _tokenizer(files, path, folder, derived, read)
-    written = _json({INDEX: layout.index(), **derived, **_paddings(layout)})
-    folder = ModelFiles(
+    for tokenizer in layout.clip_tokenizers:
+        shipped += _tokenizer(files, folder, tokenizer, derived, read)
+    written = _json({INDEX: layout.index(parts), **derived})
+    opened = ModelFiles(
         files.model,
         tuple(sorted([*read.values(), *shipped])),
         {name: content for name, content in written.items() if name not in read},
-        weights,
+        parts,
     )
-    return FAMILIES[layout.pipeline](path, folder)
+    return FAMILIES[layout.pipeline](path, opened)
 
 
 def _tokenizer(
-    files: ModelFiles, path: Path, folder: str, derived: Configurations, read: Mapping[str, File]
+    files: ModelFiles, beside: str, folder: str, derived: Configurations, read: Mapping[str, File]
 ) -> list[File]:
-    """The files of CLIP's own tokenizer, unless another one lies beside the file. Raises ModelError."""
+    """The files of CLIP's own tokenizer, unless another one lies in the folder `beside` the file. Raises ModelError."""
     if f"{folder}/{TOKENIZER}" in read or f"{folder}/{VOCABULARY_FILE}" in read:
         return []
     known = derived[f"{folder.replace('tokenizer', 'text_encoder')}/config.json"]["vocab_size"]
     if known != VOCABULARY:
         raise files.error(
-            f"has no tokenizer in {path.stem}/{folder} beside it: its text encoder knows {known} tokens, CLIP's own "
+            f"has no tokenizer in {beside}/{folder} beside it: its text encoder knows {known} tokens, CLIP's own "
             f"tokenizer has {VOCABULARY}"
         )
     places = {name: CLIP_TOKENIZER / name for name in (VOCABULARY_FILE, MERGES)}
@@ -98,8 +112,20 @@ def _tokenizer(
     ]
 
 
-def _paddings(layout: Layout) -> Configurations:
-    return {f"{folder}/{CONFIGURATION}": {"pad_token": text} for folder, text in layout.tokenizers.items()}
+def _tokenizers(layout: Layout) -> Configurations:
+    """How tokenizers are configured, unless that is written beside the file."""
+    found: dict[str, dict[str, Any]] = {
+        f"{folder}/{CONFIGURATION}": {"pad_token": text} for folder, text in layout.clip_tokenizers.items()
+    }
+    return found | ({f"{layout.t5_tokenizer}/{CONFIGURATION}": {}} if layout.t5_tokenizer else {})
+
+
+def _tokenizer_files(layout: Layout) -> Iterator[str]:
+    """Files of tokenizers that are read if they lie beside the file."""
+    for folder in layout.clip_tokenizers:
+        yield from (f"{folder}/{name}" for name in CLIP_TOKENIZER_FILES)
+    if layout.t5_tokenizer:
+        yield from (f"{layout.t5_tokenizer}/{name}" for name in T5_TOKENIZER_FILES)
 
 
 def _json(configurations: Mapping[str, Any]) -> dict[str, bytes]:

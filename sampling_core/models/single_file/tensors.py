@@ -22,6 +22,12 @@ def numbered(tensors: Tensors, prefix: str) -> int:
     return max((int(found[1]) + 1 for name in tensors if (found := pattern.match(name))), default=0)
 
 
+def axis(tensors: Tensors, name: str, which: int) -> int:
+    """The length of one axis of a tensor; 0 if there is no such tensor or axis."""
+    shape = tensors[name].shape if name in tensors else ()
+    return shape[which] if len(shape) > which else 0
+
+
 def linear(stored: Stored) -> Stored:
     """A convolution of kernel 1 as the linear layer that it is."""
     out, *rest = stored.shape
@@ -30,8 +36,24 @@ def linear(stored: Stored) -> Stored:
 
 def share(stored: Stored, index: int, of: int) -> Stored:
     """One of several tensors of equal size that are stored as one, below each other."""
-    size = stored.shape[0] // of
-    return stored._replace(shape=(size, *stored.shape[1:]), rows=(index * size, (index + 1) * size))
+    total = length(stored)
+    return rows(stored, index * (total // of), total if index == of - 1 else (index + 1) * (total // of))
+
+
+def rows(stored: Stored, first: int, end: int) -> Stored:
+    """The tensor that is stored as a part of another one: `first` and `end` count its first axis."""
+    first, end = (min(place, length(stored)) for place in (first, end))
+    return stored._replace(shape=(end - first, *stored.shape[1:]), rows=(first, end))
+
+
+def length(stored: Stored) -> int:
+    """The length of a tensor's first axis; 0 for a single number."""
+    return stored.shape[0] if stored.shape else 0
+
+
+def swapped(stored: Stored) -> Stored:
+    """A tensor with the halves of its first axis exchanged: a shift and a scale that are stored the other way round."""
+    return stored._replace(order="halves swapped")
 
 
 def transposed(stored: Stored) -> Stored:

@@ -1,57 +1,21 @@
-"""Single files by family: which tensors are of which folder, and what published models have where no shape says it."""
+"""Single files with a UNet: Stable Diffusion 1, 2 and XL, and what published ones have where no shape says it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from prefect_regional_diffusion.sampling_core.models.families import stable_diffusion, stable_diffusion_xl
 from prefect_regional_diffusion.sampling_core.models.single_file import clip, ldm_unet, ldm_vae
+from prefect_regional_diffusion.sampling_core.models.single_file.layout import Configurations, Layout, Parts
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, numbered
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
 
 _HEAD_WIDTH = 64
 """Channels of a head of attention, in UNets since Stable Diffusion 2."""
 _TIME_IDS = 6
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-_LIBRARY = {"tokenizer": "transformers", "text_encoder": "transformers"}
 _FIRST_CLIP = "conditioner.embedders.0.transformer."
 _SECOND_CLIP = "conditioner.embedders.1.model."
-
-Configurations = Mapping[str, dict[str, Any]]
-"""By file of a folder."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The files of one family.
-
-    `needs` are the beginnings of the names that each part's tensors have, by what people call the part; `weights` and
-    `configurations` give a folder's tensors and JSON files for those of a file. `tokenizers` are the texts that pad,
-    by folder.
-    """
-
-    pipeline: str
-    known_as: str
-    needs: Mapping[str, str]
-    weights: Callable[[Tensors], dict[str, Weights]]
-    configurations: Callable[[Tensors, dict[str, Weights]], Configurations]
-    tokenizers: Mapping[str, str]
-    classes: Mapping[str, str]
-    told_prediction: bool = True
-    """Whether what the network predicts can be told from the file."""
-
-    PADS_WITH_END: ClassVar[str] = "<|endoftext|>"
-    PADS_WITH_NULL: ClassVar[str] = "!"
-
-    def index(self) -> dict[str, Any]:
-        """The model_index.json that a folder has."""
-        named = {
-            name: [_LIBRARY.get(name.removesuffix("_2"), "diffusers"), of_class]
-            for name, of_class in self.classes.items()
-        }
-        return {"_class_name": self.pipeline, **named}
 
 
 def _scheduler(file: Tensors) -> dict[str, Any]:
@@ -75,7 +39,7 @@ def _common(file: Tensors, edge: int, scaling: float, heads: int | None) -> dict
     }
 
 
-def _sd1_weights(file: Tensors) -> dict[str, Weights]:
+def _sd1_weights(file: Tensors) -> Parts:
     return {
         "unet": ldm_unet.unet_weights(file),
         "vae": ldm_vae.vae_weights(file),
@@ -83,13 +47,13 @@ def _sd1_weights(file: Tensors) -> dict[str, Weights]:
     }
 
 
-def _sd1_configurations(file: Tensors, weights: dict[str, Weights]) -> Configurations:
+def _sd1_configurations(file: Tensors, weights: Parts) -> Configurations:
     text = clip.clip_configuration(weights["text_encoder"], "quick_gelu")
     # What diffusers calls the width of a head is their number.
     return _common(file, 512, 0.18215, 8) | {"text_encoder/config.json": text}
 
 
-def _sd2_weights(file: Tensors) -> dict[str, Weights]:
+def _sd2_weights(file: Tensors) -> Parts:
     prefix = "cond_stage_model.model."
     blocks = numbered(file, f"{prefix}transformer.resblocks.")
     # OpenCLIP's ViT-H has 24 blocks, and the last one is not used.
@@ -101,12 +65,19 @@ def _sd2_weights(file: Tensors) -> dict[str, Weights]:
     }
 
 
-def _sd2_configurations(file: Tensors, weights: dict[str, Weights]) -> Configurations:
+def _sd2_configurations(file: Tensors, weights: Parts) -> Configurations:
     text = clip.clip_configuration(weights["text_encoder"], "gelu")
     return _common(file, 768, 0.18215, None) | {"text_encoder/config.json": text}
 
 
-def _sdxl_weights(file: Tensors) -> dict[str, Weights]:
+def _prediction(parts: Parts) -> Mapping[str, str]:
+    return {
+        "scheduler/scheduler_config.json": "it says whether the prediction_type of this model is epsilon or "
+        "v_prediction, which the weights do not"
+    }
+
+
+def _sdxl_weights(file: Tensors) -> Parts:
     return {
         "unet": ldm_unet.unet_weights(file),
         "vae": ldm_vae.vae_weights(file),
@@ -115,7 +86,7 @@ def _sdxl_weights(file: Tensors) -> dict[str, Weights]:
     }
 
 
-def _sdxl_configurations(file: Tensors, weights: dict[str, Weights]) -> Configurations:
+def _sdxl_configurations(file: Tensors, weights: Parts) -> Configurations:
     first = clip.clip_configuration(weights["text_encoder"], "quick_gelu")
     second = clip.clip_configuration(weights["text_encoder_2"], "gelu")
     found = _common(file, 1024, 0.13025, None)
@@ -151,7 +122,7 @@ SD2 = Layout(
     _sd2_configurations,
     {"tokenizer": Layout.PADS_WITH_NULL},
     _CLASSES,
-    told_prediction=False,
+    beside=_prediction,
 )
 SDXL = Layout(
     stable_diffusion_xl.PIPELINE,

@@ -1,0 +1,118 @@
+"""The transformer of Black Forest Labs' files of FLUX.1: queries, keys and values are one matrix, in single blocks with
+what is computed beside them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import (
+    Tensors,
+    axis,
+    below,
+    length,
+    numbered,
+    replaced,
+    rows,
+    share,
+    swapped,
+)
+from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+
+PREFIX = "model.diffusion_model."
+FIRST = f"{PREFIX}img_in."
+"""What each of these files has."""
+BLOCKS = "double_blocks."
+
+_AXES = {128: [16, 56, 56]}
+"""Features of a head that tell pictures, rows and columns apart, by their number: as published, no shape says it."""
+_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+_DOUBLE = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
+    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
+    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
+    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+_SINGLE = {
+    "modulation.lin": "norm.linear",
+    "norm.query_norm.scale": "attn.norm_q.weight",
+    "norm.key_norm.scale": "attn.norm_k.weight",
+    "linear2": "proj_out",
+}
+_BLOCK = re.compile(r"(double|single)_blocks\.(\d{1,4})\.(.+)")
+_FUSED = re.compile(r"(img|txt)_attn\.qkv\.(.+)")
+_ATTENDS = {"img": "attn.to_{}", "txt": "attn.add_{}_proj"}
+
+
+def flux_weights(file: Tensors) -> Weights:
+    """The tensors by the names that diffusers has for them; one that is in no block keeps its own."""
+    tensors = below(file, PREFIX)
+    width = axis(tensors, "img_in.weight", 0)
+    found: Weights = {}
+    for name, stored in tensors.items():
+        block = _BLOCK.fullmatch(name)
+        if block is None:
+            # The file has shift and scale, diffusers scale and shift.
+            turned = name.startswith("final_layer.adaLN_modulation.")
+            found[replaced(name, _OUTSIDE)] = swapped(stored) if turned else stored
+        elif block[1] == "double":
+            place, inside = f"transformer_blocks.{block[2]}", block[3]
+            if fused := _FUSED.fullmatch(inside):
+                for index, one in enumerate("qkv"):
+                    found[f"{place}.{_ATTENDS[fused[1]].format(one)}.{fused[2]}"] = share(stored, index, 3)
+            else:
+                found[f"{place}.{replaced(inside, _DOUBLE)}"] = stored
+        else:
+            found |= _single(f"single_transformer_blocks.{block[2]}", block[3], stored, width)
+    return found
+
+
+def _single(place: str, inside: str, stored: Stored, width: int) -> Weights:
+    """What one tensor of a single block is there."""
+    layer, _, kind = inside.rpartition(".")
+    if layer != "linear1":
+        return {f"{place}.{replaced(inside, _SINGLE)}": stored}
+    found = {f"{place}.attn.to_{one}.{kind}": rows(stored, i * width, (i + 1) * width) for i, one in enumerate("qkv")}
+    return found | {f"{place}.proj_mlp.{kind}": rows(stored, 3 * width, length(stored))}
+
+
+def flux_configuration(file: Tensors) -> dict[str, Any]:
+    """What the tensors' shapes say of a configuration, in its keys."""
+    weights = flux_weights(file)
+    head = axis(weights, "transformer_blocks.0.attn.norm_q.weight", 0)
+    found: dict[str, Any] = {
+        "in_channels": axis(weights, "x_embedder.weight", 1),
+        "out_channels": axis(weights, "proj_out.weight", 0),
+        "num_layers": numbered(weights, "transformer_blocks."),
+        "num_single_layers": numbered(weights, "single_transformer_blocks."),
+        "attention_head_dim": head,
+        "num_attention_heads": axis(weights, "x_embedder.weight", 0) // max(1, head),
+        "joint_attention_dim": axis(weights, "context_embedder.weight", 1),
+        "pooled_projection_dim": axis(weights, "time_text_embed.text_embedder.linear_1.weight", 1),
+        "guidance_embeds": told_guidance(file),
+    }
+    return found | ({"axes_dims_rope": _AXES[head]} if head in _AXES else {})
+
+
+def told_guidance(file: Tensors) -> bool:
+    """Whether it is dev, which is told how strictly it follows the prompt."""
+    return any(name.startswith(f"{PREFIX}guidance_in.") for name in file)
