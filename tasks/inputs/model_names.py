@@ -1,20 +1,19 @@
 """What a job's `model` stands for: a folder or file, here or in the machine's model folders, or a hub's repository.
 
-A name is looked for where it says, then in each of `REGIONAL_MODEL_FOLDERS`; `org/name`, `org/name@revision` and
-`org/name:variant` are then looked for in the cache that Hugging Face's tools share. Nothing is fetched from the hub
-unless `REGIONAL_HUB_DOWNLOADS` says so.
+A name is looked for where it says, then in each of `REGIONAL_MODEL_FOLDERS` (`file_search`); `org/name`,
+`org/name@revision` and `org/name:variant` are then looked for in the cache that Hugging Face's tools share. Nothing is
+fetched from the hub unless `REGIONAL_HUB_DOWNLOADS` says so.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import suppress
 from pathlib import PurePath
 from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
+from prefect_regional_diffusion.tasks.inputs.file_search import existing_place, missing
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
@@ -35,22 +34,14 @@ class FoundModel(NamedTuple):
 
 def find_model(field: str, name: str) -> FoundModel:
     """The model that a job calls `name`. Raises BadInput or ModelError for one that may not be named, or is nowhere."""
-    with suppress(BadInput):
-        place = model_place(field, name)
-        if os.path.lexists(place):
-            return FoundModel(place)
+    place = existing_place(field, name, "model")
+    if place is not None:
+        return FoundModel(place)
     typed = typed_name(name)
-    if typed is not None and ".." not in PurePath(typed).parts:
-        for folder in settings().model_folders:
-            place = f"{folder}/{typed}"
-            if os.path.lexists(place):
-                return FoundModel(model_place(field, place))
-        repository = _REPOSITORY.fullmatch(typed)
-        if repository is not None:
-            return _cached(field, typed, repository)
-    place, folders = model_place(field, name), settings().model_folders
-    also = f", nor in REGIONAL_MODEL_FOLDERS ({', '.join(folders)})" if folders else ""
-    raise ModelError(field, place, f"does not exist{also} (`embedded` is the one that is always there)")
+    repository = _REPOSITORY.fullmatch(typed) if typed is not None and ".." not in PurePath(typed).parts else None
+    if typed is not None and repository is not None:
+        return _cached(field, typed, repository)
+    raise missing(field, name, "model")
 
 
 def _cached(field: str, typed: str, repository: re.Match[str]) -> FoundModel:

@@ -79,8 +79,20 @@ def embedding_places(name: str) -> list[str]:
     return found
 
 
+def lora_place(field: str, name: str) -> str:
+    """Real path of a LoRA's file. Raises BadInput."""
+    roots, folders = settings().asset_roots, settings().model_folders
+    allowed = f"a .safetensors file under {_told('REGIONAL_ASSET_ROOTS', roots)}"
+    if folders:
+        allowed += f" or {_told('REGIONAL_MODEL_FOLDERS', folders)}"
+    place = _inside(field, name, (*roots, *folders), allowed)
+    if is_url(place):
+        raise BadInput(field, name, allowed)
+    return place
+
+
 def adapter_place(field: str, name: str) -> str:
-    """Real path of the file of a LoRA or an IP-Adapter. Raises BadInput."""
+    """Real path of the file of an IP-Adapter. Raises BadInput."""
     return _local_place(field, name, "a .safetensors file")
 
 

@@ -12,7 +12,7 @@ from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_name, shown_path
-from prefect_regional_diffusion.tasks.inputs.path_policy import adapter_place
+from prefect_regional_diffusion.tasks.inputs.file_search import find_place
 from prefect_regional_diffusion.tasks.machine.load_listener import told
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
@@ -26,7 +26,7 @@ def open_loras(job: ResolvedJob, models: Mapping[str, Checkpoint]) -> Loras:
     found: Loras = {}
     for field, model, path in job.lora_uses:
         if (model, path) not in found:
-            file = find_file(field, shown_path(path), adapter_place(field, path))
+            file = find_file(field, shown_path(path), find_place(field, path, "LoRA"))
             found[model, path] = models[model].open_lora(file)
     return found
 

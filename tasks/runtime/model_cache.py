@@ -16,11 +16,12 @@ from prefect_regional_diffusion.sampling_core.models.family import (
     TextEncoder,
 )
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
+from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint, open_split
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.offloading import Moved, networks_loaded
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_name
+from prefect_regional_diffusion.tasks.inputs.model_cards import card_files, is_card
 from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.attention import use_attention
@@ -136,6 +137,10 @@ def open_model(name: str, field: str = "model") -> Checkpoint:
     if name == "embedded":
         return open_checkpoint(name)
     found = find_model(field, name)
-    return open_checkpoint(
-        found.place, lambda link: model_place(field, link, "whose links lead there too"), found.variant
-    )
+
+    def follow(link: str) -> str:
+        return model_place(field, link, "whose links lead there too")
+
+    if is_card(found.place):
+        return open_split(found.place, card_files(field, found.place), follow)
+    return open_checkpoint(found.place, follow, found.variant)

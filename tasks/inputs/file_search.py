@@ -1,0 +1,66 @@
+"""Where a model's file lies that is called by a name: where that says, or in a folder for models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import PurePath
+from typing import Literal
+
+from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
+from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
+from prefect_regional_diffusion.tasks.inputs.path_policy import lora_place, model_place
+from prefect_regional_diffusion.tasks.machine.settings import settings
+
+FolderKind = Literal["model", "checkpoint", "network", "text encoder", "vae", "LoRA"]
+_FOLDERS: Mapping[FolderKind, tuple[str, ...]] = {
+    "model": ("checkpoints", "diffusers"),
+    "checkpoint": ("checkpoints",),
+    "network": ("diffusion_models", "unet"),
+    "text encoder": ("text_encoders", "clip"),
+    "vae": ("vae",),
+    "LoRA": ("loras",),
+}
+"""Below a folder for models, where ComfyUI keeps files of each kind."""
+
+
+def find_place(field: str, name: str, kind: FolderKind) -> str:
+    """The real path of what is called `name`. Raises BadInput if it may not be named, ModelError if it is nowhere."""
+    place = existing_place(field, name, kind)
+    if place is None:
+        raise missing(field, name, kind)
+    return place
+
+
+def existing_place(field: str, name: str, kind: FolderKind) -> str | None:
+    """The same; None for what is nowhere. Raises BadInput for what lies where a link leads out of the roots."""
+    allowed = _allowed(kind)
+    with suppress(BadInput):
+        place = allowed(field, name)
+        if os.path.lexists(place):
+            return place
+    for candidate in _candidates(name, kind):
+        if os.path.lexists(candidate):
+            return allowed(field, candidate)
+    return None
+
+
+def missing(field: str, name: str, kind: FolderKind) -> ModelError:
+    """The error for what is nowhere. Raises BadInput for a name that is not allowed."""
+    place, folders = _allowed(kind)(field, name), settings().model_folders
+    also = f", nor in REGIONAL_MODEL_FOLDERS ({', '.join(folders)})" if folders else ""
+    hint = " (`embedded` is the one that is always there)" if field.rpartition(".")[2] == "model" else ""
+    return ModelError(field, place, f"does not exist{also}{hint}")
+
+
+def _allowed(kind: FolderKind) -> Callable[[str, str], str]:
+    return lora_place if kind == "LoRA" else model_place
+
+
+def _candidates(name: str, kind: FolderKind) -> Iterator[str]:
+    typed = typed_name(name)
+    if typed is not None and ".." not in PurePath(typed).parts:
+        for folder in settings().model_folders:
+            for below in ("", *_FOLDERS[kind]):
+                yield str(PurePath(folder, below, typed))
