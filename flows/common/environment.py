@@ -42,6 +42,7 @@ def trust_the_caller() -> None:
     """
     for name, value in {
         "REGIONAL_ASSET_ROOTS": "/",
+        "REGIONAL_MODEL_STORES": "*",
         "REGIONAL_ALLOWED_STORES": "*",
         "REGIONAL_ALLOWED_OUTPUTS": "*",
     }.items():

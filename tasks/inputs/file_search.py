@@ -1,4 +1,4 @@
-"""Where a model's file lies that is called by a name: where that says, or in a folder for models."""
+"""Where a model's file lies that is called by a name: where that says, in a folder for models, or a bucket."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Literal
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
-from prefect_regional_diffusion.tasks.inputs.path_policy import lora_place, model_place
+from prefect_regional_diffusion.tasks.inputs.path_policy import is_url, lora_place, model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.storage.fetched_models import fetched
 
 FolderKind = Literal["model", "checkpoint", "network", "text encoder", "vae", "LoRA"]
 _FOLDERS: Mapping[FolderKind, tuple[str, ...]] = {
@@ -36,6 +37,8 @@ def find_place(field: str, name: str, kind: FolderKind) -> str:
 def existing_place(field: str, name: str, kind: FolderKind) -> str | None:
     """The same; None for what is nowhere. Raises BadInput for what lies where a link leads out of the roots."""
     allowed = _allowed(kind)
+    if is_url(name):
+        return fetched(field, allowed(field, name))
     with suppress(BadInput):
         place = allowed(field, name)
         if os.path.lexists(place):

@@ -53,16 +53,26 @@ def image_place(field: str, name: str) -> str:
 
 
 def model_place(field: str, name: str, rule: str = "") -> str:
-    """Real path of a model, or of a file that a link in its folder leads to. Raises BadInput."""
+    """Real path of a model, or of what a link in its folder leads to; or its URL in a bucket. Raises BadInput."""
     folders = settings().model_folders
     allowed = f"`embedded`, or a model under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
     if folders:
         allowed += f" or {_told('REGIONAL_MODEL_FOLDERS', folders)}"
-    roots = (*settings().asset_roots, *folders)
-    place = _inside(field, name, roots, f"{allowed}, {rule}" if rule else allowed)
-    if is_url(place):
+    return _weights_place(field, name, f"{allowed}, {rule}" if rule else allowed)
+
+
+def _weights_place(field: str, name: str, allowed: str) -> str:
+    """Real path of a model's file under the roots, or its URL in a bucket that models may be fetched from."""
+    roots, stores = (*settings().asset_roots, *settings().model_folders), settings().model_stores
+    if not is_url(name):
+        return _inside(field, name, roots, allowed)
+    allowed += f"; or s3://bucket/name under {_told('REGIONAL_MODEL_STORES', stores or ('none',))}"
+    if _PLAIN_URL.fullmatch(name) is None or "@" in name:
+        # An address may have a secret in it.
+        raise BadInput(field, f"{name.partition(':')[0]}:…", allowed)
+    if not name.startswith("s3://"):
         raise BadInput(field, name, allowed)
-    return place
+    return _inside(field, name, stores, allowed)
 
 
 def embedding_places(name: str) -> list[str]:
@@ -80,15 +90,12 @@ def embedding_places(name: str) -> list[str]:
 
 
 def lora_place(field: str, name: str) -> str:
-    """Real path of a LoRA's file. Raises BadInput."""
-    roots, folders = settings().asset_roots, settings().model_folders
-    allowed = f"a .safetensors file under {_told('REGIONAL_ASSET_ROOTS', roots)}"
+    """Real path of a LoRA's file, or its URL in a bucket. Raises BadInput."""
+    folders = settings().model_folders
+    allowed = f"a .safetensors file under {_told('REGIONAL_ASSET_ROOTS', settings().asset_roots)}"
     if folders:
         allowed += f" or {_told('REGIONAL_MODEL_FOLDERS', folders)}"
-    place = _inside(field, name, (*roots, *folders), allowed)
-    if is_url(place):
-        raise BadInput(field, name, allowed)
-    return place
+    return _weights_place(field, name, allowed)
 
 
 def adapter_place(field: str, name: str) -> str:

@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     asset_roots: Places = Field((".",), description="Where images and models lie that a job may name")
     model_folders: Places = Field((), description="Where a model is looked for that is not where its name says")
     hub_downloads: bool = Field(False, description="Whether a hub's model that is not here is fetched")
+    model_stores: Places = Field(
+        (), description="Buckets from which models are fetched, as s3://bucket/prefix; * is any"
+    )
+    model_cache: str = Field(
+        "~/.cache/prefect-regional-diffusion/models", description="Folder of this machine for models that were fetched"
+    )
     allowed_stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
     allowed_outputs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
     s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")
@@ -102,6 +108,7 @@ class Settings(BaseSettings):
         description="Models and LoRAs that a process has in memory, as long as not more are in use; empty: half of the "
         "device's memory",
     )
+    max_model_cache_bytes: int = Field(2**38, gt=0, description="Of `model_cache`: what was used longest ago goes")
     max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
     max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
     max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")

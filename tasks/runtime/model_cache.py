@@ -33,6 +33,7 @@ from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
     GuardedTextEncoder,
 )
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+from prefect_regional_diffusion.tasks.storage.fetched_models import is_fetched
 
 _CALLED: dict[Part, str] = {
     "text_encoder": "text encoders",
@@ -139,7 +140,7 @@ def open_model(name: str, field: str = "model") -> Checkpoint:
     found = find_model(field, name)
 
     def follow(link: str) -> str:
-        return model_place(field, link, "whose links lead there too")
+        return link if is_fetched(link) else model_place(field, link, "whose links lead there too")
 
     if is_card(found.place):
         return open_split(found.place, card_files(field, found.place), follow)
