@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models import loading
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
+from prefect_regional_diffusion.sampling_core.models.single_file.ldm_unet import FIRST
 from tests.original_layouts import Tensors, original
 from tests.tiny_models import tiny_sd, tiny_sdxl
 
@@ -180,6 +181,15 @@ def test_a_model_that_is_told_of_more_than_a_latent(folders: Path) -> None:
     put(folders, "sd1", lambda tensors: tensors.update({first: torch.zeros(32, 9, 3, 3)}))
     Path("one/unet/config.json").unlink()
     assert "does not read and write the latents of its vae (9 and 4 channels" in refusal()
+
+
+def test_a_number_in_the_place_of_a_tensor(folders: Path) -> None:
+    """Shapes are asked for widths before they are compared with any."""
+    for part, name in (("vae", "first_stage_model.encoder.down.0.block.0.conv2.weight"), ("unet", FIRST)):
+        shutil.rmtree("one", ignore_errors=True)
+        put(folders, "sd1", lambda tensors, name=name: tensors.update({name: torch.zeros(())}))
+        Path(f"one/{part}/config.json").unlink()
+        assert f"has a configuration that is not known here ({part}/config.json: " in refusal()
 
 
 def test_damaged_files() -> None:

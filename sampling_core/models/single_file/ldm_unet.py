@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, below, numbered, replaced
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, axis, below, numbered, replaced
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
 
 PREFIX = "model.diffusion_model."
@@ -62,12 +62,12 @@ def unet_configuration(file: Tensors) -> dict[str, Any]:
         # It counts for the middle, which the list of depths has no number for.
         depths[-1] = max(1, numbered(weights, "mid_block.attentions.0.transformer_blocks."))
     inner = [name for name in weights if name.endswith("attentions.0.proj_in.weight")]
-    cross = [stored.shape[-1] for name, stored in weights.items() if name.endswith("attn2.to_k.weight")]
+    cross = [axis(weights, name, 1) for name in weights if name.endswith("attn2.to_k.weight")]
     found: dict[str, Any] = {
-        "in_channels": weights["conv_in.weight"].shape[1],
-        "out_channels": _width(weights, "conv_out.weight"),
+        "in_channels": axis(weights, "conv_in.weight", 1),
+        "out_channels": axis(weights, "conv_out.weight", 0),
         "block_out_channels": [
-            _width(weights, f"down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)
+            axis(weights, f"down_blocks.{level}.resnets.0.conv2.weight", 0) for level in range(levels)
         ],
         "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)],
@@ -81,10 +81,6 @@ def unet_configuration(file: Tensors) -> dict[str, Any]:
         found["addition_embed_type"] = "text_time"
         found["projection_class_embeddings_input_dim"] = prod(weights["add_embedding.linear_1.weight"].shape[1:])
     return found
-
-
-def _width(weights: Weights, name: str) -> int:
-    return weights[name].shape[0] if name in weights else 0
 
 
 def _places(tensors: Tensors) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import (
     Tensors,
+    axis,
     below,
     linear,
     numbered,
@@ -40,10 +41,9 @@ def vae_configuration(file: Tensors) -> dict[str, Any]:
     weights = vae_weights(file)
     levels = numbered(weights, "encoder.down_blocks.")
     last = [f"encoder.down_blocks.{level}.resnets.0.conv2.weight" for level in range(levels)]
-    decoder = weights.get("decoder.conv_in.weight")
     return {
-        "block_out_channels": [weights[name].shape[0] if name in weights else 0 for name in last],
-        "latent_channels": decoder.shape[1] if decoder and len(decoder.shape) > 1 else 0,
+        "block_out_channels": [axis(weights, name, 0) for name in last],
+        "latent_channels": axis(weights, "decoder.conv_in.weight", 1),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": numbered(weights, "encoder.down_blocks.0.resnets."),

@@ -56,6 +56,8 @@ _TEXT = {
 _HALVES = {"x_block": (_PICTURE, "to_{}"), "context_block": (_TEXT, "add_{}_proj")}
 """The two halves of a block: what is in them, and what its queries, keys and values are called."""
 _BLOCK = re.compile(r"joint_blocks\.(\d{1,4})\.(x_block|context_block)\.(.+)")
+_BOTH = re.compile(r"transformer_blocks\.(\d{1,4})\.attn2\.")
+"""Blocks in which a picture's tokens attend to each other once more."""
 _FUSED = re.compile(r"(attn2?)\.qkv\.(.+)")
 
 
@@ -90,7 +92,7 @@ def mmdit_configuration(file: Tensors) -> dict[str, Any]:
     width, patch = (axis(weights, "pos_embed.proj.weight", which) for which in (0, 2))
     normed = axis(weights, "transformer_blocks.0.attn.norm_q.weight", 0)
     head = normed or _HEAD_WIDTH
-    both = [f"transformer_blocks.{layer}.attn2." for layer in range(layers)]
+    both = {int(found[1]) for name in weights if (found := _BOTH.match(name))}
     return {
         "patch_size": patch,
         "in_channels": axis(weights, "pos_embed.proj.weight", 1),
@@ -102,8 +104,6 @@ def mmdit_configuration(file: Tensors) -> dict[str, Any]:
         "caption_projection_dim": axis(weights, "context_embedder.weight", 0),
         "pooled_projection_dim": axis(weights, "time_text_embed.text_embedder.linear_1.weight", 1),
         "pos_embed_max_size": isqrt(axis(weights, "pos_embed.pos_embed", 1)),
-        "dual_attention_layers": [
-            layer for layer, prefix in enumerate(both) if any(name.startswith(prefix) for name in weights)
-        ],
+        "dual_attention_layers": sorted(both),
         "qk_norm": "rms_norm" if normed else None,
     }
