@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import socket
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError, RegionalError
+from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.tasks.inputs.file_names import beside as named_beside
 from prefect_regional_diffusion.tasks.inputs.file_search import FolderKind, find_place
@@ -108,6 +113,25 @@ def refusal(kind: type[RegionalError] = ModelError) -> str:
 def test_the_parts_of_flux_are_its_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_flux(folders / "flux")
     assert_is("mine.yaml", folders / "flux", monkeypatch)
+
+
+def test_a_region_draws_with_a_card_and_the_record_calls_it_by_its_name(folders: Path, workdir: Path) -> None:
+    put_flux(folders / "flux")
+    shutil.copytree(folders / "flux", "folder")
+    region = {"prompt": "a dog", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 1}}
+    job = {"prompt": "a Cat", "width": 128, "height": 128, "seed": 3, "steps": 1, "regions": [region]}
+
+    def drawn(model: str) -> tuple[dict[str, Any], bytes]:
+        record = asyncio.run(render.fn(parse_job(job | {"model": model, "regions": [region | {"model": model}]})))
+        with Image.open(Path("renders") / Path(record["images"][0]).name) as picture:
+            return record, picture.tobytes()
+
+    record, picture = drawn("mine.yaml")
+    assert picture == drawn("folder")[1]
+    assert record["files"]["regions.0.model"] == {
+        "name": "mine.yaml",
+        "sha256": open_model("mine.yaml").fingerprint(),
+    }
 
 
 def test_what_the_files_are_called_and_in_which_order_changes_nothing(folders: Path) -> None:

@@ -113,7 +113,8 @@ class JobFields(FrozenModel):
         "embedded",
         min_length=1,
         title="Model",
-        description="`embedded`, a model folder (diffusers), a .safetensors file, or org/name (Hugging Face cache)",
+        description="`embedded`, a folder (diffusers), a .safetensors file, a card (.yaml), org/name (Hugging Face "
+        "cache), or s3://bucket/name",
     )
     prompt: Text = Field(title="Prompt", description="What the canvas shows outside the regions")
     negative_prompt: Text = Field("", title="Negative prompt")
