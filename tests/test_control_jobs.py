@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prefect_regional_diffusion.flows.render import render
+from prefect_regional_diffusion.flows.shard import shard
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
@@ -215,6 +217,21 @@ def test_a_picture_may_lie_on_the_region(monkeypatch: pytest.MonkeyPatch) -> Non
     expected[0, :, 48:80, 64:96] = torch.tensor([255, 128, 0])[:, None, None] / 255
     assert seen
     assert all(torch.equal(picture, expected) for picture in seen)
+
+
+def test_jobs_with_different_controls_share_their_forwards() -> None:
+    kinds = {"a": [used("sd", "a")], "other picture": [used("sd", "a", "2.png")], "t": [used("sd", "t")], "none": []}
+    jobs = [
+        NamedJob(name=name, job=parse_job(asked(controls=controls, prompt=f"a {name}")))
+        for name, controls in kinds.items()
+    ]
+    alone = [latent_of(record_of(one.job.model_dump(mode="json"))) for one in jobs]
+    done = asyncio.run(shard.fn(jobs, store=".regional/store/together", keep="final"))
+    assert (done["drawn"], done["forwards"]) == (4, 4)
+    for one, expected in zip(jobs, alone, strict=True):
+        record = record_of(one.job.model_dump(mode="json"), store="together")
+        assert record["steps_computed"] == 0
+        torch.testing.assert_close(latent_of(record, "together"), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_record_tells_the_files_and_no_paths(workdir: Path) -> None:
