@@ -149,6 +149,15 @@ def test_the_content_is_what_it_is_known_by() -> None:
     assert opened("sd", "sd-a").fingerprint() != before
 
 
+def test_a_file_is_another_network_for_a_model_of_another_kind() -> None:
+    """What a file does not say is the model's: with other numbers there, the same tensors answer otherwise."""
+    shutil.copy(f"sd-a/{WEIGHTS}", "alone.safetensors")
+    before = opened("sd", "alone.safetensors").fingerprint()
+    config = Path("sd/unet/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_eps": 1e-6}))
+    assert opened("sd", "alone.safetensors").fingerprint() != before
+
+
 def refused(told: str, control: Mapping[str, Any], model: str = "sd", **fields: Any) -> None:
     """By the name of the field, in one line, and before any weight is read."""
     region = {"prompt": "leaves", "mask": LEFT, "controls": [control]}

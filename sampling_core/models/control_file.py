@@ -96,10 +96,10 @@ class ControlFile:
         return rows * cells * self.configuration.block_out_channels[0] * 12
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that is read, in hex."""
-        if len(self.read) == 1:
-            return self.files.digest(self.read[0]).hex()
+        """SHA-256, in hex, over everything that is read, and over what the model says where a file does not."""
         total = hashlib.sha256()
+        if CONFIG not in self.read:
+            total.update(self.configuration.model_dump_json().encode())
         for name in self.read:
             total.update(f"{name} ".encode())
             total.update(self.files.digest(name))
