@@ -57,22 +57,24 @@ def grid_cost(jobs_per_shard: int | None = None, **fields: Any) -> tuple[int, ..
 
 
 def test_cells_of_a_grid_share_forwards_and_steps() -> None:
-    """Four cells of four steps, a row each. distinct, shards, steps, shared, evaluations, forwards, largest."""
-    assert grid_cost() == (4, 1, 16, 0, 16, 4, 4)
-    assert grid_cost(jobs_per_shard=2) == (4, 2, 16, 0, 16, 8, 2)
+    """Four cells of four steps, a row each. distinct, shards, steps, shared, evaluations, forwards, largest,
+    control rows.
+    """
+    assert grid_cost() == (4, 1, 16, 0, 16, 4, 4, 0)
+    assert grid_cost(jobs_per_shard=2) == (4, 2, 16, 0, 16, 8, 2, 0)
     own = [{"row": row, "column": column, "prompt": f"{row}{column}"} for row in range(2) for column in range(2)]
     fork: dict[str, Any] = {"mode": "Sample then Fork", "fork_at_step": 3, "cells": own}
-    assert grid_cost(**fork) == (4, 1, 3 + 4, 9, 3 + 4, 3 + 1, 4)
+    assert grid_cost(**fork) == (4, 1, 3 + 4, 9, 3 + 4, 3 + 1, 4, 0)
     # The second shard goes on from the state where the first one parted.
-    assert grid_cost(jobs_per_shard=2, **fork) == (4, 2, 3 + 4, 3, 3 + 4, 3 + 1 + 1, 2)
+    assert grid_cost(jobs_per_shard=2, **fork) == (4, 2, 3 + 4, 3, 3 + 4, 3 + 1 + 1, 2, 0)
     # Two that say nothing are one.
-    assert grid_cost(**fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3)
+    assert grid_cost(**fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3, 0)
 
 
 def test_a_forward_has_no_more_rows_than_the_machine_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONAL_MAX_FORWARD_ROWS", "3")
     settings.cache_clear()
-    assert grid_cost() == (4, 1, 16, 0, 16, 8, 3)
+    assert grid_cost() == (4, 1, 16, 0, 16, 8, 3, 0)
 
 
 def test_jobs_with_other_start_images_share_nothing(workdir: Path) -> None:
