@@ -91,12 +91,14 @@ class FluxDenoiser:
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
+        # diffusers walks over all layers to answer this.
+        self._dtype: torch.dtype = transformer.dtype
 
     @torch.inference_mode()
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._transformer.dtype, self._transformer.device
+        dtype, device = self._dtype, self._transformer.device
         sigma = sigma_column(levels, x)
         prompts, scale = conditioning[PROMPT_EMBEDS], conditioning.tensors.get(GUIDANCE)
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH

@@ -33,17 +33,19 @@ class UNetDenoiser:
     def __init__(self, unet: Any, levels: ModelLevels) -> None:
         self._unet = unet
         self._levels = levels
+        # diffusers walks over all layers to answer this.
+        self._dtype: torch.dtype = unet.dtype
 
     @torch.inference_mode()
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        network_dtype, device = self._unet.dtype, self._unet.device
+        dtype, device = self._dtype, self._unet.device
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
-        told = {name: tensor.to(device, network_dtype) for name, tensor in conditioning.tensors.items()}
+        told = {name: tensor.to(device, dtype) for name, tensor in conditioning.tensors.items()}
         added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
-        sample = scaled_input(x, sigma, self._levels.prediction).to(device, network_dtype)
+        sample = scaled_input(x, sigma, self._levels.prediction).to(device, dtype)
         rows = RowInputs(sample, timesteps, told[PROMPT_EMBEDS], added)
         loras, images = [row.loras for row in adapters], [row.images for row in adapters]
         unet = uncompiled(self._unet) if any(loras) or any(images) else self._unet

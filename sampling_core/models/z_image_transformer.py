@@ -103,12 +103,14 @@ class ZImageDenoiser:
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
+        # diffusers walks over all layers to answer this.
+        self._dtype: torch.dtype = transformer.dtype
 
     @torch.inference_mode()
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._transformer.dtype, self._transformer.device
+        dtype, device = self._dtype, self._transformer.device
         sigma = sigma_column(levels, x)
         prompts = conditioning[PROMPT_EMBEDS].to(device, dtype)
         lengths = conditioning[PROMPT_LENGTH].tolist()
