@@ -148,7 +148,7 @@ def test_a_projection_that_a_file_leaves_out_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_weights_of_8_bits_are_widened(dtype: torch.dtype) -> None:
+def test_weights_of_8_bits_are_the_same_numbers(dtype: torch.dtype) -> None:
     tensors = tensors_of("flux dev")
     narrow = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     put(narrow)
@@ -157,7 +157,8 @@ def test_weights_of_8_bits_are_widened(dtype: torch.dtype) -> None:
     wide = networks(str(FILE))
     for folder, network in found.items():
         tensors = wide[folder].state_dict()
-        assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
+        # Matrices stay narrow in memory; their layers widen them while they are at work.
+        assert all(torch.equal(tensor.float(), tensors[name]) for name, tensor in network.state_dict().items())
 
 
 def test_weights_that_were_divided_to_fit_8_bits_are_multiplied() -> None:

@@ -24,7 +24,9 @@ def narrow_dtypes(
     found: dict[str, torch.dtype] = {}
     for name, stored in weights.items():
         dtype = DTYPES.get(stored.dtype)
-        if dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(stored.shape) < 2:
+        # What was divided to fit, or is in no file, is wide when it is read: narrowed again, it would lose digits.
+        computed = stored.scale is not None or stored.order == "unit matrix"
+        if computed or dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(stored.shape) < 2:
             continue
         keeps = placement.weights == "stored" or (placement.weights == "auto" and dtype in _FP8)
         if keeps and name.endswith(".weight") and not must_be_wide(name):
