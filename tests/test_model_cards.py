@@ -17,6 +17,7 @@ from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError, RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
+from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.inputs.file_names import beside as named_beside
 from prefect_regional_diffusion.tasks.inputs.file_search import FolderKind, find_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -85,7 +86,7 @@ def put_flux(folder: Path, into: Path = Path()) -> None:
 def tensors_of(model: str) -> dict[str, Tensors]:
     checkpoint = open_model(model)
     assert isinstance(checkpoint, DiffusersFolder)
-    return {part: checkpoint.load(part, "cpu", torch.float32).state_dict() for part in checkpoint.networks}
+    return {part: checkpoint.load(part, Placement()).state_dict() for part in checkpoint.networks}
 
 
 def assert_is(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
