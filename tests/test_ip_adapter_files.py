@@ -21,7 +21,6 @@ from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime import model_cache
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.original_layouts import written
@@ -74,7 +73,7 @@ def refused(told: str, field: str = "file", model: str = "sd", **prompt: Any) ->
     assert line.startswith(f"regions.0.image_prompts.0.{field}: ")
     assert told in line
     assert "\n" not in line
-    assert not model_cache._loaded
+    assert not loaded_parts().keys
 
 
 def damaged(name: str) -> dict[str, Tensor]:
