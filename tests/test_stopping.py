@@ -59,8 +59,8 @@ def ends(terminal: Terminal, line: str, code: int = 130) -> None:
         terminal.process.send_signal(signal.SIGTERM)
     assert terminal.wait(SECONDS) == code
     shown = [text.removeprefix("^C") for text in terminal.text.splitlines()]
-    # A bar, the run's address, and stores that are waited for are there before.
-    said = [text for text in shown if text and not re.match(r"preparing|sampling|http|.* does not answer", text)]
+    # A bar, what was loaded, the run's address, and stores that are waited for are there before.
+    said = [text for text in shown if text and not re.match(r"preparing|loaded|sampling|http|.* does not answer", text)]
     assert len(said) == 1, terminal.text
     assert re.fullmatch(line, said[0]), terminal.text
     assert terminal.shown.count(b"\x1b[?25l") == terminal.shown.count(b"\x1b[?25h"), "the cursor is hidden"
