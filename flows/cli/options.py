@@ -72,15 +72,18 @@ def progress(steps: int, *, shown: bool) -> Generator[Listeners]:
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         line = bar.add_task("preparing", total=steps)
         stopping.before_last_words(bar.stop)
+        work = "preparing"
 
         def on_step(done: int, total: int) -> None:
+            nonlocal work
+            work = "sampling"
             stopping.say(lambda: f"stopped after {done} of {total} steps; {GOES_ON}")
-            bar.update(line, completed=done, total=total, description="sampling")
+            bar.update(line, completed=done, total=total, description=work)
 
         def on_load(load: Load) -> None:
-            if load.seconds is None:
-                bar.update(line, description=str(load))
-            elif shown:
+            loading = load.seconds is None
+            bar.update(line, description=str(load) if loading else work)
+            if shown and not loading:
                 say(load, style="dim", console=bar.console)
 
         yield Listeners(on_step, on_load)
