@@ -14,7 +14,7 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
-from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
+from prefect_regional_diffusion.sampling_core.errors import BadInput, BadJob, ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -156,6 +156,11 @@ def test_it_costs_no_row_more() -> None:
     refined, plain = (prepare(parse_job(JOB | {"refiner": refiner})) for refiner in (JOB["refiner"], None))
     assert refined.cost == plain.cost
     assert {key.model for key in refined.run.prompts} == {"xl", "refiner"}
+
+
+def test_sequential_composition_has_no_second_model() -> None:
+    with pytest.raises(BadJob, match=r"^refiner: \{'model': 'y'\} is not allowed; allowed: left out with sequential"):
+        parse_job(JOB | {"composition": "sequential", "regions": [REGION], "refiner": {"model": "y"}})
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def passes_of(calls: Sequence[KSamplerCall], levels: Mapping[str, ModelLevels]) 
     node_passes: list[NodePass] = []
     for call in calls:
         passes_of_call = _impact_passes if call.ksampler_denoise is None else _ksampler_passes
-        passes = passes_of_call(call, levels[call.config.guidance.models[0][0]])
+        passes = passes_of_call(call, levels[call.config.guidance.model])
         node_passes += [node_pass._replace(opens=number == 0) for number, node_pass in enumerate(passes)]
     return node_passes
 

@@ -116,7 +116,8 @@ def _read_by(guidance: ClassifierFreeGuidance | EmbeddedGuidance, known: _Known)
     model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
     read_by: list[Any] = [model]
     if guidance.sizes is not None and not guidance.sizes.plain:
-        read_by.append({"sizes": [guidance.sizes, getattr(guidance, "negative_sizes", None)]})
+        negative = guidance.negative_sizes if isinstance(guidance, ClassifierFreeGuidance) else None
+        read_by.append({"sizes": [guidance.sizes, negative]})
     if guidance.syntax != "plain":
         names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
         read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]

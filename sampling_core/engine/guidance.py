@@ -153,6 +153,11 @@ class ExpertGuidance(NamedTuple):
     """Queries at this noise level and below are the second network's."""
 
     @property
+    def model(self) -> str:
+        """The model of the first network."""
+        return self.upper.model
+
+    @property
     def prompts(self) -> tuple[str | None, ...]:
         """The prompts that queries are evaluated with."""
         return self.upper.prompts

@@ -92,7 +92,9 @@ def _check_sequential(job: JobFields) -> None:
         raise validation_error("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
     for name in JOINT_ONLY:
         if getattr(job, name) != type(job).model_fields[name].default:
-            raise validation_error(name, getattr(job, name), "left out with sequential composition")
+            # As somebody wrote it, and not as Python shows a model.
+            value = job.model_dump(mode="json", include={name}, exclude_unset=True)[name]
+            raise validation_error(name, value, "left out with sequential composition")
     for name in JOINT_ONLY_OF_REGIONS:
         for field, value in _of_regions(job, name).items():
             if value != _default(job.regions[0], name):
