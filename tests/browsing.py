@@ -41,6 +41,7 @@ def opened_browser(profile: Path, *arguments: str) -> Iterator[webdriver.Chrome]
         *arguments,
     ):
         options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
         yield opened
@@ -66,6 +67,11 @@ class Page:
     @property
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
+
+    @property
+    def console(self) -> str:
+        """What the browser has reported since the last look: requests that failed, with their status, and script errors."""
+        return "\n".join(entry["message"] for entry in self.browser.get_log("browser"))
 
     def open(self, url: str, words: str) -> None:
         """Open a page that says these words; again where a busy server left it empty."""

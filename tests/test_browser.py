@@ -50,7 +50,7 @@ def submitted(page: Page, machine: Machine, name: str = "render") -> str:
         with suppress(AssertionError):
             return eventually("the run", lambda: {run["id"] for run in machine.runs_of(name)} - before, 30).pop()
     page.keep("not-submitted")
-    raise AssertionError(f"the form makes no run:\n{page.text[:6000]}")
+    raise AssertionError(f"the form makes no run:\n{page.console}\n{page.text}")
 
 
 def test_from_the_form_to_the_picture(machine: Machine, browser: webdriver.Chrome) -> None:
