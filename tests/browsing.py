@@ -70,7 +70,7 @@ class Page:
 
     @property
     def console(self) -> str:
-        """What the browser has reported since the last look: requests that failed, with their status, and script errors."""
+        """What the browser reported since the last look: requests that failed, with their status, and errors."""
         return "\n".join(entry["message"] for entry in self.browser.get_log("browser"))
 
     def open(self, url: str, words: str) -> None:

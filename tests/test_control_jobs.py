@@ -4,6 +4,7 @@ their files hold."""
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.forked import render_json
+from tests.killing import kill_and_render_again
+from tests.processes import environment
 from tests.tiny_controls import MODELS, control_models, used
 from tests.tiny_loras import asked, save_lora, tiny_lora
 
@@ -115,6 +119,16 @@ def test_it_goes_on_to_the_same_bits(model: str, composition: str) -> None:
     again = record_of(job, 1, "cut")
     assert (picture_of(again) == first).all()
     assert again["steps_computed"] > 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("model", MODELS)
+def test_three_regions_with_loras_and_a_controlnet_survive_a_kill(model: str, workdir: Path) -> None:
+    job = workdir / "three_regions.json"
+    job.write_text(json.dumps(three_regions(model) | {"steps": 12}))
+    env = environment(workdir / "home") | {"REGIONAL_KEEP": "all"}
+    whole = render_json([job, "--out", workdir / "whole", "--store", "whole-store"], workdir, env)
+    kill_and_render_again(job, 3, whole, workdir, env)
 
 
 @pytest.mark.parametrize(("composition", "name"), [("joint", "x"), ("sequential", "latent")])

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,8 +17,9 @@ from PIL import Image
 
 from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from tests.forked import Forked, render_json
-from tests.processes import EXAMPLES, environment, post, regional
+from tests.forked import render_json
+from tests.killing import kill_and_render_again
+from tests.processes import EXAMPLES, environment, post
 
 pytestmark = pytest.mark.e2e
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
@@ -102,28 +102,6 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     with Image.open(io.BytesIO(base64.b64decode(data))) as preview, Image.open(png) as picture:
         assert preview.size == picture.size
     assert "a red striped circle" in artifacts["summary"]["data"]
-
-
-def kill_and_render_again(example: Path, states: int, whole: dict[str, Any], cwd: Path, env: dict[str, str]) -> None:
-    """Kill a run when `states` states are in its store, start it again, and compare with the undisturbed record."""
-    store = cwd / "store"
-    arguments = [example, "--chunk", 2, "--out", "again", "--store", store]
-    victim = Forked(regional("render", *arguments), cwd=cwd, env=env)
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("latents/*/*.safetensors"))) < states and time.monotonic() < deadline:
-        if victim.poll() is not None:
-            break
-        time.sleep(0.002)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL, "it was done before it could be killed"
-    stored = len(list(store.glob("latents/*/*.safetensors")))
-    assert stored >= states
-
-    record = render_json(arguments, cwd, env)
-    assert (record["steps_restored"] > 0) == (stored > 0)
-    assert record["steps_restored"] + record["steps_computed"] == whole["steps_computed"]
-    with Image.open(whole["images"][0]) as one, Image.open(cwd / record["images"][0]) as two:
-        assert one.tobytes() == two.tobytes()
 
 
 # Before anything is stored, and when so many states are in the store; the last of eleven is the finished latent.
