@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,19 +121,19 @@ def port_of(folder: Path, name: str) -> int | None:
     return port if isinstance(port, int) else None
 
 
-def stop(folder: Path, name: str) -> bool:
-    """End a process, first politely; returns whether it ran."""
+def stop(folder: Path, name: str, polite: signal.Signals = signal.SIGTERM) -> bool:
+    """End a process, first politely, by that signal; returns whether it ran."""
     process = running(folder, name)
     if process is not None:
-        _end([process], _GRACE_SECONDS)
+        _end([process], _GRACE_SECONDS, polite)
     _file(folder, name).unlink(missing_ok=True)
     return process is not None
 
 
-def stop_strays(folder: Path, but: str | None = None) -> int:
+def stop_strays(folder: Path, but: Collection[str] = ()) -> int:
     """End what runs of this folder and no file knows: what was left behind. Returns how many processes were there.
 
-    Parents go before their children: a worker hands its runs back, if it is not too late. What belongs to the part
+    Parents go before their children: a worker hands its runs back, if it is not too late. What belongs to the parts
     `but` stays.
     """
     strays = _strays(folder, but)
@@ -143,12 +143,12 @@ def stop_strays(folder: Path, but: str | None = None) -> int:
     return len(strays)
 
 
-def _strays(folder: Path, but: str | None) -> list[psutil.Process]:
+def _strays(folder: Path, but: Collection[str]) -> list[psutil.Process]:
     strays: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             part = _part(process, folder)
-            if part is not None and part != but and process.pid != os.getpid():
+            if part is not None and part not in but and process.pid != os.getpid():
                 strays.append(process)
     return strays
 
@@ -161,10 +161,10 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def _end(processes: list[psutil.Process], grace: float) -> None:
+def _end(processes: list[psutil.Process], grace: float, polite: signal.Signals = signal.SIGTERM) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(polite)
     _, alive = psutil.wait_procs(processes, timeout=grace)
     for process in alive:
         with suppress(psutil.NoSuchProcess):

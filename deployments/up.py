@@ -1,4 +1,5 @@
-"""One machine, one command: a Prefect server, both work pools, a worker each, the deployments, the automations.
+"""One machine, one command: a Prefect server and its database, both work pools, a worker each, the deployments, the
+automations.
 
 `python -m prefect_regional_diffusion.deployments.up` (in a checkout: `make up`) starts what does not run yet; with
 `--down` (`make down`) it stops all of it.
@@ -11,85 +12,37 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shlex
+import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments.local_stack import (
+    COMMAND,
+    DATABASE,
+    DATABASE_URLS,
+    PARTS,
+    POOLS,
+    WORKERS,
+    LocalStack,
+)
+from prefect_regional_diffusion.deployments.postgres import DatabaseError, installed_programs
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.flows.server.environment import server_environment
 from prefect_regional_diffusion.flows.server.local import SERVER, auth_file, make_auth_string, ports
 from prefect_regional_diffusion.flows.server.private_files import NotPrivateError, private_folder
 from prefect_regional_diffusion.tasks.machine.retry import Retry
 
-_COMMAND = "python -m prefect_regional_diffusion.deployments.up"
-"""What `make up` calls: who has installed the package alone has no Makefile."""
 _DEPLOYMENTS = Path(__file__).resolve().parent / "prefect.yaml"
-POOLS = ("control", "gpu")
-WORKERS = tuple(f"worker-{pool}" for pool in POOLS)
-PARTS = (SERVER, *WORKERS)
 
 
 class StartError(Exception):
     """Something did not start; the message says what, and where its log is."""
-
-
-@dataclass(frozen=True)
-class LocalStack:
-    """Where this machine's server listens and keeps its things."""
-
-    folder: Path
-    port: int
-
-    @property
-    def ui(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def down_command(self) -> str:
-        """What stops it, from wherever it is typed: `make down` knows one folder alone, and a checkout has it."""
-        return f"{_COMMAND} --down --folder {shlex.quote(str(self.folder))}"
-
-    @property
-    def api(self) -> str:
-        return f"{self.ui}/api"
-
-    def server_environment(self, auth_string: str) -> dict[str, str]:
-        """The server's environment: its settings, and of this process' only what a server needs."""
-        server_settings = {
-            # This sets the port for the UI as well; with `server start --port` alone it would ask at 4200.
-            "PREFECT_SERVER_API_HOST": "127.0.0.1",
-            "PREFECT_SERVER_API_PORT": str(self.port),
-            "PREFECT_SERVER_API_AUTH_STRING": auth_string,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.ui,
-            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # Kept in memory, claims to a deployment's limit are lost with the server, and then their runs.
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        }
-        return {**server_environment(), **self._shared(), **server_settings}
-
-    def environment(self, auth_string: str) -> dict[str, str]:
-        """The environment of whoever talks to the server: this process' own, with its address and auth string."""
-        client_settings = {
-            "PREFECT_API_AUTH_STRING": auth_string,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        }
-        return {**os.environ, **self._shared(), **client_settings}
-
-    def _shared(self) -> dict[str, str]:
-        return {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "PREFECT_API_URL": self.api,
-            "DO_NOT_TRACK": "1",
-        }
 
 
 def up(machine: LocalStack) -> None:
@@ -99,11 +52,12 @@ def up(machine: LocalStack) -> None:
     auth_string = _auth_string(machine)
     environment = machine.environment(auth_string)
     os.environ.update(environment)
+    database_url = start_database(machine)
     _start(
         machine,
         SERVER,
         [sys.executable, "-m", "prefect_regional_diffusion.deployments.server"],
-        machine.server_environment(auth_string),
+        machine.server_environment(auth_string, database_url),
     )
     wait_for_server(machine)
     asyncio.run(_set_up_server(machine))
@@ -125,6 +79,33 @@ def up(machine: LocalStack) -> None:
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
 
 
+def start_database(machine: LocalStack) -> str | None:
+    """The address of the PostgreSQL that was started, or runs; None where it is SQLite, or one that the user names.
+
+    What a machine began with stays: its runs are there. Raises StartError.
+    """
+    if machine.sqlite or any(os.environ.get(name) for name in DATABASE_URLS):
+        return None
+    cluster = machine.cluster
+    if not cluster.exists and (machine.sqlite_file.exists() or not cluster.fits):
+        return None
+    programs = installed_programs()
+    if programs is None:
+        if cluster.exists:
+            problem = f"{cluster.folder} has this machine's runs, and PostgreSQL is not installed here any more"
+            raise StartError(f"{problem}; --sqlite begins anew without them")
+        return None
+    environment = server_environment()
+    try:
+        cluster.create(programs, environment)
+        _start(machine, DATABASE, cluster.server_command(programs), environment)
+        asyncio.run(cluster.wait(lambda: processes.running(machine.folder, DATABASE) is not None))
+    except DatabaseError as error:
+        log = processes.log_tail(machine.folder, DATABASE)
+        raise StartError(f"PostgreSQL did not start (--sqlite does without): {error}\n{log}") from error
+    return cluster.url
+
+
 def _auth_string(machine: LocalStack) -> str:
     if processes.running(machine.folder, SERVER) is not None and not auth_file(machine.folder).exists():
         problem = f"{auth_file(machine.folder)} is gone, and the server still asks for it"
@@ -133,18 +114,22 @@ def _auth_string(machine: LocalStack) -> str:
 
 
 def down(machine: LocalStack) -> None:
-    """Stop what was started from this folder, and nothing else: the server last, because workers hand their runs back.
+    """Stop what was started from this folder, and nothing else: workers first, they hand their runs back to the server.
 
     That holds for what no file knows any more, too.
     """
 
-    def stop(part: str) -> None:
-        print(f"{part}: {'stopped' if processes.stop(machine.folder, part) else 'was not running'}", flush=True)
+    def stop(part: str, polite: signal.Signals = signal.SIGTERM) -> None:
+        stopped = processes.stop(machine.folder, part, polite)
+        print(f"{part}: {'stopped' if stopped else 'was not running'}", flush=True)
 
     for worker in reversed(WORKERS):
         stop(worker)
-    strays = processes.stop_strays(machine.folder, but=SERVER)
+    strays = processes.stop_strays(machine.folder, but=(SERVER, DATABASE))
     stop(SERVER)
+    if machine.cluster.exists:
+        # By SIGTERM it would wait for everybody who is connected, by SIGINT it ends their sessions.
+        stop(DATABASE, signal.SIGINT)
     strays += processes.stop_strays(machine.folder)
     if strays:
         print(f"and {strays} processes that were left behind")
@@ -230,12 +215,13 @@ def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=_COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--down", action="store_true", help="stop everything instead")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
     parser.add_argument("--folder", type=Path, default=Path(".regional/up"), help="database, logs, process files")
+    parser.add_argument("--sqlite", action="store_true", help="SQLite, where PostgreSQL is installed, too")
     arguments = parser.parse_args()
-    machine = LocalStack(arguments.folder.resolve(), arguments.port)
+    machine = LocalStack(arguments.folder.resolve(), arguments.port, arguments.sqlite)
     if arguments.down:
         down(machine)
         return

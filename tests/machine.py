@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 
 from prefect_regional_diffusion.deployments import background_processes as processes
-from prefect_regional_diffusion.deployments.up import PARTS
+from prefect_regional_diffusion.deployments.local_stack import PARTS
 from tests.processes import ROOT, ask, auth_files, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
@@ -36,7 +36,9 @@ KEYS = {
 class Machine:
     """`make up` with a folder and a port of its own."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
+        """`options` are those of each `up`."""
+        self.options = options
         self.folder, self.port = folder / "up", free_port()
         self.store, self.out = folder / "store", folder / "out"
         self.ui = f"http://127.0.0.1:{self.port}"
@@ -57,7 +59,13 @@ class Machine:
             str(self.folder),
         ]
         done = subprocess.run(
-            [*command, *options], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=400
+            [*command, *self.options, *options],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout

@@ -19,7 +19,8 @@ from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.deployments import server
-from prefect_regional_diffusion.deployments.up import SERVER, LocalStack, down
+from prefect_regional_diffusion.deployments.local_stack import LocalStack
+from prefect_regional_diffusion.deployments.up import SERVER, down
 from prefect_regional_diffusion.flows.server.local import make_auth_string
 
 SLEEPING = [sys.executable, "-c", "import time; time.sleep(600)"]

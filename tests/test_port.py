@@ -15,7 +15,8 @@ from unittest.mock import Mock
 import pytest
 
 from prefect_regional_diffusion.deployments import background_processes as processes
-from prefect_regional_diffusion.deployments.up import LocalStack, StartError, up
+from prefect_regional_diffusion.deployments.local_stack import LocalStack
+from prefect_regional_diffusion.deployments.up import StartError, up
 from tests.processes import free_port
 
 
@@ -66,14 +67,14 @@ def running() -> Iterator[Callable[..., None]]:
 
 def test_a_strangers_server_is_left_alone(tmp_path: Path, stranger: socket.socket, start: Mock) -> None:
     with pytest.raises(StartError, match=rf"^port {port_of(stranger)} is not free .*; choose another: --port ") as told:
-        up(LocalStack(tmp_path, port_of(stranger)))
+        up(LocalStack(tmp_path, port_of(stranger), sqlite=True))
     assert not start.called
     assert "\n" not in str(told.value)
 
 
 def test_a_port_that_does_not_exist_is_one_line(tmp_path: Path, start: Mock) -> None:
     with pytest.raises(StartError, match=r"^port 70000 is not free"):
-        up(LocalStack(tmp_path, 70000))
+        up(LocalStack(tmp_path, 70000, sqlite=True))
     assert not start.called
 
 
@@ -88,7 +89,7 @@ def test_connections_of_the_last_server_do_no_harm(tmp_path: Path, stranger: soc
     with socket.socket() as strict, pytest.raises(OSError, match="in use"):
         strict.bind(("127.0.0.1", port))
     with pytest.raises(StartedError):
-        up(LocalStack(tmp_path, port))
+        up(LocalStack(tmp_path, port, sqlite=True))
 
 
 def test_our_own_server_keeps_its_port(
@@ -96,7 +97,7 @@ def test_our_own_server_keeps_its_port(
 ) -> None:
     running(tmp_path, "server", port=port_of(stranger))
     with pytest.raises(StartedError):
-        up(LocalStack(tmp_path, port_of(stranger)))
+        up(LocalStack(tmp_path, port_of(stranger), sqlite=True))
 
 
 @pytest.mark.parametrize("part", ["server", "worker-gpu"])
@@ -110,7 +111,7 @@ def test_another_port_than_the_one_in_use_is_refused(
     with pytest.raises(
         StartError, match=rf"^{part} runs already, with port 4200 and not {wanted}: `{re.escape(down)}` first"
     ) as told:
-        up(LocalStack(tmp_path, wanted))
+        up(LocalStack(tmp_path, wanted, sqlite=True))
     assert not start.called
     assert "\n" not in str(told.value)
 
@@ -118,7 +119,7 @@ def test_another_port_than_the_one_in_use_is_refused(
 def test_what_ran_before_a_reboot_has_no_port(tmp_path: Path, start: Mock, running: Callable[..., None]) -> None:
     running(tmp_path, "server", port=4200, boot="another")
     with pytest.raises(StartedError):
-        up(LocalStack(tmp_path, free_port()))
+        up(LocalStack(tmp_path, free_port(), sqlite=True))
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # so that it outlives us
