@@ -17,12 +17,15 @@ import pytest
 import yaml
 
 from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments.postgres import installed_programs
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 from tests.forked import run
 from tests.machine import Machine
 from tests.processes import EXAMPLES, ROOT, post, regional
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
+HAS_POSTGRES = installed_programs() is not None
+PARTS = 3 + HAS_POSTGRES
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
 GRID = ROOT / "examples" / "grids" / "seeds.yaml"
 
@@ -30,12 +33,29 @@ GRID = ROOT / "examples" / "grids" / "seeds.yaml"
 def test_up_again_starts_nothing_twice(machine: Machine) -> None:
     before = [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")]
     said = machine.up()
-    assert said.count("runs already") == 3
+    assert said.count("runs already") == PARTS
     assert f"http://127.0.0.1:{machine.port}" in said
     assert [processes.running(machine.folder, part) for part in ("server", "worker-gpu", "worker-control")] == before
     schedules = [deployment["schedules"] for deployment in post(machine.api, "deployments/filter", {})]
     assert sorted(map(len, schedules)) == [0, 0, 0, 0, 0, 1, 2]
     assert len(post(machine.api, "automations/filter", {})) == 1
+
+
+def test_runs_are_in_postgres_where_it_is_installed(machine: Machine) -> None:
+    assert (processes.running(machine.folder, "database") is not None) == HAS_POSTGRES
+    assert (machine.folder / "prefect" / "prefect.db").exists() != HAS_POSTGRES
+
+
+def test_with_sqlite_a_job_is_drawn_too(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "--sqlite")
+    try:
+        machine.up()
+        run = machine.submit("render/render", job=JOB, store=str(machine.store), out=str(machine.out))
+        machine.completed(run)
+        assert (machine.folder / "prefect" / "prefect.db").exists()
+        assert not (machine.folder / "postgres").exists()
+    finally:
+        machine.up("--down")
 
 
 def test_everything_listens_on_loopback_only(machine: Machine) -> None:
@@ -191,7 +211,7 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
 
 def test_down_leaves_nothing_running(machine: Machine) -> None:
     said = machine.up("--down")
-    assert said.count("stopped") == 3
+    assert said.count("stopped") == PARTS
     left = [process for process in psutil.process_iter() if _marked(process, machine.folder)]
     assert not left
     # Twice does no harm, and a file from before a reboot does not make it kill a stranger.
@@ -200,7 +220,7 @@ def test_down_leaves_nothing_running(machine: Machine) -> None:
         (machine.folder / "server.json").write_text(
             json.dumps({"pid": stranger.pid, **processes.birth(stranger.pid), "ticks": 1})
         )
-        assert machine.up("--down").count("was not running") == 3
+        assert machine.up("--down").count("was not running") == PARTS
         assert stranger.poll() is None
     finally:
         stranger.kill()
