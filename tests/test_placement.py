@@ -18,7 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.compiling import compiled
 from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import PARTS, Canvas, Checkpoint, Denoiser, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
-from prefect_regional_diffusion.sampling_core.models.offloading import Moved, networks_loaded
+from prefect_regional_diffusion.sampling_core.models.offloading import OffloadedNetworks, networks_loaded
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
@@ -152,7 +152,7 @@ def test_networks_are_on_the_device_as_long_as_somebody_uses_them() -> None:
             self.places.append(place)
 
     network = Network()
-    moved = Moved([network], "cuda")
+    moved = OffloadedNetworks([network], "cuda")
     with moved.on_device(), moved.on_device():
         assert network.places == ["cuda"]
     with pytest.raises(ZeroDivisionError), moved.on_device():

@@ -148,5 +148,5 @@ def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Lat
             if most == 1:
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
-    steered = sum(row.adapters.steered * count for row, count in zip(rows, pictures, strict=True))
+    steered = sum(row.adapters.num_every_step * count for row, count in zip(rows, pictures, strict=True))
     return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts), control_rows=steered)

@@ -1,4 +1,4 @@
-"""The configuration of diffusers' AutoencoderKL, and how its latents lie in model space."""
+"""The configuration of diffusers' AutoencoderKL, and the affine map from its latents to model space."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AutoencoderKL(NetworkConfiguration):
 
     @property
     def latent_affine(self) -> LatentAffine:
-        """How its latents lie in model space: a factor and a shift for all channels, or a mean and deviation each."""
+        """The map from its latents to model space: a factor and a shift, or a mean and a deviation per channel."""
         if self.latents_mean and self.latents_std:
             scale = tuple(self.scaling_factor / deviation for deviation in self.latents_std)
             return LatentAffine(scale, tuple(self.latents_mean))
@@ -85,8 +85,8 @@ class AutoencoderKL(NetworkConfiguration):
         }
 
     @staticmethod
-    def spelled(name: str) -> str:
-        """Attention of the first releases had other names, which diffusers changes too when it loads."""
+    def canonical_name(name: str) -> str:
+        """The first releases had other names for attention, which diffusers converts too when it loads."""
         for old, new in _OLD_ATTENTION_NAMES.items():
             name = name.replace(old, new)
         return name

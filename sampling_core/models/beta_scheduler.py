@@ -17,7 +17,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 class BetaScheduler(Configuration):
-    """Any scheduler of a model that was trained on betas: how it was trained is read, how its authors sample is not."""
+    """Any scheduler of a model that was trained on betas: how it was trained is read, how to sample it is ignored."""
 
     ONLY: ClassVar[Mapping[str, object]] = {
         "trained_betas": None,
@@ -75,17 +75,17 @@ class BetaScheduler(Configuration):
 
 def read_beta_levels(files: ModelFiles) -> ModelLevels:
     """The noise levels of a folder whose model was trained on betas. Raises ModelError."""
-    found = BetaScheduler.read(files, SCHEDULER)
-    if found.rescale_betas_zero_snr and found.prediction_type != "v_prediction":
+    scheduler = BetaScheduler.read(files, SCHEDULER)
+    if scheduler.rescale_betas_zero_snr and scheduler.prediction_type != "v_prediction":
         # At a level without signal, the noise says nothing about the picture.
         raise files.error(f"has rescale_betas_zero_snr without prediction_type v_prediction ({SCHEDULER})")
     levels = beta_levels(
-        found.prediction_type,
-        found.beta_start,
-        found.beta_end,
-        found.num_train_timesteps,
-        found.beta_schedule,
-        zero_terminal_snr=found.rescale_betas_zero_snr,
+        scheduler.prediction_type,
+        scheduler.beta_start,
+        scheduler.beta_end,
+        scheduler.num_train_timesteps,
+        scheduler.beta_schedule,
+        zero_terminal_snr=scheduler.rescale_betas_zero_snr,
     )
     if not all(0 < low <= high and isfinite(high) for low, high in pairwise(levels.sigmas)):
         raise files.error(f"has noise levels that are not finite, or do not grow ({SCHEDULER})")

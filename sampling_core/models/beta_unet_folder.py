@@ -1,4 +1,4 @@
-"""Folders with a UNet that was trained on betas, and a KL autoencoder: what Stable Diffusion 1, 2 and XL have alike."""
+"""Folders with a UNet that was trained on betas, and a KL autoencoder: what Stable Diffusion 1, 2 and XL share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BetaUNetFolder(DiffusersFolder):
     levels: ModelLevels
 
     def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
-        """The levels that the betas give, whatever is drawn."""
+        """The levels that the betas give, for every canvas and number of steps."""
         return self.levels
 
     def working_numbers(self, canvas: Canvas, rows: int) -> int:
@@ -55,12 +55,12 @@ class BetaUNetFolder(DiffusersFolder):
         return max(forward, decoding)
 
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
-        """The chunks of the text encoder that needs most."""
+        """The number of chunks for the text encoder that needs most."""
         lengths = {name: len(embedding) for name, embedding in embeddings.items()}
         return max(len(prompt_chunks(prompt or "", syntax, tokenizer, lengths)) for tokenizer in self.tokenizers)
 
     def reading(self, prompt: str) -> Reading:
-        """How much of a prompt the text encoder reads that reads the least of it."""
+        """How much of a prompt is read by the text encoder that reads the least."""
         return min((tokenizer.reading(prompt) for tokenizer in self.tokenizers), key=lambda reading: reading.end)
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -90,12 +90,12 @@ def image_attention(unet: Mapping[str, Stored]) -> AttentionPlan:
     Files number all attention, in the order in which diffusers' UNet has its parts: down, up, middle.
     """
     end = ".attn2.to_k.weight"
-    found = {name.removesuffix(".to_k.weight"): stored.shape for name, stored in unet.items() if name.endswith(end)}
+    shapes = {name.removesuffix(".to_k.weight"): stored.shape for name, stored in unet.items() if name.endswith(end)}
     ordered = sorted(
-        found, key=lambda name: (_PARTS.index(name.split(".")[0]), *map(int, re.findall(r"\.(\d+)", name)))
+        shapes, key=lambda name: (_PARTS.index(name.split(".")[0]), *map(int, re.findall(r"\.(\d+)", name)))
     )
-    layers = tuple(ImageAttention(name, 2 * i + 1, found[name][0]) for i, name in enumerate(ordered))
-    return AttentionPlan(layers, found[ordered[0]][1] if ordered else 0)
+    layers = tuple(ImageAttention(name, 2 * i + 1, shapes[name][0]) for i, name in enumerate(ordered))
+    return AttentionPlan(layers, shapes[ordered[0]][1] if ordered else 0)
 
 
 _PARTS = ("down_blocks", "up_blocks", "mid_block")

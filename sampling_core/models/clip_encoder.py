@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, added
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
@@ -40,18 +40,18 @@ class CLIPTextEncoder:
         chunks = prompt_chunks(prompt or "", syntax, self._tokenizer, lengths)
         vectors = {name: embedding.vectors[0] for name, embedding in embeddings.items()}
 
-        def read(tokens: Tensor) -> Encoded:
-            with added(self._encoder, [*loras] * len(tokens)):
+        def forward(tokens: Tensor) -> Encoded:
+            with apply_loras(self._encoder, [*loras] * len(tokens)):
                 return Encoded(self._encoder(tokens)[0])
 
-        found = encode_chunks(chunks, syntax, self._encoder, self._tokenizer, vectors, read)
-        return Conditioning({PROMPT_EMBEDS: found.states}, repeatable=frozenset({PROMPT_EMBEDS}))
+        encoded = encode_chunks(chunks, syntax, self._encoder, self._tokenizer, vectors, forward)
+        return Conditioning({PROMPT_EMBEDS: encoded.states}, repeatable=frozenset({PROMPT_EMBEDS}))
 
 
 def projected_states(encoder: Any, tokenizer: PromptTokenizer, prompt: str) -> tuple[Tensor, Tensor]:
-    """What an encoder with a projection says of a prompt, float32 on the CPU.
+    """A prompt encoded by a text encoder with a projection, float32 on the CPU.
 
-    That are the states [1, tokens, features] of its last layer but one, and the projected embedding [1, features].
+    Returns the states [1, tokens, features] of the last layer but one, and the projected embedding [1, features].
     """
     tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
     output = encoder(tokens, output_hidden_states=True)

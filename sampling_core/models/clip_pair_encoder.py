@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     PROMPT_EMBEDS,
     Conditioning,
 )
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, added
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
@@ -49,20 +49,22 @@ class CLIPPairEncoder:
         states, pooled = list[Tensor](), list[Tensor]()
         for i, (encoder, tokenizer) in enumerate(self._encoders):
             vectors = {name: embedding.vectors[i] for name, embedding in embeddings.items()}
-            filled = [*chunks[i], *([] for _ in range(most - len(chunks[i])))]
-            found = encode_chunks(filled, syntax, encoder, tokenizer, vectors, _reader(encoder, loras[i : i + 1]))
-            states.append(found.states)
-            pooled += [] if found.pooled is None else [found.pooled]
+            padded_chunks = [*chunks[i], *([] for _ in range(most - len(chunks[i])))]
+            encoded = encode_chunks(
+                padded_chunks, syntax, encoder, tokenizer, vectors, _encoder_forward(encoder, loras[i : i + 1])
+            )
+            states.append(encoded.states)
+            pooled += [] if encoded.pooled is None else [encoded.pooled]
         tensors = {PROMPT_EMBEDS: torch.cat(states, dim=-1), POOLED_PROMPT_EMBEDS: pooled[-1]}
         if prompt is None:
             tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         return Conditioning(tensors, repeatable=frozenset({PROMPT_EMBEDS}))
 
 
-def _reader(encoder: Any, lora: Sequence[LoraLayers]) -> Callable[[Tensor], Encoded]:
-    def read(tokens: Tensor) -> Encoded:
-        with added(encoder, [*lora] * len(tokens)):
+def _encoder_forward(encoder: Any, lora: Sequence[LoraLayers]) -> Callable[[Tensor], Encoded]:
+    def forward(tokens: Tensor) -> Encoded:
+        with apply_loras(encoder, [*lora] * len(tokens)):
             output = encoder(tokens, output_hidden_states=True)
         return Encoded(output.hidden_states[-2], getattr(output, "text_embeds", None))
 
-    return read
+    return forward

@@ -65,7 +65,7 @@ class CLIPTextModel(NetworkConfiguration):
         return {"embeddings.position_ids": torch.arange(self.max_position_embeddings)[None]}
 
     @staticmethod
-    def spelled(name: str) -> str:
+    def canonical_name(name: str) -> str:
         """Releases of transformers differ in whether there is a prefix."""
         return name.removeprefix("text_model.")
 
@@ -94,8 +94,8 @@ def clip_text_network(configuration: CLIPTextModel) -> Any:
     from transformers.models.clip import modeling_clip
     from transformers.models.clip.configuration_clip import CLIPTextConfig
 
-    projects = isinstance(configuration, CLIPTextModelWithProjection)
-    network = modeling_clip.CLIPTextModelWithProjection if projects else modeling_clip.CLIPTextModel
+    has_projection = isinstance(configuration, CLIPTextModelWithProjection)
+    network = modeling_clip.CLIPTextModelWithProjection if has_projection else modeling_clip.CLIPTextModel
     values: dict[str, Any] = configuration.model_dump() | {"attn_implementation": "sdpa"}
     return network(CLIPTextConfig(**values))
 

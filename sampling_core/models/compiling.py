@@ -1,4 +1,4 @@
-"""Networks that torch compiles. What is hung on a network for one forward is unknown to what was compiled before."""
+"""Networks that torch compiles. Hooks that are registered for one forward are not seen by code compiled before."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prefect_regional_diffusion.sampling_core.models.placement import CompileMod
 
 
 def compiled(network: Any, mode: CompileMode) -> Any:
-    """The network as torch makes it on its first call with inputs of each shape; it has the same weights."""
+    """The network, compiled on its first call with inputs of each shape; it has the same weights."""
     # One program for each shape: one for all of them would depend on which of them came first, and so would the bits.
     return torch.compile(network, mode=mode, dynamic=False)
 
 
 def uncompiled(network: Any) -> Any:
-    """The network that was compiled, which heeds hooks; any other one as it is."""
+    """The original of a compiled network, which runs hooks; any other network as it is."""
     return getattr(network, "_orig_mod", network)

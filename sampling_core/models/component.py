@@ -47,7 +47,7 @@ class Component(Generic[C]):
             part=folder,
             stem=self.stem,
             weights=weights,
-            spelled=configuration.spelled,
+            canonical_name=configuration.canonical_name,
             overflows=configuration.overflows,
             buffers=configuration.buffers,
             spare=configuration.SPARE,

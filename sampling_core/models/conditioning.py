@@ -1,4 +1,4 @@
-"""Conditioning: what a network is told beside a noisy latent, as named tensors.
+"""Conditioning: the inputs of a network beside a noisy latent, as named tensors.
 
 A family chooses the names; those of diffusers are a good choice (`prompt_embeds`, `pooled_prompt_embeds`).
 """
@@ -25,7 +25,7 @@ TIME_IDS = "time_ids"
 """Numbers that are embedded like a time: [r, numbers]."""
 
 GUIDANCE = "guidance"
-"""The scale that a model with embedded guidance is told: [r], float32. It belongs to a row and not to its prompt."""
+"""The scale as an input of models with embedded guidance: [r], float32. It belongs to a row, not to its prompt."""
 
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 """Name, type and shape without the row axis of each tensor, by name: conditionings of one layout can be stacked.
@@ -34,20 +34,20 @@ An axis along which a tensor may be repeated is 0.
 """
 
 MOST_REPEATS = 4
-"""The shortest prompt of a forward is repeated at most so often, as in ComfyUI: more would cost more than it spares."""
+"""The shortest prompt of a forward is repeated at most so often, as in ComfyUI: beyond that, two forwards cost less."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """Named tensors [r, ...], one row per network row; an encoded prompt has one row. Not to be changed.
 
-    A conditioning without tensors tells nothing and fits any number of rows: counting needs no prompts.
+    A conditioning without tensors fits any number of rows: counting forwards needs no prompts.
     """
 
     tensors: Mapping[str, Tensor]
     repeatable: frozenset[str] = frozenset()
-    """Names of tensors [r, n, ...] that may be repeated along n, and the network answers the same: it attends to them,
-    and they have no places. So a prompt of one chunk can share a forward with a prompt of two."""
+    """Names of tensors [r, n, ...] that may be repeated along n without changing the network's answer: it attends to
+    them, and they have no positions. So a prompt of one chunk can share a forward with a prompt of two."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for tensors without a row axis, or of different numbers of rows."""
@@ -63,11 +63,11 @@ class Conditioning:
     @property
     def layout(self) -> Layout:
         """What must agree for rows to share a forward."""
-        found: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
+        entries: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
         for name, tensor in sorted(self.tensors.items()):
             shape = tuple(tensor.shape[1:])
-            found.append((name, tensor.dtype, (0, *shape[1:]) if name in self.repeatable else shape))
-        return tuple(found)
+            entries.append((name, tensor.dtype, (0, *shape[1:]) if name in self.repeatable else shape))
+        return tuple(entries)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -93,16 +93,16 @@ class Conditioning:
 def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
     """The rows of several conditionings (at least one), one after the other.
 
-    What may be repeated is, up to the least common multiple of its lengths. Raises ValueError unless all have the same
-    layout: what a shorter prompt is filled up with otherwise is for its family to say.
+    Repeatable tensors are repeated up to the least common multiple of their lengths. Raises ValueError unless all have
+    the same layout: other tensors of shorter prompts are padded by their family.
     """
     first, *others = conditionings
     if any(other.layout != first.layout for other in others):
         raise ValueError("conditionings of one forward have tensors of the same names, types and shapes")
-    tensors = {name: [one[name] for one in conditionings] for name in first.tensors}
+    tensors = {name: [conditioning[name] for conditioning in conditionings] for name in first.tensors}
     for name in first.repeatable & tensors.keys():
         length = math.lcm(*(tensor.shape[1] for tensor in tensors[name]))
-        tensors[name] = [_repeated(tensor, length) for tensor in tensors[name]]
+        tensors[name] = [_repeat(tensor, length) for tensor in tensors[name]]
     return replace(first, tensors={name: torch.cat(parts) for name, parts in tensors.items()})
 
 
@@ -111,7 +111,7 @@ def stackable(lengths: Sequence[tuple[int, ...]]) -> bool:
     return all(math.lcm(*sizes) <= MOST_REPEATS * min(sizes) for sizes in zip(*lengths, strict=True))
 
 
-def _repeated(tensor: Tensor, length: int) -> Tensor:
-    """A tensor [r, n, ...] over and over along n. One that is long enough is not copied."""
+def _repeat(tensor: Tensor, length: int) -> Tensor:
+    """A tensor [r, n, ...], repeated along n up to a length. One that is long enough is not copied."""
     times = length // tensor.shape[1]
     return tensor if times == 1 else torch.cat([tensor] * times, dim=1)

@@ -1,7 +1,7 @@
 """What a configuration may say: a table of keys, types and bounds for each class that is loaded.
 
-Nothing but the values in these tables reaches the libraries, so a key that is missing here can make them do nothing.
-It is refused all the same, because the model would not be the one that was meant. A family of models adds its tables.
+Only the values in these tables reach the libraries, so a key that is missing here has no effect. It is refused all the
+same, because the model would not be the one that was meant. A family of models adds its tables.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ class Configuration(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     ONLY: ClassVar[Mapping[str, object]] = {}
-    """Keys that may be there with this one value: a class' own name, or what it wrote of a feature switched off."""
+    """Keys that are accepted with this one value: the class' name, or a feature that is switched off."""
     NOTES: ClassVar[frozenset[str]] = frozenset()
-    """Keys that may be there with any plain value: notes about training and versions, which change no picture."""
+    """Keys that are accepted with any plain value: notes about training and versions, which change no picture."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_notes(cls, found: Any) -> Any:
-        if not isinstance(found, dict):
-            return found
-        kept: dict[str, Any] = {}
-        for key, value in found.items():
+    def _without_notes(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known_values: dict[str, Any] = {}
+        for key, value in data.items():
             if key in cls.ONLY:
                 if value is not None and (value != cls.ONLY[key] or type(value) is not type(cls.ONLY[key])):
-                    raise _refused(key, f"is {plain_value(value)}, and may only be {json.dumps(cls.ONLY[key])}")
+                    raise _refusal(key, f"is {plain_value(value)}, and may only be {json.dumps(cls.ONLY[key])}")
             elif key in cls.NOTES:
-                if not _plain(value):
-                    raise _refused(key, "should be text, a number, or a short list of them")
+                if not _is_plain(value):
+                    raise _refusal(key, "should be text, a number, or a short list of them")
             elif key in cls.model_fields:
-                kept[key] = value
+                known_values[key] = value
             elif value not in (None, "", [], {}):
-                raise _refused(key, f"is no key that a {cls.__name__} is known to have")
-        return kept
+                raise _refusal(key, f"is no key that a {cls.__name__} is known to have")
+        return known_values
 
     @classmethod
     def read(cls: type[C], files: ModelFiles, name: str) -> C:
@@ -69,19 +69,19 @@ class Configuration(BaseModel):
         return cls.checked(files.mapping(name), files, name)
 
     @classmethod
-    def checked(cls: type[C], found: object, files: ModelFiles, name: str) -> C:
+    def checked(cls: type[C], values: object, files: ModelFiles, name: str) -> C:
         """Check what was read of a file. Raises ModelError."""
         try:
-            return cls.model_validate(found)
+            return cls.model_validate(values)
         except ValidationError as error:
-            raise files.error(f"has a configuration that is not known here ({name}: {_said(error)})") from None
+            raise files.error(f"has a configuration that is not known here ({name}: {_first_mistake(error)})") from None
 
 
 class NetworkConfiguration(Configuration):
     """The configuration of a part with weights: it knows what has to be in their files."""
 
     SPARE: ClassVar[frozenset[str]] = frozenset()
-    """Tensors that files may have and the network has no place for, by the names that they have now."""
+    """Tensors that files may have and the network does not, by canonical name."""
 
     @property
     def least_tensors(self) -> int:
@@ -93,15 +93,15 @@ class NetworkConfiguration(Configuration):
         raise NotImplementedError
 
     @staticmethod
-    def spelled(name: str) -> str:
-        """The name that a tensor has now; files have those of the release that wrote them.
+    def canonical_name(name: str) -> str:
+        """The name that a tensor has in the current release; files have the names of the release that wrote them.
 
-        Tensors of a network that are one and the same have the same.
+        Names of one tensor that a network shares have the same canonical name.
         """
         return name
 
     def buffers(self) -> dict[str, Tensor]:
-        """Tensors of the network that follow from its configuration and are in no file, by the names they have now."""
+        """Tensors of the network that follow from its configuration and are in no file, by canonical name."""
         return {}
 
     @staticmethod
@@ -110,28 +110,28 @@ class NetworkConfiguration(Configuration):
         return False
 
 
-def check_levels(levels: int, *given: object) -> None:
-    """Raise ValueError for a list that has not one item for each level of a network."""
-    if any(isinstance(items, list) and len(items) != levels for items in given):
+def check_levels(levels: int, *per_level: object) -> None:
+    """Raise ValueError for a list that does not have one item for each level of a network."""
+    if any(isinstance(items, list) and len(items) != levels for items in per_level):
         raise ValueError(f"lists of {levels} items each, as many as block_out_channels has")
 
 
-def _said(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError) -> str:
     """The first mistake: the key, what was found, what is allowed."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return first["msg"]
     # Beside keys and positions, pydantic names the branch of a union here.
     where = [str(first["loc"][0]), *(str(step) for step in first["loc"][1:] if isinstance(step, int))]
-    found = "" if first["type"] == "missing" else f" is {plain_value(first['input'])}"
-    return f"{'.'.join(where)}{found}: {first['msg']:.200}"
+    stated = "" if first["type"] == "missing" else f" is {plain_value(first['input'])}"
+    return f"{'.'.join(where)}{stated}: {first['msg']:.200}"
 
 
-def _refused(key: str, says: str) -> PydanticCustomError:
-    return PydanticCustomError("not_known", "{key} {says}", {"key": plain_value(key), "says": says})
+def _refusal(key: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("not_known", "{key} {says}", {"key": plain_value(key), "says": problem})
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether a value is a short one, and holds nothing that is nested further."""
     if isinstance(value, dict):
         value = list(value.values())

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM
 from prefect_regional_diffusion.sampling_core.models.control_rows import AdapterMaps, ControlNetHint
-from prefect_regional_diffusion.sampling_core.models.controlnet import CONTROLNET, ControlNetModel, copied_from
+from prefect_regional_diffusion.sampling_core.models.controlnet import (
+    CONTROLNET,
+    ControlNetModel,
+    configuration_from_unet,
+)
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles, of_variant
 from prefect_regional_diffusion.sampling_core.models.loading import (
     NetworkSource,
@@ -43,7 +47,7 @@ ControlKind = Literal["ControlNet", "T2I-Adapter"]
 
 
 class ControlBase(NamedTuple):
-    """What of a model a ControlNet or T2I-Adapter must suit: its UNet, and pixels of a latent cell."""
+    """What a ControlNet or T2I-Adapter must fit: a model's UNet, and the pixels of a latent cell."""
 
     unet: UNet2DConditionModel
     cell: int
@@ -59,8 +63,8 @@ class ControlNetwork(NamedTuple):
     @torch.inference_mode()
     def source(self, picture: RgbImage) -> ControlNetHint | AdapterMaps:
         """What it adds to rows that are steered by a picture [H, W, 3], 8 bits, of the canvas' size."""
-        seen = (_gray(picture) if self.gray else picture).permute(2, 0, 1)[None]
-        pixels = seen.to(self.network.device, torch.float32).div(255).to(self.network.dtype)
+        image = (_to_gray(picture) if self.gray else picture).permute(2, 0, 1)[None]
+        pixels = image.to(self.network.device, torch.float32).div(255).to(self.network.dtype)
         if self.kind == "ControlNet":
             return ControlNetHint(self.network, pixels)
         return AdapterMaps(tuple(self.network(pixels)))
@@ -73,7 +77,7 @@ class ControlFile:
     files: ModelFiles
     source: NetworkSource
     configuration: ControlNetModel | T2IAdapter
-    read: tuple[str, ...]
+    file_names: tuple[str, ...]
     """The files that are read, by name."""
 
     @property
@@ -97,13 +101,13 @@ class ControlFile:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, over everything that is read, and over what the model says where a file does not."""
-        total = hashlib.sha256()
-        if CONFIG not in self.read:
-            total.update(self.configuration.model_dump_json().encode())
-        for name in self.read:
-            total.update(f"{name} ".encode())
-            total.update(self.files.digest(name))
-        return total.hexdigest()
+        sha256 = hashlib.sha256()
+        if CONFIG not in self.file_names:
+            sha256.update(self.configuration.model_dump_json().encode())
+        for name in self.file_names:
+            sha256.update(f"{name} ".encode())
+            sha256.update(self.files.digest(name))
+        return sha256.hexdigest()
 
     def check_weights(self) -> None:
         """Raise ModelError unless the files have exactly the tensors that the network needs. Reads no tensors."""
@@ -121,72 +125,78 @@ class ControlFile:
 
 def open_control(files: ModelFiles, base: ControlBase) -> ControlFile:
     """Compare a folder or a file with a model. Reads headers and configurations, and no tensors. Raises ModelError."""
-    alone = len(files.files) == 1 and CONFIG not in files
-    if alone and not files.files[0].name.endswith(".safetensors"):
+    is_single_file = len(files.files) == 1 and CONFIG not in files
+    if is_single_file and not files.files[0].name.endswith(".safetensors"):
         raise files.error("is no .safetensors file (pickled weights are never read)")
-    found = _single(files, base) if alone else _folder(files)
-    configuration = found.configuration
+    control = _open_single_file(files, base) if is_single_file else _open_folder(files)
+    configuration = control.configuration
     if isinstance(configuration, ControlNetModel):
-        problem = configuration.unlike(base.unet)
+        problem = configuration.mismatch_with(base.unet)
         if not problem and configuration.pixels_of_a_cell != base.cell:
             problem = f"{configuration.pixels_of_a_cell} pixels for a latent cell, not {base.cell}"
     else:
-        problem = configuration.unlike(base.unet, base.cell)
+        problem = configuration.mismatch_with(base.unet, base.cell)
     if problem:
-        raise files.error(f"is a {found.kind} for another model ({problem})")
-    return found
+        raise files.error(f"is a {control.kind} for another model ({problem})")
+    return control
 
 
-def _folder(files: ModelFiles) -> ControlFile:
-    """What the configuration of a folder says that it is."""
-    written = files.mapping(CONFIG)
-    kind = written.get("_class_name")
+def _open_folder(files: ModelFiles) -> ControlFile:
+    """A folder, of the kind that its configuration names."""
+    values = files.mapping(CONFIG)
+    kind = values.get("_class_name")
     if kind not in ("ControlNetModel", "T2IAdapter"):
         raise files.error(f"is a {plain_value(kind)}, and neither a ControlNetModel nor a T2IAdapter ({CONFIG})")
     # Many are published as float16 alone.
     if WEIGHTS not in files:
         files = of_variant(files, "fp16")
-    weights = _by_name(files, WEIGHTS)
+    weights = _weights_by_name(files, WEIGHTS)
     if kind == "ControlNetModel":
-        return _of_controlnet(files, written, weights, (CONFIG, WEIGHTS))
-    return _of_adapter(files, written, weights, (CONFIG, WEIGHTS))
+        return _controlnet_file(files, values, weights, (CONFIG, WEIGHTS))
+    return _adapter_file(files, values, weights, (CONFIG, WEIGHTS))
 
 
-def _single(files: ModelFiles, base: ControlBase) -> ControlFile:
-    """What the tensors of a file say that it is."""
+def _open_single_file(files: ModelFiles, base: ControlBase) -> ControlFile:
+    """A single file, of the kind that its tensors' names show."""
     file = files.files[0].name
-    weights = _by_name(files, file)
+    weights = _weights_by_name(files, file)
     if any(name.startswith(ORIGINAL) for name in weights):
         weights = controlnet_weights(weights)
     if any(name.startswith("controlnet_cond_embedding.") for name in weights):
-        return _of_controlnet(files, copied_from(base.unet, hint_channels(weights)), weights, (file,))
+        return _controlnet_file(files, configuration_from_unet(base.unet, hint_channels(weights)), weights, (file,))
     if any(name.startswith("adapter.body.") for name in weights):
-        return _of_adapter(files, adapter_configuration(weights), weights, (file,))
+        return _adapter_file(files, adapter_configuration(weights), weights, (file,))
     first = plain_value(next(iter(weights), None))
     raise files.error(f"is neither a ControlNet nor a T2I-Adapter in names that are known here (it has {first})")
 
 
-def _of_controlnet(
-    files: ModelFiles, written: Mapping[str, Any], weights: Weights, read: tuple[str, ...]
+def _controlnet_file(
+    files: ModelFiles, values: Mapping[str, Any], weights: Weights, file_names: tuple[str, ...]
 ) -> ControlFile:
-    configuration = ControlNetModel.checked(dict(written), files, CONFIG)
-    held = replace(files, parts={"ControlNet": weights})
-    return ControlFile(files, CONTROLNET.source(held, "ControlNet", configuration), configuration, read)
+    configuration = ControlNetModel.checked(dict(values), files, CONFIG)
+    files_with_parts = replace(files, parts={"ControlNet": weights})
+    return ControlFile(
+        files, CONTROLNET.source(files_with_parts, "ControlNet", configuration), configuration, file_names
+    )
 
 
-def _of_adapter(files: ModelFiles, written: Mapping[str, Any], weights: Weights, read: tuple[str, ...]) -> ControlFile:
-    configuration = T2IAdapter.checked(dict(written), files, CONFIG)
-    held = replace(files, parts={"T2I-Adapter": weights})
-    return ControlFile(files, T2I_ADAPTER.source(held, "T2I-Adapter", configuration), configuration, read)
+def _adapter_file(
+    files: ModelFiles, values: Mapping[str, Any], weights: Weights, file_names: tuple[str, ...]
+) -> ControlFile:
+    configuration = T2IAdapter.checked(dict(values), files, CONFIG)
+    files_with_parts = replace(files, parts={"T2I-Adapter": weights})
+    return ControlFile(
+        files, T2I_ADAPTER.source(files_with_parts, "T2I-Adapter", configuration), configuration, file_names
+    )
 
 
-def _by_name(files: ModelFiles, name: str) -> Weights:
+def _weights_by_name(files: ModelFiles, name: str) -> Weights:
     if name not in files:
         raise files.error(f"has no {name}")
     return {stored.name: stored for stored in read_header(files, name)[0]}
 
 
-def _gray(picture: RgbImage) -> Tensor:
+def _to_gray(picture: RgbImage) -> Tensor:
     """One channel [H, W, 1], 8 bits, as PIL has it: of grey pixels their own value."""
     weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)
     return (((picture.to(torch.int64) * weights).sum(-1, keepdim=True) + 2**15) >> 16).to(torch.uint8)

@@ -1,7 +1,7 @@
 """ControlNets and T2I-Adapters in a forward: each row of a batch has its own, and the others have zeros added.
 
-Both add to what a UNet's encoder finds. A ControlNet reads the row as well, so it answers those rows that have it, and
-no others; a T2I-Adapter reads a picture alone, and its maps are computed before the first step.
+Both add to the features of a UNet's encoder. A ControlNet also reads the row's latent, so it runs in every step, on the
+rows that have it; a T2I-Adapter reads the picture alone, and its maps are computed before the first step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ControlNetHint(NamedTuple):
 
 
 class AdapterMaps(NamedTuple):
-    """What a T2I-Adapter finds in a picture: maps [1, c, h, w] of each block of an encoder, and of its middle."""
+    """A T2I-Adapter's features of a picture: maps [1, c, h, w] for each block of an encoder, and for its middle."""
 
     maps: tuple[Tensor, ...]
 
@@ -35,48 +35,48 @@ class RowControl(NamedTuple):
 
 
 class RowInputs(NamedTuple):
-    """What a UNet is given, and its ControlNets as well: latents [r, c, h, w], timesteps [r], and the rest by row."""
+    """Inputs of a UNet and of its ControlNets: latents [r, c, h, w], timesteps [r], and the rest by row."""
 
     sample: Tensor
     timesteps: Tensor
     prompts: Tensor
-    added: Mapping[str, Tensor]
+    added_cond: Mapping[str, Tensor]
 
     def of(self, index: Tensor) -> RowInputs:
         """Some of the rows."""
-        added = {name: tensor[index] for name, tensor in self.added.items()}
-        return RowInputs(self.sample[index], self.timesteps[index], self.prompts[index], added)
+        added_cond = {name: tensor[index] for name, tensor in self.added_cond.items()}
+        return RowInputs(self.sample[index], self.timesteps[index], self.prompts[index], added_cond)
 
 
 def residuals(rows: Sequence[Sequence[RowControl]], inputs: RowInputs) -> dict[str, Any]:
-    """What a forward of diffusers' UNet is given for rows with these controls; nothing where no row has any.
+    """Keyword arguments of diffusers' UNet for rows with these controls; none where no row has any.
 
-    Of several controls of one row, the sum is added.
+    The residuals of several controls of one row are summed.
     """
-    found: dict[str, Any] = {}
-    nets = [_answered(group, inputs) for group in _by_network(rows)]
-    if nets:
-        *down, middle = _summed(nets, inputs)
-        found = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
-    maps = [
-        _OfRows(_index([row], inputs), _times(control.source.maps, [control.strength], inputs))
-        for row, control in _each(rows)
+    unet_kwargs: dict[str, Any] = {}
+    controlnet_tensors = [_controlnet_residuals(group, inputs) for group in _controlnet_batches(rows)]
+    if controlnet_tensors:
+        *down, middle = _sum_by_place(controlnet_tensors, inputs)
+        unet_kwargs = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+    adapter_tensors = [
+        _RowTensors(_row_index([row], inputs), _scaled(control.source.maps, [control.strength], inputs))
+        for row, control in _row_controls(rows)
         if isinstance(control.source, AdapterMaps)
     ]
-    if maps:
+    if adapter_tensors:
         # The UNet takes them off the list.
-        found["down_intrablock_additional_residuals"] = _summed(maps, inputs)
-    return found
+        unet_kwargs["down_intrablock_additional_residuals"] = _sum_by_place(adapter_tensors, inputs)
+    return unet_kwargs
 
 
-class _OfRows(NamedTuple):
+class _RowTensors(NamedTuple):
     """What is added to some rows: tensors [n, c, h, w], whose i-th is for the row `rows[i]`."""
 
     rows: Tensor
     tensors: Sequence[Tensor]
 
 
-class _Asked(NamedTuple):
+class _ControlNetRow(NamedTuple):
     """One row of a ControlNet's batch."""
 
     row: int
@@ -84,57 +84,58 @@ class _Asked(NamedTuple):
     strength: float
 
 
-def _each(rows: Sequence[Sequence[RowControl]]) -> Iterator[tuple[int, RowControl]]:
+def _row_controls(rows: Sequence[Sequence[RowControl]]) -> Iterator[tuple[int, RowControl]]:
     return ((row, control) for row, controls in enumerate(rows) for control in controls)
 
 
-def _by_network(rows: Sequence[Sequence[RowControl]]) -> list[list[_Asked]]:
-    """The rows of each ControlNet. One that a row has more than once, with several pictures, has so many batches: no
-    row is twice in one, so that the order in which its residuals are added does not depend on the device.
+def _controlnet_batches(rows: Sequence[Sequence[RowControl]]) -> list[list[_ControlNetRow]]:
+    """The rows of each ControlNet. If a row has one ControlNet several times, with several pictures, they are in as
+    many batches: no row is twice in a batch, so that the order in which its residuals are added does not depend on the
+    device.
     """
-    groups: dict[tuple[int, int], list[_Asked]] = {}
+    groups: dict[tuple[int, int], list[_ControlNetRow]] = {}
     for row, controls in enumerate(rows):
-        times: dict[int, int] = {}
+        occurrences: dict[int, int] = {}
         for source, strength in controls:
             if isinstance(source, ControlNetHint):
                 network = id(source.network)
-                times[network] = times.get(network, 0) + 1
-                groups.setdefault((network, times[network]), []).append(_Asked(row, source, strength))
+                occurrences[network] = occurrences.get(network, 0) + 1
+                groups.setdefault((network, occurrences[network]), []).append(_ControlNetRow(row, source, strength))
     return list(groups.values())
 
 
-def _answered(group: Sequence[_Asked], inputs: RowInputs) -> _OfRows:
+def _controlnet_residuals(group: Sequence[_ControlNetRow], inputs: RowInputs) -> _RowTensors:
     """The residuals of one ControlNet: those of each place in the encoder, and that of the middle."""
-    index = _index([one.row for one in group], inputs)
-    own = inputs.of(index)
+    index = _row_index([row.row for row in group], inputs)
+    row_inputs = inputs.of(index)
     down, middle = group[0].hint.network(
-        own.sample,
-        own.timesteps,
-        encoder_hidden_states=own.prompts,
-        controlnet_cond=torch.cat([one.hint.picture for one in group]),
-        added_cond_kwargs=own.added or None,
+        row_inputs.sample,
+        row_inputs.timesteps,
+        encoder_hidden_states=row_inputs.prompts,
+        controlnet_cond=torch.cat([row.hint.picture for row in group]),
+        added_cond_kwargs=row_inputs.added_cond or None,
         return_dict=False,
     )
-    return _OfRows(index, _times([*down, middle], [one.strength for one in group], inputs))
+    return _RowTensors(index, _scaled([*down, middle], [row.strength for row in group], inputs))
 
 
-def _summed(parts: Sequence[_OfRows], inputs: RowInputs) -> list[Tensor]:
+def _sum_by_place(parts: Sequence[_RowTensors], inputs: RowInputs) -> list[Tensor]:
     """One tensor [r, c, h, w] for each place, with zeros for rows to which nothing is added."""
     rows = len(inputs.sample)
-    found: list[Tensor] = []
+    sums: list[Tensor] = []
     for tensors in zip_longest(*(part.tensors for part in parts)):
         present = [(part.rows, tensor) for part, tensor in zip(parts, tensors, strict=True) if tensor is not None]
         total = present[0][1].new_zeros(rows, *present[0][1].shape[1:])
         for index, tensor in present:
             total.index_add_(0, index, tensor)
-        found.append(total)
-    return found
+        sums.append(total)
+    return sums
 
 
-def _times(tensors: Sequence[Tensor], strengths: Sequence[float], inputs: RowInputs) -> list[Tensor]:
+def _scaled(tensors: Sequence[Tensor], strengths: Sequence[float], inputs: RowInputs) -> list[Tensor]:
     column = torch.tensor(strengths, dtype=inputs.sample.dtype, device=inputs.sample.device)[:, None, None, None]
     return [tensor * column for tensor in tensors]
 
 
-def _index(rows: Sequence[int], inputs: RowInputs) -> Tensor:
+def _row_index(rows: Sequence[int], inputs: RowInputs) -> Tensor:
     return torch.tensor(rows, device=inputs.sample.device)

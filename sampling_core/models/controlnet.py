@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DCo
 
 
 class ControlNetModel(NetworkConfiguration):
-    """What is left out here asks for inputs that no family of ours has, or is of ControlNets for several kinds."""
+    """Keys that are left out here need inputs that no supported family has, or are of ControlNets for several kinds."""
 
     ONLY: ClassVar[Mapping[str, object]] = {
         "_class_name": "ControlNetModel",
@@ -65,7 +65,7 @@ class ControlNetModel(NetworkConfiguration):
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
 
     @model_validator(mode="after")
-    def _of_as_many_levels(self) -> ControlNetModel:
+    def _lists_fit_levels(self) -> ControlNetModel:
         """Whatever is given for each level is given for all of them."""
         check_levels(
             len(self.block_out_channels),
@@ -90,13 +90,13 @@ class ControlNetModel(NetworkConfiguration):
         """Edge of what becomes one latent cell of the picture that it reads."""
         return 2 ** (len(self.conditioning_embedding_out_channels) - 1)
 
-    def unlike(self, unet: UNet2DConditionModel) -> str:
-        """What it has of another kind than a UNet that it shall be added to; empty if it suits it.
+    def mismatch_with(self, unet: UNet2DConditionModel) -> str:
+        """How it differs from a UNet that it is to be added to; empty if it fits.
 
         It may have other blocks inside, as the small ones of SDXL do: what is added has the shapes that these say.
         """
         levels = len(unet.block_out_channels)
-        wanted: dict[str, object] = {
+        unet_values: dict[str, object] = {
             "in_channels": unet.in_channels,
             "cross_attention_dim": unet.cross_attention_dim,
             "block_out_channels": unet.block_out_channels,
@@ -105,18 +105,18 @@ class ControlNetModel(NetworkConfiguration):
             "addition_time_embed_dim": unet.addition_time_embed_dim,
             "projection_class_embeddings_input_dim": unet.projection_class_embeddings_input_dim,
         }
-        for key, value in wanted.items():
-            own = getattr(self, key)
-            if value not in (own, [own] * levels):
-                return f"{key} {own}, not {value}"
+        for key, unet_value in unet_values.items():
+            value = getattr(self, key)
+            if unet_value not in (value, [value] * levels):
+                return f"{key} {value}, not {unet_value}"
         return ""
 
 
-def copied_from(unet: UNet2DConditionModel, hint_channels: list[int]) -> dict[str, Any]:
+def configuration_from_unet(unet: UNet2DConditionModel, hint_channels: list[int]) -> dict[str, Any]:
     """The configuration of a ControlNet that was made from this UNet, in its keys: most are the UNet's own."""
-    own = unet.model_dump(include=set(ControlNetModel.model_fields))
-    said = {key: value for key, value in own.items() if value is not None}
-    return said | {"conditioning_embedding_out_channels": hint_channels}
+    unet_values = unet.model_dump(include=set(ControlNetModel.model_fields))
+    stated_values = {key: value for key, value in unet_values.items() if value is not None}
+    return stated_values | {"conditioning_embedding_out_channels": hint_channels}
 
 
 def controlnet(configuration: ControlNetModel) -> Any:

@@ -1,4 +1,4 @@
-"""A diffusers folder: its index, the components that it is made of, and what all families do alike with their files."""
+"""A diffusers folder: its index, its components, and what all families do with their files in the same way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Library = Annotated[list[str | None], Field(min_length=2, max_length=2)]
 
 
 class ModelIndex(Configuration):
-    """The components of a model. What is no family's business is not loaded, whatever class it names."""
+    """The components of a model. A component that no family declares is never loaded, whatever class it names."""
 
     NOTES: ClassVar[frozenset[str]] = frozenset({"_diffusers_version", "_name_or_path"})
 
@@ -54,18 +54,20 @@ SCHEDULER_FILES = ("scheduler_config.json",)
 """Files of the scheduler's folder that are read."""
 
 
-def check_classes(index: ModelIndex, files: ModelFiles, known: Mapping[str, Class]) -> None:
+def check_classes(index: ModelIndex, files: ModelFiles, known_classes: Mapping[str, Class]) -> None:
     """Raise ModelError for a component of another class than is known here, or from another library.
 
-    An index may name any class, and code of its own: `known` are all that are loaded, by field of the index.
+    An index may name any class, and code of its own: `known_classes` are all that are loaded, by field of the index.
     """
-    for name, (library, classes) in known.items():
-        found = getattr(index, name)
-        of_class = found[1] or ""
-        fits = found[0] == library and any(fnmatchcase(of_class, one) for one in classes)
-        if not fits or not of_class.isidentifier():
-            own = f"{library} {' or '.join(classes)}"
-            raise files.error(f"has a {name} that is {found}, not {own} (code that comes with a model is not run)")
+    for name, (library, classes) in known_classes.items():
+        component = getattr(index, name)
+        class_name = component[1] or ""
+        fits = component[0] == library and any(fnmatchcase(class_name, one) for one in classes)
+        if not fits or not class_name.isidentifier():
+            expected = f"{library} {' or '.join(classes)}"
+            raise files.error(
+                f"has a {name} that is {component}, not {expected} (code that comes with a model is not run)"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class DiffusersFolder:
     """A checked folder: what its weight files hold, by folder of a component. Families derive from it."""
 
     PARTS: ClassVar[Mapping[Part, tuple[str, ...]]]
-    """The folders of each part; of those that a model may lack, those that it has are loaded."""
+    """The folders of each part; optional ones that a model lacks are skipped."""
     READ: ClassVar[Mapping[str, tuple[str, ...]]]
     """Files that are read beside weights and their configurations, by folder."""
 
@@ -88,15 +90,15 @@ class DiffusersFolder:
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
-        total = hashlib.sha256()
-        for name in self._counted():
-            total.update(f"{name} ".encode())
-            total.update(self.files.digest(name))
-        return total.hexdigest()
+        sha256 = hashlib.sha256()
+        for name in self._hashed_files():
+            sha256.update(f"{name} ".encode())
+            sha256.update(self.files.digest(name))
+        return sha256.hexdigest()
 
-    def _counted(self) -> list[str]:
+    def _hashed_files(self) -> list[str]:
         """The files that determine pictures: weights and configurations, but no other variants, and no notes."""
-        names = {f"{folder}/{name}".lstrip("/") for folder, read in self.READ.items() for name in read}
+        names = {f"{folder}/{name}".lstrip("/") for folder, file_names in self.READ.items() for name in file_names}
         for folder, network in self.networks.items():
             stem = f"{folder}/{network.stem}.safetensors"
             names |= {f"{folder}/config.json", stem, f"{stem}.index.json"}
@@ -104,20 +106,20 @@ class DiffusersFolder:
         return sorted((name for name in names if name in self.files), key=PurePosixPath)
 
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
-        """One: families that read longer prompts say otherwise."""
+        """One; families that read longer prompts override this."""
         return 1
 
     def open_lora(self, files: ModelFiles) -> Lora:
         """Compare a LoRA's header with the weights of this model. Raises ModelError."""
-        of = {part: {name: self.networks[name].weights for name in self.PARTS[part]} for part in self.PARTS}
-        return open_lora(files, of["denoiser"], of["text_encoder"])
+        weights = {part: {name: self.networks[name].weights for name in self.PARTS[part]} for part in self.PARTS}
+        return open_lora(files, weights["denoiser"], weights["text_encoder"])
 
     def open_control(self, files: ModelFiles) -> ControlFile:
-        """None suits: families that take them say otherwise. Raises ModelError."""
+        """Raises ModelError; families that take controls override this."""
         raise files.error("is a ControlNet or T2I-Adapter for another family of models")
 
     def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
-        """Raises ModelError: families that take image prompts say otherwise."""
+        """Raises ModelError; families that take image prompts override this."""
         raise files.error("is for a model that takes image prompts")
 
     def check_weights(self, part: Part) -> None:
@@ -126,19 +128,21 @@ class DiffusersFolder:
             if folder in self.networks:
                 check_network(self.networks[folder])
 
-    def placed(self, part: Part, placement: Placement) -> Placement:
-        """How the networks of a part are run where the machine has chosen `placement`: families may know better."""
+    def placement_of(self, part: Part, placement: Placement) -> Placement:
+        """How the networks of a part are run on a machine that has chosen `placement`; families may override it."""
         return placement
 
     def part_bytes(self, part: Part, placement: Placement) -> int:
         """Bytes that the weights of a part take in memory."""
-        placed = self.placed(part, placement)
-        return sum(network_bytes(self.networks[name], placed) for name in self.PARTS[part] if name in self.networks)
+        part_placement = self.placement_of(part, placement)
+        return sum(
+            network_bytes(self.networks[name], part_placement) for name in self.PARTS[part] if name in self.networks
+        )
 
     def load(self, folder: str, placement: Placement) -> Any:
         """Read the weights of one component. Raises ModelError."""
         part: Part = next(part for part, folders in self.PARTS.items() if folder in folders)
-        network = load_network(self.networks[folder], self.placed(part, placement))
+        network = load_network(self.networks[folder], self.placement_of(part, placement))
         if part == "denoiser" and placement.compiled is not None:
             return compiled(network, placement.compiled)
         return network

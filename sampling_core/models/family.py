@@ -1,4 +1,4 @@
-"""The boundary between this project and models: what a family of models has to bring, and nothing else is known of it.
+"""The boundary between this project and models: the interface of a family, which is all that other code uses of it.
 
 A family (Stable Diffusion, say) opens files as a `Checkpoint`. That knows its `Facts` without weights, and loads its
 three parts separately: text encoders, denoiser, autoencoder. Latents are spatial [b, c, h, w] everywhere outside a
@@ -34,8 +34,8 @@ Part = Literal["text_encoder", "denoiser", "autoencoder"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 GuidanceKind = Literal["cfg", "embedded", "none"]
-"""How a model follows prompts more strictly: with a second row under a negative prompt; told the scale as an input
-(`GUIDANCE` of a conditioning), with one row; or not at all, because it was distilled at one scale."""
+"""How a model is guided: with a second row for a negative prompt; with the scale as an input (`GUIDANCE` of a
+conditioning), in one row; or not at all, because it was distilled at one scale."""
 
 
 class Canvas(NamedTuple):
@@ -141,7 +141,7 @@ class TextEncoder(Protocol):
         embeddings: Embeddings = NO_EMBEDDINGS,
         loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
-        """What the denoiser is told of a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`.
+        """The denoiser's inputs for a prompt: one row, on the CPU, of the checkpoint's `conditioning_specs`.
 
         The dialect is one of the family's, and `embeddings` has at least what the prompt names. `loras` are what is
         added to each of the text encoders, if there are any.
@@ -158,12 +158,12 @@ class Denoiser(Protocol):
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        """The clean latents [r, c, h, w] that the network believes in.
+        """The clean latents [r, c, h, w] that the network predicts.
 
         `adapters` are what each row has beside its prompt; they are left out where no row has anything.
 
-        `conditioning` has the tensors of the text encoder and of `Checkpoint.size_tensors`, and `GUIDANCE` if
-        the model is told its scale.
+        `conditioning` has the tensors of the text encoder and of `Checkpoint.size_tensors`, and `GUIDANCE` if the scale
+        is an input of the model.
         """
         ...
 
@@ -173,11 +173,11 @@ class Autoencoder(Protocol):
     """Between pictures and latents in model space, in both directions."""
 
     def encode(self, picture: RgbImage) -> Latent:
-        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
+        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the mean of the encoder's distribution."""
         ...
 
     def decode(self, latent: Latent) -> Pixels:
-        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError for values without end."""
+        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError if any value is not finite."""
         ...
 
 

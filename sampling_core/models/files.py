@@ -1,6 +1,6 @@
-"""The files of a model folder: all are looked at before the first is read, and what was looked at is what is read.
+"""The files of a model folder: all are listed before the first is read, and only the listed files are read.
 
-Not `tasks.machine.regular_files`, which opens any regular file: here it must be the very one that was looked at.
+Not `tasks.machine.regular_files`, which opens any regular file: here it must be the very one that was listed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Identity(NamedTuple):
 
 
 class File(NamedTuple):
-    """A regular file: its name in the folder, its real path, and what lay there when the folder was looked at."""
+    """A regular file: its name in the folder, its real path, and its identity when the folder was listed."""
 
     name: str
     place: str
@@ -54,13 +54,13 @@ class File(NamedTuple):
 class ModelFiles:
     """All regular files below a model folder, or one file. `model` is what a person calls it, in `job_field` of a job.
 
-    A model in one file is known as the folder that it could be: `written` are configurations that follow from its
-    tensors, by name, and `parts` its tensors, by folder and by the names that a folder has for them.
+    A model in one file is represented as the folder that it could be: `derived_files` are configurations that follow
+    from its tensors, by name, and `parts` its tensors, by folder and by the names that a folder has for them.
     """
 
     model: str
     files: tuple[File, ...]
-    written: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
+    derived_files: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
     parts: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict[str, Mapping[str, Stored]], compare=False)
     job_field: str = "model"
 
@@ -69,18 +69,18 @@ class ModelFiles:
         return {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._by_name or name in self.written
+        return name in self._by_name or name in self.derived_files
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file of at most so many bytes. Raises ModelError."""
         if name not in self:
             raise self.error(f"has no {name}")
         if name not in self._by_name:
-            return self.written[name]
+            return self.derived_files[name]
         size = self._by_name[name].identity.size
         if size > most:
             raise self.error(f"has a {name} of {size} bytes, more than {most}")
-        with self.opened(name) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        with self.open_unchanged(name) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             return stream.read(size)
 
     def mapping(self, name: str, most: int = MOST_CONFIGURATION_BYTES) -> dict[str, Any]:
@@ -92,30 +92,30 @@ class ModelFiles:
             raise self.error(f"has a {name} that cannot be read: {error}") from error
 
     @contextmanager
-    def opened(self, name: str) -> Generator[int]:
-        """A descriptor of a file that is still what it was, from the beginning of the block to its end."""
+    def open_unchanged(self, name: str) -> Generator[int]:
+        """A descriptor of a file. Raises ModelError if the file was replaced or changed before the end of the block."""
         file = self._by_name[name]
-        with _opened(file) as descriptor:
+        with _open_if_unchanged(file) as descriptor:
             if descriptor is None:
-                raise self._moved(name)
+                raise self._changed_error(name)
             yield descriptor
             if Identity.of(os.fstat(descriptor)) != file.identity:
-                raise self._moved(name)
+                raise self._changed_error(name)
 
     def digest(self, name: str) -> bytes:
         """SHA-256 of a file's content."""
         if name not in self._by_name:
-            return hashlib.sha256(self.written[name]).digest()
-        found = _digest(self._by_name[name])
-        if found is None:
-            raise self._moved(name)
-        return found
+            return hashlib.sha256(self.derived_files[name]).digest()
+        digest = _digest(self._by_name[name])
+        if digest is None:
+            raise self._changed_error(name)
+        return digest
 
     def error(self, problem: str) -> ModelError:
         """The error that says what is wrong with the model: `has no unet/config.json`."""
         return ModelError(self.job_field, self.model, problem)
 
-    def _moved(self, name: str) -> ModelError:
+    def _changed_error(self, name: str) -> ModelError:
         return self.error(f"has a {name} that changed while it was read")
 
 
@@ -131,44 +131,44 @@ def find_file(job_field: str, name: str, place: str) -> ModelFiles:
 
 
 def find_files(model: str, folder: Path, follow: Follow, job_field: str = "model") -> ModelFiles:
-    """Look at all that lies below a folder, at every depth. `job_field` is what names it in a job.
+    """List the files below a folder, at every depth. `job_field` is what names it in a job.
 
     Raises ModelError for what is neither a file nor a folder, for too many files, and for links in a circle; and what
     `follow` raises.
     """
-    found: list[File] = []
+    regular_files: list[File] = []
     top = os.path.realpath(folder)
-    looked_at = 0
+    num_entries = 0
 
     def refusal(name: str, problem: str) -> ModelError:
         return ModelError(job_field, model, f"{problem} ({name!r:.80})")
 
     def walk(place: str, prefix: str, above: tuple[str, ...]) -> None:
-        nonlocal looked_at
+        nonlocal num_entries
         with os.scandir(place) as entries:
             for entry in entries:
                 name = prefix + entry.name
-                looked_at += 1
-                if looked_at > MOST_FILES or len(above) > MOST_DEPTH:
+                num_entries += 1
+                if num_entries > MOST_FILES or len(above) > MOST_DEPTH:
                     raise refusal(name, f"has more than {MOST_FILES} files, or is more than {MOST_DEPTH} folders deep")
                 if not name.isprintable():
                     raise refusal(name, "has a file whose name cannot be printed")
-                real = follow(entry.path) if entry.is_symlink() else entry.path
+                real_path = follow(entry.path) if entry.is_symlink() else entry.path
                 try:
-                    facts = Path(real).lstat()
+                    facts = Path(real_path).lstat()
                 except FileNotFoundError:
                     continue  # a link that leads nowhere
                 if stat.S_ISDIR(facts.st_mode):
-                    if real in above:
+                    if real_path in above:
                         raise refusal(name, "has links in a circle")
-                    walk(real, f"{name}/", (*above, real))
+                    walk(real_path, f"{name}/", (*above, real_path))
                 elif stat.S_ISREG(facts.st_mode):
-                    found.append(File(name, real, Identity.of(facts)))
+                    regular_files.append(File(name, real_path, Identity.of(facts)))
                 else:
                     raise refusal(name, "has a pipe, a socket or a device in it")
 
     walk(top, "", (top,))
-    return ModelFiles(model, tuple(sorted(found)), job_field=job_field)
+    return ModelFiles(model, tuple(sorted(regular_files)), job_field=job_field)
 
 
 def of_variant(files: ModelFiles, variant: str) -> ModelFiles:
@@ -176,22 +176,22 @@ def of_variant(files: ModelFiles, variant: str) -> ModelFiles:
 
     Raises ModelError for a folder without such weights.
     """
-    spelled = {f".{variant}.safetensors": ".safetensors", f".index.{variant}.json": ".index.json"}
-    renamed: dict[str, File] = {}
+    endings = {f".{variant}.safetensors": ".safetensors", f".index.{variant}.json": ".index.json"}
+    variant_files: dict[str, File] = {}
     for file in files.files:
-        for ending, plain in spelled.items():
+        for ending, plain_ending in endings.items():
             if file.name.endswith(ending):
-                name = file.name.removesuffix(ending) + plain
-                renamed[name] = file._replace(name=name)
-    if not renamed:
+                name = file.name.removesuffix(ending) + plain_ending
+                variant_files[name] = file._replace(name=name)
+    if not variant_files:
         raise files.error(f"has no weights of the variant {variant} (*.{variant}.safetensors)")
     # Where only a part has the variant, the others are used as they are; shards keep their names.
-    others = [file for file in files.files if file.name not in renamed]
-    return ModelFiles(files.model, tuple(sorted([*others, *renamed.values()])), job_field=files.job_field)
+    others = [file for file in files.files if file.name not in variant_files]
+    return ModelFiles(files.model, tuple(sorted([*others, *variant_files.values()])), job_field=files.job_field)
 
 
 @contextmanager
-def _opened(file: File) -> Generator[int | None]:
+def _open_if_unchanged(file: File) -> Generator[int | None]:
     """A descriptor of a file; None if something else lies there by now."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
     try:
@@ -200,24 +200,26 @@ def _opened(file: File) -> Generator[int | None]:
         yield None
         return
     try:
-        same = Identity.of(os.fstat(descriptor)) == file.identity and _place(descriptor, file.place) == file.place
-        yield descriptor if same else None
+        is_same = (
+            Identity.of(os.fstat(descriptor)) == file.identity and _real_path(descriptor, file.place) == file.place
+        )
+        yield descriptor if is_same else None
     finally:
         os.close(descriptor)
 
 
-def _place(descriptor: int, asked: str) -> str:
-    """Where an open file lies: a folder on the way may have been replaced by a link. Linux knows it for certain."""
+def _real_path(descriptor: int, path: str) -> str:
+    """Where an open file lies: a folder on the way may have been replaced by a link. Exact on Linux."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - Path would change its spelling
     except OSError:
-        return os.path.realpath(asked)
+        return os.path.realpath(path)
 
 
 @lru_cache(maxsize=256)
 def _digest(file: File) -> bytes | None:
-    """SHA-256 of a file; its identity is part of the question, so that a changed file is read again."""
-    with _opened(file) as descriptor:
+    """SHA-256 of a file; its identity is part of the cache key, so that a changed file is read again."""
+    with _open_if_unchanged(file) as descriptor:
         if descriptor is None:
             return None
         with open(descriptor, "rb", closefd=False) as stream:

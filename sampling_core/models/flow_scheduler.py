@@ -24,7 +24,7 @@ _Tokens = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class FlowScheduler(Configuration):
-    """How a flow model was trained is read, how its authors sample is not."""
+    """The shift of a flow model's noise levels is read; how its authors sample is ignored."""
 
     ONLY: ClassVar[Mapping[str, object]] = {
         "num_train_timesteps": 1000,
@@ -61,7 +61,7 @@ _dynamic = lru_cache(maxsize=16)(time_shifted_levels)
 def read_flow_scheduler(files: ModelFiles) -> FlowScheduler:
     """The scheduler of a folder whose model is a flow model. Raises ModelError."""
     name = f"scheduler/{SCHEDULER_FILES[0]}"
-    found = FlowScheduler.read(files, name)
-    if found.use_dynamic_shifting and found.base_image_seq_len >= found.max_image_seq_len:
+    scheduler = FlowScheduler.read(files, name)
+    if scheduler.use_dynamic_shifting and scheduler.base_image_seq_len >= scheduler.max_image_seq_len:
         raise files.error(f"has a max_image_seq_len that is not more than its base_image_seq_len ({name})")
-    return found
+    return scheduler

@@ -1,4 +1,4 @@
-"""Folders with a rectified-flow transformer and a KL autoencoder: what Stable Diffusion 3 and FLUX have alike."""
+"""Folders with a rectified-flow transformer and a KL autoencoder: what Stable Diffusion 3, FLUX and Z-Image share."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class FlowTransformerFolder(DiffusersFolder):
         return KLAutoencoder(self.load("vae", placement), self.vae.latent_affine, placement.tile)
 
 
-def check_fit(files: ModelFiles, what: str, found: Mapping[str, int]) -> None:
-    """Raise ModelError unless all numbers are the same one. They are named by where they were found."""
-    if len(set(found.values())) > 1:
-        told = ", ".join(f"{name} {number}" for name, number in found.items())
-        raise files.error(f"has parts that differ in their {what} ({told})")
+def check_fit(files: ModelFiles, quantity: str, sizes: Mapping[str, int]) -> None:
+    """Raise ModelError unless all `sizes`, by the part that has each, are equal."""
+    if len(set(sizes.values())) > 1:
+        listing = ", ".join(f"{name} {number}" for name, number in sizes.items())
+        raise files.error(f"has parts that differ in their {quantity} ({listing})")

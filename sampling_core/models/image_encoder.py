@@ -1,4 +1,4 @@
-"""Folders of image encoders: what of CLIP turns the picture of an image prompt into features."""
+"""Folders of image encoders: the part of CLIP that turns the picture of an image prompt into features."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageFeatures(NamedTuple):
-    """What an encoder makes of a picture; float32 on the CPU."""
+    """An encoder's features of a picture; float32 on the CPU."""
 
     projected: Tensor
     """[1, features]: one vector for the whole of it."""
@@ -49,12 +49,12 @@ class ImageEncoderFolder:
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read, in hex."""
-        total = hashlib.sha256()
+        sha256 = hashlib.sha256()
         names = {f"{FOLDER}/config.json", *(stored.file for stored in self.network.weights.values())}
         for name in sorted(names):
-            total.update(f"{name} ".encode())
-            total.update(self.files.digest(name))
-        return total.hexdigest()
+            sha256.update(f"{name} ".encode())
+            sha256.update(self.files.digest(name))
+        return sha256.hexdigest()
 
     def load(self, placement: Placement) -> ImageEncoder:
         """Read the weights. Raises ModelError."""
@@ -76,14 +76,16 @@ class ImageEncoder:
     def no_picture(self) -> ImageFeatures:
         """What stands for no picture, as in diffusers: projected features of zeros, and the patches of a grey one."""
         size = self._network.config.image_size
-        found = self._features(torch.zeros(1, 3, size, size))
-        return found._replace(projected=torch.zeros_like(found.projected))
+        features = self._features(torch.zeros(1, 3, size, size))
+        return features._replace(projected=torch.zeros_like(features.projected))
 
     @torch.inference_mode()
     def _features(self, values: Tensor) -> ImageFeatures:
         network = self._network
-        found = network(values.to(network.device, network.dtype), output_hidden_states=True)
-        return ImageFeatures(*(one.float().cpu().clone() for one in (found.image_embeds, found.hidden_states[-2])))
+        output = network(values.to(network.device, network.dtype), output_hidden_states=True)
+        return ImageFeatures(
+            *(tensor.float().cpu().clone() for tensor in (output.image_embeds, output.hidden_states[-2]))
+        )
 
 
 def open_image_encoder(field: str, name: str, place: str, follow: Follow) -> ImageEncoderFolder:
@@ -95,22 +97,26 @@ def open_image_encoder(field: str, name: str, place: str, follow: Follow) -> Ima
     if not Path(place).is_dir():
         raise ModelError(field, name, "is a file, not a folder" if Path(place).exists() else "does not exist")
     try:
-        found = find_files(name, Path(place), follow, field)
+        folder_files = find_files(name, Path(place), follow, field)
     except OSError as error:
         raise ModelError(field, name, f"cannot be read: {type(error).__name__}") from error
-    files = replace(found, files=tuple(file._replace(name=f"{FOLDER}/{file.name}") for file in found.files))
+    files = replace(
+        folder_files, files=tuple(file._replace(name=f"{FOLDER}/{file.name}") for file in folder_files.files)
+    )
     name = f"{FOLDER}/config.json"
-    told = files.mapping(name)
-    whole = told.get("model_type") == "clip"
-    configuration = CLIPVisionModelWithProjection.checked(_of_whole(told) if whole else told, files, name)
+    values = files.mapping(name)
+    is_whole_clip = values.get("model_type") == "clip"
+    configuration = CLIPVisionModelWithProjection.checked(
+        _vision_values(values) if is_whole_clip else values, files, name
+    )
     network = CLIP_VISION.source(files, FOLDER, configuration)
-    if whole:
-        own = {name: stored for name, stored in network.weights.items() if not name.startswith(_OF_TEXT)}
-        network = replace(network, weights=own)
+    if is_whole_clip:
+        image_weights = {name: stored for name, stored in network.weights.items() if not name.startswith(_OF_TEXT)}
+        network = replace(network, weights=image_weights)
     return ImageEncoderFolder(files, configuration, network)
 
 
-def _of_whole(told: Mapping[str, Any]) -> object:
+def _vision_values(values: Mapping[str, Any]) -> object:
     """What the configuration of a whole CLIP says of its image encoder."""
-    vision = told.get("vision_config")
-    return vision | {"projection_dim": told.get("projection_dim")} if isinstance(vision, dict) else vision
+    vision = values.get("vision_config")
+    return vision | {"projection_dim": values.get("projection_dim")} if isinstance(vision, dict) else vision

@@ -71,7 +71,7 @@ class AttentionPlan(NamedTuple):
     """Where and how the IP-Adapters of a family of models act on a denoiser."""
 
     layers: tuple[ImageAttention, ...]
-    reads: int
+    token_width: int
     """Features of a token that these layers attend to."""
     bias: bool = False
     """Whether keys and values have biases."""
@@ -108,10 +108,10 @@ class IPAdapter:
 
     def check_encoder(self, encoder: CLIPVisionModelWithProjection) -> None:
         """Raise ModelError for an image encoder with another number of features than the adapter reads."""
-        what = "projected features" if self.kind == "plain" else "features of a patch"
-        found = encoder.projection_dim if self.kind == "plain" else encoder.hidden_size
-        if found != self.features:
-            raise self.files.error(f"reads {self.features} {what}, and its image encoder has {found}")
+        quantity = "projected features" if self.kind == "plain" else "features of a patch"
+        num_features = encoder.projection_dim if self.kind == "plain" else encoder.hidden_size
+        if num_features != self.features:
+            raise self.files.error(f"reads {self.features} {quantity}, and its image encoder has {num_features}")
 
     def load(self, placement: Placement) -> LoadedIPAdapter:
         """Read the weights. Raises ModelError."""
@@ -127,21 +127,21 @@ class LoadedIPAdapter:
 
     @torch.inference_mode()
     def keys_and_values(self, image: ImageFeatures) -> dict[str, Tensor]:
-        """What the denoiser attends to of an image, of the adapter's `specs`; float32 on the CPU.
+        """The keys and values of an image that the denoiser attends to, as in `specs`; float32 on the CPU.
 
         Raises ModelError for numbers that are not finite.
         """
-        like = next(iter(self._tensors.values()))
+        reference = next(iter(self._tensors.values()))
         features = image.projected if self._adapter.kind == "plain" else image.patches
-        projection = _of_projection(self._tensors)
-        tokens = image_tokens(self._adapter.kind, projection, features.to(like.device, like.dtype))
-        found: dict[str, Tensor] = {}
+        projection = _projection_weights(self._tensors)
+        tokens = image_tokens(self._adapter.kind, projection, features.to(reference.device, reference.dtype))
+        outputs: dict[str, Tensor] = {}
         for name in self._adapter.specs:
             weight, bias = self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias")
-            found[name] = functional.linear(tokens, weight, bias).float().cpu().clone()
-            if not found[name].isfinite().all():
+            outputs[name] = functional.linear(tokens, weight, bias).float().cpu().clone()
+            if not outputs[name].isfinite().all():
                 raise self._adapter.files.error(f"makes numbers of an image that are not finite ({name})")
-        return found
+        return outputs
 
 
 def open_ip_adapter(files: ModelFiles, plan: AttentionPlan) -> IPAdapter:
@@ -153,34 +153,34 @@ def open_ip_adapter(files: ModelFiles, plan: AttentionPlan) -> IPAdapter:
     if not name.endswith(".safetensors"):
         raise files.error("is no .safetensors file (pickled weights are never read)")
     header = {stored.name: stored for stored in read_header(files, name)[0]}
-    for other, signs in _OTHERS:
-        if all(any(tensor.startswith(sign) for tensor in header) for sign in signs):
+    for other, prefixes in _OTHERS:
+        if all(any(tensor.startswith(prefix) for tensor in header) for prefix in prefixes):
             raise files.error(f"is an IP-Adapter of a kind that is not read here ({other})")
     weights = _by_role(files, header, plan)
-    projection = _of_projection(weights)
+    projection = _projection_weights(weights)
     kind: AdapterKind = "plus" if "latents" in projection else "plain"
     if kind not in plan.kinds:
         raise files.error("is an IP-Adapter Plus, which this model does not take")
-    shapes, tokens, features = (_plus if kind == "plus" else _plain)(files, plan.reads, projection)
-    wanted = {f"{_PROJECTION}{name}": shape for name, shape in shapes.items()}
+    shapes, tokens, features = (_plus_sizes if kind == "plus" else _plain_sizes)(files, plan.token_width, projection)
+    expected = {f"{_PROJECTION}{name}": shape for name, shape in shapes.items()}
     for layer in plan.layers:
         for role in ROLES:
-            wanted[f"{layer.name}.{role}.weight"] = (layer.width, plan.reads)
+            expected[f"{layer.name}.{role}.weight"] = (layer.width, plan.token_width)
             if plan.bias:
-                wanted[f"{layer.name}.{role}.bias"] = (layer.width,)
-    _check(files, weights, wanted)
+                expected[f"{layer.name}.{role}.bias"] = (layer.width,)
+    _check_shapes(files, weights, expected)
     return IPAdapter(files, kind, plan, weights, tokens, features)
 
 
-def _of_projection(weights: Mapping[str, T]) -> dict[str, T]:
+def _projection_weights(weights: Mapping[str, T]) -> dict[str, T]:
     """Those of the projection, by the names that published files have, without their prefix."""
-    return {name.removeprefix(_PROJECTION): one for name, one in weights.items() if name.startswith(_PROJECTION)}
+    return {name.removeprefix(_PROJECTION): weight for name, weight in weights.items() if name.startswith(_PROJECTION)}
 
 
 def _by_role(files: ModelFiles, header: Mapping[str, Stored], plan: AttentionPlan) -> Weights:
     """The tensors by what they do: `projection.NAME`, or a layer of the denoiser, `keys` or `values`, and the part."""
     layers = {layer.number: layer.name for layer in plan.layers}
-    found: Weights = {}
+    weights: Weights = {}
     numbers: set[int] = set()
     for name, stored in header.items():
         prefix = next((prefix for prefix in _PROJECTIONS if name.startswith(prefix)), None)
@@ -194,67 +194,67 @@ def _by_role(files: ModelFiles, header: Mapping[str, Stored], plan: AttentionPla
             role = f"{layers.get(number, number)}.{kind}.{attention['part']}"
         else:
             raise files.error(f"has a tensor that is none of an IP-Adapter's ({name:.120})")
-        if role in found:
+        if role in weights:
             raise files.error(f"has a tensor twice ({name:.120})")
-        found[role] = stored
-    if not found:
+        weights[role] = stored
+    if not weights:
         raise files.error("has no tensors")
     if numbers != layers.keys():
         raise files.error(
             f"is an IP-Adapter of another model (it acts on {len(numbers)} layers, which are not the "
             f"{len(layers)} of this model)"
         )
-    return found
+    return weights
 
 
 _Sizes = tuple[dict[str, Shape], int, int]
 """Shapes of the projection's weights, number of tokens, features that it reads."""
 
 
-def _plain(files: ModelFiles, reads: int, found: Mapping[str, Stored]) -> _Sizes:
-    rows, features = _matrix(files, found, "proj.weight")
-    tokens = rows // reads
-    if not 1 <= tokens <= MOST_TOKENS or rows != tokens * reads:
+def _plain_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Stored]) -> _Sizes:
+    rows, features = _matrix_shape(files, weights, "proj.weight")
+    tokens = rows // token_width
+    if not 1 <= tokens <= MOST_TOKENS or rows != tokens * token_width:
         raise files.error(
             f"is an IP-Adapter of a model of other sizes (proj.weight has {rows} rows, and this model's tokens have "
-            f"{reads} features)"
+            f"{token_width} features)"
         )
-    return plain_shapes(reads, tokens, features), tokens, features
+    return plain_shapes(token_width, tokens, features), tokens, features
 
 
-def _plus(files: ModelFiles, reads: int, found: Mapping[str, Stored]) -> _Sizes:
-    latents = found["latents"].shape
-    width, features = _matrix(files, found, "proj_in.weight")
-    inner, hidden = (_matrix(files, found, f"layers.0.{name}.weight")[0] for name in ("0.to_q", "1.1"))
-    layers = depth(found)
+def _plus_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Stored]) -> _Sizes:
+    latents = weights["latents"].shape
+    width, features = _matrix_shape(files, weights, "proj_in.weight")
+    inner, hidden = (_matrix_shape(files, weights, f"layers.0.{name}.weight")[0] for name in ("0.to_q", "1.1"))
+    layers = depth(weights)
     if len(latents) != 3 or not 1 <= latents[1] <= MOST_TOKENS or inner % HEAD or layers > MOST_LAYERS:
         raise files.error(f"is an IP-Adapter Plus of sizes that are not known here (latents {list(latents)})")
-    shapes = plus_shapes(reads, latents[1], features, width)
+    shapes = plus_shapes(token_width, latents[1], features, width)
     for i in range(layers):
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer_shapes(width, inner, hidden).items()}
     return shapes, latents[1], features
 
 
-def _matrix(files: ModelFiles, found: Mapping[str, Stored], name: str) -> tuple[int, int]:
+def _matrix_shape(files: ModelFiles, weights: Mapping[str, Stored], name: str) -> tuple[int, int]:
     """The shape of a matrix."""
-    if name not in found or len(found[name].shape) != 2:
+    if name not in weights or len(weights[name].shape) != 2:
         raise files.error(f"is no IP-Adapter as it is known here (its projection has no matrix {name})")
-    rows, columns = found[name].shape
+    rows, columns = weights[name].shape
     return rows, columns
 
 
-def _check(files: ModelFiles, found: Mapping[str, Stored], wanted: Mapping[str, Shape]) -> None:
-    """Raise ModelError unless the tensors are exactly those wanted, and of numbers."""
-    missing = [name for name in wanted if name not in found]
+def _check_shapes(files: ModelFiles, weights: Mapping[str, Stored], expected: Mapping[str, Shape]) -> None:
+    """Raise ModelError unless the tensors are exactly the expected ones, of types that are known."""
+    missing = [name for name in expected if name not in weights]
     if missing:
         raise files.error(f"is an incomplete IP-Adapter (it has no {missing[0]}, and {len(missing) - 1} more)")
-    for name, stored in found.items():
-        if name not in wanted:
+    for name, stored in weights.items():
+        if name not in expected:
             raise files.error(f"has a tensor that is none of an IP-Adapter's ({stored.name:.120})")
         if stored.dtype not in DTYPES:
             raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
-        if stored.shape != wanted[name]:
+        if stored.shape != expected[name]:
             raise files.error(
                 f"is an IP-Adapter of a model of other sizes ({stored.name:.120} is {list(stored.shape)}, not "
-                f"{list(wanted[name])})"
+                f"{list(expected[name])})"
             )

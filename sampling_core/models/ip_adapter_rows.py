@@ -1,7 +1,7 @@
 """Image prompts in a forward: each row of a batch attends to its own images, and the network stays as it is.
 
 Beside the prompt, an IP-Adapter (Ye et al. 2023) has layers of attention attend to an image: with the same queries, and
-with keys and values of the image's own. What they find, times a strength, is added. It is computed for those rows alone
+with keys and values of the image's own. The result, times a strength, is added. It is computed for those rows alone
 that have an image, so a row without one is answered as if no other had any. An image of zeros would not do: its keys
 and values are not zero.
 """
@@ -41,7 +41,7 @@ def attending_in_unet(network: Any, rows: Sequence[Sequence[RowImage]]) -> Abstr
     Layers are modules of diffusers' `Attention`; what is added goes through their last matrix, as in diffusers. Raises
     AttributeError for a layer that the network does not have.
     """
-    return _attending(network, rows, _attach_to_unet)
+    return _attend_in_rows(network, rows, _attach_to_unet)
 
 
 def attending_in_flux(network: Any, rows: Sequence[Sequence[RowImage]]) -> AbstractContextManager[None]:
@@ -50,7 +50,7 @@ def attending_in_flux(network: Any, rows: Sequence[Sequence[RowImage]]) -> Abstr
     Queries are taken before they are rotated by their places, and what is added goes to the picture's tokens at the
     block's end, as in diffusers.
     """
-    return _attending(network, rows, _attach_to_flux)
+    return _attend_in_rows(network, rows, _attach_to_flux)
 
 
 class _Use(NamedTuple):
@@ -62,38 +62,38 @@ class _Use(NamedTuple):
 
 
 class _Layer:
-    """A layer while batches go through it: what it asks is remembered until what images add is computed from it."""
+    """A layer in a forward: its queries are kept until the attention to images is computed from them."""
 
     def __init__(self, uses: Sequence[_Use], rows: int) -> None:
         self._uses, self._rows = uses, rows
         self._queries: Tensor | None = None
 
-    def remember(self, module: Any, read: object, queries: Tensor) -> None:
+    def remember(self, module: Any, inputs: object, queries: Tensor) -> None:
         """A hook on what makes the queries: [r, places, width], or with the heads apart."""
         if len(queries) != self._rows:
             raise ValueError(f"a layer was given {len(queries)} rows, and there are images for {self._rows}")
         self._queries = queries.flatten(2)
 
-    def added(self, states: Tensor, heads: int) -> Tensor:
-        """States [r, places, width] with what their rows find in images."""
+    def add_images(self, states: Tensor, heads: int) -> Tensor:
+        """States [r, places, width] plus their rows' attention to images."""
         queries, self._queries = self._queries, None
         if queries is None:
             raise RuntimeError("a layer of attention has no queries")
         for image, strength, rows in self._uses:
-            found = _attended(queries.index_select(0, rows), image, heads)
-            states = states.index_add(0, rows, strength * found)
+            image_states = _attend(queries.index_select(0, rows), image, heads)
+            states = states.index_add(0, rows, strength * image_states)
         return states
 
 
-def _attended(queries: Tensor, image: KeysValues, heads: int) -> Tensor:
-    """What rows of queries [r, places, width] find in an image."""
+def _attend(queries: Tensor, image: KeysValues, heads: int) -> Tensor:
+    """Attention of queries [r, places, width] to an image."""
 
     def by_head(tokens: Tensor) -> Tensor:
         """[r, heads, tokens, width of a head] of each row; one that all rows share is the same in each."""
         return tokens.expand(len(queries), -1, -1).unflatten(2, (heads, -1)).transpose(1, 2)
 
-    found = functional.scaled_dot_product_attention(by_head(queries), by_head(image.keys), by_head(image.values))
-    return found.transpose(1, 2).flatten(2)
+    states = functional.scaled_dot_product_attention(by_head(queries), by_head(image.keys), by_head(image.values))
+    return states.transpose(1, 2).flatten(2)
 
 
 _Attach = Callable[[Any, _Layer], list[Any]]
@@ -101,8 +101,8 @@ _Attach = Callable[[Any, _Layer], list[Any]]
 
 
 def _attach_to_unet(attention: Any, layer: _Layer) -> list[Any]:
-    def add(module: Any, read: tuple[Tensor, ...]) -> Tensor:
-        return layer.added(read[0], attention.heads)
+    def add(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        return layer.add_images(inputs[0], attention.heads)
 
     return [
         attention.to_q.register_forward_hook(layer.remember),
@@ -111,28 +111,28 @@ def _attach_to_unet(attention: Any, layer: _Layer) -> list[Any]:
 
 
 def _attach_to_flux(block: Any, layer: _Layer) -> list[Any]:
-    def add(module: Any, read: object, answer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        prompt, picture = answer
-        return prompt, layer.added(picture, block.attn.heads)
+    def add(module: Any, inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        prompt, picture = output
+        return prompt, layer.add_images(picture, block.attn.heads)
 
     return [block.attn.norm_q.register_forward_hook(layer.remember), block.register_forward_hook(add)]
 
 
 @contextmanager
-def _attending(network: Any, rows: Sequence[Sequence[RowImage]], attach: _Attach) -> Generator[None]:
+def _attend_in_rows(network: Any, rows: Sequence[Sequence[RowImage]], attach: _Attach) -> Generator[None]:
     groups: dict[tuple[int, float], list[int]] = {}
     images = {id(image.layers): image.layers for row in rows for image in row}
     for i, row in enumerate(rows):
         for image in row:
             groups.setdefault((id(image.layers), image.strength), []).append(i)
-    of_layer: dict[str, list[_Use]] = {}
-    for (image, strength), own in groups.items():
-        index = torch.tensor(own, device=network.device)
+    uses_by_layer: dict[str, list[_Use]] = {}
+    for (image, strength), row_indices in groups.items():
+        index = torch.tensor(row_indices, device=network.device)
         for name, keys_values in images[image].items():
-            of_layer.setdefault(name, []).append(_Use(keys_values, strength, index))
+            uses_by_layer.setdefault(name, []).append(_Use(keys_values, strength, index))
     handles: list[Any] = []
     try:
-        for name, uses in of_layer.items():
+        for name, uses in uses_by_layer.items():
             handles += attach(network.get_submodule(name), _Layer(uses, len(rows)))
         yield
     finally:

@@ -25,14 +25,14 @@ class KLAutoencoder:
 
     @torch.inference_mode()
     def encode(self, picture: RgbImage) -> Latent:
-        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the middle of what the encoder finds."""
+        """The latent [1, c, h, w] of a picture [H, W, 3], 8 bits: the mean of the encoder's distribution."""
         vae = self._vae
         pixels = (picture.float() / 127.5 - 1).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         return self._affine.to_model(vae.encode(pixels).latent_dist.mean.float().cpu())
 
     @torch.inference_mode()
     def decode(self, latent: Latent) -> Pixels:
-        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError for values without end."""
+        """Pictures [b, H, W, 3], 8 bits, from latents [b, c, h, w]. Raises ModelError if any value is not finite."""
         vae = self._vae
         clean = self._affine.to_autoencoder(latent).to(vae.device, vae.dtype)
         pictures = vae.decode(clean, return_dict=False)[0].float().cpu()

@@ -1,4 +1,4 @@
-"""How the latents that a denoiser knows lie in those of its autoencoder."""
+"""The affine map between the latents of an autoencoder and those of a denoiser (model space)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 
 @dataclass(frozen=True)
 class LatentAffine:
-    """How model space lies in the autoencoder's: `model = (autoencoder - shift) * scale`.
+    """From an autoencoder's latents to model space: `model = (autoencoder - shift) * scale`.
 
     One number for all channels, or one for each.
     """
@@ -24,12 +24,12 @@ class LatentAffine:
         return f"scale {scale}, shift {shift}"
 
     def to_model(self, latent: Latent) -> Latent:
-        """A latent [b, c, h, w] of the autoencoder, as the denoiser knows it."""
-        moved = latent - _by_channel(self.shift, latent) if any(self.shift) else latent
-        return moved * _by_channel(self.scale, latent)
+        """A latent [b, c, h, w] of the autoencoder, in model space."""
+        centered = latent - _by_channel(self.shift, latent) if any(self.shift) else latent
+        return centered * _by_channel(self.scale, latent)
 
     def to_autoencoder(self, latent: Latent) -> Latent:
-        """A latent [b, c, h, w] of the denoiser, as the autoencoder knows it."""
+        """A latent [b, c, h, w] in model space, as one of the autoencoder."""
         scaled = latent / _by_channel(self.scale, latent)
         return scaled + _by_channel(self.shift, latent) if any(self.shift) else scaled
 

@@ -29,18 +29,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """What a network is made of: `weights` are what the files hold, under names that `spelled` gives the network's too.
+    """What a network is made of: `weights` are what the files hold, by canonical name, and `canonical_name` gives that
+    of each of the network's own names.
 
-    `part` is its folder, and what errors call it; its weight files begin with `stem`. Tensors that `overflows` names
-    stay float32 where others are float16, and those of `buffers` are in no file, and `spare` may be in one
-    for nothing. `build` imports the library, and makes the network on the device of its context.
+    `part` is its folder, and what errors call it; its weight files begin with `stem`. Tensors for which `overflows` is
+    true stay float32 where others are float16; those of `buffers` are in no file, and those of `spare` may be in one
+    and are ignored. `build` imports the library, and makes the network on the device of its context.
     """
 
     files: ModelFiles
     part: str
     stem: str
     weights: Weights
-    spelled: Callable[[str], str]
+    canonical_name: Callable[[str], str]
     overflows: Callable[[str], bool]
     buffers: Callable[[], Mapping[str, Tensor]]
     spare: frozenset[str]
@@ -49,31 +50,31 @@ class NetworkSource:
 
 def check_network(source: NetworkSource) -> None:
     """Raise ModelError unless the files have exactly the tensors of the network. Reads none of them."""
-    _guarded(source, lambda: _on_meta(source))
+    _as_model_errors(source, lambda: _build_on_meta(source))
 
 
 def load_network(source: NetworkSource, placement: Placement) -> Any:
     """The network, its tensors compared with those of the files before any of them has memory. Raises ModelError."""
-    return _guarded(source, lambda: _filled(source, placement))
+    return _as_model_errors(source, lambda: _build_and_fill(source, placement))
 
 
 def network_bytes(source: NetworkSource, placement: Placement) -> int:
     """Bytes that the network's weights take in memory, counted from what their files hold."""
     narrow = narrow_dtypes(source.weights, placement, source.overflows)
     return sum(
-        prod(stored.shape) * (narrow.get(name) or _wide(source, placement, name)).itemsize
+        prod(stored.shape) * (narrow.get(name) or _computing_dtype(source, placement, name)).itemsize
         for name, stored in source.weights.items()
         if name not in source.spare
     )
 
 
-def _wide(source: NetworkSource, placement: Placement, name: str) -> torch.dtype:
-    """The numbers that a layer computes with."""
+def _computing_dtype(source: NetworkSource, placement: Placement, name: str) -> torch.dtype:
+    """The type that a layer computes with."""
     overflows = placement.dtype == torch.float16 and source.overflows(name)
     return torch.float32 if overflows else placement.dtype
 
 
-def _guarded(source: NetworkSource, work: Callable[[], T]) -> T:
+def _as_model_errors(source: NetworkSource, work: Callable[[], T]) -> T:
     try:
         with quiet():
             return work()
@@ -84,12 +85,12 @@ def _guarded(source: NetworkSource, work: Callable[[], T]) -> T:
         raise source.files.error(f"has weights that do not load ({source.part}: {reason})") from error
 
 
-def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str, Shape]]:
-    """The network without memory, the names that we know its tensors by, by its own, and their shapes by ours."""
+def _build_on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str, Shape]]:
+    """The network without memory, its tensors' canonical names by its own ones, and their shapes by canonical name."""
     with torch.device("meta"):
         network = source.build()
-    names = {name: source.spelled(name) for name in network.state_dict()}
-    shapes = {source.spelled(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    names = {name: source.canonical_name(name) for name in network.state_dict()}
+    shapes = {source.canonical_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     check_shapes(source.files, source.part, source.weights, shapes)
     unknown = [name for name in source.weights if name not in shapes and name not in source.spare]
     if unknown:
@@ -99,22 +100,22 @@ def _on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str
     return network, names, shapes
 
 
-def _filled(source: NetworkSource, placement: Placement) -> Any:
-    network, names, shapes = _on_meta(source)
-    device, looked_at = placement.loaded_to, looks_at_types(network)
+def _build_and_fill(source: NetworkSource, placement: Placement) -> Any:
+    network, names, shapes = _build_on_meta(source)
+    device, looks_at_type = placement.loaded_to, looks_at_types(network)
     narrow = narrow_dtypes(
-        source.weights, placement, lambda name: name not in shapes or source.overflows(name) or looked_at(name)
+        source.weights, placement, lambda name: name not in shapes or source.overflows(name) or looks_at_type(name)
     )
-    dtypes = {name: narrow.get(name) or _wide(source, placement, name) for name in shapes}
+    dtypes = {name: narrow.get(name) or _computing_dtype(source, placement, name) for name in shapes}
     tensors = read_tensors(source.files, source.weights, dtypes, device)
-    network.load_state_dict({own: tensors[name] for own, name in names.items()}, assign=True)
-    computed = source.buffers()
+    network.load_state_dict({network_name: tensors[name] for network_name, name in names.items()}, assign=True)
+    buffers = source.buffers()
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:
-            owner, _, of_owner = name.rpartition(".")
-            setattr(network.get_submodule(owner), of_owner, computed[source.spelled(name)].to(device))
+            owner, _, buffer_name = name.rpartition(".")
+            setattr(network.get_submodule(owner), buffer_name, buffers[source.canonical_name(name)].to(device))
     network.to(device).eval()
-    widen_in_use(network, [own for own, name in names.items() if name in narrow], placement.dtype)
+    widen_in_use(network, [network_name for network_name, name in names.items() if name in narrow], placement.dtype)
     note_loaded(network)
     if placement.offload == "sequential":
         stream_layers(network, placement.device)

@@ -90,7 +90,10 @@ class Lora:
 
     def read(self, part: LoraPart) -> tuple[LoraLayers, ...]:
         """The tensors of a part, float32 on the CPU, for each of its networks. Raises ModelError."""
-        with self.files.opened(self._file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
+        with (
+            self.files.open_unchanged(self._file) as descriptor,
+            safe_open(path_of(descriptor), framework="pt") as stream,
+        ):
             return tuple(
                 {name: self._read(stream, layer) for name, layer in network.items()} for network in getattr(self, part)
             )
@@ -124,7 +127,7 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
     if not name.endswith(".safetensors"):
         raise files.error("is no .safetensors file (pickled weights are never read)")
     header, metadata = read_header(files, name)
-    tensors = _by_layer(files, header)
+    tensors = _tensors_by_layer(files, header)
     alphas = _alphas(files, metadata)
     networks = {**denoiser, **text_encoder}
     # Of a linear layer or a convolution: the matrices that are no tables of tokens.
@@ -136,45 +139,49 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
         }
         for folder, weights in networks.items()
     }
-    known = {
+    layers_by_name = {
         name: (folder, layer)
         for folder, layers in shapes.items()
         for name, layer in layer_names(folder, layers).items()
     }
-    unknown = [name for name in tensors if name not in known]
+    unknown = [name for name in tensors if name not in layers_by_name]
     if unknown:
         raise files.error(
             f"is a LoRA of another model ({len(unknown)} of its {len(tensors)} layers are none of this model's: "
             f"{unknown[0]:.120})"
         )
-    found: dict[str, dict[str, LoraLayer]] = {folder: {} for folder in networks}
+    lora_layers: dict[str, dict[str, LoraLayer]] = {folder: {} for folder in networks}
     for name, roles in tensors.items():
-        folder, layer = known[name]
-        if layer in found[folder]:
+        folder, layer = layers_by_name[name]
+        if layer in lora_layers[folder]:
             raise files.error(f"has a layer twice ({name:.120})")
-        found[folder][layer] = _checked(files, name, shapes[folder][layer], roles, alphas.get(folder))
-    return Lora(files, tuple(found[folder] for folder in denoiser), tuple(found[folder] for folder in text_encoder))
+        lora_layers[folder][layer] = _check_layer(files, name, shapes[folder][layer], roles, alphas.get(folder))
+    return Lora(
+        files, tuple(lora_layers[folder] for folder in denoiser), tuple(lora_layers[folder] for folder in text_encoder)
+    )
 
 
-def _by_layer(files: ModelFiles, header: Sequence[Stored]) -> dict[str, dict[str, Stored]]:
+def _tensors_by_layer(files: ModelFiles, header: Sequence[Stored]) -> dict[str, dict[str, Stored]]:
     """The tensors by layer and role."""
-    found: dict[str, dict[str, Stored]] = {}
+    by_layer: dict[str, dict[str, Stored]] = {}
     for stored in header:
-        for sign, kind in _OTHERS.items():
-            if sign in stored.name and not stored.name.endswith(tuple(_ROLES)):
+        for marker, kind in _OTHERS.items():
+            if marker in stored.name and not stored.name.endswith(tuple(_ROLES)):
                 raise files.error(f"is no plain LoRA but {kind} ({stored.name:.120})")
-        end = next((end for end in _ROLES if stored.name.endswith(end)), None)
-        if end is None:
+        ending = next((ending for ending in _ROLES if stored.name.endswith(ending)), None)
+        if ending is None:
             raise files.error(
                 f"has a tensor that is none of a LoRA in kohya's or diffusers' names ({stored.name:.120})"
             )
-        found.setdefault(stored.name.removesuffix(end), {})[_ROLES[end]] = stored
-    if not found:
+        by_layer.setdefault(stored.name.removesuffix(ending), {})[_ROLES[ending]] = stored
+    if not by_layer:
         raise files.error("has no tensors")
-    return found
+    return by_layer
 
 
-def _checked(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stored], alpha: float | None) -> LoraLayer:
+def _check_layer(
+    files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stored], alpha: float | None
+) -> LoraLayer:
     """The layer, if its tensors suit that of the model."""
     missing = {"down", "up"} - roles.keys()
     if missing:
@@ -187,7 +194,7 @@ def _checked(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stor
     if not 1 <= rank <= MOST_RANK:
         raise files.error(f"has a rank that is not 1 to {MOST_RANK} ({down.name:.120} is {list(down.shape)})")
     # A linear layer may be written as a convolution of one cell, and the other way round.
-    fits = _core(down.shape) == _core((rank, *base[1:])) and _core(up.shape) == (base[0], rank)
+    fits = _matrix_shape(down.shape) == _matrix_shape((rank, *base[1:])) and _matrix_shape(up.shape) == (base[0], rank)
     if not fits:
         raise files.error(
             f"is a LoRA of a model of other sizes ({name:.120}: {list(down.shape)} and {list(up.shape)} for a layer of "
@@ -199,21 +206,23 @@ def _checked(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stor
     return LoraLayer(base, down, up, scalar or alpha)
 
 
-def _core(shape: Shape) -> Shape:
+def _matrix_shape(shape: Shape) -> Shape:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def _alphas(files: ModelFiles, metadata: Mapping[str, str]) -> dict[str, float]:
     """The alpha of each network, as diffusers writes PEFT's configuration. Raises ModelError for other settings."""
-    written = metadata.get("lora_adapter_metadata")
-    if written is None:
+    settings_json = metadata.get("lora_adapter_metadata")
+    if settings_json is None:
         return {}
     try:
-        told: dict[str, Any] = json.loads(written)
-        asks = [key for key in told if key.endswith((".use_rslora", ".use_dora", ".alpha_pattern")) and told[key]]
-        if not asks:
-            ends = ".lora_alpha"
-            return {key.removesuffix(ends): float(told[key]) for key in told if key.endswith(ends)}
+        settings: dict[str, Any] = json.loads(settings_json)
+        unsupported_keys = [
+            key for key in settings if key.endswith((".use_rslora", ".use_dora", ".alpha_pattern")) and settings[key]
+        ]
+        if not unsupported_keys:
+            ending = ".lora_alpha"
+            return {key.removesuffix(ending): float(settings[key]) for key in settings if key.endswith(ending)}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise files.error("has a lora_adapter_metadata that cannot be read") from error
-    raise files.error(f"has more than one alpha for each network (lora_adapter_metadata has {asks[0]:.80})")
+    raise files.error(f"has more than one alpha for each network (lora_adapter_metadata has {unsupported_keys[0]:.80})")

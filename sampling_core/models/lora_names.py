@@ -35,21 +35,21 @@ def layer_names(folder: str, layers: Collection[str]) -> dict[str, str]:
 
     `layers` are named without the prefix `text_model.` of text encoders.
     """
-    found: dict[str, str] = {}
+    layer_of_name: dict[str, str] = {}
     unet = folder == "unet"
     flat = {layer.replace(".", "_"): layer for layer in layers}
     for name, layer in flat.items():
         inner = "" if unet or layer == "text_projection" else "text_model_"
-        spelled = [f"{folder}.{layer}", f"{folder}.text_model.{layer}"]
-        spelled += [f"{prefix}{inner}{name}" for prefix in _PREFIXES.get(folder, ())]
+        spellings = [f"{folder}.{layer}", f"{folder}.text_model.{layer}"]
+        spellings += [f"{prefix}{inner}{name}" for prefix in _PREFIXES.get(folder, ())]
         if unet:
-            spelled.append(f"lora_unet_{_first_name(name, flat)}")
-        found |= dict.fromkeys(spelled, layer)
-    return found
+            spellings.append(f"lora_unet_{_ldm_name(name, flat)}")
+        layer_of_name |= dict.fromkeys(spellings, layer)
+    return layer_of_name
 
 
-def _first_name(name: str, flat: Collection[str]) -> str:
-    """A layer of a UNet as Stability's code calls it, which numbers blocks through."""
+def _ldm_name(name: str, flat: Collection[str]) -> str:
+    """A layer of a UNet as Stability's code (`ldm`) calls it, which numbers all blocks in one sequence."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
     if middle := _IN_MIDDLE.fullmatch(name):
@@ -58,16 +58,16 @@ def _first_name(name: str, flat: Collection[str]) -> str:
     block = _IN_BLOCK.fullmatch(name)
     if block is None:
         return name
-    way, level, kind, number, rest = block.groups()
+    direction, level, kind, number, rest = block.groups()
     # On the way up, a level has one layer more, and no place of its own for the step to the next level.
     layers = len({other.split("_")[4] for other in flat if other.startswith("down_blocks_0_resnets_")})
-    first = int(level) * (layers + 1) + (1 if way == "down" else 0)
+    first = int(level) * (layers + 1) + (1 if direction == "down" else 0)
     match kind:
         case "downsamplers":
             return f"input_blocks_{first + layers}_0_op"
         case "upsamplers":
-            attends = any(other.startswith(f"up_blocks_{level}_attentions_") for other in flat)
-            return f"output_blocks_{first + layers}_{2 if attends else 1}_{rest}"
+            has_attention = any(other.startswith(f"up_blocks_{level}_attentions_") for other in flat)
+            return f"output_blocks_{first + layers}_{2 if has_attention else 1}_{rest}"
         case _:
-            side, part = ("input" if way == "down" else "output"), (1 if kind == "attentions" else 0)
+            side, part = ("input" if direction == "down" else "output"), (1 if kind == "attentions" else 0)
             return f"{side}_blocks_{first + int(number)}_{part}_{_OF_RESNETS.get(rest, rest)}"

@@ -32,35 +32,35 @@ LoraLayers = Mapping[str, LowRank]
 
 
 def combined(
-    weighted: Sequence[tuple[LoraLayers, float]], device: torch.device | str, dtype: torch.dtype
+    loras: Sequence[tuple[LoraLayers, float]], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, LowRank]:
     """The sum of several LoRAs, each times its strength, as one: their ranks side by side, which is exact."""
-    names = dict.fromkeys(name for layers, _ in weighted for name in layers)
-    found: dict[str, LowRank] = {}
+    names = dict.fromkeys(name for layers, _ in loras for name in layers)
+    sums: dict[str, LowRank] = {}
     for name in names:
-        present = [(layers[name], strength) for layers, strength in weighted if name in layers]
-        down = torch.cat([layer.down for layer, _ in present])
-        up = torch.cat([layer.up * strength for layer, strength in present], dim=1)
-        found[name] = LowRank(down.to(device, dtype), up.to(device, dtype))
-    return found
+        parts = [(layers[name], strength) for layers, strength in loras if name in layers]
+        down = torch.cat([layer.down for layer, _ in parts])
+        up = torch.cat([layer.up * strength for layer, strength in parts], dim=1)
+        sums[name] = LowRank(down.to(device, dtype), up.to(device, dtype))
+    return sums
 
 
 @contextmanager
-def added(network: Any, rows: Sequence[LoraLayers]) -> Generator[None]:
+def apply_loras(network: Any, rows: Sequence[LoraLayers]) -> Generator[None]:
     """Within the block, the network answers batches of `rows` rows, each with the LoRA layers that are given for it.
 
     Without rows it is the network as it is. Raises KeyError for a layer that the network does not have.
     """
-    of_layer: dict[str, list[tuple[LowRank, Tensor | None]]] = {}
+    additions_by_layer: dict[str, list[tuple[LowRank, Tensor | None]]] = {}
     for layers in {id(one): one for one in rows}.values():
-        own = [i for i, other in enumerate(rows) if other is layers]
-        index = None if len(own) == len(rows) else torch.tensor(own, device=network.device)
+        row_indices = [i for i, other in enumerate(rows) if other is layers]
+        index = None if len(row_indices) == len(rows) else torch.tensor(row_indices, device=network.device)
         for name, layer in layers.items():
-            of_layer.setdefault(name, []).append((layer, index))
-    modules = dict(network.named_modules()) if of_layer else {}
+            additions_by_layer.setdefault(name, []).append((layer, index))
+    modules = dict(network.named_modules()) if additions_by_layer else {}
     handles: list[Any] = []
     try:
-        for name, additions in of_layer.items():
+        for name, additions in additions_by_layer.items():
             # Releases of transformers differ in whether there is a prefix.
             module = modules.get(name) or modules[f"text_model.{name}"]
             handles.append(module.register_forward_hook(partial(_with_additions, additions, len(rows))))
@@ -71,18 +71,22 @@ def added(network: Any, rows: Sequence[LoraLayers]) -> Generator[None]:
 
 
 def _with_additions(
-    additions: Sequence[tuple[LowRank, Tensor | None]], rows: int, module: Any, read: tuple[Tensor, ...], answer: Tensor
+    additions: Sequence[tuple[LowRank, Tensor | None]],
+    rows: int,
+    module: Any,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
 ) -> Tensor:
     """A layer's answer with what is added to some of its rows; None stands for all of them."""
-    x = read[0]
+    x = inputs[0]
     if len(x) != rows:
         raise ValueError(f"a layer was given {len(x)} rows, and there are LoRAs for {rows}")
     for layer, index in additions:
         if index is None:
-            answer = answer + _product(layer, module, x)
+            output = output + _product(layer, module, x)
         else:
-            answer = answer.index_add(0, index, _product(layer, module, x.index_select(0, index)))
-    return answer
+            output = output.index_add(0, index, _product(layer, module, x.index_select(0, index)))
+    return output
 
 
 def _product(layer: LowRank, module: Any, x: Tensor) -> Tensor:

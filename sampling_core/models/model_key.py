@@ -53,17 +53,19 @@ class AdapterKeys(NamedTuple):
     image_prompts: tuple[ImagePromptKey, ...] = ()
 
     @property
-    def steered(self) -> int:
+    def num_every_step(self) -> int:
         """How many ControlNets work in every step."""
         return sum(key.every_step for key in self.controls)
 
     def at(self, sigma: float, *, negative: bool = False) -> AdapterKeys:
-        """What acts on a row at a level, with a negative prompt or another: rows for which that is the same are equal,
-        whatever acts on them at others."""
-        acting = tuple(key._replace(window=ALL_LEVELS) for key in self.controls if key.window.has(sigma))
-        seen = (key for key in self.image_prompts if key.window.has(sigma))
-        images = tuple(ImagePromptKey(key.no_image if negative else key.fingerprint, key.strength) for key in seen)
-        return self._replace(controls=acting, image_prompts=images)
+        """The adapters that act on a row at a level, with a negative prompt or another: rows with equal results are
+        equal there, whatever acts on them at other levels."""
+        active_controls = tuple(key._replace(window=ALL_LEVELS) for key in self.controls if key.window.has(sigma))
+        active_images = (key for key in self.image_prompts if key.window.has(sigma))
+        images = tuple(
+            ImagePromptKey(key.no_image if negative else key.fingerprint, key.strength) for key in active_images
+        )
+        return self._replace(controls=active_controls, image_prompts=images)
 
 
 NO_ADAPTERS = AdapterKeys()
@@ -86,5 +88,5 @@ class ModelKey(NamedTuple):
     @property
     def text_digest(self) -> str:
         """The same of its text encoders: what acts on the denoiser alone changes no encoded prompt."""
-        texts = tuple(lora._replace(strength=0.0) for lora in self.loras if lora.text_strength)
-        return self._replace(loras=texts).digest
+        text_loras = tuple(lora._replace(strength=0.0) for lora in self.loras if lora.text_strength)
+        return self._replace(loras=text_loras).digest

@@ -21,24 +21,24 @@ def narrow_dtypes(
     weights: Weights, placement: Placement, must_be_wide: Callable[[str], bool]
 ) -> dict[str, torch.dtype]:
     """The tensors that stay narrower than the networks compute, by name: matrices and kernels of layers."""
-    found: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for name, stored in weights.items():
         dtype = DTYPES.get(stored.dtype)
         # What was divided to fit, or is in no file, is wide when it is read: narrowed again, it would lose digits.
-        computed = stored.scale is not None or stored.order == "unit matrix"
-        if computed or dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(stored.shape) < 2:
+        is_computed = stored.scale is not None or stored.order == "unit matrix"
+        if is_computed or dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(stored.shape) < 2:
             continue
-        keeps = placement.weights == "stored" or (placement.weights == "auto" and dtype in _FP8)
-        if keeps and name.endswith(".weight") and not must_be_wide(name):
-            found[name] = dtype
-    return found
+        stays_narrow = placement.weights == "stored" or (placement.weights == "auto" and dtype in _FP8)
+        if stays_narrow and name.endswith(".weight") and not must_be_wide(name):
+            dtypes[name] = dtype
+    return dtypes
 
 
 def looks_at_types(network: Any) -> Callable[[str], bool]:
-    """Whether the network looks at the type of a tensor, by its name: such layers are told by diffusers, with norms."""
-    told: list[str] = getattr(network, "_skip_layerwise_casting_patterns", None) or []
+    """Whether the network's code looks at a tensor's type, by its name: diffusers lists such layers, and norms."""
+    pattern_texts: list[str] = getattr(network, "_skip_layerwise_casting_patterns", None) or []
     # What is left out here would lose digits if it were narrowed; widening what is stored loses none.
-    patterns = [re.compile(pattern) for pattern in told if pattern != "norm"]
+    patterns = [re.compile(pattern) for pattern in pattern_texts if pattern != "norm"]
     return lambda name: any(pattern.search(name) for pattern in patterns)
 
 

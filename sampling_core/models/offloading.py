@@ -15,20 +15,20 @@ _networks: ContextVar[list[Any] | None] = ContextVar("networks", default=None)
 
 @contextmanager
 def networks_loaded() -> Generator[list[Any]]:
-    """The networks that are loaded within the block, by this thread, once it has ended."""
-    found: list[Any] = []
-    token = _networks.set(found)
+    """A list that has, when the block has ended, the networks that this thread loaded within it."""
+    networks: list[Any] = []
+    token = _networks.set(networks)
     try:
-        yield found
+        yield networks
     finally:
         _networks.reset(token)
 
 
 def note_loaded(network: Any) -> None:
-    """Tell the block around this call, if there is one, of a network."""
-    found = _networks.get()
-    if found is not None:
-        found.append(network)
+    """Add a network to the list of the `networks_loaded` block around this call, if there is one."""
+    networks = _networks.get()
+    if networks is not None:
+        networks.append(network)
 
 
 def stream_layers(network: Any, device: str) -> None:
@@ -39,8 +39,8 @@ def stream_layers(network: Any, device: str) -> None:
     apply_group_offloading(network, torch.device(device), offload_type="leaf_level", use_stream=streams)
 
 
-class Moved:
-    """Networks that are on a device as long as somebody is in one of the blocks `on_device`; several threads may be."""
+class OffloadedNetworks:
+    """Networks that are on a device while a thread is in an `on_device` block, and in the host's memory else."""
 
     def __init__(self, networks: Sequence[Any], device: str) -> None:
         self._networks, self._device = networks, device

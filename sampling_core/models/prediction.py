@@ -1,4 +1,4 @@
-"""What networks are shown, and what their outputs stand for, by the kind of their predictions."""
+"""Inputs of networks, and the clean latents that their outputs stand for, by prediction type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sigma_column(levels: Sequence[Level], x: Rows) -> Tensor:
 
 
 def scaled_input(x: Rows, sigma: Tensor, prediction: PredictionType) -> Rows:
-    """What the network is shown: unit variance for models trained on betas (EDM table 1, `c_in`)."""
+    """The network's input: of unit variance for models trained on betas (EDM table 1, `c_in`)."""
     return x if prediction == "flow" else x / (sigma**2 + 1).sqrt()
 
 

@@ -26,14 +26,14 @@ class Vector(NamedTuple):
 Token = int | Vector
 
 
-class Weighted(NamedTuple):
+class WeightedToken(NamedTuple):
     """A token and its weight."""
 
     token: Token
     weight: float
 
 
-Chunk = list[Weighted]
+Chunk = list[WeightedToken]
 """Tokens without begin, end and padding."""
 
 
@@ -47,7 +47,7 @@ def prompt_chunks(
     spans = [_Tokens(span, _tokens(span, tokenizer, vectors)) for span in parse_prompt(prompt, syntax)]
     match syntax:
         case "plain":
-            return [[weighted for _, tokens in spans for weighted in tokens][: tokenizer.most]]
+            return [[weighted_token for _, tokens in spans for weighted_token in tokens][: tokenizer.most]]
         case "comfyui":
             return _comfyui_chunks([tokens for _, tokens in spans], tokenizer.most)
         case "a1111":
@@ -56,20 +56,20 @@ def prompt_chunks(
 
 class _Tokens(NamedTuple):
     span: Span
-    tokens: list[Weighted]
+    tokens: list[WeightedToken]
 
 
-def _tokens(span: Span, tokenizer: PromptTokenizer, vectors: Mapping[str, int]) -> list[Weighted]:
+def _tokens(span: Span, tokenizer: PromptTokenizer, vectors: Mapping[str, int]) -> list[WeightedToken]:
     match span:
         case Break():
             return []
         case Embedding(name, weight):
-            return [Weighted(Vector(name, i), weight) for i in range(vectors[name])]
+            return [WeightedToken(Vector(name, i), weight) for i in range(vectors[name])]
         case _:
-            return [Weighted(token, span.weight) for token in tokenizer.words(span.text)]
+            return [WeightedToken(token, span.weight) for token in tokenizer.words(span.text)]
 
 
-def _comfyui_chunks(groups: Sequence[list[Weighted]], most: int) -> list[Chunk]:
+def _comfyui_chunks(groups: Sequence[list[WeightedToken]], most: int) -> list[Chunk]:
     """Short spans are in one chunk each; a longer one fills up the chunk that it begins in."""
     chunks: list[Chunk] = [[]]
     for group in groups:
@@ -92,14 +92,14 @@ def _a1111_chunks(spans: Sequence[_Tokens], tokenizer: PromptTokenizer) -> Itera
         if isinstance(span, Break) or (isinstance(span, Embedding) and len(chunk) + len(tokens) > most):
             yield chunk
             chunk, behind_comma, is_first = Chunk(), None, False
-        for weighted in tokens:
+        for weighted_token in tokens:
             if len(chunk) == most:
-                near = behind_comma is not None and most - behind_comma < _COMMA_BACKTRACK
-                end = behind_comma if near and weighted.token != tokenizer.comma else most
+                comma_is_near = behind_comma is not None and most - behind_comma < _COMMA_BACKTRACK
+                end = behind_comma if comma_is_near and weighted_token.token != tokenizer.comma else most
                 yield chunk[:end]
                 chunk, behind_comma, is_first = chunk[end:], None, False
-            chunk.append(weighted)
-            if weighted.token == tokenizer.comma:
+            chunk.append(weighted_token)
+            if weighted_token.token == tokenizer.comma:
                 behind_comma = len(chunk)
     if chunk or is_first:
         yield chunk

@@ -13,7 +13,7 @@ class _Quiet:
 
     lock = threading.Lock()
     blocks = 0
-    before: tuple[int, ...] = ()
+    verbosities: tuple[int, ...] = ()
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def quiet() -> Generator[None]:
     loggers = _loggers()
     with _Quiet.lock:
         if _Quiet.blocks == 0:
-            _Quiet.before = tuple(library.get_verbosity() for library in loggers)
+            _Quiet.verbosities = tuple(library.get_verbosity() for library in loggers)
             for library in loggers:
                 library.set_verbosity_error()
                 library.disable_progress_bar()
@@ -36,7 +36,7 @@ def quiet() -> Generator[None]:
         with _Quiet.lock:
             _Quiet.blocks -= 1
             if _Quiet.blocks == 0:
-                for library, verbosity in zip(loggers, _Quiet.before, strict=True):
+                for library, verbosity in zip(loggers, _Quiet.verbosities, strict=True):
                     library.set_verbosity(verbosity)
                     library.enable_progress_bar()
 

@@ -25,7 +25,7 @@ _THETA = 10_000.0
 
 
 class Rotation(Configuration):
-    """How positions are told, as transformers 5 writes it."""
+    """Rotary position embeddings, as transformers 5 writes them."""
 
     ONLY: ClassVar[Mapping[str, object]] = {"rope_type": "default"}
 
@@ -47,7 +47,7 @@ class Qwen3Model(NetworkConfiguration):
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 
-    # Of a model that writes.
+    # The output layer of a model that generates text.
     SPARE: ClassVar[frozenset[str]] = frozenset({"lm_head.weight"})
 
     vocab_size: Annotated[int, Field(ge=1, le=2**20)]
@@ -75,7 +75,7 @@ class Qwen3Model(NetworkConfiguration):
 
     @property
     def theta(self) -> float:
-        """The longest wave of a position, whichever release wrote it."""
+        """The base of the rotary frequencies, under the key of either release."""
         return self.rope_parameters.rope_theta if self.rope_parameters else (self.rope_theta or _THETA)
 
     @property
@@ -91,8 +91,8 @@ class Qwen3Model(NetworkConfiguration):
         }
 
     @staticmethod
-    def spelled(name: str) -> str:
-        """There is a prefix where the model was saved as one that writes."""
+    def canonical_name(name: str) -> str:
+        """Names have a prefix where the model was saved as one that generates text."""
         return name.removeprefix("model.")
 
     def buffers(self) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ QWEN3_TEXT = Component(
 
 
 def qwen3_states(encoder: Any, tokenizer: QwenPromptTokenizer, prompt: str) -> Tensor:
-    """The states [1, tokens, features] of the last layer but one, of a prompt as a user's; float32 on the CPU."""
+    """The states [1, tokens, features] of the last layer but one, of a prompt as a user's message; float32, CPU."""
     tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
     states: Tensor = encoder(tokens, output_hidden_states=True, use_cache=False).hidden_states[-2]
     return states.float().cpu()

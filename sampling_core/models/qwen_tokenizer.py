@@ -1,4 +1,4 @@
-"""Qwen's tokenizer: its files, and which tokens it makes of a prompt. As transformers 5 builds it, and not with it."""
+"""Qwen's tokenizer: its files, and which tokens it makes of a prompt. Built as in transformers 5, and without it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BytePairs(Configuration):
 
 
 class TokenizerFile(Configuration):
-    """A tokenizer.json. How a text is taken apart is not read of it: Qwen's way is known."""
+    """A tokenizer.json. Its rules for splitting a text are not read: Qwen's are known."""
 
     NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
 
@@ -101,19 +101,21 @@ def open_qwen_tokenizer(
     """
     name = f"{folder}/{TOKENIZER}"
     configuration = QwenTokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
-    whole = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
+    tokenizer_file = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
     template = configuration.chat_template
     if f"{folder}/{TEMPLATE}" in files:
         template = files.read(f"{folder}/{TEMPLATE}", 2**16).decode("utf-8", "replace")
     if template is None or not all(mark in template for mark in _MARKS):
         raise files.error(f"has a {folder} without Qwen's chat template (with {' and '.join(_MARKS)})")
     try:
-        tokenizer = _built(whole)
+        tokenizer = _build_tokenizer(tokenizer_file)
     except Exception as error:
         raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
-    numbered = configuration.added_tokens_decoder
-    added = list(numbered.values()) if numbered is not None else (whole.added_tokens or [])
-    tokenizer.add_tokens([_added(token) for token in added])
+    tokens_by_number = configuration.added_tokens_decoder
+    added_tokens = (
+        list(tokens_by_number.values()) if tokens_by_number is not None else (tokenizer_file.added_tokens or [])
+    )
+    tokenizer.add_tokens([_added_token(token) for token in added_tokens])
     numbers = tokenizer.get_vocab()
     missing = [mark for mark in _MARKS if mark not in numbers]
     if missing:
@@ -124,10 +126,10 @@ def open_qwen_tokenizer(
     return QwenPromptTokenizer(tokenizer, length)
 
 
-def _built(whole: TokenizerFile) -> Tokenizer:
+def _build_tokenizer(tokenizer_file: TokenizerFile) -> Tokenizer:
     """The tokenizer as transformers' Qwen2Tokenizer builds it."""
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in whole.model.merges]
-    tokenizer = Tokenizer(BPE(whole.model.vocab, [(first, second) for first, second in pairs]))
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in tokenizer_file.model.merges]
+    tokenizer = Tokenizer(BPE(tokenizer_file.model.vocab, [(first, second) for first, second in pairs]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -138,7 +140,7 @@ def _built(whole: TokenizerFile) -> Tokenizer:
     return tokenizer
 
 
-def _added(token: Token) -> AddedToken:
+def _added_token(token: Token) -> AddedToken:
     return AddedToken(
         token.content,
         single_word=token.single_word,

@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     PerLevel,
     Shape,
 )
-from prefect_regional_diffusion.sampling_core.models.single_file.tensors import numbered
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import num_blocks
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
 
@@ -42,14 +42,14 @@ class T2IAdapter(NetworkConfiguration):
         return 4 * self.num_res_blocks * len(self.channels)
 
     def edges(self) -> dict[str, Shape]:
-        seen = self.in_channels * self.downscale_factor**2
+        unshuffled_channels = self.in_channels * self.downscale_factor**2
         if self.adapter_type == "light_adapter":
-            return {"adapter.body.0.in_conv.weight": (self.channels[0] // 4, seen, 1, 1)}
-        return {"adapter.conv_in.weight": (self.channels[0], seen, 3, 3)}
+            return {"adapter.body.0.in_conv.weight": (self.channels[0] // 4, unshuffled_channels, 1, 1)}
+        return {"adapter.conv_in.weight": (self.channels[0], unshuffled_channels, 3, 3)}
 
     @property
     def maps(self) -> list[Map]:
-        """What it finds in a picture, in order."""
+        """The maps that it makes of a picture, in order."""
         first = self.downscale_factor
         match self.adapter_type:
             case "full_adapter":
@@ -59,29 +59,31 @@ class T2IAdapter(NetworkConfiguration):
             case "light_adapter":
                 return [Map(width, first * 2**i) for i, width in enumerate([*self.channels, self.channels[-1]])]
 
-    def unlike(self, unet: UNet2DConditionModel, cell: int) -> str:
-        """What it has of another kind than a UNet that it shall be added to; empty if it suits it.
+    def mismatch_with(self, unet: UNet2DConditionModel, cell: int) -> str:
+        """How it differs from a UNet that it is to be added to; empty if it fits.
 
         `cell` is how many pixels a cell of the UNet's latents has, in each direction.
         """
         places = places_of(unet, cell)
         if self.maps in (places, places[:-1]):
             return ""
-        found, wanted = (" ".join(f"{width}x1/{pixels}" for width, pixels in maps) for maps in (self.maps, places))
-        return f"maps of {found}, not {wanted}"
+        adapter_maps, unet_maps = (
+            " ".join(f"{width}x1/{pixels}" for width, pixels in maps) for maps in (self.maps, places)
+        )
+        return f"maps of {adapter_maps}, not {unet_maps}"
 
 
 def places_of(unet: UNet2DConditionModel, cell: int) -> list[Map]:
     """Where diffusers' UNet takes maps: one for each block of its encoder, and one for its middle, which may be absent.
 
-    A block with attention takes it before it makes its own smaller, another one after that.
+    A block with attention takes it before its own map is downsampled, any other block after that.
     """
-    found: list[Map] = []
+    maps: list[Map] = []
     last = len(unet.block_out_channels) - 1
     for level, (width, kind) in enumerate(zip(unet.block_out_channels, unet.down_block_types, strict=True)):
-        smaller = kind == "DownBlock2D" and level < last
-        found.append(Map(width, cell * 2 ** (level + smaller)))
-    return [*found, Map(unet.block_out_channels[-1], cell * 2**last)]
+        downsamples = kind == "DownBlock2D" and level < last
+        maps.append(Map(width, cell * 2 ** (level + downsamples)))
+    return [*maps, Map(unet.block_out_channels[-1], cell * 2**last)]
 
 
 def t2i_adapter(configuration: T2IAdapter) -> Any:
@@ -96,20 +98,20 @@ T2I_ADAPTER = Component(Class("diffusers", ("T2IAdapter",)), DIFFUSERS_STEM, T2I
 
 def adapter_configuration(weights: Weights) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys. The adapters of SDXL begin with 16 pixels."""
-    blocks = numbered(weights, "adapter.body.")
-    light = "adapter.body.0.in_conv.weight" in weights and "adapter.body.0.out_conv.weight" in weights
-    first = "adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight"
-    width = "out_conv.weight" if light else "resnets.0.block1.weight"
+    blocks = num_blocks(weights, "adapter.body.")
+    is_light = "adapter.body.0.in_conv.weight" in weights and "adapter.body.0.out_conv.weight" in weights
+    first = "adapter.body.0.in_conv.weight" if is_light else "adapter.conv_in.weight"
+    width = "out_conv.weight" if is_light else "resnets.0.block1.weight"
     channels = [_size(weights, f"adapter.body.{block}.{width}", 0) for block in range(blocks)]
     # Of each pixel of a cell: 64 or 192, and 256 or 768.
-    seen = _size(weights, first, 1)
-    edge = 16 if seen in (16**2, 3 * 16**2) else 8
+    unshuffled_channels = _size(weights, first, 1)
+    edge = 16 if unshuffled_channels in (16**2, 3 * 16**2) else 8
     return {
-        "adapter_type": "light_adapter" if light else "full_adapter_xl" if edge == 16 else "full_adapter",
-        "in_channels": seen // edge**2,
-        "channels": channels[:-1] if light else channels,
+        "adapter_type": "light_adapter" if is_light else "full_adapter_xl" if edge == 16 else "full_adapter",
+        "in_channels": unshuffled_channels // edge**2,
+        "channels": channels[:-1] if is_light else channels,
         "downscale_factor": edge,
-        "num_res_blocks": numbered(weights, "adapter.body.0.resnets."),
+        "num_res_blocks": num_blocks(weights, "adapter.body.0.resnets."),
     }
 
 

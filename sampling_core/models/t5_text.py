@@ -62,7 +62,7 @@ class T5EncoderModel(NetworkConfiguration):
         }
 
     @staticmethod
-    def spelled(name: str) -> str:
+    def canonical_name(name: str) -> str:
         """The encoder's embeddings are the shared ones."""
         return _EMBEDDINGS if name == "encoder.embed_tokens.weight" else name
 

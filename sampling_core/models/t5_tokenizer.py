@@ -1,4 +1,4 @@
-"""T5's tokenizer: its files, and which tokens it makes of a prompt. As transformers 5 builds it, and not with it."""
+"""T5's tokenizer: its files, and which tokens it makes of a prompt. Built as in transformers 5, and without it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T5_TOKENIZER = Class("transformers", ("T5Tokenizer", "T5TokenizerFast"))
 T5_TOKENIZER_FILES = (TOKENIZER, CONFIGURATION)
 """All that are read of a tokenizer's folder; what `spiece.model` says is in the first of them, too."""
 _UNKNOWN = 2
-"""The number of the token for what has none: transformers takes it from no file."""
+"""The number of the unknown token: transformers takes it from no file."""
 
 Piece = Annotated[list[str | float], Field(min_length=2, max_length=2)]
 
@@ -50,7 +50,7 @@ class Normalizer(Configuration):
 
 
 class TokenizerFile(Configuration):
-    """A tokenizer.json. How a text is taken apart is not read of it: T5's way is known."""
+    """A tokenizer.json. Its rules for splitting a text are not read: T5's are known."""
 
     NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
 
@@ -89,8 +89,8 @@ class T5PromptTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         """What the text encoder is given: as much of the prompt as there is room for, end, padding."""
-        used = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.most], self._end]
-        return used + [self._padding] * (self.length - len(used))
+        token_ids = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.most], self._end]
+        return token_ids + [self._padding] * (self.length - len(token_ids))
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""
@@ -105,22 +105,24 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
     """
     name = f"{folder}/{TOKENIZER}"
     configuration = T5TokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
-    whole = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
+    tokenizer_file = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
     try:
-        tokenizer = _built(whole)
+        tokenizer = _build_tokenizer(tokenizer_file)
     except Exception as error:
         raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
     end, padding, unknown = (
-        _text(getattr(configuration, role) or usual)
-        for role, usual in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
+        _text(getattr(configuration, role) or default)
+        for role, default in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
     )
     pieces = tokenizer.get_vocab()
-    numbered = configuration.added_tokens_decoder
-    added = list(numbered.values()) if numbered is not None else (whole.added_tokens or [])
+    tokens_by_number = configuration.added_tokens_decoder
+    added_tokens = (
+        list(tokens_by_number.values()) if tokens_by_number is not None else (tokenizer_file.added_tokens or [])
+    )
     # Those that T5 was not trained on have no embeddings.
-    tokenizer.add_tokens([_added(token) for token in added if token.content in pieces])
-    tokenizer.add_special_tokens([_special(text) for text in _extra(configuration) if text in pieces])
-    tokenizer.add_special_tokens([_special(text) for text in (end, unknown, padding)])
+    tokenizer.add_tokens([_added_token(token) for token in added_tokens if token.content in pieces])
+    tokenizer.add_special_tokens([_special_token(text) for text in _extra_tokens(configuration) if text in pieces])
+    tokenizer.add_special_tokens([_special_token(text) for text in (end, unknown, padding)])
     numbers = tokenizer.get_vocab()
     most = max(numbers.values())
     if most >= embeddings:
@@ -128,13 +130,13 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
     return T5PromptTokenizer(tokenizer, length, numbers[end], numbers[padding])
 
 
-def _built(whole: TokenizerFile) -> Tokenizer:
+def _build_tokenizer(tokenizer_file: TokenizerFile) -> Tokenizer:
     """The tokenizer as transformers' T5Tokenizer builds it."""
-    pieces = [(str(piece), float(score)) for piece, score in whole.model.vocab]
+    pieces = [(str(piece), float(score)) for piece, score in tokenizer_file.model.vocab]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=_UNKNOWN, byte_fallback=False))
-    if whole.normalizer is not None:
+    if tokenizer_file.normalizer is not None:
         try:
-            table = base64.b64decode(whole.normalizer.precompiled_charsmap, validate=True)
+            table = base64.b64decode(tokenizer_file.normalizer.precompiled_charsmap, validate=True)
         except binascii.Error as error:
             raise ValueError("its precompiled_charsmap is not base64") from error
         tokenizer.normalizer = normalizers.Precompiled(table)
@@ -147,11 +149,11 @@ def _built(whole: TokenizerFile) -> Tokenizer:
     return tokenizer
 
 
-def _extra(configuration: T5TokenizerConfiguration) -> Iterable[str]:
+def _extra_tokens(configuration: T5TokenizerConfiguration) -> Iterable[str]:
     """Tokens that T5 was trained to fill in."""
-    named = configuration.extra_special_tokens or configuration.additional_special_tokens
-    if named:
-        return [_text(token) for token in named]
+    special_tokens = configuration.extra_special_tokens or configuration.additional_special_tokens
+    if special_tokens:
+        return [_text(token) for token in special_tokens]
     return [f"<extra_id_{number}>" for number in range(configuration.extra_ids)]
 
 
@@ -159,7 +161,7 @@ def _text(token: Text | Token) -> str:
     return token if isinstance(token, str) else token.content
 
 
-def _added(token: Token) -> AddedToken:
+def _added_token(token: Token) -> AddedToken:
     return AddedToken(
         token.content,
         single_word=token.single_word,
@@ -170,5 +172,5 @@ def _added(token: Token) -> AddedToken:
     )
 
 
-def _special(text: str) -> AddedToken:
+def _special_token(text: str) -> AddedToken:
     return AddedToken(text, normalized=False, special=True)

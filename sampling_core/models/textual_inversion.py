@@ -32,17 +32,21 @@ def textual_inversion(tensors: Mapping[str, Tensor], widths: Mapping[str, int]) 
 
     The only tensor of a file may have any name. Raises ValueError, which says what a file for this model has.
     """
-    found = tensors
+    by_name = tensors
     if len(widths) == 1 and len(tensors) == 1:
-        found = dict.fromkeys(widths, *tensors.values())
-    wanted = " and ".join(f"{name} of {width} features" for name, width in widths.items())
-    vectors = [_vectors(found[name], width) for name, width in widths.items() if name in found]
+        by_name = dict.fromkeys(widths, *tensors.values())
+    requirement = " and ".join(f"{name} of {width} features" for name, width in widths.items())
+    vectors = [_vectors(by_name[name], width) for name, width in widths.items() if name in by_name]
     if len(vectors) < len(widths):
-        raise ValueError(f"a file with {wanted} ({_shown(tensors)})")
-    known = [one for one in vectors if one is not None]
-    if len(known) < len(vectors) or len({len(one) for one in known}) > 1 or not 1 <= len(known[0]) <= MOST_VECTORS:
-        raise ValueError(f"a file with up to {MOST_VECTORS} vectors for {wanted} ({_shown(tensors)})")
-    return TextualInversion(tuple(known))
+        raise ValueError(f"a file with {requirement} ({_summary(tensors)})")
+    finite_vectors = [rows for rows in vectors if rows is not None]
+    if (
+        len(finite_vectors) < len(vectors)
+        or len({len(rows) for rows in finite_vectors}) > 1
+        or not 1 <= len(finite_vectors[0]) <= MOST_VECTORS
+    ):
+        raise ValueError(f"a file with up to {MOST_VECTORS} vectors for {requirement} ({_summary(tensors)})")
+    return TextualInversion(tuple(finite_vectors))
 
 
 def _vectors(tensor: Tensor, width: int) -> Tensor | None:
@@ -52,6 +56,6 @@ def _vectors(tensor: Tensor, width: int) -> Tensor | None:
     return rows.float() if fits else None
 
 
-def _shown(tensors: Mapping[str, Tensor]) -> str:
+def _summary(tensors: Mapping[str, Tensor]) -> str:
     shapes: Sequence[str] = [f"{name:.40} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())]
     return ", ".join(shapes[:3]) + (", ..." if len(shapes) > 3 else "") or "it has no tensors"

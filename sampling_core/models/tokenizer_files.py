@@ -24,7 +24,7 @@ Number = Annotated[int, Field(ge=0, lt=2**20)]
 
 
 class Token(Configuration):
-    """A token that is found in a text before anything else is."""
+    """A token that is matched in a text before the text is split."""
 
     ONLY: ClassVar[Mapping[str, object]] = {"__type": "AddedToken"}
 
@@ -38,7 +38,7 @@ class Token(Configuration):
 
 
 class SpecialTokens(Configuration):
-    """Tokens with a part to play, by that part."""
+    """Special tokens, by role."""
 
     bos_token: Text | Token | None = None
     eos_token: Text | Token | None = None
@@ -102,7 +102,7 @@ class BytePairs(Configuration):
 
 
 class TokenizerFile(Configuration):
-    """A tokenizer.json. How a text is taken apart is not read of it: CLIP's way is known."""
+    """A tokenizer.json. Its rules for splitting a text are not read: CLIP's are known."""
 
     NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
 
@@ -126,11 +126,11 @@ class AddedTokens(Configuration):
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a tokenizer is made of. `added` are tokens beyond `vocabulary`, in the order in which they get numbers."""
+    """What a tokenizer is made of. `added_tokens` are beyond `vocabulary`, in the order in which they get numbers."""
 
     vocabulary: dict[str, int]
     merges: list[tuple[str, str]]
-    added: list[Token]
+    added_tokens: list[Token]
     begin: str
     end: str
     padding: str
@@ -145,52 +145,58 @@ def read_tokenizer(files: ModelFiles, folder: str) -> TokenizerFiles:
         f"{folder}/{name}" for name in (TOKENIZER, VOCABULARY, SPECIAL_TOKENS, ADDED_TOKENS)
     )
     configuration = TokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
-    whole = None
+    tokenizer_file = None
     if tokenizer in files:
-        whole = TokenizerFile.checked(files.mapping(tokenizer, MOST_TOKENIZER_BYTES), files, tokenizer)
-        vocabulary, merges = whole.model.vocab, _pairs(files, tokenizer, whole.model.merges)
+        tokenizer_file = TokenizerFile.checked(files.mapping(tokenizer, MOST_TOKENIZER_BYTES), files, tokenizer)
+        vocabulary, merges = tokenizer_file.model.vocab, _pairs(files, tokenizer, tokenizer_file.model.merges)
     else:
-        found = {"vocab": files.mapping(vocab, MOST_TOKENIZER_BYTES)}
-        vocabulary = Vocabulary.checked(found, files, vocab).vocab
+        vocabulary_values = {"vocab": files.mapping(vocab, MOST_TOKENIZER_BYTES)}
+        vocabulary = Vocabulary.checked(vocabulary_values, files, vocab).vocab
         merges = _pairs(files, f"{folder}/{MERGES}", _lines(files, f"{folder}/{MERGES}"))
     special = SpecialTokens.read(files, special_tokens) if special_tokens in files else SpecialTokens()
     if configuration.added_tokens_decoder is not None:
         # It holds all that the older files do.
-        numbered = _numbered(files, folder, configuration.added_tokens_decoder)
+        tokens_by_number = _by_number(files, folder, configuration.added_tokens_decoder)
         special = SpecialTokens()
     else:
-        older = (
+        older_tokens = (
             AddedTokens.checked({"tokens": files.mapping(added_tokens)}, files, added_tokens).tokens
             if (added_tokens in files)
             else {}
         )
-        numbered = _older(older, configuration, special)
-        numbered |= {
-            token.id: token for token in ((whole.added_tokens if whole else None) or ()) if token.id is not None
+        tokens_by_number = _tokens_of_older_file(older_tokens, configuration, special)
+        tokens_by_number |= {
+            token.id: token
+            for token in ((tokenizer_file.added_tokens if tokenizer_file else None) or ())
+            if token.id is not None
         }
-    named = {
-        part: _token(getattr(special, part) or getattr(configuration, part) or text) for part, text in _NAMED.items()
+    special_by_role = {
+        part: _token(getattr(special, part) or getattr(configuration, part) or text)
+        for part, text in _DEFAULT_SPECIAL_TOKENS.items()
     }
-    added = [numbered[number] for number in sorted(numbered)]
-    known = {token.content for token in added}
-    for token in (*named.values(), *_extra(configuration, special)):
-        if token.content not in known:
-            known.add(token.content)
-            added.append(token)
-    roles = {token.content for token in named.values()}
+    additions = [tokens_by_number[number] for number in sorted(tokens_by_number)]
+    contents = {token.content for token in additions}
+    for token in (*special_by_role.values(), *_extra_tokens(configuration, special)):
+        if token.content not in contents:
+            contents.add(token.content)
+            additions.append(token)
+    special_contents = {token.content for token in special_by_role.values()}
     return TokenizerFiles(
         vocabulary,
         merges,
-        [token.model_copy(update={"special": token.special or token.content in roles}) for token in added],
-        begin=named["bos_token"].content,
-        end=named["eos_token"].content,
-        padding=named["pad_token"].content,
-        unknown=named["unk_token"].content,
+        [
+            token.model_copy(update={"special": token.special or token.content in special_contents})
+            for token in additions
+        ],
+        begin=special_by_role["bos_token"].content,
+        end=special_by_role["eos_token"].content,
+        padding=special_by_role["pad_token"].content,
+        unknown=special_by_role["unk_token"].content,
         length=configuration.model_max_length,
     )
 
 
-_NAMED = {
+_DEFAULT_SPECIAL_TOKENS = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
     "unk_token": "<|endoftext|>",
@@ -199,23 +205,29 @@ _NAMED = {
 """CLIP's own, in the order in which they are added."""
 
 
-def _numbered(files: ModelFiles, folder: str, tokens: Mapping[str, Token]) -> dict[int, Token]:
+def _by_number(files: ModelFiles, folder: str, tokens: Mapping[str, Token]) -> dict[int, Token]:
     if not all(number.isdecimal() and number.isascii() and len(number) < 8 for number in tokens):
         raise files.error(f"has added tokens without numbers ({folder}/{CONFIGURATION}: added_tokens_decoder)")
     return {int(number): token for number, token in tokens.items()}
 
 
-def _older(tokens: Mapping[str, int], configuration: SpecialTokens, special: SpecialTokens) -> dict[int, Token]:
+def _tokens_of_older_file(
+    tokens: Mapping[str, int], configuration: SpecialTokens, special: SpecialTokens
+) -> dict[int, Token]:
     """Tokens of an added_tokens.json, which has no more than their texts."""
-    named = [getattr(special, part) or getattr(configuration, part) for part in _NAMED]
-    roles = {_token(token).content for token in (*named, *_extra(configuration, special)) if token is not None}
+    special_tokens = [getattr(special, part) or getattr(configuration, part) for part in _DEFAULT_SPECIAL_TOKENS]
+    special_contents = {
+        _token(token).content
+        for token in (*special_tokens, *_extra_tokens(configuration, special))
+        if token is not None
+    }
     return {
-        number: Token(content=content, special=content in roles, normalized=content not in roles)
+        number: Token(content=content, special=content in special_contents, normalized=content not in special_contents)
         for content, number in tokens.items()
     }
 
 
-def _extra(configuration: SpecialTokens, special: SpecialTokens) -> list[Token]:
+def _extra_tokens(configuration: SpecialTokens, special: SpecialTokens) -> list[Token]:
     """Further special tokens, under the names of transformers 4 and 5."""
     extra = configuration.extra_special_tokens or configuration.additional_special_tokens or []
     extra = [*extra, *(special.extra_special_tokens or [])] or special.additional_special_tokens or []

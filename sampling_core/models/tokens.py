@@ -42,8 +42,8 @@ class PromptTokenizer:
 
     def framed(self, inner: Sequence[int]) -> list[int]:
         """At most `most` tokens between begin and end, and padding up to `length`."""
-        used = [self._begin, *inner, self._end]
-        return used + [self._padding] * (self.length - len(used))
+        token_ids = [self._begin, *inner, self._end]
+        return token_ids + [self._padding] * (self.length - len(token_ids))
 
     @property
     def begin(self) -> int:
@@ -64,13 +64,13 @@ class PromptTokenizer:
         """Words of a prompt, each once, that are no token of their own."""
         pre, text = self._tokenizer.pre_tokenizer, self._tokenizer.normalizer.normalize_str(prompt)
         words = [text[first:last] for _, (first, last) in pre.pre_tokenize_str(text)]
-        return list(dict.fromkeys(word for word in words if word.isalnum() and word not in self._known))
+        return list(dict.fromkeys(word for word in words if word.isalnum() and word not in self._known_words))
 
     @cached_property
-    def _known(self) -> set[str]:
-        # Of the letters, which are there to spell what is not known, captions have only the article.
-        known = {token.removesuffix("</w>") for token in self._tokenizer.get_vocab() if token.endswith("</w>")}
-        return {word for word in known if len(word) > 1 or word == "a"}
+    def _known_words(self) -> set[str]:
+        # Single letters are there to spell unknown words; the only one that is a word of captions is the article.
+        words = {token.removesuffix("</w>") for token in self._tokenizer.get_vocab() if token.endswith("</w>")}
+        return {word for word in words if len(word) > 1 or word == "a"}
 
 
 def open_tokenizer(files: ModelFiles, folder: str, encoder: str, positions: int, embeddings: int) -> PromptTokenizer:
@@ -78,29 +78,29 @@ def open_tokenizer(files: ModelFiles, folder: str, encoder: str, positions: int,
 
     Raises ModelError.
     """
-    found = read_tokenizer(files, folder)
-    if found.unknown not in found.vocabulary:
+    definition = read_tokenizer(files, folder)
+    if definition.unknown not in definition.vocabulary:
         # It would be missed only when a prompt has a letter that the vocabulary has not.
-        raise files.error(f"has a {folder} whose vocabulary lacks its unk_token ({found.unknown!r:.60})")
+        raise files.error(f"has a {folder} whose vocabulary lacks its unk_token ({definition.unknown!r:.60})")
     try:
-        tokenizer = _built(found)
+        tokenizer = _build_tokenizer(definition)
     except Exception as error:
         raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
-    most = max([*found.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
+    most = max([*definition.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
     if most >= embeddings:
         raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
-    texts = {token.content for token in found.added}
-    several = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
-    if several is not None:
-        raise files.error(f"has an added token that is several ({several!r:.60})")
+    texts = {token.content for token in definition.added_tokens}
+    multi_vector = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
+    if multi_vector is not None:
+        raise files.error(f"has an added token that is several ({multi_vector!r:.60})")
     numbers = tokenizer.get_vocab()
-    begin, end, padding = (numbers[text] for text in (found.begin, found.end, found.padding))
-    return PromptTokenizer(tokenizer, min(found.length, positions), begin, end, padding)
+    begin, end, padding = (numbers[text] for text in (definition.begin, definition.end, definition.padding))
+    return PromptTokenizer(tokenizer, min(definition.length, positions), begin, end, padding)
 
 
-def _built(found: TokenizerFiles) -> Tokenizer:
+def _build_tokenizer(definition: TokenizerFiles) -> Tokenizer:
     """The tokenizer as transformers' CLIPTokenizer builds it."""
-    model = BPE(found.vocabulary, found.merges, end_of_word_suffix="</w>", unk_token=found.unknown)
+    model = BPE(definition.vocabulary, definition.merges, end_of_word_suffix="</w>", unk_token=definition.unknown)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -111,11 +111,11 @@ def _built(found: TokenizerFiles) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_tokens([_added(token) for token in found.added])
+    tokenizer.add_tokens([_added_token(token) for token in definition.added_tokens])
     return tokenizer
 
 
-def _added(token: Token) -> AddedToken:
+def _added_token(token: Token) -> AddedToken:
     return AddedToken(
         token.content,
         single_word=token.single_word,

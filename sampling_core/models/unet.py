@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdap
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
-_ADDED = {POOLED_PROMPT_EMBEDS: "text_embeds", TIME_IDS: "time_ids"}
+_ADDED_COND_NAMES = {POOLED_PROMPT_EMBEDS: "text_embeds", TIME_IDS: "time_ids"}
 """Tensors beside the prompt's own, and what the network calls them."""
 
 
@@ -43,18 +43,20 @@ class UNetDenoiser:
         dtype, device = self._dtype, self._unet.device
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
-        told = {name: tensor.to(device, dtype) for name, tensor in conditioning.tensors.items()}
-        added = {known_as: told[name] for name, known_as in _ADDED.items() if name in told}
+        tensors = {name: tensor.to(device, dtype) for name, tensor in conditioning.tensors.items()}
+        added_cond = {
+            name_in_network: tensors[name] for name, name_in_network in _ADDED_COND_NAMES.items() if name in tensors
+        }
         sample = scaled_input(x, sigma, self._levels.prediction).to(device, dtype)
-        rows = RowInputs(sample, timesteps, told[PROMPT_EMBEDS], added)
+        rows = RowInputs(sample, timesteps, tensors[PROMPT_EMBEDS], added_cond)
         loras, images = [row.loras for row in adapters], [row.images for row in adapters]
         unet = uncompiled(self._unet) if any(loras) or any(images) else self._unet
-        with lora_rows.added(unet, loras), attending_in_unet(unet, images):
+        with lora_rows.apply_loras(unet, loras), attending_in_unet(unet, images):
             output: Tensor = unet(
                 sample,
                 timesteps,
-                encoder_hidden_states=told[PROMPT_EMBEDS],
-                added_cond_kwargs=added or None,
+                encoder_hidden_states=tensors[PROMPT_EMBEDS],
+                added_cond_kwargs=added_cond or None,
                 return_dict=False,
                 **residuals([row.controls for row in adapters], rows),
             )[0]

@@ -27,7 +27,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
 class UNet2DConditionModel(NetworkConfiguration):
     ONLY: ClassVar[Mapping[str, object]] = {
         "_class_name": "UNet2DConditionModel",
-        # Each of these asks for an input that no family of ours has.
+        # Each of these needs an input that no supported family has.
         "attention_type": "default",
         "class_embeddings_concat": False,
         "time_cond_proj_dim": None,
@@ -80,7 +80,7 @@ class UNet2DConditionModel(NetworkConfiguration):
     projection_class_embeddings_input_dim: Width | None = None
 
     @model_validator(mode="after")
-    def _of_as_many_levels(self) -> UNet2DConditionModel:
+    def _lists_fit_levels(self) -> UNet2DConditionModel:
         """Whatever is given for each level is given for all of them."""
         check_levels(
             len(self.block_out_channels),
@@ -92,12 +92,12 @@ class UNet2DConditionModel(NetworkConfiguration):
     @property
     def least_tensors(self) -> int:
         levels = len(self.block_out_channels)
-        layers = _each(self.layers_per_block, levels)
-        transformers = _each(self.transformer_layers_per_block, levels)
-        attends = ["CrossAttn" in kind for kind in self.down_block_types]
+        layers = _per_level(self.layers_per_block, levels)
+        transformers = _per_level(self.transformer_layers_per_block, levels)
+        has_attention = ["CrossAttn" in kind for kind in self.down_block_types]
         return sum(
             layer * (10 + 20 * transformer * attention)
-            for layer, transformer, attention in zip(layers, transformers, attends, strict=False)
+            for layer, transformer, attention in zip(layers, transformers, has_attention, strict=False)
         )
 
     def edges(self) -> dict[str, Shape]:
@@ -111,7 +111,7 @@ class UNet2DConditionModel(NetworkConfiguration):
 WITHOUT_ADDITIONS: Mapping[str, object] = dict.fromkeys(
     ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 )
-"""For `ONLY` of a family whose networks are told of nothing but the prompt and the time."""
+"""For `ONLY` of a family whose networks have no inputs but the latent, the prompt and the timestep."""
 
 
 def unet_network(configuration: UNet2DConditionModel) -> Any:
@@ -124,5 +124,5 @@ def unet_network(configuration: UNet2DConditionModel) -> Any:
 UNET = Component(Class("diffusers", ("UNet2DConditionModel",)), DIFFUSERS_STEM, UNet2DConditionModel, unet_network)
 
 
-def _each(value: int | list[int], levels: int) -> list[int]:
+def _per_level(value: int | list[int], levels: int) -> list[int]:
     return [value] * levels if isinstance(value, int) else value

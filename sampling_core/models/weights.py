@@ -45,47 +45,47 @@ def weight_files(files: ModelFiles, part: str, stem: str) -> list[str]:
 
 def read_headers(files: ModelFiles, part: str, stem: str, configuration: NetworkConfiguration) -> Weights:
     """What a part's files hold, compared with its configuration. Reads no tensors. Raises ModelError."""
-    found: Weights = {}
+    weights: Weights = {}
     total = 0
-    for held, stored in _held(files, part, stem):
-        name = configuration.spelled(held)
-        if name in found:
+    for name_in_file, stored in _stored_tensors(files, part, stem):
+        name = configuration.canonical_name(name_in_file)
+        if name in weights:
             raise files.error(f"has weights that are there twice ({stored.file}: {stored.name!r:.100})")
-        found[name] = stored
+        weights[name] = stored
         total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
     if total > MOST_BYTES:
         raise files.error(f"has weights of {total} bytes in its {part}, more than {MOST_BYTES}")
-    if len(found) < configuration.least_tensors:
+    if len(weights) < configuration.least_tensors:
         raise files.error(
-            f"lacks weights for layers of {part}/config.json ({len(found)} tensors, fewer than its layers have)"
+            f"lacks weights for layers of {part}/config.json ({len(weights)} tensors, fewer than its layers have)"
         )
-    check_shapes(files, part, found, configuration.edges())
-    return found
+    check_shapes(files, part, weights, configuration.edges())
+    return weights
 
 
-def check_shapes(files: ModelFiles, part: str, found: Weights, wanted: Mapping[str, Shape]) -> None:
+def check_shapes(files: ModelFiles, part: str, weights: Weights, expected: Mapping[str, Shape]) -> None:
     """Raise ModelError for the first tensor that is missing or has another shape than its configuration says."""
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in expected if name not in weights]
     if missing:
         raise files.error(f"has incomplete weights ({part} lacks {missing[0]} and {len(missing) - 1} more)")
-    for name, shape in wanted.items():
-        if found[name].dtype not in DTYPES:
-            raise files.error(f"has weights of an unknown type ({part}: {name} is {found[name].dtype:.20})")
-        if found[name].shape != shape:
+    for name, shape in expected.items():
+        if weights[name].dtype not in DTYPES:
+            raise files.error(f"has weights of an unknown type ({part}: {name} is {weights[name].dtype:.20})")
+        if weights[name].shape != shape:
             raise files.error(
                 f"has weights of other sizes than {part}/config.json says "
-                f"({name} is {list(found[name].shape)}, not {list(shape)})"
+                f"({name} is {list(weights[name].shape)}, not {list(shape)})"
             )
 
 
 def read_tensors(
-    files: ModelFiles, weights: Weights, wanted: Mapping[str, torch.dtype], device: str
+    files: ModelFiles, weights: Weights, dtypes: Mapping[str, torch.dtype], device: str
 ) -> dict[str, Tensor]:
-    """The wanted tensors, copied out of their files to a device, as numbers of these types. Raises ModelError."""
+    """The tensors that `dtypes` names, copied out of their files to a device, as these types. Raises ModelError."""
     tensors: dict[str, Tensor] = {}
-    for file in sorted({weights[name].file for name in wanted}):
-        with files.opened(file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
-            for name, dtype in wanted.items():
+    for file in sorted({weights[name].file for name in dtypes}):
+        with files.open_unchanged(file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
+            for name, dtype in dtypes.items():
                 if weights[name].file == file:
                     tensors[name] = _tensor(stream, weights[name], device, dtype)
     return tensors
@@ -110,8 +110,8 @@ def _tensor(stream: Any, stored: Stored, device: str, dtype: torch.dtype) -> Ten
     return tensor.reshape(stored.shape).contiguous()
 
 
-def _held(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
-    """The tensors of one part, and the names that they have there."""
+def _stored_tensors(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
+    """The tensors of one part, each with its name in the file, or in the folder that a single file stands for."""
     if part in files.parts:
         return list(files.parts[part].items())
     names = weight_files(files, part, stem)
@@ -122,17 +122,20 @@ def _held(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
 
 
 def read_header(files: ModelFiles, file: str) -> tuple[list[Stored], dict[str, str]]:
-    """What one file holds, and what is written beside it. Reads no tensors. Raises ModelError."""
+    """The tensors that one file holds, and its metadata. Reads no tensors. Raises ModelError."""
     try:
-        with files.opened(file) as descriptor:
+        with files.open_unchanged(file) as descriptor:
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             if length > MOST_HEADER_BYTES:
                 raise ValueError(f"a header of more than {MOST_HEADER_BYTES} bytes")  # noqa: TRY301 - told below
             # Reads the header, and compares it with the file's size.
             with safe_open(path_of(descriptor), framework="pt") as tensors:
                 slices = {name: tensors.get_slice(name) for name in list(tensors.keys())}
-                found = [Stored(file, name, tuple(of.get_shape()), str(of.get_dtype())) for name, of in slices.items()]
-                return found, tensors.metadata() or {}
+                stored_tensors = [
+                    Stored(file, name, tuple(tensor_slice.get_shape()), str(tensor_slice.get_dtype()))
+                    for name, tensor_slice in slices.items()
+                ]
+                return stored_tensors, tensors.metadata() or {}
     except ModelError:
         raise
     except Exception as error:
@@ -140,5 +143,5 @@ def read_header(files: ModelFiles, file: str) -> tuple[list[Stored], dict[str, s
 
 
 def path_of(descriptor: int) -> str:
-    """A path to an open file: safetensors opens files by their path, and this one cannot come to be another's."""
+    """A path to an open file: safetensors opens files by their path, and this one cannot lead to another file."""
     return f"/dev/fd/{descriptor}"

@@ -29,8 +29,8 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 PATCH = 2
 """Edge of a token in latent cells."""
-_TOGETHER = 32
-"""Prompts are filled up to a multiple of so many tokens."""
+_PROMPT_MULTIPLE = 32
+"""The network pads prompts to a multiple of so many tokens."""
 _Lengths = Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_length=3, max_length=3)]
 
 
@@ -63,13 +63,13 @@ class ZImageTransformer2DModel(NetworkConfiguration):
         if sum(self.axes_dims) * self.n_heads != self.dim or any(size % 2 for size in self.axes_dims):
             raise ValueError(f"three even axes_dims whose sum is dim / n_heads, {self.dim} / {self.n_heads}")
         if self.most_tokens < 1:
-            raise ValueError(f"axes_lens with positions for {_TOGETHER} tokens of a prompt, and for a picture")
+            raise ValueError(f"axes_lens with positions for {_PROMPT_MULTIPLE} tokens of a prompt, and for a picture")
         return self
 
     @property
     def most_tokens(self) -> int:
         """Tokens of a prompt that there are positions for, before that of the picture; the first position is 1."""
-        return (self.axes_lens[0] - 2) // _TOGETHER * _TOGETHER
+        return (self.axes_lens[0] - 2) // _PROMPT_MULTIPLE * _PROMPT_MULTIPLE
 
     @property
     def least_tensors(self) -> int:

@@ -18,7 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.family import (
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint, open_split
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
-from prefect_regional_diffusion.sampling_core.models.offloading import Moved, networks_loaded
+from prefect_regional_diffusion.sampling_core.models.offloading import OffloadedNetworks, networks_loaded
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_name
 from prefect_regional_diffusion.tasks.inputs.model_cards import card_files, is_card
@@ -117,14 +117,14 @@ def _of_model(
 
 @contextmanager
 def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[], Any]) -> Generator[Any]:
-    def checked() -> tuple[Any, Moved]:
+    def checked() -> tuple[Any, OffloadedNetworks]:
         if source.fingerprint() != key.weights:
             raise source.files.error("is not the model any more that the job was planned with: its files changed")
         if settings().attention != "auto":
             use_attention(settings().attention)
         with told(source.called, source.bytes), networks_loaded() as networks:
             loaded = load()
-        return loaded, Moved(networks if placement.offload == "model" else (), placement.device)
+        return loaded, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
 
     with loaded_parts().using(key, source.bytes, checked) as (loaded, moved), moved.on_device():
         yield loaded

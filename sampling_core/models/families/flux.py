@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: a flow transformer that reads T5, and a pooled embedding of CLIP's.
 
-dev is told how strictly it follows the prompt, and its noise levels depend on the canvas; schnell has neither. Which of
-them a folder is, its transformer's `guidance_embeds` and its scheduler say.
+dev takes the guidance scale as an input, and its noise levels depend on the canvas; schnell has neither. The
+transformer's `guidance_embeds` and the scheduler of a folder tell which of them it is.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class VAE(AutoencoderKL):
 
 _VAE = replace(AUTOENCODER_KL, configuration=VAE)
 _CLIP = replace(CLIP_TEXT, configuration=PooledCLIPTextModel)
-_KNOWN = {
+_CLASSES = {
     "transformer": FLUX_TRANSFORMER.known_as,
     "vae": _VAE.known_as,
     "text_encoder": _CLIP.known_as,
@@ -121,9 +121,9 @@ class Flux(FlowTransformerFolder):
 
     @property
     def facts(self) -> Facts:
-        told = self.transformer.guidance_embeds
+        is_dev = self.transformer.guidance_embeds
         return Facts(
-            family="FLUX.1 dev" if told else "FLUX.1 schnell",
+            family="FLUX.1 dev" if is_dev else "FLUX.1 schnell",
             latent_channels=self.vae.latent_channels,
             vae_scale_factor=self.vae.vae_scale_factor,
             pixel_multiple=self.pixel_multiple,
@@ -132,9 +132,9 @@ class Flux(FlowTransformerFolder):
             prompt_tokens=self.t5.most,
             trained_pixels=_TRAINED_PIXELS,
             defaults=Defaults(
-                _TRAINED_PIXELS, _TRAINED_PIXELS, 28 if told else 4, 3.5 if told else 1.0, "euler", "simple"
+                _TRAINED_PIXELS, _TRAINED_PIXELS, 28 if is_dev else 4, 3.5 if is_dev else 1.0, "euler", "simple"
             ),
-            guidance="embedded" if told else "none",
+            guidance="embedded" if is_dev else "none",
             takes_image_prompts=True,
         )
 
@@ -199,16 +199,16 @@ class FluxTextEncoder:
         text = prompt or ""
         tokens = torch.tensor([self._clip_tokenizer.ids(text)], device=self._clip.device)
         pooled: Tensor = self._clip(tokens).pooler_output
-        found = {
+        tensors = {
             PROMPT_EMBEDS: t5_states(self._t5, self._t5_tokenizer, text),
             POOLED_PROMPT_EMBEDS: pooled.float().cpu(),
         }
-        return Conditioning({name: tensor.clone() for name, tensor in found.items()})
+        return Conditioning({name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def open_flux(path: Path, files: ModelFiles) -> Flux:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
-    check_classes(Index.read(files, INDEX), files, _KNOWN)
+    check_classes(Index.read(files, INDEX), files, _CLASSES)
     transformer, vae = FLUX_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
     clip, t5 = _CLIP.read(files, "text_encoder"), T5_TEXT.read(files, "text_encoder_2")
     cells = PATCH * PATCH

@@ -83,7 +83,7 @@ class VAE(AutoencoderKL):
 
 
 _VAE = replace(AUTOENCODER_KL, configuration=VAE)
-_KNOWN = {
+_CLASSES = {
     "transformer": SD3_TRANSFORMER.known_as,
     "vae": _VAE.known_as,
     "text_encoder": CLIP_TEXT_WITH_PROJECTION.known_as,
@@ -92,7 +92,7 @@ _KNOWN = {
     "tokenizer_2": CLIP_TOKENIZER,
     "scheduler": FLOW_SCHEDULER,
 }
-_KNOWN_OF_T5 = {"text_encoder_3": T5_TEXT.known_as, "tokenizer_3": T5_TOKENIZER}
+_T5_CLASSES = {"text_encoder_3": T5_TEXT.known_as, "tokenizer_3": T5_TOKENIZER}
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,16 @@ class StableDiffusion3TextEncoder:
         text = prompt or ""
         clip = zip(self._clip, self._tokenizers, strict=True)
         states, pooled = zip(*(projected_states(encoder, tokenizer, text) for encoder, tokenizer in clip), strict=True)
-        of_clip = torch.cat(states, dim=-1)
-        found = {
-            PROMPT_EMBEDS: torch.cat([pad(of_clip, (0, self._width - of_clip.shape[-1])), self._of_t5(text)], dim=1),
+        clip_states = torch.cat(states, dim=-1)
+        tensors = {
+            PROMPT_EMBEDS: torch.cat(
+                [pad(clip_states, (0, self._width - clip_states.shape[-1])), self._t5_states(text)], dim=1
+            ),
             POOLED_PROMPT_EMBEDS: torch.cat(pooled, dim=-1),
         }
-        return Conditioning({name: tensor.clone() for name, tensor in found.items()})
+        return Conditioning({name: tensor.clone() for name, tensor in tensors.items()})
 
-    def _of_t5(self, text: str) -> Tensor:
+    def _t5_states(self, text: str) -> Tensor:
         """T5's states [1, tokens, features]; zeros without T5."""
         if self._t5_tokenizer is None:
             return torch.zeros(1, _T5_TOKENS, self._width)
@@ -206,7 +208,7 @@ def open_stable_diffusion_3(path: Path, files: ModelFiles) -> StableDiffusion3:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
     index = Index.read(files, INDEX)
     with_t5 = index.has("text_encoder_3")
-    check_classes(index, files, _KNOWN | _KNOWN_OF_T5 if with_t5 else _KNOWN)
+    check_classes(index, files, _CLASSES | _T5_CLASSES if with_t5 else _CLASSES)
     transformer, vae = SD3_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
     first = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder")
     second = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder_2")
@@ -252,8 +254,8 @@ def _check_widths(
     latents = {"vae": vae.latent_channels, "transformer": transformer.in_channels, "its end": transformer.out_channels}
     check_fit(files, "latent channels", latents)
     pooled = sum(encoder.projection_dim for encoder in clip)
-    told = {"text_encoder and text_encoder_2": pooled, "transformer": transformer.pooled_projection_dim}
-    check_fit(files, "features of a whole prompt", told)
+    pooled_widths = {"text_encoder and text_encoder_2": pooled, "transformer": transformer.pooled_projection_dim}
+    check_fit(files, "features of a whole prompt", pooled_widths)
     joint, width = transformer.joint_attention_dim, sum(encoder.hidden_size for encoder in clip)
     if t5 is not None:
         check_fit(files, "features of a token", {"text_encoder_3": t5.d_model, "transformer": joint})

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet that is also told of the picture's size, and two text encoders of CLIP."""
+"""Stable Diffusion XL: a UNet that also takes the picture's size, and two text encoders of CLIP."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class StableDiffusionXL(BetaUNetFolder):
         first, second = (self.load(folder, placement) for folder in self.PARTS["text_encoder"])
         return CLIPPairEncoder((first, self.tokenizers[0]), (second, self.tokenizers[1]))
 
-    def placed(self, part: Part, placement: Placement) -> Placement:
+    def placement_of(self, part: Part, placement: Placement) -> Placement:
         """The autoencoder computes in float32 if its configuration asks for that."""
         upcast = part == "autoencoder" and self.vae.force_upcast
         return replace(placement, dtype=torch.float32) if upcast else placement

@@ -99,14 +99,14 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
 def open_stable_diffusion_xl_refiner(path: Path, files: ModelFiles) -> StableDiffusionXLRefiner:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
     index = Index.read(files, INDEX)
-    known = {
+    classes = {
         "unet": UNET.known_as,
         "vae": VAE.known_as,
         "text_encoder_2": CLIP_TEXT_WITH_PROJECTION.known_as,
         "tokenizer_2": CLIP_TOKENIZER,
         "scheduler": SCHEDULER,
     }
-    check_classes(index, files, known)
+    check_classes(index, files, classes)
     unet, vae = UNET.read(files, "unet"), VAE.read(files, "vae")
     encoder = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder_2")
     check_widths(files, unet, vae, [encoder.hidden_size])

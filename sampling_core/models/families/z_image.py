@@ -69,7 +69,7 @@ class VAE(AutoencoderKL):
 
 
 _VAE = replace(AUTOENCODER_KL, configuration=VAE)
-_KNOWN = {
+_CLASSES = {
     "transformer": Z_IMAGE_TRANSFORMER.known_as,
     "vae": _VAE.known_as,
     "text_encoder": QWEN3_TEXT.known_as,
@@ -123,7 +123,7 @@ class ZImage(FlowTransformerFolder):
         return self.tokenizer.reading(prompt)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """None: its tokens are made of bytes, and no word is better known than another."""
+        """None: its tokens are made of bytes, so every word is known as well as another."""
         return []
 
     def load_text_encoder(self, placement: Placement) -> ZImageTextEncoder:
@@ -163,12 +163,12 @@ class ZImageTextEncoder:
 
 def open_z_image(path: Path, files: ModelFiles) -> ZImage:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
-    check_classes(Index.read(files, INDEX), files, _KNOWN)
+    check_classes(Index.read(files, INDEX), files, _CLASSES)
     transformer, vae = Z_IMAGE_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
     encoder = QWEN3_TEXT.read(files, "text_encoder")
     check_fit(files, "latent channels", {"vae": vae.latent_channels, "transformer": transformer.in_channels})
-    told = {"text_encoder": encoder.hidden_size, "transformer": transformer.cap_feat_dim}
-    check_fit(files, "features of a token", told)
+    token_widths = {"text_encoder": encoder.hidden_size, "transformer": transformer.cap_feat_dim}
+    check_fit(files, "features of a token", token_widths)
     networks = {
         "transformer": Z_IMAGE_TRANSFORMER.source(files, "transformer", transformer),
         "vae": _VAE.source(files, "vae", vae),

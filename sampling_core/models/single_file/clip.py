@@ -9,7 +9,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     axis,
     below,
     linear,
-    numbered,
+    num_blocks,
     replaced,
     share,
     transposed,
@@ -40,18 +40,18 @@ _BLOCK = {
 
 def clip_weights(file: Tensors, prefix: str) -> Weights:
     """The tensors of an encoder under transformers' names."""
-    found = below(file, prefix)
-    return {name.removeprefix("text_model."): stored for name, stored in found.items() if name not in _UNUSED}
+    tensors = below(file, prefix)
+    return {name.removeprefix("text_model."): stored for name, stored in tensors.items() if name not in _UNUSED}
 
 
 def projected_clip_weights(file: Tensors, prefix: str) -> Weights:
-    """Those of an encoder with its projection; files leave out one that changes nothing."""
-    found = clip_weights(file, prefix)
+    """Those of an encoder with its projection; one that a file leaves out is a unit matrix."""
+    weights = clip_weights(file, prefix)
     projection = below(file, prefix).get(_PROJECTION)
-    if projection is None and (first := found.get(_TOKENS)) is not None:
-        width = axis(found, _TOKENS, 1)
+    if projection is None and (first := weights.get(_TOKENS)) is not None:
+        width = axis(weights, _TOKENS, 1)
         projection = first._replace(shape=(width, width), order="unit matrix")
-    return found if projection is None else found | {_PROJECTION: projection}
+    return weights if projection is None else weights | {_PROJECTION: projection}
 
 
 def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, projected: bool) -> Weights:
@@ -59,41 +59,41 @@ def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, 
 
     `layers` are read, if there are more; `projected` says whether its projection is.
     """
-    found: Weights = {}
+    weights: Weights = {}
     for name, stored in below(file, prefix).items():
         if name.startswith(_BLOCKS):
             number, _, inside = name.removeprefix(_BLOCKS).partition(".")
             if layers is not None and number.isdecimal() and int(number) >= layers:
                 continue
             place = f"encoder.layers.{number}"
-            fused, _, kind = inside.rpartition("_")
-            if fused == "attn.in_proj":
-                for index, one in enumerate("qkv"):
-                    found[f"{place}.self_attn.{one}_proj.{kind}"] = share(stored, index, 3)
+            fused_name, _, kind = inside.rpartition("_")
+            if fused_name == "attn.in_proj":
+                for index, letter in enumerate("qkv"):
+                    weights[f"{place}.self_attn.{letter}_proj.{kind}"] = share(stored, index, 3)
             else:
-                found[f"{place}.{replaced(inside, _BLOCK)}"] = stored
+                weights[f"{place}.{replaced(inside, _BLOCK)}"] = stored
         elif name in ("text_projection", _PROJECTION):
             if projected:
                 # As a layer it is stored like any other one; as a matrix it is multiplied from the other side.
-                found[_PROJECTION] = stored if name.endswith("weight") else transposed(stored)
+                weights[_PROJECTION] = stored if name.endswith("weight") else transposed(stored)
         elif name not in _UNUSED:
-            found[replaced(name, _OUTSIDE)] = linear(stored) if len(stored.shape) > 2 else stored
-    return found
+            weights[replaced(name, _OUTSIDE)] = linear(stored) if len(stored.shape) > 2 else stored
+    return weights
 
 
 def clip_configuration(weights: Weights, activation: str) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys; the rest as in every published CLIP."""
-    vocabulary, width = (axis(weights, _TOKENS, which) for which in (0, 1))
-    found = {
+    vocabulary, width = (axis(weights, _TOKENS, dim) for dim in (0, 1))
+    configuration = {
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": axis(weights, "encoder.layers.0.mlp.fc1.weight", 0),
-        "num_hidden_layers": numbered(weights, "encoder.layers."),
+        "num_hidden_layers": num_blocks(weights, "encoder.layers."),
         "num_attention_heads": max(1, width // _HEAD_WIDTH),
         "max_position_embeddings": axis(weights, "embeddings.position_embedding.weight", 0),
         "hidden_act": activation,
         "eos_token_id": vocabulary - 1,
     }
     projection = axis(weights, _PROJECTION, 0)
-    return found | ({"projection_dim": projection} if projection else {})
+    return configuration | ({"projection_dim": projection} if projection else {})

@@ -19,33 +19,33 @@ _EDGE = 1024
 
 def _common(file: Tensors, scaling: float, shift: float, scheduler: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Configurations of an autoencoder with a shift, and of a scheduler."""
-    found = {**ldm_vae.vae_configuration(file), "scaling_factor": scaling, "shift_factor": shift, "sample_size": _EDGE}
-    return {"vae/config.json": found, "scheduler/scheduler_config.json": scheduler}
+    vae = {**ldm_vae.vae_configuration(file), "scaling_factor": scaling, "shift_factor": shift, "sample_size": _EDGE}
+    return {"vae/config.json": vae, "scheduler/scheduler_config.json": scheduler}
 
 
 def _sd3_weights(file: Tensors) -> Parts:
-    found = {
+    parts = {
         "transformer": mmdit.mmdit_weights(file),
         "vae": ldm_vae.vae_weights(file),
         "text_encoder": clip.projected_clip_weights(file, _CLIP_L),
         "text_encoder_2": clip.projected_clip_weights(file, _CLIP_G),
         "text_encoder_3": t5.t5_weights(file, _T5),
     }
-    return {folder: weights for folder, weights in found.items() if weights}
+    return {folder: weights for folder, weights in parts.items() if weights}
 
 
 def _sd3_configurations(file: Tensors, parts: Parts) -> Configurations:
-    found = _common(file, 1.5305, 0.0609, {"shift": 3.0})
-    levels = len(found["vae/config.json"]["block_out_channels"])
-    found["transformer/config.json"] = {
+    configurations = _common(file, 1.5305, 0.0609, {"shift": 3.0})
+    levels = len(configurations["vae/config.json"]["block_out_channels"])
+    configurations["transformer/config.json"] = {
         **mmdit.mmdit_configuration(file),
         "sample_size": _EDGE >> max(0, levels - 1),
     }
-    found["text_encoder/config.json"] = clip.clip_configuration(parts["text_encoder"], "quick_gelu")
-    found["text_encoder_2/config.json"] = clip.clip_configuration(parts["text_encoder_2"], "gelu")
+    configurations["text_encoder/config.json"] = clip.clip_configuration(parts["text_encoder"], "quick_gelu")
+    configurations["text_encoder_2/config.json"] = clip.clip_configuration(parts["text_encoder_2"], "gelu")
     if "text_encoder_3" in parts:
-        found["text_encoder_3/config.json"] = t5.t5_configuration(parts["text_encoder_3"])
-    return found
+        configurations["text_encoder_3/config.json"] = t5.t5_configuration(parts["text_encoder_3"])
+    return configurations
 
 
 def _flux_weights(file: Tensors) -> Parts:
@@ -59,18 +59,18 @@ def _flux_weights(file: Tensors) -> Parts:
 
 def _flux_configurations(file: Tensors, parts: Parts) -> Configurations:
     dev = {"shift": 3.0, "use_dynamic_shifting": True}
-    found = _common(file, 0.3611, 0.1159, dev if flux_dit.told_guidance(file) else {"shift": 1.0})
-    found["transformer/config.json"] = flux_dit.flux_configuration(file)
-    found["text_encoder/config.json"] = clip.clip_configuration(parts["text_encoder"], "quick_gelu")
-    found["text_encoder_2/config.json"] = t5.t5_configuration(parts["text_encoder_2"])
-    return found
+    configurations = _common(file, 0.3611, 0.1159, dev if flux_dit.has_guidance_input(file) else {"shift": 1.0})
+    configurations["transformer/config.json"] = flux_dit.flux_configuration(file)
+    configurations["text_encoder/config.json"] = clip.clip_configuration(parts["text_encoder"], "quick_gelu")
+    configurations["text_encoder_2/config.json"] = t5.t5_configuration(parts["text_encoder_2"])
+    return configurations
 
 
 def _tokenizer_of(encoder: str, folder: str, parts: Parts) -> Mapping[str, str]:
     if encoder not in parts:
         return {}
-    why = "T5's tokenizer is no part of this package, and of no such file (the model's folder has it)"
-    return {f"{folder}/tokenizer.json": why}
+    reason = "T5's tokenizer is no part of this package, and of no such file (the model's folder has it)"
+    return {f"{folder}/tokenizer.json": reason}
 
 
 _CLASSES = {
@@ -100,7 +100,7 @@ SD3 = Layout(
     _CLASSES,
     may_have=(_T5,),
     t5_tokenizer="tokenizer_3",
-    beside=lambda parts: _tokenizer_of("text_encoder_3", "tokenizer_3", parts),
+    files_beside=lambda parts: _tokenizer_of("text_encoder_3", "tokenizer_3", parts),
 )
 FLUX = Layout(
     flux.PIPELINE,
@@ -124,5 +124,5 @@ FLUX = Layout(
         "scheduler": "FlowMatchEulerDiscreteScheduler",
     },
     t5_tokenizer="tokenizer_2",
-    beside=lambda parts: _tokenizer_of("text_encoder_2", "tokenizer_2", parts),
+    files_beside=lambda parts: _tokenizer_of("text_encoder_2", "tokenizer_2", parts),
 )

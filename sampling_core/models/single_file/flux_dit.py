@@ -11,7 +11,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     axis,
     below,
     length,
-    numbered,
+    num_blocks,
     replaced,
     rows,
     share,
@@ -67,52 +67,54 @@ def flux_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them; one that is in no block keeps its own."""
     tensors = below(file, PREFIX)
     width = axis(tensors, "img_in.weight", 0)
-    found: Weights = {}
+    weights: Weights = {}
     for name, stored in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
             # The file has shift and scale, diffusers scale and shift.
-            turned = name.startswith("final_layer.adaLN_modulation.")
-            found[replaced(name, _OUTSIDE)] = swapped(stored) if turned else stored
+            swap_halves = name.startswith("final_layer.adaLN_modulation.")
+            weights[replaced(name, _OUTSIDE)] = swapped(stored) if swap_halves else stored
         elif block[1] == "double":
             place, inside = f"transformer_blocks.{block[2]}", block[3]
             if fused := _FUSED.fullmatch(inside):
-                for index, one in enumerate("qkv"):
-                    found[f"{place}.{_ATTENDS[fused[1]].format(one)}.{fused[2]}"] = share(stored, index, 3)
+                for index, letter in enumerate("qkv"):
+                    weights[f"{place}.{_ATTENDS[fused[1]].format(letter)}.{fused[2]}"] = share(stored, index, 3)
             else:
-                found[f"{place}.{replaced(inside, _DOUBLE)}"] = stored
+                weights[f"{place}.{replaced(inside, _DOUBLE)}"] = stored
         else:
-            found |= _single(f"single_transformer_blocks.{block[2]}", block[3], stored, width)
-    return found
+            weights |= _single_block_weights(f"single_transformer_blocks.{block[2]}", block[3], stored, width)
+    return weights
 
 
-def _single(place: str, inside: str, stored: Stored, width: int) -> Weights:
+def _single_block_weights(place: str, inside: str, stored: Stored, width: int) -> Weights:
     """What one tensor of a single block is there."""
     layer, _, kind = inside.rpartition(".")
     if layer != "linear1":
         return {f"{place}.{replaced(inside, _SINGLE)}": stored}
-    found = {f"{place}.attn.to_{one}.{kind}": rows(stored, i * width, (i + 1) * width) for i, one in enumerate("qkv")}
-    return found | {f"{place}.proj_mlp.{kind}": rows(stored, 3 * width, length(stored))}
+    weights = {
+        f"{place}.attn.to_{letter}.{kind}": rows(stored, i * width, (i + 1) * width) for i, letter in enumerate("qkv")
+    }
+    return weights | {f"{place}.proj_mlp.{kind}": rows(stored, 3 * width, length(stored))}
 
 
 def flux_configuration(file: Tensors) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys."""
     weights = flux_weights(file)
     head = axis(weights, "transformer_blocks.0.attn.norm_q.weight", 0)
-    found: dict[str, Any] = {
+    configuration: dict[str, Any] = {
         "in_channels": axis(weights, "x_embedder.weight", 1),
         "out_channels": axis(weights, "proj_out.weight", 0),
-        "num_layers": numbered(weights, "transformer_blocks."),
-        "num_single_layers": numbered(weights, "single_transformer_blocks."),
+        "num_layers": num_blocks(weights, "transformer_blocks."),
+        "num_single_layers": num_blocks(weights, "single_transformer_blocks."),
         "attention_head_dim": head,
         "num_attention_heads": axis(weights, "x_embedder.weight", 0) // max(1, head),
         "joint_attention_dim": axis(weights, "context_embedder.weight", 1),
         "pooled_projection_dim": axis(weights, "time_text_embed.text_embedder.linear_1.weight", 1),
-        "guidance_embeds": told_guidance(file),
+        "guidance_embeds": has_guidance_input(file),
     }
-    return found | ({"axes_dims_rope": _AXES[head]} if head in _AXES else {})
+    return configuration | ({"axes_dims_rope": _AXES[head]} if head in _AXES else {})
 
 
-def told_guidance(file: Tensors) -> bool:
-    """Whether it is dev, which is told how strictly it follows the prompt."""
+def has_guidance_input(file: Tensors) -> bool:
+    """Whether it is dev, which takes the guidance scale as an input."""
     return any(name.startswith(f"{PREFIX}guidance_in.") for name in file)

@@ -15,7 +15,7 @@ Parts = dict[str, Weights]
 """The tensors of a model by folder, for the folders that it has."""
 
 
-def _nothing(parts: Parts) -> Mapping[str, str]:
+def _no_files(parts: Parts) -> Mapping[str, str]:
     return {}
 
 
@@ -37,7 +37,7 @@ class Layout:
     classes: Mapping[str, str]
     may_have: tuple[str, ...] = ()
     t5_tokenizer: str | None = None
-    beside: Callable[[Parts], Mapping[str, str]] = _nothing
+    files_beside: Callable[[Parts], Mapping[str, str]] = _no_files
     """Files that have to lie beside a file with such parts, and why."""
 
     PADS_WITH_END: ClassVar[str] = "<|endoftext|>"
@@ -45,10 +45,10 @@ class Layout:
 
     def index(self, parts: Parts) -> dict[str, Any]:
         """The model_index.json that a folder of these parts has."""
-        named: dict[str, list[str | None]] = {}
-        for name, of_class in self.classes.items():
-            of_text = name.startswith(("tokenizer", "text_encoder"))
-            there = not of_text or name.replace("tokenizer", "text_encoder") in parts
-            library = "transformers" if of_text else "diffusers"
-            named[name] = [library, of_class] if there else [None, None]
-        return {"_class_name": self.pipeline, **named}
+        components: dict[str, list[str | None]] = {}
+        for name, class_name in self.classes.items():
+            is_text = name.startswith(("tokenizer", "text_encoder"))
+            is_present = not is_text or name.replace("tokenizer", "text_encoder") in parts
+            library = "transformers" if is_text else "diffusers"
+            components[name] = [library, class_name] if is_present else [None, None]
+        return {"_class_name": self.pipeline, **components}

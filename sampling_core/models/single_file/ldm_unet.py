@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, axis, below, numbered, replaced
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import (
+    Tensors,
+    axis,
+    below,
+    num_blocks,
+    replaced,
+)
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
 
 PREFIX = "model.diffusion_model."
@@ -43,34 +49,33 @@ def unet_weights(file: Tensors) -> Weights:
 
 
 def diffusers_names(tensors: Tensors, others: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What diffusers calls tensors of a UNet's blocks, and of `others`: by their own names, which those keep that are
-    in no block."""
-    places = _places(tensors) | dict(others or {})
-    return {name: _named(name, places) for name in tensors}
+    """diffusers' names of tensors by their own: of those in a UNet's blocks or in `others`; the rest keep theirs."""
+    places = _block_names(tensors) | dict(others or {})
+    return {name: _diffusers_name(name, places) for name in tensors}
 
 
 def unet_configuration(file: Tensors) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys. Not what is counted in heads and groups."""
     weights = unet_weights(file)
-    levels = numbered(weights, "down_blocks.")
-    attends = [numbered(weights, f"down_blocks.{level}.attentions.") > 0 for level in range(levels)]
-    layers = [numbered(weights, f"down_blocks.{level}.resnets.") for level in range(levels)]
+    levels = num_blocks(weights, "down_blocks.")
+    has_attention = [num_blocks(weights, f"down_blocks.{level}.attentions.") > 0 for level in range(levels)]
+    layers = [num_blocks(weights, f"down_blocks.{level}.resnets.") for level in range(levels)]
     depths = [
-        max(1, numbered(weights, f"down_blocks.{level}.attentions.0.transformer_blocks.")) for level in range(levels)
+        max(1, num_blocks(weights, f"down_blocks.{level}.attentions.0.transformer_blocks.")) for level in range(levels)
     ]
-    if levels and not attends[-1]:
+    if levels and not has_attention[-1]:
         # It counts for the middle, which the list of depths has no number for.
-        depths[-1] = max(1, numbered(weights, "mid_block.attentions.0.transformer_blocks."))
+        depths[-1] = max(1, num_blocks(weights, "mid_block.attentions.0.transformer_blocks."))
     inner = [name for name in weights if name.endswith("attentions.0.proj_in.weight")]
     cross = [axis(weights, name, 1) for name in weights if name.endswith("attn2.to_k.weight")]
-    found: dict[str, Any] = {
+    configuration: dict[str, Any] = {
         "in_channels": axis(weights, "conv_in.weight", 1),
         "out_channels": axis(weights, "conv_out.weight", 0),
         "block_out_channels": [
             axis(weights, f"down_blocks.{level}.resnets.0.conv2.weight", 0) for level in range(levels)
         ],
-        "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends],
-        "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)],
+        "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in has_attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(has_attention)],
         "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "cross_attention_dim": max(cross, default=0),
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
@@ -78,38 +83,40 @@ def unet_configuration(file: Tensors) -> dict[str, Any]:
         "use_linear_projection": any(len(weights[name].shape) == 2 for name in inner),
     }
     if "add_embedding.linear_1.weight" in weights:
-        found["addition_embed_type"] = "text_time"
-        found["projection_class_embeddings_input_dim"] = prod(weights["add_embedding.linear_1.weight"].shape[1:])
-    return found
+        configuration["addition_embed_type"] = "text_time"
+        configuration["projection_class_embeddings_input_dim"] = prod(
+            weights["add_embedding.linear_1.weight"].shape[1:]
+        )
+    return configuration
 
 
-def _places(tensors: Tensors) -> dict[str, str]:
+def _block_names(tensors: Tensors) -> dict[str, str]:
     """The numbered blocks, each a ResNet, an attention or a change of size: what diffusers calls them."""
     parts = {".".join(name.split(".")[:3]) for name in tensors}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     level = layer = 0
-    for block in range(1, numbered(tensors, "input_blocks.")):
+    for block in range(1, num_blocks(tensors, "input_blocks.")):
         if any(name.startswith(f"input_blocks.{block}.0.op.") for name in tensors):
-            found[f"input_blocks.{block}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            names[f"input_blocks.{block}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
             level, layer = level + 1, 0
             continue
-        found[f"input_blocks.{block}.0"] = f"down_blocks.{level}.resnets.{layer}"
-        found[f"input_blocks.{block}.1"] = f"down_blocks.{level}.attentions.{layer}"
+        names[f"input_blocks.{block}.0"] = f"down_blocks.{level}.resnets.{layer}"
+        names[f"input_blocks.{block}.1"] = f"down_blocks.{level}.attentions.{layer}"
         layer += 1
     level = layer = 0
-    for block in range(numbered(tensors, "output_blocks.")):
+    for block in range(num_blocks(tensors, "output_blocks.")):
         place = f"output_blocks.{block}"
-        found[f"{place}.0"] = f"up_blocks.{level}.resnets.{layer}"
+        names[f"{place}.0"] = f"up_blocks.{level}.resnets.{layer}"
         # The upsampler follows the attention, if there is one.
-        larger = [f"{place}.{i}.conv" for i in (1, 2) if f"{place}.{i}.conv.weight" in tensors]
-        found |= dict.fromkeys(larger, f"up_blocks.{level}.upsamplers.0.conv")
+        upsamplers = [f"{place}.{i}.conv" for i in (1, 2) if f"{place}.{i}.conv.weight" in tensors]
+        names |= dict.fromkeys(upsamplers, f"up_blocks.{level}.upsamplers.0.conv")
         if f"{place}.1" in parts:
-            found.setdefault(f"{place}.1", f"up_blocks.{level}.attentions.{layer}")
-        level, layer = (level + 1, 0) if larger else (level, layer + 1)
-    return found
+            names.setdefault(f"{place}.1", f"up_blocks.{level}.attentions.{layer}")
+        level, layer = (level + 1, 0) if upsamplers else (level, layer + 1)
+    return names
 
 
-def _named(name: str, places: dict[str, str]) -> str:
+def _diffusers_name(name: str, places: dict[str, str]) -> str:
     outside = replaced(name, _OUTSIDE)
     if outside == name:
         *_, place = sorted((place for place in places if name.startswith(f"{place}.")), key=len) or [""]

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     axis,
     below,
     linear,
-    numbered,
+    num_blocks,
     replaced,
 )
 from prefect_regional_diffusion.sampling_core.models.stored import Weights
@@ -31,38 +31,38 @@ _UP = re.compile(r"up\.(\d{1,3})\.(block\.(\d{1,3})|upsample)\.(.+)")
 def vae_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them."""
     tensors = {name: stored for name, stored in below(file, PREFIX).items() if not name.startswith(_OF_TRAINING)}
-    levels = numbered(tensors, "decoder.up.")
-    named = {_named(name, levels): stored for name, stored in tensors.items()}
-    return {name: linear(stored) if ".attentions." in name else stored for name, stored in named.items()}
+    levels = num_blocks(tensors, "decoder.up.")
+    renamed_tensors = {_diffusers_name(name, levels): stored for name, stored in tensors.items()}
+    return {name: linear(stored) if ".attentions." in name else stored for name, stored in renamed_tensors.items()}
 
 
 def vae_configuration(file: Tensors) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys."""
     weights = vae_weights(file)
-    levels = numbered(weights, "encoder.down_blocks.")
+    levels = num_blocks(weights, "encoder.down_blocks.")
     last = [f"encoder.down_blocks.{level}.resnets.0.conv2.weight" for level in range(levels)]
     return {
         "block_out_channels": [axis(weights, name, 0) for name in last],
         "latent_channels": axis(weights, "decoder.conv_in.weight", 1),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": numbered(weights, "encoder.down_blocks.0.resnets."),
+        "layers_per_block": num_blocks(weights, "encoder.down_blocks.0.resnets."),
         "use_quant_conv": "quant_conv.weight" in weights,
         "use_post_quant_conv": "post_quant_conv.weight" in weights,
         "mid_block_add_attention": any(name.startswith("encoder.mid_block.attentions.") for name in weights),
     }
 
 
-def _named(name: str, levels: int) -> str:
+def _diffusers_name(name: str, levels: int) -> str:
     half, _, inside = name.partition(".")
     if half not in ("encoder", "decoder"):
         return name
-    if found := _DOWN.fullmatch(inside):
-        place = f"down_blocks.{int(found[1])}."
-        inside = place + (f"resnets.{found[3]}.{found[4]}" if found[3] else f"downsamplers.0.{found[4]}")
-    elif found := _UP.fullmatch(inside):
-        place = f"up_blocks.{levels - 1 - int(found[1])}."
-        inside = place + (f"resnets.{found[3]}.{found[4]}" if found[3] else f"upsamplers.0.{found[4]}")
+    if match := _DOWN.fullmatch(inside):
+        place = f"down_blocks.{int(match[1])}."
+        inside = place + (f"resnets.{match[3]}.{match[4]}" if match[3] else f"downsamplers.0.{match[4]}")
+    elif match := _UP.fullmatch(inside):
+        place = f"up_blocks.{levels - 1 - int(match[1])}."
+        inside = place + (f"resnets.{match[3]}.{match[4]}" if match[3] else f"upsamplers.0.{match[4]}")
     inside = replaced(inside, _HALF).replace("nin_shortcut", "conv_shortcut")
-    before, attention, within = inside.partition("attentions.0.")
-    return f"{half}.{before}{attention}{replaced(within, _ATTENTION)}" if attention else f"{half}.{inside}"
+    prefix, attention, within = inside.partition("attentions.0.")
+    return f"{half}.{prefix}{attention}{replaced(within, _ATTENTION)}" if attention else f"{half}.{inside}"

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     Tensors,
     axis,
     below,
-    numbered,
+    num_blocks,
     replaced,
     share,
     swapped,
@@ -64,35 +64,35 @@ _FUSED = re.compile(r"(attn2?)\.qkv\.(.+)")
 def mmdit_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them; one that is in no block keeps its own."""
     tensors = below(file, PREFIX)
-    last = numbered(tensors, BLOCKS) - 1
-    found: Weights = {}
+    last = num_blocks(tensors, BLOCKS) - 1
+    weights: Weights = {}
     for name, stored in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
             # The file has shift and scale, diffusers scale and shift.
-            turned = name.startswith("final_layer.adaLN_modulation.")
-            found[replaced(name, _OUTSIDE)] = swapped(stored) if turned else stored
+            swap_halves = name.startswith("final_layer.adaLN_modulation.")
+            weights[replaced(name, _OUTSIDE)] = swapped(stored) if swap_halves else stored
             continue
-        number, (words, attends), inside = int(block[1]), _HALVES[block[2]], block[3]
+        number, (names, projection), inside = int(block[1]), _HALVES[block[2]], block[3]
         place = f"transformer_blocks.{number}"
         if fused := _FUSED.fullmatch(inside):
-            for index, one in enumerate("qkv"):
-                found[f"{place}.{fused[1]}.{attends.format(one)}.{fused[2]}"] = share(stored, index, 3)
+            for index, letter in enumerate("qkv"):
+                weights[f"{place}.{fused[1]}.{projection.format(letter)}.{fused[2]}"] = share(stored, index, 3)
             continue
         # The last block reads the text and does not change it, so that its modulation is as that of the end.
-        turned = block[2] == "context_block" and number == last and inside.startswith("adaLN_modulation.")
-        found[f"{place}.{replaced(inside, words)}"] = swapped(stored) if turned else stored
-    return found
+        swap_halves = block[2] == "context_block" and number == last and inside.startswith("adaLN_modulation.")
+        weights[f"{place}.{replaced(inside, names)}"] = swapped(stored) if swap_halves else stored
+    return weights
 
 
 def mmdit_configuration(file: Tensors) -> dict[str, Any]:
     """What the tensors' shapes say of a configuration, in its keys."""
     weights = mmdit_weights(file)
-    layers = numbered(weights, "transformer_blocks.")
-    width, patch = (axis(weights, "pos_embed.proj.weight", which) for which in (0, 2))
-    normed = axis(weights, "transformer_blocks.0.attn.norm_q.weight", 0)
-    head = normed or _HEAD_WIDTH
-    both = {int(found[1]) for name in weights if (found := _BOTH.match(name))}
+    layers = num_blocks(weights, "transformer_blocks.")
+    width, patch = (axis(weights, "pos_embed.proj.weight", dim) for dim in (0, 2))
+    norm_width = axis(weights, "transformer_blocks.0.attn.norm_q.weight", 0)
+    head = norm_width or _HEAD_WIDTH
+    dual_blocks = {int(match[1]) for name in weights if (match := _BOTH.match(name))}
     return {
         "patch_size": patch,
         "in_channels": axis(weights, "pos_embed.proj.weight", 1),
@@ -104,6 +104,6 @@ def mmdit_configuration(file: Tensors) -> dict[str, Any]:
         "caption_projection_dim": axis(weights, "context_embedder.weight", 0),
         "pooled_projection_dim": axis(weights, "time_text_embed.text_embedder.linear_1.weight", 1),
         "pos_embed_max_size": isqrt(axis(weights, "pos_embed.pos_embed", 1)),
-        "dual_attention_layers": sorted(both),
-        "qk_norm": "rms_norm" if normed else None,
+        "dual_attention_layers": sorted(dual_blocks),
+        "qk_norm": "rms_norm" if norm_width else None,
     }

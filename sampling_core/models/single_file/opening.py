@@ -53,58 +53,66 @@ def open_file(model: str, path: Path, follow: Follow = os.path.realpath) -> Chec
 
 def open_parts(model: str, path: Path, parts: PartFiles, follow: Follow = os.path.realpath) -> Checkpoint:
     """The same of a model in several files, at their real paths. `path` is what names them."""
-    named = {WEIGHTS: parts.weights} | ({VAE: parts.vae} if parts.vae else {})
-    named |= {TEXT_ENCODER.format(number): place for number, place in enumerate(parts.text_encoders)}
-    for place in named.values():
+    places = {WEIGHTS: parts.weights} | ({VAE: parts.vae} if parts.vae else {})
+    places |= {TEXT_ENCODER.format(number): place for number, place in enumerate(parts.text_encoders)}
+    for place in places.values():
         if not place.lower().endswith(SUFFIXES):
             raise ModelError(
                 "model", model, f"is no {SUFFIXES[0]} file: others may run code when they are read (convert it)"
             )
-    own = [File(name, os.path.realpath(place), Identity.of(Path(place).stat())) for name, place in named.items()]
-    beside = Path(parts.configurations)
-    found = find_files(model, Path(follow(str(beside))), follow).files if beside.is_dir() else ()
-    settings = tuple(file for file in found if "/" in file.name or file.name == INDEX)
-    return _opened(path, beside.name, ModelFiles(model, (*own, *settings)))
+    part_files = [
+        File(name, os.path.realpath(place), Identity.of(Path(place).stat())) for name, place in places.items()
+    ]
+    configuration_folder = Path(parts.configurations)
+    folder_files = (
+        find_files(model, Path(follow(str(configuration_folder))), follow).files
+        if configuration_folder.is_dir()
+        else ()
+    )
+    settings = tuple(file for file in folder_files if "/" in file.name or file.name == INDEX)
+    return _open_model(path, configuration_folder.name, ModelFiles(model, (*part_files, *settings)))
 
 
 @lru_cache(maxsize=16)
-def _opened(path: Path, folder: str, files: ModelFiles) -> Checkpoint:
-    """The same files need not be checked twice. `folder` is what people call the one with the configurations."""
+def _open_model(path: Path, folder: str, files: ModelFiles) -> Checkpoint:
+    """Cached: the same files are checked once. `folder` is the name of the one with the configurations."""
     files, tensors = put_together(files)
     layout = recognised(tensors, files)
     parts = layout.weights(tensors)
-    derived = {**layout.configurations(tensors, parts), **_tokenizers(layout)}
-    beside = {file.name: file for file in files.files}
-    for name, why in layout.beside(parts).items():
-        if name not in beside:
-            raise files.error(f"has no {folder}/{name} beside it: {why}")
-    wanted = {INDEX, *derived, *_tokenizer_files(layout)}
-    own = {stored.file for weights in parts.values() for stored in weights.values()}
-    read = {name: file for name, file in beside.items() if name in wanted or name in own}
-    shipped: list[File] = []
+    derived = {**layout.configurations(tensors, parts), **_tokenizer_configurations(layout)}
+    by_name = {file.name: file for file in files.files}
+    for name, reason in layout.files_beside(parts).items():
+        if name not in by_name:
+            raise files.error(f"has no {folder}/{name} beside it: {reason}")
+    folder_file_names = {INDEX, *derived, *_tokenizer_files(layout)}
+    weight_file_names = {stored.file for weights in parts.values() for stored in weights.values()}
+    used_files = {
+        name: file for name, file in by_name.items() if name in folder_file_names or name in weight_file_names
+    }
+    packaged_files: list[File] = []
     for tokenizer in layout.clip_tokenizers:
-        shipped += _tokenizer(files, folder, tokenizer, derived, read)
-    written = _json({INDEX: layout.index(parts), **derived})
-    opened = ModelFiles(
+        packaged_files += _packaged_tokenizer(files, folder, tokenizer, derived, used_files)
+    json_files = _json_files({INDEX: layout.index(parts), **derived})
+    model_files = ModelFiles(
         files.model,
-        tuple(sorted([*read.values(), *shipped])),
-        {name: content for name, content in written.items() if name not in read},
+        tuple(sorted([*used_files.values(), *packaged_files])),
+        {name: content for name, content in json_files.items() if name not in used_files},
         parts,
     )
-    return FAMILIES[layout.pipeline](path, opened)
+    return FAMILIES[layout.pipeline](path, model_files)
 
 
-def _tokenizer(
-    files: ModelFiles, beside: str, folder: str, derived: Configurations, read: Mapping[str, File]
+def _packaged_tokenizer(
+    files: ModelFiles, configuration_folder: str, folder: str, derived: Configurations, used_files: Mapping[str, File]
 ) -> list[File]:
-    """The files of CLIP's own tokenizer, unless another one lies in the folder `beside` the file. Raises ModelError."""
-    if f"{folder}/{TOKENIZER}" in read or f"{folder}/{VOCABULARY_FILE}" in read:
+    """The files of CLIP's own tokenizer, unless `configuration_folder` has another one. Raises ModelError."""
+    if f"{folder}/{TOKENIZER}" in used_files or f"{folder}/{VOCABULARY_FILE}" in used_files:
         return []
-    known = derived[f"{folder.replace('tokenizer', 'text_encoder')}/config.json"]["vocab_size"]
-    if known != VOCABULARY:
+    vocab_size = derived[f"{folder.replace('tokenizer', 'text_encoder')}/config.json"]["vocab_size"]
+    if vocab_size != VOCABULARY:
         raise files.error(
-            f"has no tokenizer in {beside}/{folder} beside it: its text encoder knows {known} tokens, CLIP's own "
-            f"tokenizer has {VOCABULARY}"
+            f"has no tokenizer in {configuration_folder}/{folder} beside it: its text encoder knows {vocab_size} "
+            f"tokens, CLIP's own tokenizer has {VOCABULARY}"
         )
     places = {name: CLIP_TOKENIZER / name for name in (VOCABULARY_FILE, MERGES)}
     return [
@@ -112,12 +120,12 @@ def _tokenizer(
     ]
 
 
-def _tokenizers(layout: Layout) -> Configurations:
+def _tokenizer_configurations(layout: Layout) -> Configurations:
     """How tokenizers are configured, unless that is written beside the file."""
-    found: dict[str, dict[str, Any]] = {
+    configurations: dict[str, dict[str, Any]] = {
         f"{folder}/{CONFIGURATION}": {"pad_token": text} for folder, text in layout.clip_tokenizers.items()
     }
-    return found | ({f"{layout.t5_tokenizer}/{CONFIGURATION}": {}} if layout.t5_tokenizer else {})
+    return configurations | ({f"{layout.t5_tokenizer}/{CONFIGURATION}": {}} if layout.t5_tokenizer else {})
 
 
 def _tokenizer_files(layout: Layout) -> Iterator[str]:
@@ -128,5 +136,5 @@ def _tokenizer_files(layout: Layout) -> Iterator[str]:
         yield from (f"{layout.t5_tokenizer}/{name}" for name in T5_TOKENIZER_FILES)
 
 
-def _json(configurations: Mapping[str, Any]) -> dict[str, bytes]:
+def _json_files(configurations: Mapping[str, Any]) -> dict[str, bytes]:
     return {name: json.dumps(values, sort_keys=True).encode() for name, values in configurations.items()}

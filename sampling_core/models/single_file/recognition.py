@@ -1,4 +1,4 @@
-"""Which family's a single file is, by the names of its tensors; and what it is, if it is no model."""
+"""The family of a single file, by the names of its tensors; and what the file is, if it is no model."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _NO_MODELS = (
     ("a text encoder alone", ("text_model.*", "encoder.block.*", "shared.weight")),
     ("an autoencoder alone", ("encoder.down.*", "decoder.up.*", "encoder.down_blocks.*")),
 )
-"""What a file can be, and names of tensors that only such files have. The first one that fits is told."""
+"""What a file can be, and names of tensors that only such files have. Errors name the first that fits."""
 
 _BESIDE = (
     *("model_ema.*", "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "lvlb_weights", "logvar"),
     *("denoiser.sigmas", "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.*", "epoch", "global_step"),
     *("first_stage_model.loss.*", "scale_factor", "text_encoders.*.logit_scale"),
 )
-"""What training leaves in files, and nobody reads."""
+"""Tensors that training leaves in files, and that no network reads."""
 
 
 def recognised(tensors: Tensors, files: ModelFiles) -> Layout:
     """The layout that a file has. Raises ModelError for a file that is no whole model of a known family."""
     for known_as, patterns in _NO_MODELS:
-        if _any(tensors, patterns):
+        if _any_matches(tensors, patterns):
             raise files.error(f"is {known_as}, and no whole model")
     layout = _layout(tensors)
     if layout is None:
@@ -64,9 +64,9 @@ def recognised(tensors: Tensors, files: ModelFiles) -> Layout:
             raise files.error(
                 f"lacks {part}: it is a {layout.known_as} file without {prefix}* (a model card may name other files)"
             )
-    known = (ldm_unet.PREFIX, *layout.needs.values(), *layout.may_have)
+    prefixes = (ldm_unet.PREFIX, *layout.needs.values(), *layout.may_have)
     for name in tensors:
-        if not name.startswith(known) and not _any([name], _BESIDE):
+        if not name.startswith(prefixes) and not _any_matches([name], _BESIDE):
             raise files.error(
                 f"is a {layout.known_as} file with a tensor that has no place there ({plain_value(name)})"
             )
@@ -87,5 +87,5 @@ def _layout(tensors: Tensors) -> Layout | None:
     return None
 
 
-def _any(names: Iterable[str], patterns: Iterable[str]) -> bool:
+def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

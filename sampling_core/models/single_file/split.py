@@ -43,60 +43,64 @@ def put_together(files: ModelFiles) -> tuple[ModelFiles, Tensors]:
     """
     names = {file.name for file in files.files}
     encoders = [name for name in map(TEXT_ENCODER.format, range(MOST_TEXT_ENCODERS)) if name in names]
-    found = _read(files, WEIGHTS)
+    all_tensors = _read(files, WEIGHTS)
     if VAE in names or encoders:
-        found = _below_its_prefix(found, ldm_unet.PREFIX)
+        all_tensors = _with_prefix(all_tensors, ldm_unet.PREFIX)
     if VAE in names:
-        found = _replaced(found, ldm_vae.PREFIX, _vae(files))
-    renamed: dict[str, str] = {}
+        all_tensors = _replace_part(all_tensors, ldm_vae.PREFIX, _vae(files))
+    new_names: dict[str, str] = {}
     for name, (kind, tensors) in _text_encoders(files, encoders).items():
-        renamed[name] = TEXT_ENCODER.format(kind)
-        own = {f"transformer.{inner}": stored._replace(file=renamed[name]) for inner, stored in tensors.items()}
+        new_names[name] = TEXT_ENCODER.format(kind)
+        encoder_tensors = {
+            f"transformer.{inner}": stored._replace(file=new_names[name]) for inner, stored in tensors.items()
+        }
         prefix = f"text_encoders.{kind}."
-        found = _replaced(found, prefix, {prefix + inner: stored for inner, stored in own.items()})
-    kept = (file._replace(name=renamed.get(file.name, file.name)) for file in files.files)
-    return ModelFiles(files.model, tuple(sorted(kept))), found
+        all_tensors = _replace_part(
+            all_tensors, prefix, {prefix + inner: stored for inner, stored in encoder_tensors.items()}
+        )
+    renamed_files = (file._replace(name=new_names.get(file.name, file.name)) for file in files.files)
+    return ModelFiles(files.model, tuple(sorted(renamed_files))), all_tensors
 
 
-def _replaced(tensors: Tensors, prefix: str, own: Tensors) -> Tensors:
+def _replace_part(tensors: Tensors, prefix: str, part: Tensors) -> Tensors:
     """The tensors with others in the place of all that begin with a prefix."""
-    return {name: stored for name, stored in tensors.items() if not name.startswith(prefix)} | dict(own)
+    return {name: stored for name, stored in tensors.items() if not name.startswith(prefix)} | dict(part)
 
 
 def _read(files: ModelFiles, name: str) -> Tensors:
     return uniform(read_header(files, name)[0], files)
 
 
-def _below_its_prefix(tensors: Tensors, prefix: str) -> Weights:
+def _with_prefix(tensors: Tensors, prefix: str) -> Weights:
     """Tensors of a part that may be written alone, without the prefix that it has beside others."""
-    alone = not any(name.startswith(prefix) for name in tensors)
-    return {prefix + name if alone else name: stored for name, stored in tensors.items()}
+    is_bare = not any(name.startswith(prefix) for name in tensors)
+    return {prefix + name if is_bare else name: stored for name, stored in tensors.items()}
 
 
 def _vae(files: ModelFiles) -> Weights:
-    tensors = _below_its_prefix(_read(files, VAE), ldm_vae.PREFIX)
+    tensors = _with_prefix(_read(files, VAE), ldm_vae.PREFIX)
     if f"{ldm_vae.PREFIX}decoder.conv_in.weight" not in tensors:
-        raise files.error(f"has a vae that is no autoencoder ({_first(tensors)} is in it)")
+        raise files.error(f"has a vae that is no autoencoder ({_first_name(tensors)} is in it)")
     return {name: stored for name, stored in tensors.items() if name.startswith(ldm_vae.PREFIX)}
 
 
 def _text_encoders(files: ModelFiles, names: Iterable[str]) -> dict[str, tuple[str, Tensors]]:
     """By file: what a text encoder is called in single files, and its tensors. Of two of CLIP's, G is the wider one."""
-    read = {name: _read(files, name) for name in names}
-    clip = [name for name, tensors in read.items() if _CLIP_TOKENS in tensors]
-    t5 = [name for name, tensors in read.items() if any(inner.startswith(_T5_BLOCKS) for inner in tensors)]
-    for name, tensors in read.items():
+    tensors_by_file = {name: _read(files, name) for name in names}
+    clip = [name for name, tensors in tensors_by_file.items() if _CLIP_TOKENS in tensors]
+    t5 = [name for name, tensors in tensors_by_file.items() if any(inner.startswith(_T5_BLOCKS) for inner in tensors)]
+    for name, tensors in tensors_by_file.items():
         if name not in (*clip, *t5):
-            raise files.error(f"has a text encoder that is neither CLIP's nor T5's ({_first(tensors)} is in it)")
-    widths = {name: axis(read[name], _CLIP_TOKENS, 1) for name in clip}
+            raise files.error(f"has a text encoder that is neither CLIP's nor T5's ({_first_name(tensors)} is in it)")
+    widths = {name: axis(tensors_by_file[name], _CLIP_TOKENS, 1) for name in clip}
     if len(clip) > 2 or len(t5) > 1 or len(set(widths.values())) < len(clip):
         raise files.error(
             "has text encoders that are the same one: CLIP's two differ in width, and of T5 there is one "
             f"({len(clip)} of CLIP with {', '.join(map(str, widths.values()))} features, {len(t5)} of T5)"
         )
     kinds = dict(zip(sorted(clip, key=lambda name: widths[name]), ("clip_l", "clip_g"), strict=False))
-    return {name: (kinds.get(name, "t5xxl"), tensors) for name, tensors in read.items()}
+    return {name: (kinds.get(name, "t5xxl"), tensors) for name, tensors in tensors_by_file.items()}
 
 
-def _first(tensors: Tensors) -> str:
+def _first_name(tensors: Tensors) -> str:
     return plain_value(min(tensors, default=""))

@@ -1,4 +1,4 @@
-"""Tensors of a file by name: picked by prefix, and told how a network takes them."""
+"""Tensors of a file by name: picked by prefix, with the slice and the order in which a network takes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def below(tensors: Tensors, prefix: str) -> Weights:
     return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
 
 
-def numbered(tensors: Tensors, prefix: str) -> int:
-    """How many blocks `prefix`0., `prefix`1., ... there are, counted to the highest one."""
+def num_blocks(tensors: Tensors, prefix: str) -> int:
+    """How many blocks `prefix`0., `prefix`1., ... there are: one more than the highest number."""
     pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
-    return max((int(found[1]) + 1 for name in tensors if (found := pattern.match(name))), default=0)
+    return max((int(match[1]) + 1 for name in tensors if (match := pattern.match(name))), default=0)
 
 
-def axis(tensors: Tensors, name: str, which: int) -> int:
+def axis(tensors: Tensors, name: str, dim: int) -> int:
     """The length of one axis of a tensor; 0 if there is no such tensor or axis."""
     shape = tensors[name].shape if name in tensors else ()
-    return shape[which] if len(shape) > which else 0
+    return shape[dim] if len(shape) > dim else 0
 
 
 def linear(stored: Stored) -> Stored:
@@ -34,10 +34,10 @@ def linear(stored: Stored) -> Stored:
     return stored._replace(shape=(out, *rest[:1])) if set(rest[1:]) <= {1} else stored
 
 
-def share(stored: Stored, index: int, of: int) -> Stored:
+def share(stored: Stored, index: int, count: int) -> Stored:
     """One of several tensors of equal size that are stored as one, below each other."""
     total = length(stored)
-    return rows(stored, index * (total // of), total if index == of - 1 else (index + 1) * (total // of))
+    return rows(stored, index * (total // count), total if index == count - 1 else (index + 1) * (total // count))
 
 
 def rows(stored: Stored, first: int, end: int) -> Stored:
@@ -61,9 +61,9 @@ def transposed(stored: Stored) -> Stored:
     return stored._replace(shape=stored.shape[::-1], order="transposed")
 
 
-def replaced(name: str, words: Mapping[str, str]) -> str:
-    """A name whose beginning is one of the words, with the other one."""
-    for old, new in words.items():
+def replaced(name: str, replacements: Mapping[str, str]) -> str:
+    """A name with its beginning replaced, if that is one of the keys."""
+    for old, new in replacements.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]
     return name

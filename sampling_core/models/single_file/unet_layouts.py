@@ -8,7 +8,7 @@ from typing import Any
 from prefect_regional_diffusion.sampling_core.models.families import stable_diffusion, stable_diffusion_xl
 from prefect_regional_diffusion.sampling_core.models.single_file import clip, ldm_unet, ldm_vae
 from prefect_regional_diffusion.sampling_core.models.single_file.layout import Configurations, Layout, Parts
-from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, numbered
+from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, num_blocks
 
 _HEAD_WIDTH = 64
 """Channels of a head of attention, in UNets since Stable Diffusion 2."""
@@ -55,7 +55,7 @@ def _sd1_configurations(file: Tensors, weights: Parts) -> Configurations:
 
 def _sd2_weights(file: Tensors) -> Parts:
     prefix = "cond_stage_model.model."
-    blocks = numbered(file, f"{prefix}transformer.resblocks.")
+    blocks = num_blocks(file, f"{prefix}transformer.resblocks.")
     # OpenCLIP's ViT-H has 24 blocks, and the last one is not used.
     layers = 23 if blocks == 24 else blocks
     return {
@@ -89,11 +89,11 @@ def _sdxl_weights(file: Tensors) -> Parts:
 def _sdxl_configurations(file: Tensors, weights: Parts) -> Configurations:
     first = clip.clip_configuration(weights["text_encoder"], "quick_gelu")
     second = clip.clip_configuration(weights["text_encoder_2"], "gelu")
-    found = _common(file, 1024, 0.13025, None)
-    unet = found["unet/config.json"]
-    told = unet.get("projection_class_embeddings_input_dim", 0) - second.get("projection_dim", 0)
-    unet["addition_time_embed_dim"] = max(1, told // _TIME_IDS)
-    return found | {"text_encoder/config.json": first, "text_encoder_2/config.json": second}
+    configurations = _common(file, 1024, 0.13025, None)
+    unet = configurations["unet/config.json"]
+    time_id_features = unet.get("projection_class_embeddings_input_dim", 0) - second.get("projection_dim", 0)
+    unet["addition_time_embed_dim"] = max(1, time_id_features // _TIME_IDS)
+    return configurations | {"text_encoder/config.json": first, "text_encoder_2/config.json": second}
 
 
 _NETWORK = {"a denoiser": ldm_unet.FIRST, "an autoencoder": ldm_vae.PREFIX}
@@ -122,7 +122,7 @@ SD2 = Layout(
     _sd2_configurations,
     {"tokenizer": Layout.PADS_WITH_NULL},
     _CLASSES,
-    beside=_prediction,
+    files_beside=_prediction,
 )
 SDXL = Layout(
     stable_diffusion_xl.PIPELINE,

@@ -1,4 +1,4 @@
-"""Ways to write the same file, brought to one: prefixes, and weights that were divided to fit into 8 bits."""
+"""Variants of single files, brought to one form: prefixes, and weights that were divided to fit into 8 bits."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _SCALE, _MARKS = ".scale_weight", ("scaled_fp8", ".scale_input")
 def uniform(stored: Iterable[Stored], files: ModelFiles) -> Tensors:
     """Tensors by the names that the layouts know. Raises ModelError for scales that are not one number for a tensor."""
     stored = list(stored)
-    for one in stored:
-        if one.name.endswith(_QUANTISED):
-            raise files.error(f"has weights in a format of few bits that is not read here ({plain_value(one.name)})")
-    return _prefixed(_with_scales({one.name: one for one in stored}, files))
+    for tensor in stored:
+        if tensor.name.endswith(_QUANTISED):
+            raise files.error(f"has weights in a format of few bits that is not read here ({plain_value(tensor.name)})")
+    return _with_prefixes(_with_scales({tensor.name: tensor for tensor in stored}, files))
 
 
-def _prefixed(tensors: Tensors) -> Tensors:
+def _with_prefixes(tensors: Tensors) -> Tensors:
     """A network of a file without prefixes below the usual one, and FLUX's autoencoder below that of the others."""
-    bare = any(name.startswith(_BARE) for name in tensors)
-    found: Weights = {}
+    is_bare = any(name.startswith(_BARE) for name in tensors)
+    weights: Weights = {}
     for name, stored in tensors.items():
-        if bare and not name.startswith((_NETWORK, *_OTHER_PARTS)):
+        if is_bare and not name.startswith((_NETWORK, *_OTHER_PARTS)):
             name = _NETWORK + name
         elif name.startswith("vae."):
             name = ldm_vae.PREFIX + name.removeprefix("vae.")
-        found[name] = stored
-    return found
+        weights[name] = stored
+    return weights
 
 
 def _with_scales(tensors: Tensors, files: ModelFiles) -> Tensors:
-    found: Weights = {name: stored for name, stored in tensors.items() if not name.endswith((_SCALE, *_MARKS))}
+    weights: Weights = {name: stored for name, stored in tensors.items() if not name.endswith((_SCALE, *_MARKS))}
     for name, scale in tensors.items():
         if not name.endswith(_SCALE):
             continue
         weight = name.removesuffix(_SCALE) + ".weight"
         if scale.shape not in ((), (1,)) or scale.dtype not in ("F32", "F16", "BF16"):
             raise files.error(f"has a scale that is not one number ({plain_value(name)} is {list(scale.shape)})")
-        if weight not in found:
+        if weight not in weights:
             raise files.error(f"has a scale of a tensor that is not there ({plain_value(name)})")
-        found[weight] = found[weight]._replace(scale=name)
-    return found
+        weights[weight] = weights[weight]._replace(scale=name)
+    return weights
