@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect_regional_diffusion.tasks.inputs.file_names import file_stem
 from prefect_regional_diffusion.tasks.machine.task import task
-from prefect_regional_diffusion.tasks.runtime.png_pictures import encoded
+from prefect_regional_diffusion.tasks.runtime.png_pictures import png_files
 from prefect_regional_diffusion.tasks.runtime.rendered_images import same_pictures
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.save_images import save_pictures
@@ -26,7 +26,7 @@ async def decode(
     """
     run = finished.run
     found = await asyncio.to_thread(same_pictures, finished)
-    pictures = found or await asyncio.to_thread(encoded, run, finished.latents)
+    pictures = found or await asyncio.to_thread(png_files, run, finished.latents)
     folder, stem = Store(out, "out"), file_stem(run.job_hash, name)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
     made.set_result({f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)})

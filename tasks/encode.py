@@ -43,7 +43,7 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
                     held.callback(let_go, "text_encoder")
                 encoder = await asyncio.to_thread(held.enter_context, of_model[0][1].text_encoder(model))
                 for key, run, prompt in of_model:
-                    found[key] = dict((await asyncio.to_thread(run.encoded, prompt, encoder)).tensors)
+                    found[key] = dict((await asyncio.to_thread(run.encode_prompt, prompt, encoder)).tensors)
         return found
 
     known, missing = await _found_or_made(store, specs, encoded)

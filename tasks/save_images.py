@@ -10,7 +10,7 @@ from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.task import task
 from prefect_regional_diffusion.tasks.publish import versions
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT
-from prefect_regional_diffusion.tasks.runtime.png_pictures import encoded
+from prefect_regional_diffusion.tasks.runtime.png_pictures import png_files
 from prefect_regional_diffusion.tasks.runtime.rendered_images import NamedFile, RenderRecord, digest
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.storage import keys
@@ -25,7 +25,7 @@ async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, 
 
     `first` and `last` count the runs of the shard, for people.
     """
-    files = [(member, await asyncio.to_thread(encoded, member.run, member.latents)) for member in finished]
+    files = [(member, await asyncio.to_thread(png_files, member.run, member.latents)) for member in finished]
     ready.set_result(None)
     await map_concurrently(lambda one: save_pictures(*one), files)
 

@@ -35,7 +35,7 @@ from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 from prefect_regional_diffusion.tasks.merge import MergeResult, merge
 from prefect_regional_diffusion.tasks.publish import Record
 from prefect_regional_diffusion.tasks.runtime import rendered_images
-from prefect_regional_diffusion.tasks.runtime.png_pictures import encoded
+from prefect_regional_diffusion.tasks.runtime.png_pictures import png_files
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import all_rendered, is_rendered
@@ -159,7 +159,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     home = tmp_path / "home" / "me"
     job = read_job(pictured(home))
     run = started(job, tmp_path)
-    (png,) = encoded(run, torch.zeros(1, 4, 8, 8))
+    (png,) = png_files(run, torch.zeros(1, 4, 8, 8))
     with Image.open(io.BytesIO(png)) as image:
         told, files = json.loads(image.text["regional-job"]), json.loads(image.text["regional-files"])
     assert str(tmp_path).encode() not in png

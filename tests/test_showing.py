@@ -30,7 +30,7 @@ def at_its_start(folder: Path, **fields: Any) -> RunProgress:
 
 def decoded(progress: RunProgress) -> Image.Image:
     with progress.run.autoencoder() as autoencoder:
-        return Image.fromarray(autoencoder.decode(progress.expected[:1])[0].numpy())
+        return Image.fromarray(autoencoder.decode(progress.predicted_clean[:1])[0].numpy())
 
 
 def test_of_one_run_it_is_its_first_picture(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_runs_in_company_are_expected_to_end_as_they_are_alone(tmp_path: Path) -
     alone.advance(4)
     several.advance(4)
     one = several.members[0]
-    torch.testing.assert_close(one.expected, alone.members[0].expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(one.expected, one.state.x, atol=1e-2)
+    torch.testing.assert_close(one.predicted_clean, alone.members[0].predicted_clean, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(one.predicted_clean, one.state.x, atol=1e-2)
 
 
 def test_a_bar_is_made_once_and_moved_when_it_has_something_new_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

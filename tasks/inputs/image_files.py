@@ -46,14 +46,14 @@ class ImageFiles:
 
 def read_image_files(job: ResolvedJob) -> ImageFiles:
     """Read every image that a job names. Raises FileError, or BadInput for one that is too large."""
-    left = settings().max_image_pixels
+    pixel_budget = settings().max_image_pixels
     photos: dict[str, RgbImage] = {}
     digests: dict[str, str] = {}
     for field, name in job.image_files.items():
         if name not in photos:
             data = _read_limited(field, name)
-            photos[name] = _decode(field, name, data, left)
-            left -= math.prod(photos[name].shape[:2])
+            photos[name] = _decode(field, name, data, pixel_budget)
+            pixel_budget -= math.prod(photos[name].shape[:2])
             digests[name] = hashlib.sha256(data).hexdigest()
     return ImageFiles(photos, digests)
 
@@ -63,22 +63,22 @@ def resized(photo: RgbImage, size: Size, fit: Fit = "crop") -> RgbImage:
 
     With `contain` the photo's outermost pixels are repeated beyond it.
     """
-    part, target = _resized(photo, size, fit)
+    part, target = _fit_photo(photo, size, fit)
     above, before = target.top, target.left
     below, behind = size[0] - above - target.height, size[1] - before - target.width
     return torch.from_numpy(np.pad(part, ((above, below), (before, behind), (0, 0)), mode="edge"))
 
 
-def laid(photo: RgbImage, box: Box, size: Size, fit: Fit) -> RgbImage:
+def picture_in_box(photo: RgbImage, box: Box, size: Size, fit: Fit) -> RgbImage:
     """A black picture of a size (height, width; pixels) with the photo in a part of it, resized to fit there."""
-    part, target = _resized(photo, box.size, fit)
-    whole = torch.zeros(*size, 3, dtype=torch.uint8)
+    part, target = _fit_photo(photo, box.size, fit)
+    canvas = torch.zeros(*size, 3, dtype=torch.uint8)
     target = target._replace(top=box.top + target.top, left=box.left + target.left)
-    whole[target.slices] = torch.from_numpy(part)
-    return whole
+    canvas[target.slices] = torch.from_numpy(part)
+    return canvas
 
 
-def _resized(photo: RgbImage, size: Size, fit: Fit) -> tuple[NDArray[np.uint8], Box]:
+def _fit_photo(photo: RgbImage, size: Size, fit: Fit) -> tuple[NDArray[np.uint8], Box]:
     """What is seen of a photo [h, w, 3], and the part of a picture of this size where it lies."""
     height, width = photo.shape[:2]
     source, target = placing((height, width), size, fit)
@@ -139,10 +139,10 @@ def _object(place: str, most: int) -> bytes:
         return bytes(file.read(most))
 
 
-def _decode(field: str, name: str, data: bytes, left: int) -> RgbImage:
+def _decode(field: str, name: str, data: bytes, pixel_budget: int) -> RgbImage:
     """The image, upright. `left` is how many pixels the job's images may still have."""
     try:
-        return torch.from_numpy(unpacked(data, left))
+        return torch.from_numpy(unpacked(data, pixel_budget))
     except TooLargeError as error:
         raise BadInput(field, shown_path(name), error.allowed) from error
     except UnsupportedImageError as error:

@@ -1,4 +1,4 @@
-"""Loading is told: to the listener of a command, and in a flow run to Prefect's log."""
+"""Reports of loading: to the listener of a command, and in a flow run to Prefect's log."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Load(NamedTuple):
 
     def __str__(self) -> str:
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.1f} MB"
-        told = f"{plain(self.what, _MOST)} ({size})"
-        return f"loading {told}" if self.seconds is None else f"loaded {told} in {self.seconds:.1f} s"
+        description = f"{plain(self.what, _MOST)} ({size})"
+        return f"loading {description}" if self.seconds is None else f"loaded {description} in {self.seconds:.1f} s"
 
 
 LoadListener = Callable[[Load], None]
@@ -36,8 +36,8 @@ load_listener: ContextVar[LoadListener | None] = ContextVar("load_listener", def
 
 
 @contextmanager
-def told(what: str, size: int) -> Generator[None]:
-    """Tell that something of so many bytes is loaded within the block: when it begins, and once it is there."""
+def report_load(what: str, size: int) -> Generator[None]:
+    """Report that something of so many bytes is loaded within the block: when it begins, and once it is there."""
     _tell(Load(what, size, None))
     started = time.monotonic()
     yield
@@ -45,9 +45,9 @@ def told(what: str, size: int) -> Generator[None]:
 
 
 def _tell(load: Load) -> None:
-    hears = load_listener.get()
-    if hears is not None:
-        hears(load)
+    listener = load_listener.get()
+    if listener is not None:
+        listener(load)
     if load.seconds is not None and in_flow_run():
         from prefect.logging import get_run_logger
 

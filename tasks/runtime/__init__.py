@@ -1,1 +1,1 @@
-"""A run in this process: a job prepared, with its models, store and state."""
+"""A run in this process: a prepared job with its models, store and state."""

@@ -1,4 +1,4 @@
-"""What it costs to draw several jobs in this process: what `grid` and `batch` do, counted without weights."""
+"""The cost of drawing several jobs in this process, as `grid` and `batch` do, counted without weights."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def plan_batch(
     jobs: Sequence[NamedJob], prepared: Mapping[str, Prepared], jobs_per_shard: int | None = None
 ) -> BatchPlan:
     """Plan jobs that are drawn in one process; `prepared` has each distinct one by its name."""
-    different = list(dict.fromkeys(distinct(jobs).values()))
-    parts = shards(different, 1, jobs_per_shard)
+    distinct_jobs = list(dict.fromkeys(distinct(jobs).values()))
+    parts = shards(distinct_jobs, 1, jobs_per_shard)
     groups: list[list[PlannedRun]] = []
     for part in parts:
         # Those with the same models step together, as in the flow `shard`.
-        for _, group in groupby(sorted((prepared[one.name] for one in part), key=_models), key=_models):
-            groups.append([_planned(one) for one in group])
-    return BatchPlan(len(different), len(parts), batch_cost(groups, settings().max_forward_rows))
+        for _, group in groupby(sorted((prepared[job.name] for job in part), key=_models), key=_models):
+            groups.append([_plan_run(job) for job in group])
+    return BatchPlan(len(distinct_jobs), len(parts), batch_cost(groups, settings().max_forward_rows))
 
 
 def _models(prepared: Prepared) -> tuple[str, ...]:
     return prepared.resolved.models
 
 
-def _planned(prepared: Prepared) -> PlannedRun:
+def _plan_run(prepared: Prepared) -> PlannedRun:
     inputs = prepared.inputs
-    # The latent of a init image is not known yet: jobs that start from others share nothing.
-    start = None if prepared.resolved.init_image is None else inputs.mask_hash
-    context = [inputs.model_keys[prepared.resolved.base.model].digest, start]
+    # The latent of an init image is not known yet: jobs with different init images share nothing.
+    start_hash = None if prepared.resolved.init_image is None else inputs.mask_hash
+    context = [inputs.model_keys[prepared.resolved.base.model].digest, start_hash]
     segments = named(prepared.run.segments(), context, inputs.model_keys, inputs.embedding_digests)
     return PlannedRun(prepared.run.noiseless(), segments, prepared.prompts)

@@ -1,7 +1,7 @@
-"""Loaded parts of a model for several threads: one of them at a time is in the networks.
+"""Loaded parts of a model for several threads: one thread at a time uses the networks.
 
-Jobs of one process may share a network, and what is hung on it for one forward (LoRAs, weights that are widened) must
-not meet another one's. On one device forwards wait for each other anyway.
+Jobs of one process may share a network, and the hooks of one forward (LoRAs, weights that are widened) must not act in
+another one. On one device forwards wait for each other anyway.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class GuardedTextEncoder:
     def __init__(self, inner: TextEncoder) -> None:
         self.inner, self._lock = inner, Lock()
 
-    def encode(self, prompt: str | None, *how: Any, **named: Any) -> Conditioning:
+    def encode(self, prompt: str | None, *args: Any, **kwargs: Any) -> Conditioning:
         """As `TextEncoder.encode`."""
         with self._lock:
-            return self.inner.encode(prompt, *how, **named)
+            return self.inner.encode(prompt, *args, **kwargs)
 
 
 class GuardedDenoiser:
@@ -34,10 +34,10 @@ class GuardedDenoiser:
     def __init__(self, inner: Denoiser) -> None:
         self.inner, self._lock = inner, Lock()
 
-    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, *how: Any, **named: Any) -> Rows:
+    def __call__(self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, *args: Any, **kwargs: Any) -> Rows:
         """As `Denoiser`."""
         with self._lock:
-            return self.inner(x, levels, conditioning, *how, **named)
+            return self.inner(x, levels, conditioning, *args, **kwargs)
 
 
 class GuardedAutoencoder:

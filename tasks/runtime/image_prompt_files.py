@@ -1,4 +1,4 @@
-"""Image prompts of jobs: their files, looked at with the models that they are for, and what is made of images."""
+"""Image prompts of jobs: their files, compared with the models that they are for, and keys and values of images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEYS_AND_VALUES = "bytes of what is attended to of its image prompts, REGIONAL_
 
 
 class ImageSource(NamedTuple):
-    """What keys and values are made from: a picture in the encoder's size, or none."""
+    """What keys and values are computed from: a picture in the encoder's size, or none."""
 
     adapter: IPAdapter
     encoder: ImageEncoderFolder
@@ -41,14 +41,14 @@ class ImageSource(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePrompts:
-    """The image prompts of a job: their files, and what is to be made of which picture, by model and fingerprint."""
+    """The image prompts of a job: their files, and what keys and values are computed from, by model and fingerprint."""
 
     files: ImagePromptFiles
     sources: Mapping[tuple[str, str], ImageSource]
 
     @property
     def bytes(self) -> int:
-        """Of the pictures."""
+        """Bytes of the pictures."""
         pictures = {id(source.picture): source.picture for source in self.sources.values()}
         return sum(picture.nbytes for picture in pictures.values() if picture is not None)
 
@@ -102,38 +102,38 @@ def image_prompts(
 
 
 def encode_images(sources: Mapping[K, ImageSource], facts: Facts) -> dict[K, dict[str, Tensor]]:
-    """The keys and values that are made of pictures, of their adapters' `specs`. Raises ModelError.
+    """The keys and values of pictures, as in their adapters' `specs`. Raises ModelError.
 
-    `facts` are of a model that they are for. Image encoders and adapters are loaded one after the other, each once,
-    and let go.
+    `facts` are of a model that they are for. Image encoders and adapters are loaded one after the other, each once, and
+    not kept.
     """
-    chosen = settings().placement(facts)
-    # They are in memory for a moment.
-    placement = Placement(chosen.device, chosen.dtype, weights="computed")
+    machine_placement = settings().placement(facts)
+    # They are in memory only for this call.
+    placement = Placement(machine_placement.device, machine_placement.dtype, weights="computed")
     features: dict[K, ImageFeatures] = {}
-    for keys in _grouped(sources, lambda source: source.encoder.fingerprint()):
+    for keys in _group_keys(sources, lambda source: source.encoder.fingerprint()):
         encoder = sources[keys[0]].encoder.load(placement)
         for key in keys:
             picture = sources[key].picture
             features[key] = encoder.no_picture() if picture is None else encoder(picture)
         del encoder
-    found: dict[K, dict[str, Tensor]] = {}
-    for keys in _grouped(sources, lambda source: (source.adapter.fingerprint(), source.adapter.plan)):
+    tensors: dict[K, dict[str, Tensor]] = {}
+    for keys in _group_keys(sources, lambda source: (source.adapter.fingerprint(), source.adapter.plan)):
         adapter = sources[keys[0]].adapter.load(placement)
-        found |= {key: adapter.keys_and_values(features[key]) for key in keys}
+        tensors |= {key: adapter.keys_and_values(features[key]) for key in keys}
         del adapter
-    return found
+    return tensors
 
 
-def _grouped(sources: Mapping[K, ImageSource], by: Callable[[ImageSource], Hashable]) -> Iterable[list[K]]:
+def _group_keys(sources: Mapping[K, ImageSource], group_of: Callable[[ImageSource], Hashable]) -> Iterable[list[K]]:
     groups: dict[Hashable, list[K]] = {}
     for key, source in sources.items():
-        groups.setdefault(by(source), []).append(key)
+        groups.setdefault(group_of(source), []).append(key)
     return groups.values()
 
 
 def image_layers(stored: Mapping[str, Tensor], placement: Placement) -> ImageLayers:
-    """What the store has of an image, as a network attends to it, where and as it computes."""
+    """The stored keys and values of an image by layer, on the device and in the type that the network computes with."""
     device, dtype = placement.device, placement.dtype
     names = dict.fromkeys(name.rpartition(".")[0] for name in stored)
     return {

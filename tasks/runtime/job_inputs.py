@@ -1,4 +1,4 @@
-"""What a job is made from beside its own numbers: model folders, image files, masks. Jobs on one canvas share it."""
+"""The inputs of a job beside its own fields: model folders, image files, masks. Jobs on one canvas share them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.control_files import Controls, laid_pictures, open_controls
+from prefect_regional_diffusion.tasks.runtime.control_files import Controls, control_tensors, open_controls
 from prefect_regional_diffusion.tasks.runtime.image_prompt_files import (
     ImagePrompts,
     image_prompts,
@@ -39,12 +39,12 @@ from prefect_regional_diffusion.tasks.runtime.lora_files import Loras, open_lora
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 
 FORMAT = 10
-"""Part of every key: raise it when the arithmetic of masks or samplers changes, so that nothing old is continued."""
+"""Part of every key: raise it when the arithmetic of masks or samplers changes, so that no older state is continued."""
 
 OWN_BYTES = 2**16
-"""Of a job's inputs beside their tensors: names, digests, warnings. A canvas without regions has nothing else."""
+"""Estimated bytes of a job's inputs beside their tensors: names, digests, warnings."""
 LAYER_BYTES = 2**11
-"""Of what is known of one layer of an adapter: the names and shapes of its tensors."""
+"""Estimated bytes of an adapter's layer: the names and shapes of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class JobInputs:
     @property
     def embedding_digests(self) -> dict[str, str]:
         """SHA-256 of the files of textual inversions, by the names that prompts have for them."""
-        names = {name for of_model in self.embeddings.values() for name in of_model}
+        names = {name for embeddings in self.embeddings.values() for name in embeddings}
         return {name: self.digests[embedding_label(name)] for name in sorted(names)}
 
     def prompt_specs(self, prompt: PromptKey) -> Specs:
@@ -85,8 +85,13 @@ class JobInputs:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors, and at most what the rest of it takes, but for what other inputs of the same models share."""
-        vectors = [one for found in self.embeddings.values() for named in found.values() for one in named.vectors]
+        """Bytes of the tensors, and an upper bound for all else that other inputs of the same models do not share."""
+        vectors = [
+            vector
+            for embeddings in self.embeddings.values()
+            for embedding in embeddings.values()
+            for vector in embedding.vectors
+        ]
         layers = sum(lora.layers(part) for lora in self.loras.values() for part in LORA_PARTS)
         layers += sum(len(adapter.plan.layers) for adapter in self.image_prompts.files.adapters.values())
         tensors = sum(tensor.nbytes for tensor in (*self.tensors.values(), *vectors))
@@ -95,12 +100,12 @@ class JobInputs:
 
 @lru_cache(maxsize=1)
 def drawn_masks() -> DrawnMasks:
-    """The masks that this process has drawn last: the cells of a grid have the same ones."""
+    """A cache of the masks that this process has drawn: the cells of a grid have the same ones."""
     return DrawnMasks(settings().max_tensor_bytes)
 
 
 def inputs_key(job: ResolvedJob) -> Hashable:
-    """What the inputs of a job are made from. Jobs with equal keys have the same ones, as long as no file changes."""
+    """The fields that determine a job's inputs. Jobs with equal keys have the same ones, as long as no file changes."""
     # Whether several models have the same noise levels may depend on the steps.
     canvas = (job.composition, job.width, job.height, job.steps if len(job.models) > 1 else None)
     files = (job.init_image, job.init_fit, tuple(job.models_by_field.items()), embeddings_of(job))
@@ -133,8 +138,8 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
     digests |= {path: encoder.fingerprint() for path, encoder in prompts.encoders.items()}
     masks = [(canonical_mask(mask, digests), mask.size) for mask in job.masks]
     start = canonical_start(job, digests)
-    laid = laid_pictures(job, files.photos, digests)
-    pictures = [start.get("start"), start.get("protect"), *([sorted(laid)] if laid else [])]
+    control_pictures = control_tensors(job, files.photos, digests)
+    pictures = [start.get("start"), start.get("protect"), *([sorted(control_pictures)] if control_pictures else [])]
     return JobInputs(
         folders=folders,
         model_keys=model_keys,
@@ -142,7 +147,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
         loras=loras,
         controls=controls,
         image_prompts=image_prompts(job, folders, prompts, files.photos, digests),
-        tensors=_tensors(job, files, cell) | laid,
+        tensors=_tensors(job, files, cell) | control_pictures,
         mask_hash=content_hash([FORMAT, job.composition, masks, pictures, job.width, job.height, cell]),
         warnings=image_warnings(job, files.photos),
         embeddings=embeddings,
@@ -150,7 +155,7 @@ def read_inputs(job: ResolvedJob) -> JobInputs:
 
 
 def canvas_of(job: ResolvedJob) -> Canvas:
-    """What a model's noise levels may depend on."""
+    """The job's canvas, which a model's noise levels may depend on."""
     return Canvas(job.width, job.height)
 
 
@@ -159,12 +164,12 @@ def _read_embeddings(
 ) -> tuple[Mapping[str, Embeddings], dict[str, str]]:
     """The textual inversions that the job's prompts name, by model; and the SHA-256 of each file, by its label."""
     files: dict[str, EmbeddingFile] = {}
-    found: dict[str, dict[str, TextualInversion]] = {model: {} for model in job.models}
+    embeddings: dict[str, dict[str, TextualInversion]] = {model: {} for model in job.models}
     for field, model, name in embeddings_of(job):
         if name not in files:
             files[name] = read_embedding(field, name)
-        found[model][name] = fitted(field, name, files[name], folders[model].facts.embedding_widths)
-    return found, {embedding_label(name): file.digest for name, file in files.items()}
+        embeddings[model][name] = fitted(field, name, files[name], folders[model].facts.embedding_widths)
+    return embeddings, {embedding_label(name): file.digest for name, file in files.items()}
 
 
 def _tensors(job: ResolvedJob, files: ImageFiles, cell: int) -> dict[str, Tensor]:

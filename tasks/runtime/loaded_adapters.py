@@ -1,4 +1,4 @@
-"""What rows of runs have beside their prompts, loaded once for all runs that are sampled together."""
+"""The adapters of rows (LoRAs, controls, images), loaded once for all runs that are sampled together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect_regional_diffusion.tasks.runtime.render_context import RenderContex
 
 
 def load_adapters(runs: Sequence[RenderContext]) -> LoadedAdapters:
-    """Read all that rows of these runs may have. Maps of T2I-Adapters are computed here.
+    """Read all adapters that rows of these runs may have. Maps of T2I-Adapters are computed here.
 
     Raises ModelError, and StoreError for an image of which the store has nothing.
     """

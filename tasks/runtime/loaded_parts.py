@@ -14,7 +14,7 @@ from prefect_regional_diffusion.tasks.machine.settings import settings
 
 
 @dataclass
-class _Loaded:
+class _Entry:
     value: Any
     bytes: int
     users: int = 0
@@ -23,80 +23,80 @@ class _Loaded:
 class LoadedParts:
     """Values by key, at most so many bytes of them as long as not more are in use at once.
 
-    The one that was used least recently leaves first, before another one is loaded, and none that is in use. Several
-    threads may ask: who asks for what another one is loading waits for that, and one is loaded at a time.
+    Least recently used values are evicted before another one is loaded; those in use never. Thread-safe: one value is
+    loaded at a time, and a thread that needs a value which another one is loading waits for it.
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
-        self._loaded: OrderedDict[Hashable, _Loaded] = OrderedDict()
+        self._max_bytes = most_bytes
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = Lock()
-        self._one_at_a_time = Lock()
+        self._load_lock = Lock()
 
     @property
     def bytes(self) -> int:
-        """Of all that is loaded."""
+        """Bytes of all values."""
         with self._lock:
             return self._total()
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
-        """Of all that is loaded; the one that was used least recently first."""
+        """Keys of all values, the least recently used first."""
         with self._lock:
-            return tuple(self._loaded)
+            return tuple(self._entries)
 
     @contextmanager
     def using(self, key: Hashable, size: int, load: Callable[[], Any]) -> Generator[Any]:
         """The value under a key, which stays in memory within the block; it is loaded if it is not there.
 
-        `size` are its bytes. A value that exceeds the bound by itself is let go after the block.
+        `size` are its bytes. A value that exceeds the bound by itself is evicted after the block.
         """
-        found = self._taken(key)
-        if found is None:
-            with self._one_at_a_time:
+        entry = self._acquire(key)
+        if entry is None:
+            with self._load_lock:
                 # Another thread may have loaded it meanwhile.
-                found = self._taken(key) or self._new(key, size, load)
+                entry = self._acquire(key) or self._load_entry(key, size, load)
         try:
-            yield found.value
+            yield entry.value
         finally:
             with self._lock:
-                found.users -= 1
-                self._shrink(self._most)
+                entry.users -= 1
+                self._shrink(self._max_bytes)
 
-    def let_go(self, unwanted: Callable[[Hashable], bool]) -> None:
-        """Let all go whose key is unwanted, but for those that are in use."""
+    def let_go(self, is_unwanted: Callable[[Hashable], bool]) -> None:
+        """Evict all values whose key is unwanted, but for those that are in use."""
         with self._lock:
-            for key in [key for key, one in self._loaded.items() if unwanted(key) and not one.users]:
-                del self._loaded[key]
+            for key in [key for key, entry in self._entries.items() if is_unwanted(key) and not entry.users]:
+                del self._entries[key]
 
-    def _taken(self, key: Hashable) -> _Loaded | None:
+    def _acquire(self, key: Hashable) -> _Entry | None:
         with self._lock:
-            found = self._loaded.get(key)
-            if found is not None:
-                self._loaded.move_to_end(key)
-                found.users += 1
-            return found
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                entry.users += 1
+            return entry
 
-    def _new(self, key: Hashable, size: int, load: Callable[[], Any]) -> _Loaded:
+    def _load_entry(self, key: Hashable, size: int, load: Callable[[], Any]) -> _Entry:
         with self._lock:
-            self._shrink(self._most - size)
-        made = _Loaded(load(), size, users=1)
+            self._shrink(self._max_bytes - size)
+        entry = _Entry(load(), size, users=1)
         with self._lock:
-            self._loaded[key] = made
-        return made
+            self._entries[key] = entry
+        return entry
 
     def _shrink(self, most: int) -> None:
-        """Let go of what is not in use, the least recently used first, until at most so many bytes are left."""
+        """Evict values that are not in use, the least recently used first, until at most so many bytes are left."""
         total = self._total()
-        for key, one in list(self._loaded.items()):
+        for key, entry in list(self._entries.items()):
             if total <= most:
                 return
-            if not one.users:
-                del self._loaded[key]
-                total -= one.bytes
+            if not entry.users:
+                del self._entries[key]
+                total -= entry.bytes
 
     def _total(self) -> int:
-        return sum(one.bytes for one in self._loaded.values())
+        return sum(entry.bytes for entry in self._entries.values())
 
 
 @lru_cache(maxsize=1)

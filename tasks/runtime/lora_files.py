@@ -1,4 +1,4 @@
-"""LoRA files of jobs: looked at with the model that they are for, and read when a row or a prompt needs them."""
+"""LoRA files of jobs: compared with the models that they are for, and read when a row or a prompt needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKeys
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_name, shown_path
 from prefect_regional_diffusion.tasks.inputs.file_search import find_place
-from prefect_regional_diffusion.tasks.machine.load_listener import told
+from prefect_regional_diffusion.tasks.machine.load_listener import report_load
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 
@@ -23,40 +23,40 @@ Loras = dict[tuple[str, str], Lora]
 
 def open_loras(job: ResolvedJob, models: Mapping[str, Checkpoint]) -> Loras:
     """Compare the headers of a job's LoRAs with the models that they are for. Raises BadInput or ModelError."""
-    found: Loras = {}
+    loras: Loras = {}
     for field, model, path in job.lora_uses:
-        if (model, path) not in found:
+        if (model, path) not in loras:
             file = find_file(field, shown_path(path), find_place(field, path, "LoRA"))
-            found[model, path] = models[model].open_lora(file)
-    return found
+            loras[model, path] = models[model].open_lora(file)
+    return loras
 
 
 def lora_layers(loras: Loras, model: str, facts: Facts, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
-    """What is added to each network of a part of a model, where and as the networks compute. Raises ModelError."""
+    """What is added to each network of a part of a model, on its device and in its type. Raises ModelError."""
     by_content = {lora.fingerprint(): lora for (name, _), lora in loras.items() if name == model}
     placement = settings().placement(facts)
     strengths = [key.strength if part == "denoiser" else key.text_strength for key in keys]
-    acting = [(key, strength) for key, strength in zip(keys, strengths, strict=True) if strength]
-    with ExitStack() as held:
-        read = [held.enter_context(_read(by_content[key.fingerprint], part)) for key, _ in acting]
+    active_keys = [(key, strength) for key, strength in zip(keys, strengths, strict=True) if strength]
+    with ExitStack() as stack:
+        layers_by_file = [stack.enter_context(_read(by_content[key.fingerprint], part)) for key, _ in active_keys]
         return tuple(
             combined(
-                [(layers, strength) for layers, (_, strength) in zip(of, acting, strict=True)],
+                [(layers, strength) for layers, (_, strength) in zip(layers_of_files, active_keys, strict=True)],
                 placement.device,
                 placement.dtype,
             )
-            for of in zip(*read, strict=True)
+            for layers_of_files in zip(*layers_by_file, strict=True)
         )
 
 
 def _read(lora: Lora, part: LoraPart) -> AbstractContextManager[tuple[LoraLayers, ...]]:
-    """What a file has for a part of its model, which stays in memory within the block."""
+    """A file's layers for a part of its model, which stay in memory within the block."""
     # Whose layers a file has depends on the model as well.
     networks = tuple(tuple(network) for network in getattr(lora, part))
     size = lora.part_bytes(part)
 
     def load() -> tuple[LoraLayers, ...]:
-        with told(f"LoRA {portable_name(lora.files.model)}", size):
+        with report_load(f"LoRA {portable_name(lora.files.model)}", size):
             return lora.read(part)
 
     return loaded_parts().using((lora.fingerprint(), part, networks), size, load)

@@ -1,4 +1,4 @@
-"""Models in this process: each part of one (text encoders, denoiser, autoencoder) is loaded and let go separately."""
+"""Models in this process: each part of one (text encoders, denoiser, autoencoder) is loaded and evicted separately."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prefect_regional_diffusion.tasks.inputs.model_cards import card_files, is_c
 from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.attention import use_attention
-from prefect_regional_diffusion.tasks.machine.load_listener import told
+from prefect_regional_diffusion.tasks.machine.load_listener import report_load
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
     GuardedAutoencoder,
@@ -35,7 +35,7 @@ from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.storage.fetched_models import is_fetched
 
-_CALLED: dict[Part, str] = {
+_PART_NAMES: dict[Part, str] = {
     "text_encoder": "text encoders",
     "denoiser": "denoiser",
     "autoencoder": "autoencoder",
@@ -43,19 +43,19 @@ _CALLED: dict[Part, str] = {
 
 
 class PartKey(NamedTuple):
-    """What is known of a loaded part: the fingerprint of its model or its own file, and which part it is."""
+    """Key of a loaded part: the fingerprint of its model or its own file, and which part it is."""
 
     weights: str
     part: Part | Literal["control"]
 
 
 class _Source(NamedTuple):
-    """Where a part comes from: files with their fingerprint, its bytes in memory, and what people call it."""
+    """Where a part comes from: files with their fingerprint, its bytes in memory, and its label in messages."""
 
     files: ModelFiles
     fingerprint: Callable[[], str]
     bytes: int
-    called: str
+    label: str
 
 
 def text_encoder(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractContextManager[TextEncoder]:
@@ -95,13 +95,13 @@ def autoencoder(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractCon
 def control(file: ControlFile, facts: Facts) -> AbstractContextManager[ControlNetwork]:
     """A ControlNet or T2I-Adapter for a model of these facts, in the same way."""
     placement = settings().placement(facts)
-    called = f"{file.kind} {portable_name(file.files.model)}"
-    source = _Source(file.files, file.fingerprint, file.weight_bytes(placement), called)
+    label = f"{file.kind} {portable_name(file.files.model)}"
+    source = _Source(file.files, file.fingerprint, file.weight_bytes(placement), label)
     return _part(source, PartKey(file.fingerprint(), "control"), placement, lambda: file.load(placement))
 
 
 def let_go(part: Part) -> None:
-    """Let this part of all models go that nobody uses."""
+    """Evict this part of all models, unless it is in use."""
     loaded_parts().let_go(lambda key: isinstance(key, PartKey) and key.part == part)
 
 
@@ -110,24 +110,24 @@ def _of_model(
 ) -> AbstractContextManager[Any]:
     placement = settings().placement(checkpoint.facts)
     part = cast("Part", key.part)
-    called = f"{_CALLED[part]} of {portable_name(name)}"
-    source = _Source(checkpoint.files, checkpoint.fingerprint, checkpoint.part_bytes(part, placement), called)
+    label = f"{_PART_NAMES[part]} of {portable_name(name)}"
+    source = _Source(checkpoint.files, checkpoint.fingerprint, checkpoint.part_bytes(part, placement), label)
     return _part(source, key, placement, lambda: load(placement))
 
 
 @contextmanager
 def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[], Any]) -> Generator[Any]:
-    def checked() -> tuple[Any, OffloadedNetworks]:
+    def load_checked() -> tuple[Any, OffloadedNetworks]:
         if source.fingerprint() != key.weights:
             raise source.files.error("is not the model any more that the job was planned with: its files changed")
         if settings().attention != "auto":
             use_attention(settings().attention)
-        with told(source.called, source.bytes), networks_loaded() as networks:
-            loaded = load()
-        return loaded, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
+        with report_load(source.label, source.bytes), networks_loaded() as networks:
+            part = load()
+        return part, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
 
-    with loaded_parts().using(key, source.bytes, checked) as (loaded, moved), moved.on_device():
-        yield loaded
+    with loaded_parts().using(key, source.bytes, load_checked) as (part, offloaded), offloaded.on_device():
+        yield part
 
 
 def open_model(name: str, field: str = "model") -> Checkpoint:
@@ -137,11 +137,11 @@ def open_model(name: str, field: str = "model") -> Checkpoint:
     """
     if name == "embedded":
         return open_checkpoint(name)
-    found = find_model(field, name)
+    model = find_model(field, name)
 
     def follow(link: str) -> str:
         return link if is_fetched(link) else model_place(field, link, "whose links lead there too")
 
-    if is_card(found.place):
-        return open_split(found.place, card_files(field, found.place), follow)
-    return open_checkpoint(found.place, follow, found.variant)
+    if is_card(model.place):
+        return open_split(model.place, card_files(field, model.place), follow)
+    return open_checkpoint(model.place, follow, model.variant)

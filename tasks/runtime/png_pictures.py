@@ -14,7 +14,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 
 
-def encoded(run: RenderContext, latents: Latent) -> list[bytes]:
+def png_files(run: RenderContext, latents: Latent) -> list[bytes]:
     """One PNG file per picture of finished latents [b, c, h, w].
 
     The job itself is in the text chunk `regional-job`, and the digests of the files that it names in `regional-files`.
@@ -27,13 +27,13 @@ def encoded(run: RenderContext, latents: Latent) -> list[bytes]:
         # One after the other: a decoder needs more memory for a picture than a forward does.
         for latent in latents:
             buffer = io.BytesIO()
-            picture = _kept(run, autoencoder.decode(latent[None])[0])
+            picture = _with_protected(run, autoencoder.decode(latent[None])[0])
             Image.fromarray(picture.numpy()).save(buffer, format="PNG", pnginfo=text)
             files.append(buffer.getvalue())
     return files
 
 
-def _kept(run: RenderContext, picture: RgbImage) -> RgbImage:
+def _with_protected(run: RenderContext, picture: RgbImage) -> RgbImage:
     """The picture with what is protected taken from the init image, pixel by pixel."""
     if "protected" not in run.inputs:
         return picture

@@ -1,4 +1,4 @@
-"""Everything that can be known about a job without loading weights: its masks, its plan, its cost, its mistakes."""
+"""All that is computed of a job without loading weights: its masks, its plan, its cost, its mistakes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from prefect_regional_diffusion.tasks.runtime.job_inputs import JobInputs, canva
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that is known to be drawable, and its run. `job_hash` names what it draws.
+    """A job that passed all checks, and its run. `job_hash` names what it draws.
 
-    The run of a job with a init image begins with zeros, until the image is encoded (`SamplingRun.started_from`).
+    The run of a job with an init image begins with zeros, until the image is encoded (`SamplingRun.with_init_latent`).
     """
 
     job: RenderJob
@@ -71,33 +71,35 @@ class Prepared:
         return described_image_prompts(self.inputs.image_prompts.files)
 
     def warnings(self) -> list[str]:
-        found = warnings(self.resolved, self.run, self.folder.facts.trained_pixels)
+        job_warnings = warnings(self.resolved, self.run, self.folder.facts.trained_pixels)
         return [
-            *found,
+            *job_warnings,
             *self.inputs.warnings,
             *prompt_warnings(self.resolved, self.run.prompts, self.inputs.folders),
         ]
 
     def memory_bytes(self) -> int:
         """A rough estimate of the peak: weights, and the larger of one forward and the decoding."""
-        chosen = settings()
-        working = self.folder.working_numbers(canvas_of(self.resolved), self.cost.most_rows)
+        machine = settings()
+        working_numbers = self.folder.working_numbers(canvas_of(self.resolved), self.cost.most_rows)
         cells = math.prod(empty_latent(self.resolved, self.folder).shape[2:])
         controls = self.inputs.controls
-        steering = max((one.working_numbers(cells, self.cost.most_rows) for one in controls.values()), default=0)
-        placements = {name: chosen.placement(model.facts) for name, model in self.inputs.folders.items()}
+        control_numbers = max(
+            (control.working_numbers(cells, self.cost.most_rows) for control in controls.values()), default=0
+        )
+        placements = {name: machine.placement(model.facts) for name, model in self.inputs.folders.items()}
         weights = sum(
             model.part_bytes(part, placements[name]) for name, model in self.inputs.folders.items() for part in PARTS
         )
         weights += sum(lora.part_bytes(part) for lora in self.inputs.loras.values() for part in LORA_PARTS)
         weights += sum(file.weight_bytes(placements[model]) for (model, _), file in controls.items())
-        return weights + (working + steering) * chosen.torch_dtype(self.folder.facts).itemsize
+        return weights + (working_numbers + control_numbers) * machine.torch_dtype(self.folder.facts).itemsize
 
 
 def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read_inputs) -> Prepared:
     """Check a job against its files and its model folders. Raises BadInput, FileError or ModelError.
 
-    `inputs_of` gives the inputs; other than by default, they may have been read for another job on the same canvas.
+    `inputs_of` gives the inputs; those of another job on the same canvas will do.
     """
     settings().check()
     resolved = resolve(job)
@@ -110,16 +112,16 @@ def prepare(job: RenderJob, inputs_of: Callable[[ResolvedJob], JobInputs] = read
     resolved = fit_image_prompts(resolved, inputs.image_prompts.files, inputs.digests)
     # The inputs may have been read for a job with fewer pictures.
     check_latents(resolved, folder.facts.vae_scale_factor, folder.facts.latent_channels)
-    run = composed(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
-    # Of a job with more evaluations, which is refused, no more are counted.
+    run = build_run(resolved, inputs.folders, inputs.tensors, empty_latent(resolved, folder))
+    # A job with more evaluations is refused, so no more are counted.
     prompts = {key: unencoded(inputs.prompt_specs(key), inputs.facts[key.model].repeatable) for key in run.prompts}
-    counted = cost(run, settings().max_forward_rows, settings().max_evaluations, prompts)
-    check_evaluations("job", counted.evaluations)
-    return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, counted, prompts)
+    run_cost = cost(run, settings().max_forward_rows, settings().max_evaluations, prompts)
+    check_evaluations("job", run_cost.evaluations)
+    return Prepared(job, resolved, job_hash(resolved, inputs.digests), inputs, run, run_cost, prompts)
 
 
 def with_pictures(job: ResolvedJob, inputs: JobInputs, tensors: Mapping[str, Tensor]) -> ResolvedJob:
-    """The job with its controls known by content, their pictures by the pixels that `tensors` has. Raises BadInput."""
+    """The job with its controls identified by content, their pictures by the pixels in `tensors`. Raises BadInput."""
     return fit_controls(job, inputs.controls, pixel_digests(job, tensors, inputs.digests))
 
 
@@ -130,10 +132,10 @@ def empty_latent(job: ResolvedJob, folder: Checkpoint) -> Latent:
     return torch.zeros(job.batch_size, facts.latent_channels, rows, columns)
 
 
-def composed(
+def build_run(
     job: ResolvedJob, folders: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor], clean: Latent
 ) -> SamplingRun[Any]:
-    """The run of a job, from what was made of its images and the latent that it starts with."""
+    """The run of a job, from masks and pictures (`inputs`) and the latent that it starts with."""
     masks = [inputs[f"{i}"] for i in range(len(job.masks))]
     protected = inputs.get("protected")
     lattice = None if protected is None else to_lattice(protected, folders[job.base.model].facts.vae_scale_factor)

@@ -1,4 +1,4 @@
-"""Run: what tasks hand to each other. It holds keys; tensors are in the store, and this process remembers some."""
+"""RenderContext: what tasks hand to each other. It holds keys; tensors are in the store, and some cached here."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from prefect_regional_diffusion.tasks.runtime import model_cache, numerics
 from prefect_regional_diffusion.tasks.runtime.image_prompt_files import ImageSource, image_layers
 from prefect_regional_diffusion.tasks.runtime.job_inputs import FORMAT, canvas_of
 from prefect_regional_diffusion.tasks.runtime.lora_files import lora_layers
-from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, composed, empty_latent, with_pictures
+from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, build_run, empty_latent, with_pictures
 from prefect_regional_diffusion.tasks.storage import keys
 from prefect_regional_diffusion.tasks.storage.keys import Folder, RecordKey, TensorKey
 from prefect_regional_diffusion.tasks.storage.store import Store
 
 Tensors = dict[str, Tensor]
-"""What an object of the store holds, by name."""
+"""The tensors of one object of the store, by name."""
 
 
 class RenderContext:
@@ -63,27 +63,27 @@ class RenderContext:
         self.store_url = store_url
         self.masks: Tensors = prepared.inputs.tensors or {"none": torch.zeros(1)}
         """Masks and pictures as this machine makes them; safetensors wants at least one tensor."""
-        self._remembered: dict[TensorKey, Tensors] = {}
+        self._cached_tensors: dict[TensorKey, Tensors] = {}
 
     def remember(self, objects: Mapping[TensorKey, Tensors]) -> None:
-        """Objects by key that are in the store, or will be: they need not be read from there."""
+        """Cache objects, by key, that are in the store or will be: they need not be read from there."""
         for key, tensors in objects.items():
             # As they would be read from there.
-            self._remembered[key] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            self._cached_tensors[key] = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
     @property
     def facts(self) -> Facts:
-        """What is known of the job's own model."""
+        """Facts of the job's own model."""
         return self.folders[self.job.model].facts
 
     @property
     def key(self) -> RecordKey:
-        """Key of what the store knows of the run as a whole."""
+        """Key of the store's record of the run."""
         return keys.run(content_hash([FORMAT, self.job_hash, self.numerics]))
 
     @cached_property
     def segments(self) -> tuple[SegmentKey, ...]:
-        """The run's stages, named by what determined the states in them; jobs that begin alike share them."""
+        """The run's segments, named by what determines the states in them; jobs that begin alike share them."""
         context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
         return named(self.sampling_run.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests)
 
@@ -106,7 +106,7 @@ class RenderContext:
 
     @property
     def mask_specs(self) -> Specs:
-        """What is stored there."""
+        """Names, types and shapes of what is stored there."""
         return specs_of(self.masks)
 
     @property
@@ -119,10 +119,10 @@ class RenderContext:
         """The run itself, with what the store has of its masks and pictures. Raises StoreError."""
         run, inputs = self._prepared.run, self.inputs
         job, clean = self._prepared.resolved, self._empty_latent
-        # Of another machine's masks, the last bits may differ.
+        # Masks that another machine drew may differ in their last bits.
         if any(not torch.equal(inputs[name], mask) for name, mask in self.masks.items()):
             job = with_pictures(job, self._prepared.inputs, inputs)
-            run = composed(job, self.folders, inputs, clean)
+            run = build_run(job, self.folders, inputs, clean)
         if job.init_image is None:
             return run
         return run.with_init_latent(clean + self._stored(self.start_key, self.start_specs)["latent"])
@@ -146,7 +146,7 @@ class RenderContext:
     def _sources(self) -> dict[str, tuple[str, Checkpoint, ModelKey]]:
         """Name, files and key of each of the job's models, by name.
 
-        Controls are found to have all their tensors before any weights of the run are read. Raises ModelError.
+        Checks that controls have all their tensors before any weights of the run are read. Raises ModelError.
         """
         for file in self._prepared.inputs.controls.values():
             file.check_weights()
@@ -172,27 +172,27 @@ class RenderContext:
         file = next(file for file in self._control_files(model) if file.fingerprint() == key.network)
         pixels = pixel_digests(self._prepared.resolved, self.inputs, self._prepared.inputs.digests)
         picture = next(picture for picture, digest in pixels.items() if digest == key.picture)
-        laid = self.inputs[control_name(picture, self._prepared.inputs.digests)]
+        picture_pixels = self.inputs[control_name(picture, self._prepared.inputs.digests)]
         with model_cache.control(file, self.folders[model].facts) as network:
-            return network.source(laid)
+            return network.source(picture_pixels)
 
     def autoencoder(self) -> AbstractContextManager[Autoencoder]:
         """The autoencoder of the job's own model, in the same way."""
         return model_cache.autoencoder(*self._sources[self.job.model])
 
     def lora_layers(self, model: str, keys: LoraKeys, part: LoraPart) -> tuple[LoraLayers, ...]:
-        """What LoRAs add to each network of a part of a model; nothing where there are none."""
+        """What LoRAs add to each network of a part of a model; empty without LoRAs."""
         return lora_layers(self._prepared.inputs.loras, model, self.folders[model].facts, keys, part)
 
     def prompt_key(self, prompt: PromptKey) -> TensorKey:
         """Key of an encoded prompt, whatever canvas it is for, with what LoRAs do to the text encoders."""
         model = self.model_keys[prompt.model]._replace(loras=prompt.loras).text_digest
-        read_by = [FORMAT, model, numerics.of_encoding([self.folders[prompt.model].facts]), prompt.prompt]
+        key_parts = [FORMAT, model, numerics.of_encoding([self.folders[prompt.model].facts]), prompt.prompt]
         if prompt.syntax != "plain":
             digests = self._prepared.inputs.embedding_digests
             names = embedding_names(prompt.prompt, prompt.syntax)
-            read_by += [prompt.syntax, {name: digests[name] for name in names}]
-        return keys.prompt(content_hash(read_by))
+            key_parts += [prompt.syntax, {name: digests[name] for name in names}]
+        return keys.prompt(content_hash(key_parts))
 
     @property
     def images(self) -> tuple[tuple[str, str], ...]:
@@ -201,19 +201,19 @@ class RenderContext:
 
     @cached_property
     def image_sources(self) -> dict[TensorKey, ImageSource]:
-        """What their keys and values are made from, by the key of these."""
+        """What their keys and values are computed from, by the key of these in the store."""
         sources = self._prepared.inputs.image_prompts.sources
         return {self.image_key(*image): source for image, source in sources.items()}
 
     def image_key(self, model: str, fingerprint: str) -> TensorKey:
-        """Key of the keys and values that are made of an image for a model."""
+        """Key of an image's keys and values for a model."""
         layers = self._prepared.inputs.image_prompts.sources[model, fingerprint].adapter.plan.layers
         return keys.prompt(
             content_hash([FORMAT, "image", numerics.of_encoding([self.folders[model].facts]), fingerprint, layers])
         )
 
     def image_layers(self, model: str, fingerprint: str) -> ImageLayers:
-        """What a model's denoiser attends to of an image. Raises StoreError if it is nowhere."""
+        """The keys and values of an image for a model's denoiser. Raises StoreError if they are nowhere."""
         key = self.image_key(model, fingerprint)
         placement = settings().placement(self.folders[model].facts)
         return image_layers(self._stored(key, self.image_sources[key].adapter.specs), placement)
@@ -227,29 +227,29 @@ class RenderContext:
         """Shapes of all prompts of the run."""
         return self._prepared.prompts
 
-    def encoded(self, prompt: PromptKey, encoder: TextEncoder) -> Conditioning:
-        """What the text encoders of its model make of a prompt."""
+    def encode_prompt(self, prompt: PromptKey, encoder: TextEncoder) -> Conditioning:
+        """A prompt, encoded by the text encoders of its model."""
         embeddings = self._prepared.inputs.embeddings[prompt.model]
         loras = self.lora_layers(prompt.model, prompt.loras, "text_encoder")
         return encoder.encode(prompt.prompt, prompt.syntax, embeddings, loras=loras)
 
     @cached_property
     def conditionings(self) -> dict[PromptKey, Conditioning]:
-        """What the models are told of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
-        found: dict[PromptKey, Conditioning] = {}
+        """Conditionings of all prompts of the run. Raises StoreError if an encoded one is nowhere."""
+        conditionings: dict[PromptKey, Conditioning] = {}
         for prompt in self.sampling_run.prompts:
             folder = self.folders[prompt.model]
             stored = self._stored(self.prompt_key(prompt), self.prompt_specs(prompt))
-            found[prompt] = Conditioning(stored, folder.facts.repeatable)
+            conditionings[prompt] = Conditioning(stored, folder.facts.repeatable)
             if prompt.sizes is not None:
-                found[prompt] = found[prompt].joined(folder.size_tensors(prompt.sizes))
-        return found
+                conditionings[prompt] = conditionings[prompt].joined(folder.size_tensors(prompt.sizes))
+        return conditionings
 
     def _stored(self, key: TensorKey, specs: Specs) -> Tensors:
-        return self._remembered.get(key) or self._read(key, specs)
+        return self._cached_tensors.get(key) or self._read(key, specs)
 
     def _read(self, key: TensorKey, specs: Specs) -> Tensors:
-        found = self.store.read_tensors(key, specs)
-        if found is None:
+        tensors = self.store.read_tensors(key, specs)
+        if tensors is None:
             raise StoreError("store", self.store_url, f"does not have {key} any more, which this run needs")
-        return found
+        return tensors

@@ -1,4 +1,4 @@
-"""Finished pictures in the store, by the job that they show: records, and whether all that they name is whole."""
+"""Finished pictures in the store, by job: their records, and whether all that these name is undamaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = plain_logger(__name__)
 
 
 class NamedFile(Record):
-    """What a job calls a file, and the SHA-256 of what was in it."""
+    """A job's name of a file, and the SHA-256 of its content."""
 
     name: str
     sha256: Digest
@@ -36,9 +36,9 @@ class NamedFile(Record):
 class RenderRecord(Record):
     """A finished job.
 
-    `latents` is the key of its last state, `run` that of what the store knows of its run; `pictures` are keys that
-    hold their files' SHA-256, and `numerics` is what these depend on beside latents and job. What has another `format`
-    than this code's was drawn by other arithmetic.
+    `latents` is the key of its last state, `run` that of the record of its run; `pictures` are keys with their files'
+    SHA-256, and `numerics` is what these depend on beside latents and job. A record of another `format` than this
+    code's was drawn by other arithmetic.
     """
 
     format: int
@@ -54,7 +54,7 @@ class RenderRecord(Record):
     versions: dict[str, str]
 
     @model_validator(mode="after")
-    def _as_many_as_drawn(self) -> Self:
+    def _pictures_fit_job(self) -> Self:
         if len(set(self.pictures)) != len(self.pictures) or len(self.pictures) > most_pictures(self.job):
             raise ValueError("more pictures than the job has")
         return self
@@ -66,99 +66,99 @@ def most_bytes(job: RenderJob) -> int:
 
 
 def is_rendered(run: RenderContext) -> bool:
-    """Are the run's pictures in the store whole, drawn with the numerics of this machine?"""
+    """Whether the store has all of the run's pictures undamaged, drawn with the numerics of this machine."""
     if run.job.init_image is not None and run.store.read_tensors(run.start_key, run.start_specs) is None:
         return False
-    drawn = _whole(run.store, run.job_hash, run.job)
-    if drawn is None or drawn.numerics != run.picture_numerics:
+    record = _whole_record(run.store, run.job_hash, run.job)
+    if record is None or record.numerics != run.picture_numerics:
         return False
-    return drawn.latents == run.state_key(run.sampling_run.steps)
+    return record.latents == run.state_key(run.sampling_run.steps)
 
 
 def pictures_of(store: Store, job_hash: str, job: RenderJob | None = None) -> tuple[RenderRecord, list[bytes]] | None:
-    """A job's record and its PNG files; None if it is not drawn, or something of it is damaged.
+    """A job's record and its PNG files; None if it is not drawn, or any of them is damaged.
 
-    Whoever knows the job gives it: pictures of another size are then damaged as well.
+    With `job`, pictures of another size count as damaged as well.
     """
-    drawn = _record_for(store, job_hash, job)
-    if drawn is None:
+    record = _record_for(store, job_hash, job)
+    if record is None:
         return None
     pictures = list[bytes]()
-    for data in _files(store, drawn):
+    for data in _files(store, record):
         if data is None:
             return None
         pictures.append(data)
-    return drawn, pictures
+    return record, pictures
 
 
 def same_pictures(finished: RunProgress) -> list[bytes] | None:
-    """The PNG files of a finished run, if the store has those that would be made now: of this state, in these words."""
+    """The PNG files of a finished run, if the store has them as they would be written now: same state, same job."""
     run = finished.run
-    found = pictures_of(run.store, run.job_hash, run.job)
-    if found is None:
+    stored_pictures = pictures_of(run.store, run.job_hash, run.job)
+    if stored_pictures is None:
         return None
-    drawn, pictures = found
-    files = {field: file.model_dump() for field, file in drawn.files.items()}
-    told = (len(pictures), drawn.latents, drawn.devices, drawn.numerics, drawn.job, files)
-    made = (len(finished.latents), finished.state_key, finished.devices, run.picture_numerics)
-    if told != (*made, portable_job(run.job), run.files):
+    record, pictures = stored_pictures
+    files = {field: file.model_dump() for field, file in record.files.items()}
+    stored_facts = (len(pictures), record.latents, record.devices, record.numerics, record.job, files)
+    current_facts = (len(finished.latents), finished.state_key, finished.devices, run.picture_numerics)
+    if stored_facts != (*current_facts, portable_job(run.job), run.files):
         return None
     size = (run.job.width, run.job.height)
-    # They are shown and opened without another look.
+    # They are shown and opened without another check.
     return pictures if all(unpacked(data, size) is not None for data in pictures) else None
 
 
-def _whole(store: Store, job_hash: str, job: RenderJob | None = None) -> RenderRecord | None:
-    """The same without the files: one of them at a time is in memory."""
-    drawn = _record_for(store, job_hash, job)
-    return drawn if drawn is not None and all(data is not None for data in _files(store, drawn)) else None
+def _whole_record(store: Store, job_hash: str, job: RenderJob | None = None) -> RenderRecord | None:
+    """The record alone, if all its files are undamaged: one of them at a time is in memory."""
+    record = _record_for(store, job_hash, job)
+    return record if record is not None and all(data is not None for data in _files(store, record)) else None
 
 
 def _record_for(store: Store, job_hash: str, job: RenderJob | None) -> RenderRecord | None:
-    drawn = record_of(store, job_hash)
-    if drawn is None or job is None:
-        return drawn
-    size = (drawn.job.width, drawn.job.height)
-    if size != (job.width, job.height) or len(drawn.pictures) > most_pictures(job):
-        found = f"{len(drawn.pictures)} pictures of {size[0]} x {size[1]} pixels"
-        store.tell_unfit(keys.drawn(job_hash), ValueError(found))
+    record = record_of(store, job_hash)
+    if record is None or job is None:
+        return record
+    size = (record.job.width, record.job.height)
+    if size != (job.width, job.height) or len(record.pictures) > most_pictures(job):
+        contents = f"{len(record.pictures)} pictures of {size[0]} x {size[1]} pixels"
+        store.tell_unfit(keys.drawn(job_hash), ValueError(contents))
         return None
-    return drawn
+    return record
 
 
-def _files(store: Store, drawn: RenderRecord) -> Iterator[bytes | None]:
+def _files(store: Store, record: RenderRecord) -> Iterator[bytes | None]:
     """The PNG files that a record names; None for one that is damaged."""
-    for key in map(keys.PictureKey, drawn.pictures):
-        data = store.read(key, most_bytes(drawn.job))
-        size = (drawn.job.width, drawn.job.height)
+    for key in map(keys.PictureKey, record.pictures):
+        data = store.read(key, most_bytes(record.job))
+        size = (record.job.width, record.job.height)
         if data is None or keys.picture(digest(data)) != key or png_size(data) != size:
-            logger.warning("a picture of job %s is damaged; it counts as absent", drawn.job_hash)
+            logger.warning("a picture of job %s is damaged; it counts as absent", record.job_hash)
             data = None
         yield data
 
 
 def record_of(store: Store, job_hash: str) -> RenderRecord | None:
-    """What the store says of a finished job; None if nothing, or if other arithmetic than today's has drawn it."""
+    """The store's record of a finished job; None without one, or if other arithmetic than today's has drawn it."""
     key = keys.drawn(job_hash)
-    drawn = read_record(store, key, RenderRecord)
-    if drawn is None or drawn.format != FORMAT:
+    record = read_record(store, key, RenderRecord)
+    if record is None or record.format != FORMAT:
         return None
-    chosen = settings()
-    if drawn.job_hash != job_hash:
+    limits = settings()
+    if record.job_hash != job_hash:
         store.tell_unfit(key, ValueError("it tells of another job"))
         return None
-    canvas = drawn.job.width * drawn.job.height
-    many = drawn.job.pictures > chosen.max_pictures or finished_bytes(drawn.job) > chosen.max_tensor_bytes
-    if many or canvas > chosen.max_canvas_pixels:
+    canvas = record.job.width * record.job.height
+    has_too_many = record.job.pictures > limits.max_pictures or finished_bytes(record.job) > limits.max_tensor_bytes
+    if has_too_many or canvas > limits.max_canvas_pixels:
         store.tell_unfit(key, ValueError("it tells of a job that is not allowed here"))
         return None
-    return drawn
+    return record
 
 
 async def all_rendered(store_url: str, job_hashes: Iterable[str]) -> bool:
-    """Are the pictures of all these jobs in the store whole, drawn on whatever device?"""
+    """Whether the store has all pictures of these jobs undamaged, drawn on any device."""
     store = Store(store_url)
-    return all(await map_concurrently(lambda job_hash: _whole(store, job_hash) is not None, job_hashes))
+    return all(await map_concurrently(lambda job_hash: _whole_record(store, job_hash) is not None, job_hashes))
 
 
 def digest(data: bytes) -> str:

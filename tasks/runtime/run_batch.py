@@ -34,34 +34,34 @@ class RunBatch:
     """
 
     def __init__(self, members: Sequence[RunProgress]) -> None:
-        # One thread replaces the members; others, which show them, may look at them meanwhile.
+        # One thread replaces the members; others, which show them, may read them meanwhile.
         self.members = tuple(members)
         self._denoisers: dict[str, Denoiser] = {}
-        self._in_use = ExitStack()
+        self._exit_stack = ExitStack()
 
     def load(self, model: str) -> None:
-        """Load a model's denoiser with what steers it, which stay in memory until the batch is closed.
+        """Load a model's denoiser with its ControlNets and T2I-Adapters. They stay loaded until the batch is closed.
 
         Raises ModelError.
         """
         if model in self._denoisers:
             return
         runs = [member.run for member in self.members if model in member.run.models]
-        self._denoisers[model] = self._in_use.enter_context(runs[0].denoiser(model))
+        self._denoisers[model] = self._exit_stack.enter_context(runs[0].denoiser(model))
         for network in (network for run in runs for network in run.control_networks(model)):
-            self._in_use.enter_context(network)
+            self._exit_stack.enter_context(network)
 
     def close(self) -> None:
         """No step follows: the denoisers may leave memory."""
         self.__dict__.pop("_networks", None)
         self._denoisers.clear()
-        self._in_use.close()
+        self._exit_stack.close()
 
     @cached_property
     def _networks(self) -> EvaluationContext:
-        """The networks, with what was found of their memory: a forward that was too large is not tried again."""
+        """The networks, with the row limit that their memory set: a forward that was too large is not tried again."""
         runs = [member.run for member in self.members]
-        conditionings = {prompt: found for run in runs for prompt, found in run.conditionings.items()}
+        conditionings = {prompt: conditioning for run in runs for prompt, conditioning in run.conditionings.items()}
         for name in (name for run in runs for name in run.models):
             self.load(name)
         adapters = load_adapters(runs).of_row
@@ -78,31 +78,31 @@ class RunBatch:
 
     @property
     def base_only_steps(self) -> int:
-        """Up to this step, all that take part sample their base alone."""
-        going = [member for member in self.members if member.left]
-        alone = min((member.run.sampling_run.base_only_steps - member.done for member in going), default=0)
-        return self.done + max(alone, 0)
+        """Up to this step, all unfinished members sample their base alone."""
+        unfinished = [member for member in self.members if member.left]
+        base_only = min((member.run.sampling_run.base_only_steps - member.done for member in unfinished), default=0)
+        return self.done + max(base_only, 0)
 
     def ends(self) -> list[int]:
         """Steps, in order, after which a state is kept: where other jobs can go on, and the last one."""
         done, last = self.done, self._slowest.run.sampling_run.steps
-        parting = {segment.first - member.done for member in self.members for segment in member.run.segments}
-        ends = {self.base_only_steps, *(done + steps for steps in parting)}
+        segment_starts = {segment.first - member.done for member in self.members for segment in member.run.segments}
+        ends = {self.base_only_steps, *(done + steps for steps in segment_starts)}
         return [*sorted(end for end in ends if done < end < last), last]
 
     def advance(self, steps: int) -> Chunk:
         """So many steps. Raises StoreError if prompts of a run are nowhere."""
         started, total = time.monotonic(), Count()
         for _ in range(steps):
-            going = [i for i, member in enumerate(self.members) if member.left]
-            asked = [
+            unfinished = [i for i, member in enumerate(self.members) if member.left]
+            members = [
                 Member(member.run.sampling_run, member.state, member.run.state_key(member.done + 1))
-                for member in (self.members[i] for i in going)
+                for member in (self.members[i] for i in unfinished)
             ]
-            states, count = advance_together(asked, self._networks)
-            moved = dict(zip(going, states, strict=True))
+            states, count = advance_together(members, self._networks)
+            new_states = dict(zip(unfinished, states, strict=True))
             self.members = tuple(
-                member.moved_to(moved[i]) if i in moved else member for i, member in enumerate(self.members)
+                member.moved_to(new_states[i]) if i in new_states else member for i, member in enumerate(self.members)
             )
             total = total.plus(count)
             report_step(*self.steps_done())

@@ -1,4 +1,4 @@
-"""How far a run is in this process, and where it goes on: from the newest state that the store has whole."""
+"""How far a run is in this process, and where it resumes: from the newest undamaged state in the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefect_regional_diffusion.tasks.storage.keys import TensorKey, step_of
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 
 _DEVICES = "devices"
-"""Name of what a stored state has beside the run's own tensors."""
+"""Name of the tensor that a stored state has beside the run's own."""
 
 
 class RunProgress(NamedTuple):
@@ -30,8 +30,8 @@ class RunProgress(NamedTuple):
     run: RenderContext
     state: Any
     devices: Devices = ()
-    before: Any = None
-    """The state before; None where that is not known."""
+    previous_state: Any = None
+    """The state before it; None if unknown."""
 
     @property
     def done(self) -> int:
@@ -54,9 +54,11 @@ class RunProgress(NamedTuple):
         return self.run.sampling_run.final_latents(self.state)
 
     @property
-    def expected(self) -> Latent:
-        """A guess at the finished latents [b, c, h, w]."""
-        return self.run.sampling_run.predicted_clean(self.state if self.before is None else self.before, self.state)
+    def predicted_clean(self) -> Latent:
+        """The finished latents [b, c, h, w] as predicted from the present state."""
+        return self.run.sampling_run.predicted_clean(
+            self.state if self.previous_state is None else self.previous_state, self.state
+        )
 
     def moved_to(self, state: Any) -> RunProgress:
         """One step further, on this process' device."""
@@ -69,20 +71,20 @@ class RunProgress(NamedTuple):
 
 
 async def newest(run: RenderContext) -> RunProgress:
-    """A run with the newest state that the store has whole, written by this run or another one."""
-    listed = await map_concurrently(lambda segment: run.store.names(run.folder_of(segment)), run.segments)
+    """A run with the newest undamaged state in the store, written by this run or another one."""
+    listings = await map_concurrently(lambda segment: run.store.names(run.folder_of(segment)), run.segments)
     end = run.sampling_run.steps
-    for segment, names in reversed(list(zip(run.segments, listed, strict=True))):
+    for segment, names in reversed(list(zip(run.segments, listings, strict=True))):
         steps = {step for step in map(step_of, names) if step is not None and segment.first < step <= end}
         for step in sorted(steps, reverse=True):
-            restored = await asyncio.to_thread(_restored, run, step)
-            if restored is not None:
-                return restored
+            progress = await asyncio.to_thread(_restore, run, step)
+            if progress is not None:
+                return progress
         end = segment.first
     return RunProgress(run, run.sampling_run.initial_state())
 
 
-def _restored(run: RenderContext, step: int) -> RunProgress | None:
+def _restore(run: RenderContext, step: int) -> RunProgress | None:
     """The run in the state after a step; None if the store has none, or something else in its place."""
     key, composition = run.state_key(step), run.sampling_run
     tensors = run.store.read_tensors(key, composition.specs(step) | {_DEVICES: DEVICES_SPEC})

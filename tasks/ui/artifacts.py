@@ -143,7 +143,7 @@ def preview(members: Sequence[RunProgress]) -> Image.Image:
     """The first picture of each run as it will be if the last step's direction is kept; of many, the first ones."""
     pictures, room = list[Image.Image](), PREVIEW_CELLS**2
     for member in members:
-        latent = member.expected[:1]
+        latent = member.predicted_clean[:1]
         edge = max(latent.shape[2:])
         if edge > PREVIEW_CELLS:
             latent = interpolate(latent, scale_factor=PREVIEW_CELLS / edge, mode="area")
