@@ -18,7 +18,7 @@ from prefect_regional_diffusion.tasks.inputs.path_policy import embedding_places
 from prefect_regional_diffusion.tasks.machine.regular_files import NoRegularFileError, open_regular
 
 MOST_BYTES = 2**24
-"""Of one file: a thousand vectors for two text encoders."""
+"""Of one file: enough for a thousand vectors for two text encoders."""
 _PART = r"\w[\w.+()'~-]*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 """No part begins with a dot, so that none leads out of a folder."""
@@ -28,7 +28,7 @@ _PICKLED = (".pt", ".bin", ".ckpt")
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """What is in a file, by name of the tensor, and the file's SHA-256."""
+    """The tensors in a file, by name, and the file's SHA-256."""
 
     tensors: Mapping[str, Tensor]
     digest: str
@@ -37,9 +37,9 @@ class EmbeddingFile:
 def read_embedding(field: str, name: str) -> EmbeddingFile:
     """The file of a textual inversion that a prompt names. Raises FileError, or BadInput for a bad name or size."""
     if name.lower().endswith(_PICKLED):
-        raise _refused(field, name, f"embedding:NAME for a file NAME{_SUFFIX}: others may have code in them")
+        raise _bad_input(field, name, f"embedding:NAME for a file NAME{_SUFFIX}: others may have code in them")
     if _NAME.fullmatch(name) is None:
-        raise _refused(field, name, "embedding:NAME with a plain name, or folders and a name")
+        raise _bad_input(field, name, "embedding:NAME with a plain name, or folders and a name")
     places = embedding_places(f"{name}{_SUFFIX}")
     for place in places:
         try:
@@ -49,14 +49,14 @@ def read_embedding(field: str, name: str) -> EmbeddingFile:
             continue
         except (OSError, NoRegularFileError) as error:
             reason = error.kind if isinstance(error, NoRegularFileError) else error.strerror
-            raise _unusable(field, name, f"cannot be read: {reason}") from error
+            raise _file_error(field, name, f"cannot be read: {reason}") from error
         if len(data) > MOST_BYTES:
-            raise _refused(field, name, f"a file of at most {MOST_BYTES} bytes")
+            raise _bad_input(field, name, f"a file of at most {MOST_BYTES} bytes")
         return EmbeddingFile(_tensors(field, name, data), hashlib.sha256(data).hexdigest())
-    pickled = [suffix for suffix in _PICKLED for place in places if Path(place).with_suffix(suffix).is_file()]
-    others = f"; {name}{pickled[0]} is not read: it may have code in it" if pickled else ""
+    pickled_suffixes = [suffix for suffix in _PICKLED for place in places if Path(place).with_suffix(suffix).is_file()]
+    hint = f"; {name}{pickled_suffixes[0]} is not read: it may have code in it" if pickled_suffixes else ""
     where = "here and in REGIONAL_ASSET_ROOTS, and in a folder embeddings there"
-    raise _unusable(field, name, f"does not exist: {name}{_SUFFIX} was looked for {where}{others}")
+    raise _file_error(field, name, f"does not exist: {name}{_SUFFIX} was looked for {where}{hint}")
 
 
 def fitted(field: str, name: str, file: EmbeddingFile, widths: Mapping[str, int]) -> TextualInversion:
@@ -67,7 +67,7 @@ def fitted(field: str, name: str, file: EmbeddingFile, widths: Mapping[str, int]
     try:
         return textual_inversion(file.tensors, widths)
     except ValueError as error:
-        raise _refused(field, name, str(error)) from error
+        raise _bad_input(field, name, str(error)) from error
 
 
 def _tensors(field: str, name: str, data: bytes) -> dict[str, Tensor]:
@@ -75,12 +75,12 @@ def _tensors(field: str, name: str, data: bytes) -> dict[str, Tensor]:
         return load(data)
     except Exception as error:  # what the library raises for damaged files
         reason = " ".join(str(error).split())[:120]
-        raise _unusable(field, name, f"is a damaged safetensors file: {reason}") from error
+        raise _file_error(field, name, f"is a damaged safetensors file: {reason}") from error
 
 
-def _unusable(field: str, name: str, problem: str) -> FileError:
+def _file_error(field: str, name: str, problem: str) -> FileError:
     return FileError(field, f"embedding:{name}", problem)
 
 
-def _refused(field: str, name: str, allowed: str) -> BadInput:
+def _bad_input(field: str, name: str, allowed: str) -> BadInput:
     return BadInput(field, f"embedding:{name}", allowed)

@@ -1,4 +1,4 @@
-"""What a file that is no readable image is instead, told from its first bytes."""
+"""The kind of a file that is no readable image, recognised by its first bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BRANDS = {b"hei": "a HEIC image", b"hev": "a HEIC image", b"mif1": "a HEIC imag
 
 
 def unreadable_kind(data: bytes) -> str:
-    """What it is, such as "is an SVG drawing: export it as PNG"; empty if nothing is known."""
+    """The kind as a phrase, such as "is an SVG drawing: export it as PNG"; empty if it is unknown."""
     head = data[:_HEAD]
     for magic, kind in _READABLE.items():
         if head.startswith(magic):
@@ -44,18 +44,18 @@ def unreadable_kind(data: bytes) -> str:
 
 
 def _textual_kind(head: bytes) -> str:
-    coded = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         # The last character may have been cut.
-        text = codecs.getincrementaldecoder("utf-16" if coded else "utf-8")().decode(head).lstrip("\ufeff")
+        text = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8")().decode(head).lstrip("\ufeff")
     except UnicodeDecodeError:
         return ""
     if not all(letter.isprintable() or letter.isspace() for letter in text):
         return ""
-    low = text.lower()
-    if "<svg" in low:
+    lowered = text.lower()
+    if "<svg" in lowered:
         return "is an SVG drawing: export it as PNG"
-    if low.lstrip().startswith(("<!doctype html", "<html")):
+    if lowered.lstrip().startswith(("<!doctype html", "<html")):
         return "is a web page, not an image: download the image that is on it"
     if text.startswith("version https://git-lfs"):
         return "is a pointer of Git LFS: fetch the image with git lfs pull"

@@ -1,4 +1,4 @@
-"""Names of files: those that are written, and what a picture calls the files that it was made from."""
+"""Names of files: of pictures that are written, and, in a picture, of the files that it was made from."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def file_stem(job_hash: str, name: str) -> str:
     """The start of a file name: `name` as far as all file systems allow it, in any script, and the job's hash."""
     # A picture whose job is drawn again has the hash in its own name already.
     name = re.sub(rf"-{job_hash[:HASH_DIGITS]}(-[0-9]+)?\Z", "", name)
-    kept = "".join(letter if _allowed(letter) else "\0" for letter in unicodedata.normalize("NFC", name))
-    readable = re.sub("\0+", "-", kept).encode()[:MOST_BYTES].decode(errors="ignore").strip("-" + _JOINERS)
+    marked_name = "".join(letter if _is_allowed(letter) else "\0" for letter in unicodedata.normalize("NFC", name))
+    readable = re.sub("\0+", "-", marked_name).encode()[:MOST_BYTES].decode(errors="ignore").strip("-" + _JOINERS)
     return f"{readable or 'render'}-{job_hash[:HASH_DIGITS]}"
 
 
-def _allowed(letter: str) -> bool:
+def _is_allowed(letter: str) -> bool:
     """Letters, marks and numbers. Separators, control characters and what Windows forbids are none of these."""
     return unicodedata.category(letter)[0] in "LMN" or letter in "_-" or letter in _JOINERS
 
 
 def beside(folder: str, typed: str) -> str:
-    """The path of what is called `typed` by a file in `folder`; `portable_name` gives back what was typed."""
+    """The path of a file that a file in `folder` calls `typed`; `portable_name` gives back what was typed."""
     return f"{folder}{_TYPED}{typed}"
 
 
 def typed_name(path: str) -> str | None:
     """What somebody typed, if that is known and no absolute path."""
-    _, found, typed = path.partition(_TYPED)
-    if found and not typed.startswith("/"):
-        return typed
+    _, mark, typed_path = path.partition(_TYPED)
+    if mark and not typed_path.startswith("/"):
+        return typed_path
     return None if PurePath(path).is_absolute() else path
 
 
@@ -72,8 +72,8 @@ def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
     places += [(data.get("node", {}).get("tile", {}), field) for field in ("image", "color_map")]
     places += [(data, "init_image"), *((part, "model") for part in (data, *regions))]
     adapters = ("loras", "controls", "image_prompts")
-    named = [one for part in (data, *regions) for name in adapters for one in part.get(name) or ()]
-    places += [(one, field) for one in named for field in ("file", "image", "image_encoder")]
+    adapter_entries = [entry for part in (data, *regions) for name in adapters for entry in part.get(name) or ()]
+    places += [(entry, field) for entry in adapter_entries for field in ("file", "image", "image_encoder")]
     for part, field in places:
         path = part.get(field)
         if path is not None and (field, path) != ("model", "embedded"):
@@ -82,18 +82,18 @@ def renamed(job: RenderJob, name: Callable[[str], str]) -> RenderJob:
 
 
 def portable_job(job: RenderJob) -> RenderJob:
-    """The job as pictures and records carry it: without absolute paths, which would tell of somebody's machine."""
+    """The job as pictures and records have it: without absolute paths, which would reveal somebody's folders."""
     return renamed(job, portable_name)
 
 
 def portable_files(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Which content the names in a job stand for: by field, the name and the SHA-256 of the file or the weights.
+    """The content behind the names in a job: by field, the name and the SHA-256 of the file or the weights.
 
     `digests` are by the path that the job has.
     """
     labels = [embedding_label(embedding.name) for embedding in embeddings_of(job)]
-    added = {use.field: use.file for use in (*job.lora_uses, *job.control_uses)}
+    adapter_files = {use.field: use.file for use in (*job.lora_uses, *job.control_uses)}
     for use in job.image_prompt_uses:
-        added |= {f"{use.field}.file": use.file, f"{use.field}.image_encoder": use.image_encoder}
-    files = job.image_files | job.models_by_field | added | {label: label for label in labels}
+        adapter_files |= {f"{use.field}.file": use.file, f"{use.field}.image_encoder": use.image_encoder}
+    files = job.image_files | job.models_by_field | adapter_files | {label: label for label in labels}
     return {field: {"name": portable_name(path), "sha256": digests[path]} for field, path in sorted(files.items())}

@@ -1,4 +1,4 @@
-"""Where a model's file lies that is called by a name: where that says, in a folder for models, or a bucket."""
+"""Finds the file of a model by its name: the name as a path, in a folder for models, or in a bucket."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FOLDERS: Mapping[FolderKind, tuple[str, ...]] = {
 
 
 def find_place(field: str, name: str, kind: FolderKind) -> str:
-    """The real path of what is called `name`. Raises BadInput if it may not be named, ModelError if it is nowhere."""
+    """The real path of the file called `name`. Raises BadInput if it may not be named, ModelError if there is none."""
     place = existing_place(field, name, kind)
     if place is None:
         raise missing(field, name, kind)
@@ -35,35 +35,35 @@ def find_place(field: str, name: str, kind: FolderKind) -> str:
 
 
 def existing_place(field: str, name: str, kind: FolderKind) -> str | None:
-    """The same; None for what is nowhere. Raises BadInput for what lies where a link leads out of the roots."""
-    allowed = _allowed(kind)
+    """The same; None if there is none. Raises BadInput for a file whose link leads out of the roots."""
+    place_of = _place_function(kind)
     if is_url(name):
-        return fetched(field, allowed(field, name))
+        return fetched(field, place_of(field, name))
     with suppress(BadInput):
-        place = allowed(field, name)
+        place = place_of(field, name)
         if os.path.lexists(place):
             return place
     for candidate in _candidates(name, kind):
         if os.path.lexists(candidate):
-            return allowed(field, candidate)
+            return place_of(field, candidate)
     return None
 
 
 def missing(field: str, name: str, kind: FolderKind) -> ModelError:
-    """The error for what is nowhere. Raises BadInput for a name that is not allowed."""
-    place, folders = _allowed(kind)(field, name), settings().model_folders
-    also = f", nor in REGIONAL_MODEL_FOLDERS ({', '.join(folders)})" if folders else ""
+    """The error for a file that does not exist. Raises BadInput for a name that is not allowed."""
+    place, folders = _place_function(kind)(field, name), settings().model_folders
+    folders_text = f", nor in REGIONAL_MODEL_FOLDERS ({', '.join(folders)})" if folders else ""
     hint = " (`embedded` is the one that is always there)" if field.rpartition(".")[2] == "model" else ""
-    return ModelError(field, place, f"does not exist{also}{hint}")
+    return ModelError(field, place, f"does not exist{folders_text}{hint}")
 
 
-def _allowed(kind: FolderKind) -> Callable[[str, str], str]:
+def _place_function(kind: FolderKind) -> Callable[[str, str], str]:
     return lora_place if kind == "LoRA" else model_place
 
 
 def _candidates(name: str, kind: FolderKind) -> Iterator[str]:
-    typed = typed_name(name)
-    if typed is not None and ".." not in PurePath(typed).parts:
+    typed_path = typed_name(name)
+    if typed_path is not None and ".." not in PurePath(typed_path).parts:
         for folder in settings().model_folders:
             for below in ("", *_FOLDERS[kind]):
-                yield str(PurePath(folder, below, typed))
+                yield str(PurePath(folder, below, typed_path))

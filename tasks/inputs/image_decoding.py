@@ -28,7 +28,7 @@ _PROGRESSIVE = 5
 _MOST_SCANS = 100
 """Of a progressive JPEG, ten times what cameras write: each goes over the whole image, and may have 40 bytes."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-"""That begins a segment with a length, or ends a JPEG."""
+"""Begins a segment with a length, or ends a JPEG."""
 _SCAN, _END = b"\xda", b"\xd9"
 _TILE_SIDES = (322, 323)
 """TIFF tags: TileWidth, TileLength."""
@@ -53,54 +53,54 @@ class UnsupportedImageError(Exception):
 
 
 class TooLargeError(Exception):
-    """An image would unpack to too much; `allowed` says what may be."""
+    """An image that would unpack to too much; `allowed` says what is allowed."""
 
     def __init__(self, allowed: str) -> None:
         super().__init__(allowed)
         self.allowed = allowed
 
 
-def unpacked(data: bytes, left: int) -> Pixels:
+def unpacked(data: bytes, pixel_budget: int) -> Pixels:
     """The first picture in an image file as [height, width, 3], upright; what is transparent is black.
 
-    `left` is how many pixels the images of a job may still have. Raises TooLargeError and UnsupportedImageError before
-    anything is unpacked, and whatever a decoder stumbles over.
+    `pixel_budget` is how many pixels the images of a job may still have. Raises TooLargeError and UnsupportedImageError
+    before anything is unpacked, and whatever a decoder stumbles over.
     """
-    pixels, orientation = _lying(data, left)
-    # The decoded image is gone by now: beside the pixels there is room for the turned ones.
+    pixels, orientation = _decode_stored(data, pixel_budget)
+    # The decoded image is freed by now, so that there is memory for the turned pixels beside these.
     return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
 
 
-def _lying(data: bytes, left: int) -> tuple[Pixels, int]:
+def _decode_stored(data: bytes, pixel_budget: int) -> tuple[Pixels, int]:
     """The picture as it is stored, and its orientation as an Exif tag has it."""
     with warnings.catch_warnings():
         # Pillow warns of what is checked here or does not matter: sizes, odd palettes, odd metadata.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=tuple(_BYTES_PER_PIXEL)) as image:
-            _check_size(image, left)
+            _check_size(image, pixel_budget)
             if isinstance(image, JpegImageFile) and _scans(data) > _MOST_SCANS:
                 raise TooLargeError(f"a JPEG of at most {_MOST_SCANS} scans")
             if image.mode == "F":
                 raise UnsupportedImageError("has floating-point pixels, which are not read: save it with 8 or 16 bits")
             image.load()
             orientation = 1
-            with contextlib.suppress(Exception):  # damaged metadata: then nobody knows how the camera was held
+            with contextlib.suppress(Exception):  # damaged metadata: the orientation is unknown
                 orientation = int(image.getexif().get(_ORIENTATION, 1))
             pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-            # A conversion of the whole would be another image, and often several.
+            # Converting the whole image would take the memory of another one, and often of several.
             for top in range(0, image.height, _ROWS):
                 bottom = min(top + _ROWS, image.height)
-                pixels[top:bottom] = _flat(image.crop((0, top, image.width, bottom)))
+                pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)))
     return pixels, orientation
 
 
 def _scans(data: bytes) -> int:
     """How often a JPEG goes over its image."""
-    at, found = 2, 0
-    while (marker := _MARKER.search(data, at)) is not None and marker[1] != _END:
-        found += marker[1] == _SCAN
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return found
+    offset, num_scans = 2, 0
+    while (marker := _MARKER.search(data, offset)) is not None and marker[1] != _END:
+        num_scans += marker[1] == _SCAN
+        offset = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return num_scans
 
 
 def reason(error: Exception) -> str:
@@ -108,7 +108,7 @@ def reason(error: Exception) -> str:
     return plain(error, 160) or type(error).__name__
 
 
-def _check_size(image: Image.Image, left: int) -> None:
+def _check_size(image: Image.Image, pixel_budget: int) -> None:
     limits = settings()
     # A TIFF is decoded by whole tiles, and one tile may be far larger than its image.
     tile = math.prod(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES) if isinstance(image, TiffImageFile) else 0
@@ -116,18 +116,18 @@ def _check_size(image: Image.Image, left: int) -> None:
     size = f"{image.width} x {image.height} pixels" + (f" in tiles of {tile}" if tile > 1 else "")
     if pixels > limits.max_mask_pixels:
         raise TooLargeError(f"an image of at most {limits.max_mask_pixels} pixels (REGIONAL_MAX_MASK_PIXELS; {size})")
-    if pixels > left:
+    if pixels > pixel_budget:
         total = f"images of at most {limits.max_image_pixels} pixels together (REGIONAL_MAX_IMAGE_PIXELS"
-        raise TooLargeError(f"{total}; {left} are left; {size})")
+        raise TooLargeError(f"{total}; {pixel_budget} are left; {size})")
     # A JPEG with further pictures behind it, as phones write them, has a name of its own in Pillow.
     kind = "JPEG" if isinstance(image, JpegImageFile) else image.format or ""
-    of_pixel = _BYTES_PER_PIXEL[kind] + (_PROGRESSIVE if "progressive" in image.info else 0)
-    if pixels * of_pixel > limits.max_image_bytes:
+    bytes_per_pixel = _BYTES_PER_PIXEL[kind] + (_PROGRESSIVE if "progressive" in image.info else 0)
+    if pixels * bytes_per_pixel > limits.max_image_bytes:
         allowed = f"an image that unpacks in at most {limits.max_image_bytes} bytes (REGIONAL_MAX_IMAGE_BYTES"
-        raise TooLargeError(f"{allowed}; {size} of {image.format} may need {pixels * of_pixel})")
+        raise TooLargeError(f"{allowed}; {size} of {image.format} may need {pixels * bytes_per_pixel})")
 
 
-def _flat(part: Image.Image) -> Pixels:
+def _to_rgb(part: Image.Image) -> Pixels:
     """Rows of an image in 8-bit RGB: deeper greys are scaled, and what is transparent is black (outside)."""
     if part.mode.startswith("I"):
         return _TO_8_BITS[np.asarray(part).clip(0, 65535)][:, :, None].repeat(3, axis=2)

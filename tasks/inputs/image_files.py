@@ -1,4 +1,4 @@
-"""Images that a person hands in: init images, those that masks are read from, and those that controls read."""
+"""Images that a job names: init images, those that masks are read from, and those that controls read."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def picture_in_box(photo: RgbImage, box: Box, size: Size, fit: Fit) -> RgbImage:
 
 
 def _fit_photo(photo: RgbImage, size: Size, fit: Fit) -> tuple[NDArray[np.uint8], Box]:
-    """What is seen of a photo [h, w, 3], and the part of a picture of this size where it lies."""
+    """The visible part of a photo [h, w, 3], resized, and its box in a picture of this size."""
     height, width = photo.shape[:2]
     source, target = placing((height, width), size, fit)
     part: NDArray[np.uint8] = photo.numpy()[source.slices]
@@ -140,7 +140,7 @@ def _object(place: str, most: int) -> bytes:
 
 
 def _decode(field: str, name: str, data: bytes, pixel_budget: int) -> RgbImage:
-    """The image, upright. `left` is how many pixels the job's images may still have."""
+    """The image, upright. `pixel_budget` is how many pixels the job's images may still have."""
     try:
         return torch.from_numpy(unpacked(data, pixel_budget))
     except TooLargeError as error:

@@ -1,4 +1,4 @@
-"""A file that a person hands in as a job: what it is, and the data in it."""
+"""The data in a job file, and the kind of the file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Kind = Literal["job", "grid"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEAD = 2**20
-"""Bytes of a picture in which its text is looked for, beside as many as a job may have: the text comes first."""
+"""Bytes of a picture's head that are read for its text, beside as many as a job may have: the text comes first."""
 
 
 class JobFileError(FileError):
-    """A file that cannot be taken as the job that was asked for; it says what the file is in its place."""
+    """A file that is not the job that was asked for; it says what the file is instead."""
 
     def __init__(self, file: Path | str, problem: str) -> None:
         super().__init__("job file", file, problem)
@@ -37,32 +37,32 @@ class JobFileError(FileError):
         return super().__str__().removeprefix(f"{self.field}{self.BETWEEN}")
 
 
-class Found(NamedTuple):
+class JobData(NamedTuple):
     """The data of a job or of a grid, not yet checked."""
 
     kind: Kind
-    data: dict[str, Any]
-    of_a_picture: bool = False
+    fields: dict[str, Any]
+    from_picture: bool = False
     """Whether it is the job of a finished picture, from the PNG or the record beside it."""
 
 
-def read_data(file: Path) -> Found:
-    """What a file says: a job, a grid, or the job inside a finished picture. Raises JobFileError for anything else."""
+def read_data(file: Path) -> JobData:
+    """The data of a file: a job, a grid, or a finished picture's job. Raises JobFileError for anything else."""
     content = _content(file)
     if content.startswith(_PNG):
-        return Found("job", _mapping(file, _json(file, _text_of_picture(file, content))), of_a_picture=True)
+        return JobData("job", _mapping(file, _json(file, _text_of_picture(file, content))), from_picture=True)
     most = settings().max_job_bytes
     if len(content) > most:
         raise JobFileError(file, f"has more than {most} bytes (REGIONAL_MAX_JOB_BYTES)")
-    data = _mapping(file, _parsed(file, _decoded(file, content), most))
+    data = _mapping(file, _parse(file, _decode_text(file, content), most))
     job = data.get("job")
     if isinstance(job, Mapping) and "job_hash" in data:
-        return Found("job", cast("dict[str, Any]", job), of_a_picture=True)
+        return JobData("job", cast("dict[str, Any]", job), from_picture=True)
     if {"sheet", "images"} <= data.keys():
         raise JobFileError(file, "is the table of a grid's or a batch's pictures, and no job")
-    own = data.keys() & GridJob.model_fields.keys() - RenderJob.model_fields.keys()
-    grid = "job" in own or (own and not data.keys() & RenderJob.model_fields.keys())
-    return Found("grid" if grid else "job", data)
+    grid_fields = data.keys() & GridJob.model_fields.keys() - RenderJob.model_fields.keys()
+    is_grid = "job" in grid_fields or (grid_fields and not data.keys() & RenderJob.model_fields.keys())
+    return JobData("grid" if is_grid else "job", data)
 
 
 def _content(file: Path) -> bytes:
@@ -72,13 +72,13 @@ def _content(file: Path) -> bytes:
         raise JobFileError(str(file).replace(":/", "://", 1), "is a URL, and no file on this machine")
     try:
         # A link to a job file will do.
-        real = os.path.realpath(file)
-        with file.open("rb") if _handed_over(file) else os.fdopen(open_regular(real), "rb") as stream:
+        real_path = os.path.realpath(file)
+        with file.open("rb") if _is_handed_over(file) else os.fdopen(open_regular(real_path), "rb") as stream:
             content = stream.read(settings().max_job_bytes + 1)
             return content + stream.read(_PNG_HEAD) if content.startswith(_PNG) else content
     except NoRegularFileError as error:
-        several = ": regional batch and plan take a pattern such as 'jobs/*.yaml'" if error.kind == "a folder" else ""
-        raise JobFileError(file, f"is {error.kind}, and no job file{several}") from error
+        hint = ": regional batch and plan take a pattern such as 'jobs/*.yaml'" if error.kind == "a folder" else ""
+        raise JobFileError(file, f"is {error.kind}, and no job file{hint}") from error
     except FileNotFoundError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise JobFileError(file, f"does not exist{where}") from error
@@ -86,8 +86,8 @@ def _content(file: Path) -> bytes:
         raise JobFileError(file, f"cannot be read ({_reason(error)})") from error
 
 
-def _handed_over(file: Path) -> bool:
-    """Whether it is what a shell or the terminal hands over; any other pipe may never be written to."""
+def _is_handed_over(file: Path) -> bool:
+    """Whether it is standard input, the terminal or a shell's pipe; any other pipe may have no writer."""
     return str(file) in ("/dev/stdin", "/dev/tty") or file.parts[:3] == ("/", "dev", "fd")
 
 
@@ -105,7 +105,7 @@ def _text_of_picture(file: Path, head: bytes) -> str:
     return str(text)
 
 
-def _decoded(file: Path, content: bytes) -> str:
+def _decode_text(file: Path, content: bytes) -> str:
     if not content.strip():
         raise JobFileError(file, "is empty")
     try:
@@ -118,7 +118,7 @@ def _decoded(file: Path, content: bytes) -> str:
     return text
 
 
-def _parsed(file: Path, text: str, most: int) -> Any:
+def _parse(file: Path, text: str, most: int) -> Any:
     if file.suffix.lower() == ".json":
         return _json(file, text)
     try:
@@ -138,8 +138,8 @@ def _mapping(file: Path, data: Any) -> dict[str, Any]:
     if data is None:
         raise JobFileError(file, "says nothing")
     if not isinstance(data, dict):
-        found = {list: "a list", str: "plain text"}.get(type(data), "a single value")
-        raise JobFileError(file, f"is {found} and no mapping of fields, such as `prompt: a blue sea`")
+        kind = {list: "a list", str: "plain text"}.get(type(data), "a single value")
+        raise JobFileError(file, f"is {kind} and no mapping of fields, such as `prompt: a blue sea`")
     return cast("dict[str, Any]", data)
 
 

@@ -1,6 +1,6 @@
 """How large a job may be on this machine. The settings are the limits; a job's own fields have wider ones.
 
-Everything that can be is counted from the job's fields alone, before anything is read or drawn.
+As much as possible is counted from the job's fields alone, before anything is read or drawn.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ModelCard(BaseModel):
-    """The names in a card: a checkpoint or a network, and what lies in a file of its own."""
+    """The names in a card: a checkpoint or a network, and the parts that are in files of their own."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -57,21 +57,21 @@ def card_files(field: str, place: str) -> PartFiles:
     card = _read(field, place)
     path = Path(place)
 
-    def found(part: str, name: str, kind: FolderKind) -> str:
-        whole = name if Path(name).is_absolute() or is_url(name) else beside(str(path.parent), name)
-        return find_place(f"{field}.{part}", whole, kind)
+    def find(part: str, name: str, kind: FolderKind) -> str:
+        full_name = name if Path(name).is_absolute() or is_url(name) else beside(str(path.parent), name)
+        return find_place(f"{field}.{part}", full_name, kind)
 
     kind: FolderKind = "network" if card.checkpoint is None else "checkpoint"
-    weights = found(kind, card.checkpoint or card.network or "", kind)
+    weights = find(kind, card.checkpoint or card.network or "", kind)
     return PartFiles(
         weights=weights,
         configurations=(
-            found("configurations", card.configurations, "model") if card.configurations else str(path.with_suffix(""))
+            find("configurations", card.configurations, "model") if card.configurations else str(path.with_suffix(""))
         ),
         text_encoders=tuple(
-            found(f"text_encoders.{number}", name, "text encoder") for number, name in enumerate(card.text_encoders)
+            find(f"text_encoders.{number}", name, "text encoder") for number, name in enumerate(card.text_encoders)
         ),
-        vae=found("vae", card.vae, "vae") if card.vae else None,
+        vae=find("vae", card.vae, "vae") if card.vae else None,
     )
 
 

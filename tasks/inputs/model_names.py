@@ -1,6 +1,6 @@
-"""What a job's `model` stands for: a folder or file, here or in the machine's model folders, or a hub's repository.
+"""Finds a job's `model`: a folder or file, here or in the machine's model folders, or a hub's repository.
 
-A name is looked for where it says, then in each of `REGIONAL_MODEL_FOLDERS` (`file_search`); `org/name`,
+A name is looked for as a path, then in each of `REGIONAL_MODEL_FOLDERS` (`file_search`); `org/name`,
 `org/name@revision` and `org/name:variant` are then looked for in the cache that Hugging Face's tools share. Nothing is
 fetched from the hub unless `REGIONAL_HUB_DOWNLOADS` says so.
 """
@@ -26,7 +26,7 @@ _READ = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 class FoundModel(NamedTuple):
-    """Where a model lies, and which of several weights are meant, as `fp16`."""
+    """A model's place, and the variant of its weights that is meant, such as `fp16`."""
 
     place: str
     variant: str | None = None
@@ -37,14 +37,16 @@ def find_model(field: str, name: str) -> FoundModel:
     place = existing_place(field, name, "model")
     if place is not None:
         return FoundModel(place)
-    typed = typed_name(name)
-    repository = _REPOSITORY.fullmatch(typed) if typed is not None and ".." not in PurePath(typed).parts else None
-    if typed is not None and repository is not None:
-        return _cached(field, typed, repository)
+    typed_path = typed_name(name)
+    repository = (
+        _REPOSITORY.fullmatch(typed_path) if typed_path is not None and ".." not in PurePath(typed_path).parts else None
+    )
+    if typed_path is not None and repository is not None:
+        return _find_in_cache(field, typed_path, repository)
     raise missing(field, name, "model")
 
 
-def _cached(field: str, typed: str, repository: re.Match[str]) -> FoundModel:
+def _find_in_cache(field: str, typed_path: str, repository: re.Match[str]) -> FoundModel:
     """A repository of the hub, which has a folder for each revision in a cache."""
     # Imported late: it takes a while, and few jobs need it.
     from huggingface_hub import snapshot_download
@@ -54,7 +56,7 @@ def _cached(field: str, typed: str, repository: re.Match[str]) -> FoundModel:
         model_place(field, HF_HUB_CACHE)
     except BadInput as error:
         # The value would tell where the cache is.
-        raise BadInput(field, typed, f"{error.allowed}; the Hugging Face cache is not under these") from error
+        raise BadInput(field, typed_path, f"{error.allowed}; the Hugging Face cache is not under these") from error
     downloads = settings().hub_downloads
     try:
         place = snapshot_download(
@@ -64,8 +66,8 @@ def _cached(field: str, typed: str, repository: re.Match[str]) -> FoundModel:
             local_files_only=not downloads,
         )
     except Exception as error:  # whatever the library raises: the repository is not here
-        why = type(error).__name__ if downloads else "nothing is fetched unless REGIONAL_HUB_DOWNLOADS is true"
+        reason = type(error).__name__ if downloads else "nothing is fetched unless REGIONAL_HUB_DOWNLOADS is true"
         raise ModelError(
-            field, typed, f"does not exist, nor does such a repository in the Hugging Face cache ({why})"
+            field, typed_path, f"does not exist, nor does such a repository in the Hugging Face cache ({reason})"
         ) from error
     return FoundModel(model_place(field, place), repository["variant"])

@@ -38,7 +38,7 @@ def set_field(data: dict[str, Any], override: str, model: type[BaseModel]) -> No
 
 
 def _item(target: Any, parts: list[str], i: int, model: type[BaseModel]) -> Any:
-    """What is there now for a part of the path; None if nothing."""
+    """The present value at a part of the path; None if there is none."""
     part, here = parts[i], ".".join(parts[:i])
     if isinstance(target, list):
         items = cast("list[Any]", target)

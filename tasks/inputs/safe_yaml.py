@@ -1,7 +1,7 @@
-"""Text of a job file to plain data: YAML 1.2 (core schema) or JSON, at a bounded cost, each key once.
+"""Parses the text of a job file: YAML 1.2 (core schema) or JSON, at a bounded cost, each key once.
 
-YAML has ways to say much in few words (aliases, merged mappings), and PyYAML reads YAML 1.1, in which `017` is 15,
-`1:30` is 90 and `no` is false.
+In YAML a short text can stand for much data (aliases, merged mappings), and PyYAML reads YAML 1.1, in which `017` is
+15, `1:30` is 90 and `no` is false.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_KEYS = 1000
 def read_yaml(text: str, most: int) -> Any:
     """YAML as plain data, at most `most` characters of JSON. Raises ValueError, whatever the library stumbles over."""
     try:
-        return json.loads(_written_out(_Loader(text).get_single_data(), most))
+        return json.loads(_expand_aliases(_Loader(text).get_single_data(), most))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ValueError(f"line {mark.line + 1 if mark else 1}: {_one_line(error.problem or error)}") from error
@@ -41,15 +41,15 @@ def read_json(text: str) -> Any:
         raise ValueError(_one_line(error)) from error
 
 
-def _one_line(what: object) -> str:
-    return " ".join(str(what).split())[:160]
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())[:160]
 
 
-def _written_out(data: Any, most: int) -> str:
+def _expand_aliases(data: Any, most: int) -> str:
     """The data as JSON, without aliases.
 
-    They make two fields one object, and an override of the one would change the other. Written out, they may be
-    far more than the file was: so piece by piece.
+    An alias makes two fields one object, and an override of the one would change the other. Written out, the data may
+    be far larger than the file, so its size is checked piece by piece.
     """
     pieces: list[str] = []
     size = 0
@@ -78,9 +78,9 @@ _PLAIN = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Few aliases, and merged mappings of few keys: either could double with every line."""
+    """Limits aliases, and keys of merged mappings: either could double with every line."""
 
-    # In the place of SafeLoader's own, which are YAML 1.1's: dates, sexagesimal and octal numbers, `yes` and `no`.
+    # Replaces SafeLoader's own, which are YAML 1.1's: dates, sexagesimal and octal numbers, `yes` and `no`.
     yaml_implicit_resolvers: dict[Any, list[tuple[str, re.Pattern[str]]]] = {  # noqa: RUF012 - declared so by the base
         None: [(tag, re.compile(rf"(?:{plain})\Z")) for tag, plain in _PLAIN.items()]
     }
@@ -100,8 +100,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode) or key.tag not in (_STR, _MERGE):
-                found = repr(key.value[:80]) if isinstance(key, ScalarNode) else "of several parts"
-                raise ValueError(f"line {line}: the key {found} is no text")
+                description = repr(key.value[:80]) if isinstance(key, ScalarNode) else "of several parts"
+                raise ValueError(f"line {line}: the key {description} is no text")
             name = str(key.value)
             if name in lines:
                 raise ValueError(f"line {line}: the key {name[:80]!r} is there twice, first in line {lines[name]}")
@@ -128,28 +128,28 @@ def _float(text: str) -> float:
     return float(text.replace(".", "", 1) if text[-1:].isalpha() else text)
 
 
-def _made_by(read: Callable[[str], object]) -> Callable[[_Loader, ScalarNode], object]:
-    def make(loader: _Loader, node: ScalarNode) -> object:
+def _constructor(parse: Callable[[str], object]) -> Callable[[_Loader, ScalarNode], object]:
+    def construct(loader: _Loader, node: ScalarNode) -> object:
         text = loader.construct_scalar(node)
         try:
-            return read(text)
+            return parse(text)
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"line {node.start_mark.line + 1}: {text[:80]!r} is no {node.tag.rpartition(':')[2]}"
             ) from error
 
-    return make
+    return construct
 
 
-_MAKERS: dict[str | None, Callable[..., Any]] = {
+_CONSTRUCTORS: dict[str | None, Callable[..., Any]] = {
     _STR: yaml.SafeLoader.construct_yaml_str,
     _NULL: yaml.SafeLoader.construct_yaml_null,
-    _BOOL: _made_by(_bool),
-    _INT: _made_by(_int),
-    _FLOAT: _made_by(_float),
+    _BOOL: _constructor(_bool),
+    _INT: _constructor(_int),
+    _FLOAT: _constructor(_float),
     _SEQ: yaml.SafeLoader.construct_yaml_seq,
     _MAP: yaml.SafeLoader.construct_yaml_map,
     _MERGE: yaml.SafeLoader.construct_yaml_str,  # where it is a value, and merges nothing
     None: yaml.SafeLoader.construct_undefined,
 }
-_Loader.yaml_constructors = _MAKERS
+_Loader.yaml_constructors = _CONSTRUCTORS

@@ -26,8 +26,8 @@ def check_latents(job: ResolvedJob, cell: int, channels: int) -> None:
 
     Until the model is known, those of Stable Diffusion are counted.
     """
-    larger = max(1, PIXELS_PER_CELL / cell) ** 2 * max(1, channels / CHANNELS)
-    at_most("model", int(tensor_bytes([job]) * larger), settings().max_tensor_bytes, _TENSORS)
+    factor = max(1, PIXELS_PER_CELL / cell) ** 2 * max(1, channels / CHANNELS)
+    at_most("model", int(tensor_bytes([job]) * factor), settings().max_tensor_bytes, _TENSORS)
 
 
 def check_size(job: RenderJob, resolved: ResolvedJob) -> None:
@@ -50,12 +50,17 @@ def check_jobs(jobs: Sequence[NamedJob]) -> None:
     """Raise BadInput for jobs of a grid, a batch or a shard that are too many, or whose masks are, drawn together."""
     check_count("jobs", len(jobs))
     masks: dict[str, int] = {}
-    for named in jobs:
-        masks |= drawn_pixels(resolve(named.job), {})
+    for named_job in jobs:
+        masks |= drawn_pixels(resolve(named_job.job), {})
     at_most("jobs", sum(masks.values()), settings().max_drawn_pixels, _DRAWN)
 
 
 def check_shard(jobs: Sequence[NamedJob]) -> None:
     """Raise BadInput for jobs that would take too much memory in one process."""
     limit = settings().max_tensor_bytes
-    at_most("jobs", tensor_bytes(resolve(named.job) for named in jobs), limit, f"{_TENSORS}, of the jobs of one shard")
+    at_most(
+        "jobs",
+        tensor_bytes(resolve(named_job.job) for named_job in jobs),
+        limit,
+        f"{_TENSORS}, of the jobs of one shard",
+    )
