@@ -1,1 +1,1 @@
-"""What a person asks for: jobs, their masks, grids, and how mistakes in them are told. Imports no torch."""
+"""Job models: jobs, their masks, grids, and error messages for mistakes in them. Imports no torch."""

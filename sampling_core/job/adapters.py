@@ -1,4 +1,4 @@
-"""What is added to a model for a job or some of its regions, as a person writes it: LoRAs, controls, image prompts."""
+"""Adapters that a job or its regions add to a model, as a person writes them: LoRAs, controls, image prompts."""
 
 from __future__ import annotations
 

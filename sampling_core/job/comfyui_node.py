@@ -53,7 +53,7 @@ _Tiles = Annotated[StrictInt, Field(ge=1, le=16)]
 
 class _Node(FrozenModel):
     def model_post_init(self, context: Any, /) -> None:
-        """Without its name, what was set of a node would be read as RegionalSampler's."""
+        """Mark the name as set: without it in the dump, the node's fields would be read as RegionalSampler's."""
         self.model_fields_set.add("name")
 
 

@@ -1,4 +1,4 @@
-"""What kind of value belongs at a dotted path of a job: read from the models, so that a new field is known at once."""
+"""The types of the values at a dotted path of a job: read from the models, so that new fields need no entry here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Tag
 
 
 class _Member(NamedTuple):
-    """A type, without what annotates it, and the tag that it has in a union."""
+    """A type without its annotations, and the tag that it has in a union."""
 
     type: Any
     tag: str | None = None
@@ -21,53 +21,53 @@ def types_at(model: type[BaseModel], path: Sequence[int | str]) -> list[Any]:
 
     An item of a list is a number in the path, or its digits.
     """
-    found = [_Member(model)]
+    members = [_Member(model)]
     for part in path:
-        found = [one for outer in found for one in _inside(outer.type, part)]
-    return [one.type for one in found]
+        members = [member for outer in members for member in _inside(outer.type, part)]
+    return [member.type for member in members]
 
 
 def located(
     model: type[BaseModel], loc: Sequence[int | str]
 ) -> tuple[tuple[int | str, ...], tuple[type[BaseModel], ...]]:
-    """Where one of Pydantic's errors is: the path that a person wrote, and the models that its last part is sought in.
+    """Where one of Pydantic's errors is: the path that a person wrote, and the models that its last part is a field of.
 
     Pydantic puts a member's tag behind a field that holds a union; a person never wrote it.
     """
     path: list[int | str] = []
-    found = around = [_Member(model)]
+    members = owners = [_Member(model)]
     for part in loc:
-        tagged = [one for one in found if one.tag is not None and one.tag == part]
-        if tagged:
-            found = tagged
+        members_by_tag = [member for member in members if member.tag is not None and member.tag == part]
+        if members_by_tag:
+            members = members_by_tag
         else:
             path.append(part)
-            around, found = found, [one for outer in found for one in _inside(outer.type, part)]
-    return tuple(path), tuple(one.type for one in around if _is_model(one.type))
+            owners, members = members, [member for outer in members for member in _inside(outer.type, part)]
+    return tuple(path), tuple(member.type for member in owners if _is_model(member.type))
 
 
 def field_names(models: Sequence[type[BaseModel]]) -> list[str]:
-    """The fields of models, without the one that masks have and people leave out."""
+    """The fields of models, without `kind`, which masks have and people leave out."""
     return list(dict.fromkeys(name for model in models for name in model.model_fields if name != "kind"))
 
 
 def is_text(types: Sequence[Any]) -> bool:
     """Whether nothing but text fits, or no value at all."""
-    texts = [one is str or (get_origin(one) is Literal and _texts(one)) for one in types if one is not NoneType]
+    texts = [kind is str or (get_origin(kind) is Literal and _all_text(kind)) for kind in types if kind is not NoneType]
     return bool(texts) and all(texts)
 
 
 def is_list(types: Sequence[Any]) -> bool:
     """Whether a list fits."""
-    return any(get_origin(one) is tuple for one in types)
+    return any(get_origin(kind) is tuple for kind in types)
 
 
-def _texts(literal: Any) -> bool:
+def _all_text(literal: Any) -> bool:
     return all(isinstance(value, str) for value in get_args(literal))
 
 
-def _is_model(one: Any) -> bool:
-    return isinstance(one, type) and issubclass(one, BaseModel)
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _inside(outer: Any, part: int | str) -> list[_Member]:
@@ -76,8 +76,8 @@ def _inside(outer: Any, part: int | str) -> list[_Member]:
         return [] if field is None else _members(field.annotation)
     if get_origin(outer) is tuple and str(part).isdecimal():
         items = get_args(outer)
-        at = 0 if items[-1] is Ellipsis else int(part)
-        return _members(items[at]) if at < len(items) else []
+        index = 0 if items[-1] is Ellipsis else int(part)
+        return _members(items[index]) if index < len(items) else []
     return []
 
 
@@ -88,5 +88,5 @@ def _members(annotation: Any, tag: str | None = None) -> list[_Member]:
         inner, *notes = get_args(annotation)
         return _members(inner, next((note.tag for note in notes if isinstance(note, Tag)), tag))
     if origin in (Union, UnionType):
-        return [one for member in get_args(annotation) for one in _members(member)]
+        return [inner_member for member in get_args(annotation) for inner_member in _members(member)]
     return [_Member(annotation, tag)]

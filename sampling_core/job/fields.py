@@ -1,4 +1,4 @@
-"""What the models of a job share: kinds of values, and how a mistake is said."""
+"""What the models of a job share: types of values, base classes, and the error of a check."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class AnyOf:
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        shown = handler(schema)
-        shown["anyOf"] = shown.pop("oneOf")
-        shown.pop("discriminator", None)
-        return shown
+        json_schema = handler(schema)
+        json_schema["anyOf"] = json_schema.pop("oneOf")
+        json_schema.pop("discriminator", None)
+        return json_schema

@@ -1,7 +1,7 @@
-"""RenderJob as forms show it: the same model, without the fields that one of the two compositions has no use for.
+"""RenderJob as forms show it: the same model, without the fields that one of the two compositions does not use.
 
-Hidden fields may still be written by callers and job files, so what is hidden makes the schema open; the model itself
-goes on to refuse what it does not know. So a job of either composition can be sent to either deployment.
+Hidden fields may still be written by callers and job files, so the schema with hidden fields is open; the model itself
+still refuses unknown fields. So a job of either composition can be sent to either deployment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EXAMPLE: dict[str, Any] = {
     "node": {"name": "RegionalSampler"},
 }
 EXAMPLE = RenderJob.model_validate(_EXAMPLE)
-"""What an original node draws where nothing is filled in. It suits all nodes but the grid, which has no regions."""
+"""Defaults of the form for original nodes. They suit all nodes but the grid, which has no regions."""
 
 
 class _Form(NamedTuple):
@@ -49,8 +49,8 @@ class _Form(NamedTuple):
     defaults: RenderJob | None = None
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        shown = handler(schema)
-        job = handler.resolve_ref_schema(shown)
+        json_schema = handler(schema)
+        job = handler.resolve_ref_schema(json_schema)
         region = handler.resolve_ref_schema(job["properties"]["regions"]["items"])
         for part, hidden in ((job, self.hidden), (region, self.hidden_of_regions)):
             part.pop("additionalProperties", None)
@@ -62,11 +62,11 @@ class _Form(NamedTuple):
             for name, field in job["properties"].items():
                 if name not in OF_THE_MODEL or name in self.defaults.model_fields_set:
                     field["default"] = defaults[name]
-        return shown
+        return json_schema
 
 
-def _completed(data: Any) -> Any:
-    """A job for an original node with what was left out from the example; the grid's node has no regions."""
+def _with_example(data: Any) -> Any:
+    """A job for an original node, with EXAMPLE's fields where it has none; the grid's node has no regions."""
     if not isinstance(data, Mapping):
         return data
     node = data.get("node")
@@ -75,9 +75,9 @@ def _completed(data: Any) -> Any:
 
 
 def data_for_node_form(job: RenderJob) -> dict[str, Any]:
-    """A job as JSON for whoever reads it as a NodeJob: with its own values where EXAMPLE's would stand for them."""
-    of_example = {name: value for name, value in job.model_dump(mode="json").items() if name in _EXAMPLE}
-    return of_example | job.model_dump(mode="json", exclude_unset=True)
+    """A job as JSON that is read as a NodeJob: it has its own values in the fields that EXAMPLE would fill in."""
+    example_fields = {name: value for name, value in job.model_dump(mode="json").items() if name in _EXAMPLE}
+    return example_fields | job.model_dump(mode="json", exclude_unset=True)
 
 
 def _sequential(job: RenderJob) -> RenderJob:
@@ -93,7 +93,7 @@ JointJob = Annotated[RenderJob, _Form(("composition", *SEQUENTIAL_ONLY), SEQUENT
 
 NodeJob = Annotated[
     RenderJob,
-    BeforeValidator(_completed),
+    BeforeValidator(_with_example),
     AfterValidator(_sequential),
     _Form(("composition", *JOINT_ONLY), JOINT_ONLY_OF_REGIONS, EXAMPLE),
 ]

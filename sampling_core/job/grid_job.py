@@ -69,14 +69,14 @@ class GridJob(FrozenModel):
             self._check_fork()
         elif self.fork_at_step is not None:
             raise validation_error("fork_at_step", self.fork_at_step, "left out with Fork then Sample")
-        taken: set[tuple[int, int]] = set()
+        positions: set[tuple[int, int]] = set()
         for i, cell in enumerate(self.cells):
-            for name, at_, size in (("row", cell.row, self.rows), ("column", cell.column, self.columns)):
-                if at_ >= size:
-                    raise validation_error(f"cells.{i}.{name}", at_, f"0 to {size - 1} (less than {name}s)")
-            if (cell.row, cell.column) in taken:
+            for name, index, size in (("row", cell.row, self.rows), ("column", cell.column, self.columns)):
+                if index >= size:
+                    raise validation_error(f"cells.{i}.{name}", index, f"0 to {size - 1} (less than {name}s)")
+            if (cell.row, cell.column) in positions:
                 raise validation_error(f"cells.{i}", [cell.row, cell.column], "one entry for each cell")
-            taken.add((cell.row, cell.column))
+            positions.add((cell.row, cell.column))
             for name, prompt in (("prompt", cell.prompt), ("negative_prompt", cell.negative_prompt)):
                 check_prompt(f"cells.{i}.{name}", prompt or "", self.job.prompt_syntax)
         return self
@@ -114,29 +114,31 @@ class NamedJob(FrozenModel):
 
 def cells(grid: GridJob) -> list[NamedJob]:
     """The job of each cell, row by row, named `r<row>c<column>` (from 0)."""
-    own = {(cell.row, cell.column): cell for cell in grid.cells}
+    cells_by_position = {(cell.row, cell.column): cell for cell in grid.cells}
     return [
-        NamedJob(name=f"r{row}c{column}", job=_job(grid, row * grid.columns + column, own.get((row, column))))
+        NamedJob(
+            name=f"r{row}c{column}", job=_job(grid, row * grid.columns + column, cells_by_position.get((row, column)))
+        )
         for row in range(grid.rows)
         for column in range(grid.columns)
     ]
 
 
 def _job(grid: GridJob, number: int, cell: Cell | None) -> RenderJob:
-    own: dict[str, Any] = {} if cell is None else cell.model_dump(exclude={"row", "column"}, exclude_none=True)
+    changes: dict[str, Any] = {} if cell is None else cell.model_dump(exclude={"row", "column"}, exclude_none=True)
     if grid.mode == "Fork then Sample":
-        return _changed(grid.job, {"seed": (grid.job.seed + number) % (MAX_SEED + 1)} | own)
-    own = {name: value for name, value in own.items() if value != getattr(grid.job, name)}
-    if not own:
+        return _with_fields(grid.job, {"seed": (grid.job.seed + number) % (MAX_SEED + 1)} | changes)
+    changes = {name: value for name, value in changes.items() if value != getattr(grid.job, name)}
+    if not changes:
         return grid.job
     # From the fork on, a region under all others takes the place of the base. It comes last, because the place
     # of a region is part of what names its run's latents, and this cell shares those of the other cells.
     window = {"name": "fork", "mask": _WHOLE_CANVAS, "weight": 0, "start_at_step": grid.fork_step}
-    fork = Region.model_validate({"prompt": grid.job.prompt} | own | window)
-    return _changed(grid.job, {"regions": (*grid.job.regions, fork)})
+    fork = Region.model_validate({"prompt": grid.job.prompt} | changes | window)
+    return _with_fields(grid.job, {"regions": (*grid.job.regions, fork)})
 
 
-def _changed(job: RenderJob, fields: dict[str, Any]) -> RenderJob:
+def _with_fields(job: RenderJob, fields: dict[str, Any]) -> RenderJob:
     """The job with other values in some fields, checked like any job."""
     return RenderJob.model_validate(job.model_dump(exclude_unset=True) | fields)
 
@@ -144,4 +146,4 @@ def _changed(job: RenderJob, fields: dict[str, Any]) -> RenderJob:
 def distinct(jobs: Sequence[NamedJob]) -> dict[str, NamedJob]:
     """For each name, the first of the jobs that draw the same picture: equal ones are drawn once."""
     first: dict[RenderJob, NamedJob] = {}
-    return {named.name: first.setdefault(named.job, named) for named in jobs}
+    return {named_job.name: first.setdefault(named_job.job, named_job) for named_job in jobs}

@@ -1,4 +1,4 @@
-"""Where a region is, as a person writes it: a mask of one of several kinds, told apart by the fields that they need."""
+"""Masks of regions, as a person writes them: one of several kinds, which are told apart by their required fields."""
 
 from __future__ import annotations
 

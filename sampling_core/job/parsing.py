@@ -21,7 +21,7 @@ from prefect_regional_diffusion.sampling_core.names import NodeName
 M = TypeVar("M", bound=BaseModel)
 
 _MOST_MISTAKES = 200
-"""That are told of one job: nobody reads more, and each is compared with all fields."""
+"""Of one job that are reported: nobody reads more, and each is compared with all fields."""
 _BOUNDS = {
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -49,30 +49,30 @@ _KINDS = {
 def parse_job(data: object) -> RenderJob:
     """Validate job data as a person wrote it in YAML or JSON. Raises BadJob."""
     _check_node(data, "")
-    return _parsed(RenderJob, data)
+    return _validate(RenderJob, data)
 
 
 def parse_grid(data: object) -> GridJob:
     """Validate the data of a grid job, in the same way. Raises BadJob."""
     if isinstance(data, Mapping):
         _check_node(cast("Mapping[str, object]", data).get("job"), "job.")
-    return _parsed(GridJob, data)
+    return _validate(GridJob, data)
 
 
 def _check_node(data: object, prefix: str) -> None:
     """Raise BadJob for `node` without sequential composition.
 
-    One that nobody has touched is let through: forms and the jobs inside finished pictures always have one.
+    A node of defaults is accepted: forms and the jobs inside finished pictures always have one.
     """
     if not isinstance(data, Mapping):
         return
     job = cast("Mapping[str, object]", data)
-    touched = job.get("node") not in (None, DEFAULT_NODE.model_dump(mode="json"))
-    if touched and job.get("composition", "joint") == "joint":
+    is_changed = job.get("node") not in (None, DEFAULT_NODE.model_dump(mode="json"))
+    if is_changed and job.get("composition", "joint") == "joint":
         raise BadJob([BadInput(f"{prefix}node", job["node"], "left out, unless there is composition: sequential")])
 
 
-def _parsed(model: type[M], data: object) -> M:
+def _validate(model: type[M], data: object) -> M:
     if not isinstance(data, Mapping):
         raise BadJob([BadInput("job", data, f"a mapping with the fields {', '.join(model.model_fields)}")])
     try:
@@ -90,7 +90,7 @@ def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterab
         for detail in details
         if detail["type"] == "extra_forbidden"
     }
-    told = set[tuple[int | str, ...]]()
+    reported_places = set[tuple[int | str, ...]]()
     for detail in details:
         if detail["type"] == "missing" and detail["loc"] in misspelt:
             continue
@@ -100,47 +100,47 @@ def _one_each(details: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterab
         point = _malformed_point(detail)
         # A list of numbers in the place of points is one mistake, and each of its numbers an error.
         place = point[:-1] if detail["type"] == "tuple_type" else point
-        if place and place in told:
+        if place and place in reported_places:
             continue
-        told.add(place)
+        reported_places.add(place)
         yield detail
 
 
 def _malformed_point(detail: ErrorDetails) -> tuple[int | str, ...]:
-    """Where the polygon's point is that an error is about; empty if it is about none, or about one of its numbers."""
+    """The path of the polygon's point that an error is about; empty if there is none, or for one of its numbers."""
     loc = detail["loc"]
-    at = loc.index("points") + 2 if "points" in loc else len(loc) + 1
-    return loc[:at] if len(loc) == at or (len(loc) > at and detail["type"] == "missing") else ()
+    length = loc.index("points") + 2 if "points" in loc else len(loc) + 1
+    return loc[:length] if len(loc) == length or (len(loc) > length and detail["type"] == "missing") else ()
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel]) -> BadInput:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
-    path, around = located(model, detail["loc"])
+    path, owners = located(model, detail["loc"])
     if kind == "not_allowed":
         return BadInput(_dotted([*path, *filter(None, [context["field"]])]), context["value"], context["allowed"])
     if kind == "extra_forbidden":
-        return BadInput(_dotted(path), value, _whose(around) + _known_field(path, around))
+        return BadInput(_dotted(path), value, _node_prefix(owners) + _allowed_fields(path, owners))
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        return _of_no_kind(path, value)
+        return _unknown_kind(path, value)
     if kind == "literal_error" and isinstance(value, str):
-        return BadInput(_dotted(path), value, _known_value(str(path[-1]), value, _quoted(context["expected"])))
+        return BadInput(_dotted(path), value, _allowed_values(str(path[-1]), value, _quoted(context["expected"])))
     if point := _malformed_point(detail):
         return BadInput(_dotted(located(model, point)[0]), value, "[x, y], two numbers from 0 to 1")
     return BadInput(_dotted(path), None if kind == "missing" else value, allowed_by(kind, context, detail["msg"]))
 
 
-def _of_no_kind(path: Sequence[int | str], value: object) -> BadInput:
-    """A mask or a node of which nobody knows what kind it is."""
+def _unknown_kind(path: Sequence[int | str], value: object) -> BadInput:
+    """The error of a mask or a node of an unknown kind."""
     if path[-1] != "node":
         return BadInput(_dotted(path), value, SHAPE_HELP)
     if not isinstance(value, Mapping):
         return BadInput(_dotted(path), value, "a mapping")
-    name, known = cast("Mapping[str, object]", value).get("name"), get_args(NodeName)
-    return BadInput(_dotted([*path, "name"]), name, _known_value("name", str(name), known))
+    name, node_names = cast("Mapping[str, object]", value).get("name"), get_args(NodeName)
+    return BadInput(_dotted([*path, "name"]), name, _allowed_values("name", str(name), node_names))
 
 
 def allowed_by(kind: str, context: Mapping[str, Any], message: str) -> str:
-    """What Pydantic would have taken, from an error's kind, context and message."""
+    """What Pydantic would have accepted, from an error's kind, context and message."""
     if kind in _BOUNDS:
         return _BOUNDS[kind].format(**context)
     return next((text for name, text in _KINDS.items() if kind.startswith(name)), message)
@@ -154,20 +154,20 @@ def _quoted(expected: str) -> list[str]:
     return re.findall(r"'([^']*)'", expected)
 
 
-def _whose(around: Sequence[type[BaseModel]]) -> str:
-    """Which node it is that has other fields."""
-    return "".join(f"with {node.__name__}: " for node in around if node in NODES)
+def _node_prefix(owners: Sequence[type[BaseModel]]) -> str:
+    """The node whose fields are listed, as a prefix; empty if it is no node."""
+    return "".join(f"with {node.__name__}: " for node in owners if node in NODES)
 
 
-def _known_field(path: Sequence[int | str], around: Sequence[type[BaseModel]]) -> str:
-    known = field_names(around)
-    return _instead_of(meant_field(str(path[-1]), known), known)
+def _allowed_fields(path: Sequence[int | str], owners: Sequence[type[BaseModel]]) -> str:
+    names = field_names(owners)
+    return _instead_of(meant_field(str(path[-1]), names), names)
 
 
-def _known_value(field: str, value: str, known: Sequence[str]) -> str:
-    return _instead_of(meant_value(field, value, known), known)
+def _allowed_values(field: str, value: str, names: Sequence[str]) -> str:
+    return _instead_of(meant_value(field, value, names), names)
 
 
-def _instead_of(meant: str | None, known: Sequence[str]) -> str:
-    first = f"{meant} (did you mean this?), " if meant else ""
-    return first + ", ".join(name for name in known if name != meant)
+def _instead_of(suggestion: str | None, names: Sequence[str]) -> str:
+    first = f"{suggestion} (did you mean this?), " if suggestion else ""
+    return first + ", ".join(name for name in names if name != suggestion)

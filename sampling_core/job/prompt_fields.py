@@ -32,16 +32,16 @@ def embedding_label(name: str) -> str:
 def prompts_of(job: ResolvedJob) -> tuple[PromptField, ...]:
     """Every prompt with each model that reads it, once; an inherited one is the job's field."""
     base = job.base
-    found = [("prompt", base.model, base.prompt), ("negative_prompt", base.model, base.negative_prompt)]
+    entries = [("prompt", base.model, base.prompt), ("negative_prompt", base.model, base.negative_prompt)]
     for i, region in enumerate(job.regions):
         settings = region.settings
         negative = "negative_prompt" if "negative_prompt" in region.inherited else f"regions.{i}.negative_prompt"
-        found.append((f"regions.{i}.prompt", settings.model, settings.prompt))
-        found.append((negative, settings.model, settings.negative_prompt))
+        entries.append((f"regions.{i}.prompt", settings.model, settings.prompt))
+        entries.append((negative, settings.model, settings.negative_prompt))
     if job.refiner is not None:
-        found += [(field, job.refiner.model, prompt) for field, _, prompt in found]
-    written = [PromptField(field, model, prompt) for field, model, prompt in found if prompt is not None]
-    return tuple(dict.fromkeys(written))
+        entries += [(field, job.refiner.model, prompt) for field, _, prompt in entries]
+    prompt_fields = [PromptField(field, model, prompt) for field, model, prompt in entries if prompt is not None]
+    return tuple(dict.fromkeys(prompt_fields))
 
 
 def embeddings_of(job: ResolvedJob) -> tuple[NamedEmbedding, ...]:

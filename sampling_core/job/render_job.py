@@ -1,4 +1,4 @@
-"""RenderJob: what a person asks for. The same model is the YAML file, the JSON file and the UI form."""
+"""RenderJob: the job that a person writes. The same model is the YAML file, the JSON file and the UI form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RenderJob -> ResolvedJob: everything inherited filled in, and what changes no picture brought to one value.
+"""RenderJob -> ResolvedJob: inherited fields are filled in, and fields that change no picture get one value.
 
 Inheritance is decided here and nowhere else: planning, hashing, cost, warnings and summaries take the result, so a
 field that is not resolved here can change no picture.
@@ -48,11 +48,12 @@ from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embeddin
 
 
 class ParticipantSettings(NamedTuple):
-    """What the base or a region is sampled with.
+    """The settings that the base or a region is sampled with.
 
     `negative_prompt` is empty where guidance is off, as it is not evaluated there; what was written is then
-    `idle_negative`, for messages. None is no prompt at all. With `embedded`, the model is told `cfg` and evaluates one
-    prompt; with `size_conditioned`, sizes are an input of it. These follow from the model: see `fit_to_models`.
+    `idle_negative`, for messages. None is no prompt at all. With `embedded`, `cfg` is an input of the model, which
+    evaluates one prompt; with `size_conditioned`, sizes are inputs of it. These follow from the model: see
+    `fit_to_models`.
     """
 
     prompt: str
@@ -81,8 +82,8 @@ class ResolvedRegion(NamedTuple):
     """A region with nothing left to look up in its job.
 
     It takes part in the steps after `start_at_step`, up to `end_at_step` (None: the last one). `weight` is 1 or 0 where
-    nothing else counts of it. Without variation its seed and method are 0 and linear. `name` is for people, `inherited`
-    has the fields that were left empty, so that messages name the field in which somebody wrote the value.
+    only whether it is 0 matters. Without variation its seed and method are 0 and linear. `name` is for people,
+    `inherited` has the fields that were left empty, so that messages name the field in which somebody wrote the value.
     """
 
     name: str
@@ -139,27 +140,37 @@ class ResolvedJob:
 
     @property
     def models_by_field(self) -> dict[str, str]:
-        """Models by the field that names them; who inherits one names none."""
-        own = {i: region for i, region in enumerate(self.regions) if "model" not in region.inherited}
+        """Models by the field that names them; regions that inherit their model have no entry."""
+        regions_by_index = {i: region for i, region in enumerate(self.regions) if "model" not in region.inherited}
         refiner = {} if self.refiner is None else {"refiner.model": self.refiner.model}
-        return {"model": self.base.model} | {f"regions.{i}.model": own[i].settings.model for i in own} | refiner
+        return (
+            {"model": self.base.model}
+            | {f"regions.{i}.model": regions_by_index[i].settings.model for i in regions_by_index}
+            | refiner
+        )
 
     @property
     def lora_uses(self) -> tuple[LoraUse, ...]:
         """Each LoRA with each model that it is added to, once."""
-        uses = [LoraUse(lora.field, one.model, lora.file) for one in self.participants for lora in one.loras]
+        uses = [
+            LoraUse(lora.field, participant.model, lora.file)
+            for participant in self.participants
+            for lora in participant.loras
+        ]
         return tuple(dict.fromkeys(uses))
 
     @property
     def controls(self) -> tuple[ResolvedControl, ...]:
         """The controls of all participants, each once."""
-        return tuple(dict.fromkeys(control for one in self.participants for control in one.controls))
+        return tuple(dict.fromkeys(control for participant in self.participants for control in participant.controls))
 
     @property
     def control_uses(self) -> tuple[ControlUse, ...]:
         """Each ControlNet or T2I-Adapter with each model that it steers, once."""
         uses = [
-            ControlUse(f"{own.field}.file", one.model, own.file) for one in self.participants for own in one.controls
+            ControlUse(f"{control.field}.file", participant.model, control.file)
+            for participant in self.participants
+            for control in participant.controls
         ]
         return tuple(dict.fromkeys(uses))
 
@@ -171,12 +182,16 @@ class ResolvedJob:
     @property
     def image_prompt_uses(self) -> tuple[ImagePromptUse, ...]:
         """Each image prompt with each model that it is for, once."""
-        uses = [prompt.used_by(one.model) for one in self.participants for prompt in one.image_prompts]
+        uses = [
+            prompt.used_by(participant.model)
+            for participant in self.participants
+            for prompt in participant.image_prompts
+        ]
         return tuple(dict.fromkeys(uses))
 
     @property
     def masks(self) -> tuple[ResolvedMask, ...]:
-        """What is drawn for the composition: one mask per region, or the tile of a grid of masks."""
+        """The masks that the composition needs: one per region, or the tile of a grid of masks."""
         if self.composition == "sequential" and isinstance(self.node, MaskGridNKSamplersAdvanced):
             rows, columns = tiles_of(self.node)
             return (ResolvedMask("node.tile", self.node.tile, (self.height // rows, self.width // columns)),)
@@ -219,40 +234,40 @@ def resolve(job: JobFields) -> ResolvedJob:
 
 
 def base_only_steps(job: JobFields) -> int:
-    """First steps of the base alone. Left empty, they are what suits the composition."""
+    """First steps of the base alone. Left empty, their number depends on the composition."""
     if job.base_only_steps is not None:
         return job.base_only_steps
-    usual = 1 if job.composition == "joint" else 2 if isinstance(job.node, RegionalSampler) else 0
-    return min(usual, job.steps - 1)
+    default = 1 if job.composition == "joint" else 2 if isinstance(job.node, RegionalSampler) else 0
+    return min(default, job.steps - 1)
 
 
 def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
-    varied = region.variation_strength > 0
-    alone = len(job.regions) == 1
-    shares = job.composition == "joint" and job.overlap == "weight" and not alone
+    has_variation = region.variation_strength > 0
+    is_only_region = len(job.regions) == 1
+    shares_by_weight = job.composition == "joint" and job.overlap == "weight" and not is_only_region
     return ResolvedRegion(
         name=region.name or f"region {index + 1}",
         settings=_settings(job, region, index),
         mask=ResolvedMask(f"regions.{index}.mask", region.mask, (job.height, job.width), region.grow, region.feather),
         # Weight 0 lies under the other regions, whatever the rule among those.
-        weight=region.weight if shares else float(region.weight > 0 or alone),
+        weight=region.weight if shares_by_weight else float(region.weight > 0 or is_only_region),
         start_at_step=base_only_steps(job) if region.start_at_step is None else region.start_at_step,
         end_at_step=region.end_at_step,
-        variation_seed=region.variation_seed if varied else 0,
+        variation_seed=region.variation_seed if has_variation else 0,
         variation_strength=region.variation_strength,
-        variation_method=region.variation_method if varied else "linear",
+        variation_method=region.variation_method if has_variation else "linear",
         inherited=frozenset(name for name in (*_INHERITED, "start_at_step") if getattr(region, name) is None),
     )
 
 
 def _settings(job: JobFields, region: Region | None, index: int = 0) -> ParticipantSettings:
-    """What a region (None: the base) is sampled with."""
-    filled_in: dict[str, Any] = {}
+    """The settings that a region (None: the base) is sampled with."""
+    inherited_values: dict[str, Any] = {}
     for name in _INHERITED:
-        own = None if region is None else getattr(region, name)
-        filled_in[name] = getattr(job, name) if own is None else own
+        region_value = None if region is None else getattr(region, name)
+        inherited_values[name] = getattr(job, name) if region_value is None else region_value
     settings = ParticipantSettings(
-        **filled_in,
+        **inherited_values,
         prompt=job.prompt if region is None else region.prompt,
         sigma_factor=base_factor(job.node) if region is None else region.sigma_factor,
         prompt_syntax=job.prompt_syntax,
@@ -262,11 +277,11 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
     )
     sampler = settings.sampler
     if job.composition == "joint":
-        # ComfyUI's names for where the noise is drawn. The Impact Pack treats some of them in another way.
+        # ComfyUI's suffix for where the noise is drawn. The Impact Pack treats some of these samplers in another way.
         sampler = cast("SamplerName", sampler.removesuffix("_gpu"))
     # With guidance off, the negative prompt is evaluated for CFG++ alone.
-    unused = math.isclose(settings.cfg, 1.0) and sampler not in CFG_PP
-    if unused:
+    negative_is_unused = math.isclose(settings.cfg, 1.0) and sampler not in CFG_PP
+    if negative_is_unused:
         settings = settings._replace(negative_prompt="", idle_negative=settings.negative_prompt or "")
     return settings._replace(sampler=sampler)
 

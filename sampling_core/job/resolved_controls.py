@@ -54,8 +54,10 @@ class ControlUse(NamedTuple):
 
 def resolved_controls(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedControl, ...]:
     """The controls of a region, its own or its job's, or of the base (None). One without strength is none."""
-    own = None if region is None else region.controls
-    controls, prefix = (job.controls, "controls") if own is None else (own, f"regions.{index}.controls")
+    region_controls = None if region is None else region.controls
+    controls, prefix = (
+        (job.controls, "controls") if region_controls is None else (region_controls, f"regions.{index}.controls")
+    )
     return tuple(
         ResolvedControl(
             f"{prefix}.{i}",

@@ -43,8 +43,12 @@ class ResolvedImagePrompt(NamedTuple):
 
 def resolved_image_prompts(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedImagePrompt, ...]:
     """The image prompts of a region, its own or its job's, or of the base (None). One without strength is none."""
-    own = None if region is None else region.image_prompts
-    prompts, prefix = (job.image_prompts, "image_prompts") if own is None else (own, f"regions.{index}.image_prompts")
+    region_prompts = None if region is None else region.image_prompts
+    prompts, prefix = (
+        (job.image_prompts, "image_prompts")
+        if region_prompts is None
+        else (region_prompts, f"regions.{index}.image_prompts")
+    )
     return tuple(
         ResolvedImagePrompt(
             field=f"{prefix}.{i}",

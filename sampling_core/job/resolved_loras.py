@@ -30,8 +30,8 @@ class LoraUse(NamedTuple):
 
 def resolved_loras(job: JobFields, region: Region | None, index: int) -> tuple[ResolvedLora, ...]:
     """The LoRAs of a region, its own or its job's, or of the base (None). One without any strength is none."""
-    own = None if region is None else region.loras
-    loras, prefix = (job.loras, "loras") if own is None else (own, f"regions.{index}.loras")
+    region_loras = None if region is None else region.loras
+    loras, prefix = (job.loras, "loras") if region_loras is None else (region_loras, f"regions.{index}.loras")
     resolved = [
         ResolvedLora(
             f"{prefix}.{i}.file",

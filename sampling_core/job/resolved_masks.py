@@ -19,7 +19,7 @@ class MaskFile(NamedTuple):
 class ResolvedMask(NamedTuple):
     """A mask before it is drawn: the field it comes from, its shape, the size of what it is drawn on, and its edge.
 
-    `size` is height and width, `grow` and `feather` are what is done to the edge; all in pixels.
+    `size` is height and width, `grow` and `feather` change the edge; all in pixels.
     """
 
     field: str

@@ -19,7 +19,7 @@ def resolved_denoise(denoise: float) -> float:
 
 
 def base_factor(node: Node) -> float:
-    """What the base's sigmas are multiplied by; only some nodes ask for it."""
+    """The factor of the base's sigmas; only some nodes have it."""
     match node:
         case RegionalSampler() | RegionalSamplerAdvanced() | TwoAdvancedSamplersForMask():
             return node.sigma_factor
@@ -28,18 +28,18 @@ def base_factor(node: Node) -> float:
 
 
 def resolved_node(job: JobFields) -> Node:
-    """The node with what is the job's where it says nothing, and without a second seed that it does not look at."""
+    """The node with the job's values in fields that it leaves empty, and without a second seed that it does not use."""
     match job.node:
         case RegionalSampler(seed_2nd_mode="ignore") as node:
             return node.model_copy(update={"seed_2nd": 0})
         case RegionalSamplerAdvanced() as node:
             return node.model_copy(update={"end_at_step": min(node.end_at_step, job.steps)})
         case TwoSamplersForMask() as node:
-            own = {
+            values = {
                 "mask_seed": job.seed if node.mask_seed is None else node.mask_seed,
                 "mask_steps": node.mask_steps or job.steps,
                 "mask_denoise": resolved_denoise(node.mask_denoise or job.denoise),
             }
-            return node.model_copy(update=own)
+            return node.model_copy(update=values)
         case node:
             return node

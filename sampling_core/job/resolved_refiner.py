@@ -27,5 +27,5 @@ def resolved_refiner(job: JobFields) -> ResolvedRefiner | None:
     """The job's own, if it has one."""
     if job.refiner is None:
         return None
-    one = job.refiner
-    return ResolvedRefiner(one.model, one.start, one.aesthetic_score, one.negative_aesthetic_score)
+    refiner = job.refiner
+    return ResolvedRefiner(refiner.model, refiner.start, refiner.aesthetic_score, refiner.negative_aesthetic_score)

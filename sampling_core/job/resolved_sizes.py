@@ -8,7 +8,7 @@ from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields
 
 
 class ResolvedSizes(NamedTuple):
-    """What a size-conditioned model takes for the size of the original and for the corner of its crop, in pixels."""
+    """The size of the original and the corner of its crop, in pixels, as inputs of a size-conditioned model."""
 
     original_width: int
     original_height: int
@@ -17,15 +17,15 @@ class ResolvedSizes(NamedTuple):
 
 
 def resolved_sizes(job: JobFields) -> ResolvedSizes | None:
-    """None for a whole picture of the canvas' size, which is what models take where a job says nothing."""
-    whole = ResolvedSizes(job.width, job.height, 0, 0)
-    stated = job.size_conditioning
-    if stated is None:
+    """None for a whole picture of the canvas' size, which is the default of models."""
+    canvas_sizes = ResolvedSizes(job.width, job.height, 0, 0)
+    conditioning = job.size_conditioning
+    if conditioning is None:
         return None
     sizes = ResolvedSizes(
-        job.width if stated.original_width is None else stated.original_width,
-        job.height if stated.original_height is None else stated.original_height,
-        stated.crop_left,
-        stated.crop_top,
+        job.width if conditioning.original_width is None else conditioning.original_width,
+        job.height if conditioning.original_height is None else conditioning.original_height,
+        conditioning.crop_left,
+        conditioning.crop_top,
     )
-    return None if sizes == whole else sizes
+    return None if sizes == canvas_sizes else sizes

@@ -13,7 +13,7 @@ JOBS_PER_SHARD = 32
 MOST_PER_SHARD = 256
 
 MAX_BYTES = 256 * 1024
-"""Of a shard's jobs as JSON. A Prefect server takes parameters up to twice that."""
+"""Of a shard's jobs as JSON. A Prefect server accepts parameters of up to twice that."""
 
 
 def shards(jobs: Sequence[NamedJob], parallel: int, jobs_per_shard: int | None = None) -> list[tuple[NamedJob, ...]]:
@@ -24,8 +24,8 @@ def shards(jobs: Sequence[NamedJob], parallel: int, jobs_per_shard: int | None =
     if not jobs:
         return []
     parallel = max(parallel, 1)
-    size = sum(len(named.model_dump_json(exclude_unset=True)) for named in jobs)
-    wanted = max(parallel, -(-len(jobs) // (jobs_per_shard or JOBS_PER_SHARD)), -(-size // MAX_BYTES))
+    size = sum(len(named_job.model_dump_json(exclude_unset=True)) for named_job in jobs)
+    least_shards = max(parallel, -(-len(jobs) // (jobs_per_shard or JOBS_PER_SHARD)), -(-size // MAX_BYTES))
     # A multiple of `parallel`, so that no worker waits for the last shard of another.
-    count = min(len(jobs), -(-wanted // parallel) * parallel)
+    count = min(len(jobs), -(-least_shards // parallel) * parallel)
     return [tuple(jobs[first:last]) for first, last in pairwise(len(jobs) * i // count for i in range(count + 1))]

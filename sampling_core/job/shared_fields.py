@@ -38,11 +38,11 @@ from prefect_regional_diffusion.sampling_core.names import (
 
 MOST_REGIONS = 64
 OF_THE_MODEL = ("width", "height", "steps", "cfg", "sampler", "scheduler")
-"""Fields of a job that are what suits its model where the job is silent. Their defaults suit the embedded model."""
+"""Fields of a job that have its model's defaults if they are left out. The defaults here are the embedded model's."""
 
 
 def _no_default(schema: dict[str, Any]) -> None:
-    """Forms send the defaults that they show; of what suits the model they show none, and stay silent."""
+    """Forms send the defaults that they show; for fields with the model's defaults they show none, and send none."""
     schema.pop("default", None)
 
 
@@ -107,7 +107,7 @@ class Region(FrozenModel):
 
 
 class JobFields(FrozenModel):
-    """The fields of a RenderJob, each right in itself; whether they go together, `composing` says."""
+    """The fields of a RenderJob, each valid by itself; `validation` checks whether they go together."""
 
     model: Text = Field(
         "embedded",

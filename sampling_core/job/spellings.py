@@ -1,4 +1,4 @@
-"""What a person may have meant: near spellings, and the names that other programs use for the same things."""
+"""Suggestions for unknown names: near spellings, and the names that other programs use for the same things."""
 
 from __future__ import annotations
 
@@ -66,24 +66,24 @@ _SCHEDULERS = {"uniform": "normal", "ays": "AYS SD1", "alignyoursteps": "AYS SD1
 
 def meant_field(unknown: str, known: Sequence[str]) -> str | None:
     """The field among those known that an unknown name may stand for."""
-    other = _FIELD_OF.get(_plain(unknown, keep="_"))
-    return other if other in known else _near(unknown, known)
+    field = _FIELD_OF.get(_plain(unknown, keep="_"))
+    return field if field in known else _near(unknown, known)
 
 
 def meant_value(field: str, value: str, known: Sequence[str]) -> str | None:
-    """What may have been meant by a value that is not among the known ones: another one, or `field: value`, or both."""
+    """A suggestion for a value that is not among the known ones: another one, or `field: value`, or both."""
     sampler, scheduler = _sampler_and_scheduler(value)
     if field == "sampler":
         if sampler and scheduler:
             return f"{sampler} with scheduler: {scheduler}"
-        found = sampler or (f"scheduler: {scheduler}" if scheduler else None)
+        suggestion = sampler or (f"scheduler: {scheduler}" if scheduler else None)
     elif field == "scheduler":
         if sampler and scheduler:
             return f"{scheduler} with sampler: {sampler}"
-        found = scheduler or (f"sampler: {sampler}" if sampler else None)
+        suggestion = scheduler or (f"sampler: {sampler}" if sampler else None)
     else:
-        found = None
-    return found or _near(value, known)
+        suggestion = None
+    return suggestion or _near(value, known)
 
 
 def _sampler_and_scheduler(text: str) -> tuple[str | None, str | None]:
@@ -108,8 +108,8 @@ def _sampler(plain: str) -> str | None:
 def _near(word: str, known: Sequence[str]) -> str | None:
     """The known word that is most like this one, whatever its case, blanks and signs."""
     by_plain = {_plain(name): name for name in known}
-    close = get_close_matches(_plain(word), by_plain, n=1)
-    return by_plain[close[0]] if close else None
+    matches = get_close_matches(_plain(word), by_plain, n=1)
+    return by_plain[matches[0]] if matches else None
 
 
 def _plain(text: str, keep: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Which fields of a job go together with its composition; what does not is refused, never ignored."""
+"""Which fields of a job go together with its composition; others are refused, never ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEQUENTIAL_ONLY = ("node",)
 SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
 JOINT_ONLY = ("overlap", "noise", "protect", "refiner")
 JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
-"""Fields of a job and of its regions that have no use in the other composition."""
+"""Fields of a job and of its regions that the other composition does not use."""
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),
     "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
@@ -35,7 +35,7 @@ _REGIONS = {
 
 
 def check_composition(job: JobFields) -> None:
-    """Raises the error of a field that the job's composition has no use for, or cannot do with."""
+    """Raises the error of a field that the job's composition does not use, or whose value it does not allow."""
     if job.init_image is None and job.init_fit != _default(job, "init_fit"):
         raise validation_error("init_fit", job.init_fit, "left out where there is no init_image")
     for i, control in enumerate(job.controls):
@@ -50,7 +50,7 @@ def check_composition(job: JobFields) -> None:
 def check_prompts(job: JobFields) -> None:
     """Raises the error of a prompt that cannot be read in the job's dialect."""
     prompts: dict[str, object] = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
-    prompts |= _of_regions(job, "prompt") | _of_regions(job, "negative_prompt")
+    prompts |= _region_values(job, "prompt") | _region_values(job, "negative_prompt")
     for field, prompt in prompts.items():
         if isinstance(prompt, str):
             check_prompt(field, prompt, job.prompt_syntax)
@@ -67,36 +67,36 @@ def check_prompt(field: str, prompt: str, syntax: PromptSyntax) -> None:
 def _check_joint(job: JobFields) -> None:
     if job.node != DEFAULT_NODE:
         raise validation_error("node", job.node.name, "left out with joint composition")
-    for field, sampler in {"sampler": job.sampler, **_of_regions(job, "sampler")}.items():
+    for field, sampler in {"sampler": job.sampler, **_region_values(job, "sampler")}.items():
         if sampler in CHOOSE_THEIR_STEPS:
             raise validation_error(field, sampler, "a sampler that takes the given steps, with joint composition")
     for name in SEQUENTIAL_ONLY_OF_REGIONS:
-        for field, value in _of_regions(job, name).items():
+        for field, value in _region_values(job, name).items():
             if value != _default(job.regions[0], name):
                 raise validation_error(field, value, "left out with joint composition")
 
     for i, region in enumerate(job.regions):
         first, last = region.start_at_step, region.end_at_step
         base_only = base_only_steps(job)
-        why = f"start_at_step ({first})" if first is not None else f"the base-only steps ({base_only})"
+        bound = f"start_at_step ({first})" if first is not None else f"the base-only steps ({base_only})"
         if last is not None and last <= (base_only if first is None else first):
-            raise validation_error(f"regions.{i}.end_at_step", last, f"more than {why}")
+            raise validation_error(f"regions.{i}.end_at_step", last, f"more than {bound}")
     if job.protect and job.init_image is None:
         raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no init_image")
 
 
 def _check_sequential(job: JobFields) -> None:
     node = job.node
-    least, most, wanted = _REGIONS[node.name]
+    least, most, allowed = _REGIONS[node.name]
     if not least <= len(job.regions) <= most:
-        raise validation_error("regions", f"{len(job.regions)} regions", f"{wanted} with {node.name}")
+        raise validation_error("regions", f"{len(job.regions)} regions", f"{allowed} with {node.name}")
     for name in JOINT_ONLY:
         if getattr(job, name) != type(job).model_fields[name].default:
             # As somebody wrote it, and not as Python shows a model.
             value = job.model_dump(mode="json", include={name}, exclude_unset=True)[name]
             raise validation_error(name, value, "left out with sequential composition")
     for name in JOINT_ONLY_OF_REGIONS:
-        for field, value in _of_regions(job, name).items():
+        for field, value in _region_values(job, name).items():
             if value != _default(job.regions[0], name):
                 raise validation_error(
                     field, value, "left out with sequential composition: regions go one after the other"
@@ -106,13 +106,13 @@ def _check_sequential(job: JobFields) -> None:
     if job.denoise < 1 and isinstance(node, RegionalSamplerAdvanced):
         raise validation_error("denoise", job.denoise, f"1: {node.name} has node.start_at_step in its place")
     varies = isinstance(node, RegionalSamplerAdvanced) or (isinstance(node, RegionalSampler) and node.vary_noise)
-    for field, strength in _of_regions(job, "variation_strength").items():
+    for field, strength in _region_values(job, "variation_strength").items():
         if strength and not varies:
             raise validation_error(
                 field, strength, "0, or RegionalSamplerAdvanced, or RegionalSampler with node.vary_noise"
             )
     if "sigma_factor" not in type(node).model_fields:
-        for field, factor in _of_regions(job, "sigma_factor").items():
+        for field, factor in _region_values(job, "sigma_factor").items():
             if factor != 1:
                 raise validation_error(field, factor, f"left out: {node.name} has no such parameter")
     if isinstance(node, TwoSamplersForMask):
@@ -139,12 +139,12 @@ def _check_range(job: JobFields) -> None:
     rows, columns = tiles_of(node)
     for name, parts, side, pixels in (("rows", rows, "height", job.height), ("columns", columns, "width", job.width)):
         # Another model's size is known, and checked, once it is opened.
-        silent = job.model != "embedded" and side not in job.model_fields_set
-        if pixels % parts and not silent:
+        is_unset = job.model != "embedded" and side not in job.model_fields_set
+        if pixels % parts and not is_unset:
             raise validation_error(f"node.{name}", parts, f"a number that divides the {side}, {pixels} pixels")
 
 
-def _of_regions(job: JobFields, name: str) -> dict[str, object]:
+def _region_values(job: JobFields, name: str) -> dict[str, object]:
     return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
 
 
