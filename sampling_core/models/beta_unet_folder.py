@@ -20,7 +20,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
-from prefect_regional_diffusion.sampling_core.models.stored import Stored
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
@@ -84,13 +84,13 @@ class BetaUNetFolder(DiffusersFolder):
         return KLAutoencoder(self.load("vae", placement), self.vae.latent_affine, placement.tile)
 
 
-def image_attention(unet: Mapping[str, Stored]) -> AttentionPlan:
+def image_attention(unet: Mapping[str, TensorInfo]) -> AttentionPlan:
     """Where IP-Adapters act on a UNet of these weights: on the second attention of each of its transformer blocks.
 
     Files number all attention, in the order in which diffusers' UNet has its parts: down, up, middle.
     """
     end = ".attn2.to_k.weight"
-    shapes = {name.removesuffix(".to_k.weight"): stored.shape for name, stored in unet.items() if name.endswith(end)}
+    shapes = {name.removesuffix(".to_k.weight"): info.shape for name, info in unet.items() if name.endswith(end)}
     ordered = sorted(
         shapes, key=lambda name: (_PARTS.index(name.split(".")[0]), *map(int, re.findall(r"\.(\d+)", name)))
     )

@@ -34,8 +34,8 @@ from prefect_regional_diffusion.sampling_core.models.single_file.ldm_controlnet 
     controlnet_weights,
     hint_channels,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
 from prefect_regional_diffusion.sampling_core.models.t2i_adapter import T2I_ADAPTER, T2IAdapter, adapter_configuration
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
 from prefect_regional_diffusion.sampling_core.models.weights import read_header
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
@@ -193,7 +193,7 @@ def _adapter_file(
 def _weights_by_name(files: ModelFiles, name: str) -> Weights:
     if name not in files:
         raise files.error(f"has no {name}")
-    return {stored.name: stored for stored in read_header(files, name)[0]}
+    return {info.name: info for info in read_header(files, name)[0]}
 
 
 def _to_gray(picture: RgbImage) -> Tensor:

@@ -86,7 +86,7 @@ class DiffusersFolder:
     @property
     def numbers(self) -> int:
         """Numbers in all weights."""
-        return sum(prod(stored.shape) for network in self.networks.values() for stored in network.weights.values())
+        return sum(prod(info.shape) for network in self.networks.values() for info in network.weights.values())
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read: two folders with the same one draw the same pictures."""
@@ -102,7 +102,7 @@ class DiffusersFolder:
         for folder, network in self.networks.items():
             stem = f"{folder}/{network.stem}.safetensors"
             names |= {f"{folder}/config.json", stem, f"{stem}.index.json"}
-            names |= {stored.file for stored in network.weights.values()}
+            names |= {info.file for info in network.weights.values()}
         return sorted((name for name in names if name in self.files), key=PurePosixPath)
 
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_regional_diffusion.sampling_core.errors import ModelError
-from prefect_regional_diffusion.sampling_core.models.stored import Stored
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo
 from prefect_regional_diffusion.sampling_core.text.strict_json import parse_mapping
 
 MOST_FILES = 10_000
@@ -61,7 +61,9 @@ class ModelFiles:
     model: str
     files: tuple[File, ...]
     derived_files: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
-    parts: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict[str, Mapping[str, Stored]], compare=False)
+    parts: Mapping[str, Mapping[str, TensorInfo]] = field(
+        default_factory=dict[str, Mapping[str, TensorInfo]], compare=False
+    )
     job_field: str = "model"
 
     @cached_property

@@ -50,7 +50,7 @@ class ImageEncoderFolder:
     def fingerprint(self) -> str:
         """SHA-256 over everything that is read, in hex."""
         sha256 = hashlib.sha256()
-        names = {f"{FOLDER}/config.json", *(stored.file for stored in self.network.weights.values())}
+        names = {f"{FOLDER}/config.json", *(info.file for info in self.network.weights.values())}
         for name in sorted(names):
             sha256.update(f"{name} ".encode())
             sha256.update(self.files.digest(name))
@@ -111,7 +111,7 @@ def open_image_encoder(field: str, name: str, place: str, follow: Follow) -> Ima
     )
     network = CLIP_VISION.source(files, FOLDER, configuration)
     if is_whole_clip:
-        image_weights = {name: stored for name, stored in network.weights.items() if not name.startswith(_OF_TEXT)}
+        image_weights = {name: info for name, info in network.weights.items() if not name.startswith(_OF_TEXT)}
         network = replace(network, weights=image_weights)
     return ImageEncoderFolder(files, configuration, network)
 

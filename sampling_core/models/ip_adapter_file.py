@@ -29,7 +29,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_projection impor
     plus_shapes,
 )
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
-from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import DTYPES, TensorInfo, Weights
 from prefect_regional_diffusion.sampling_core.models.weights import read_header, read_tensors
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec
 
@@ -152,7 +152,7 @@ def open_ip_adapter(files: ModelFiles, plan: AttentionPlan) -> IPAdapter:
     name = files.files[0].name
     if not name.endswith(".safetensors"):
         raise files.error("is no .safetensors file (pickled weights are never read)")
-    header = {stored.name: stored for stored in read_header(files, name)[0]}
+    header = {info.name: info for info in read_header(files, name)[0]}
     for other, prefixes in _OTHERS:
         if all(any(tensor.startswith(prefix) for tensor in header) for prefix in prefixes):
             raise files.error(f"is an IP-Adapter of a kind that is not read here ({other})")
@@ -177,12 +177,12 @@ def _projection_weights(weights: Mapping[str, T]) -> dict[str, T]:
     return {name.removeprefix(_PROJECTION): weight for name, weight in weights.items() if name.startswith(_PROJECTION)}
 
 
-def _by_role(files: ModelFiles, header: Mapping[str, Stored], plan: AttentionPlan) -> Weights:
+def _by_role(files: ModelFiles, header: Mapping[str, TensorInfo], plan: AttentionPlan) -> Weights:
     """The tensors by what they do: `projection.NAME`, or a layer of the denoiser, `keys` or `values`, and the part."""
     layers = {layer.number: layer.name for layer in plan.layers}
     weights: Weights = {}
     numbers: set[int] = set()
-    for name, stored in header.items():
+    for name, info in header.items():
         prefix = next((prefix for prefix in _PROJECTIONS if name.startswith(prefix)), None)
         attention = _ATTENTION.fullmatch(name)
         if prefix is not None:
@@ -196,7 +196,7 @@ def _by_role(files: ModelFiles, header: Mapping[str, Stored], plan: AttentionPla
             raise files.error(f"has a tensor that is none of an IP-Adapter's ({name:.120})")
         if role in weights:
             raise files.error(f"has a tensor twice ({name:.120})")
-        weights[role] = stored
+        weights[role] = info
     if not weights:
         raise files.error("has no tensors")
     if numbers != layers.keys():
@@ -211,7 +211,7 @@ _Sizes = tuple[dict[str, Shape], int, int]
 """Shapes of the projection's weights, number of tokens, features that it reads."""
 
 
-def _plain_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Stored]) -> _Sizes:
+def _plain_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, TensorInfo]) -> _Sizes:
     rows, features = _matrix_shape(files, weights, "proj.weight")
     tokens = rows // token_width
     if not 1 <= tokens <= MOST_TOKENS or rows != tokens * token_width:
@@ -222,7 +222,7 @@ def _plain_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Stor
     return plain_shapes(token_width, tokens, features), tokens, features
 
 
-def _plus_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Stored]) -> _Sizes:
+def _plus_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, TensorInfo]) -> _Sizes:
     latents = weights["latents"].shape
     width, features = _matrix_shape(files, weights, "proj_in.weight")
     inner, hidden = (_matrix_shape(files, weights, f"layers.0.{name}.weight")[0] for name in ("0.to_q", "1.1"))
@@ -235,7 +235,7 @@ def _plus_sizes(files: ModelFiles, token_width: int, weights: Mapping[str, Store
     return shapes, latents[1], features
 
 
-def _matrix_shape(files: ModelFiles, weights: Mapping[str, Stored], name: str) -> tuple[int, int]:
+def _matrix_shape(files: ModelFiles, weights: Mapping[str, TensorInfo], name: str) -> tuple[int, int]:
     """The shape of a matrix."""
     if name not in weights or len(weights[name].shape) != 2:
         raise files.error(f"is no IP-Adapter as it is known here (its projection has no matrix {name})")
@@ -243,18 +243,18 @@ def _matrix_shape(files: ModelFiles, weights: Mapping[str, Stored], name: str) -
     return rows, columns
 
 
-def _check_shapes(files: ModelFiles, weights: Mapping[str, Stored], expected: Mapping[str, Shape]) -> None:
+def _check_shapes(files: ModelFiles, weights: Mapping[str, TensorInfo], expected: Mapping[str, Shape]) -> None:
     """Raise ModelError unless the tensors are exactly the expected ones, of types that are known."""
     missing = [name for name in expected if name not in weights]
     if missing:
         raise files.error(f"is an incomplete IP-Adapter (it has no {missing[0]}, and {len(missing) - 1} more)")
-    for name, stored in weights.items():
+    for name, info in weights.items():
         if name not in expected:
-            raise files.error(f"has a tensor that is none of an IP-Adapter's ({stored.name:.120})")
-        if stored.dtype not in DTYPES:
-            raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
-        if stored.shape != expected[name]:
+            raise files.error(f"has a tensor that is none of an IP-Adapter's ({info.name:.120})")
+        if info.dtype not in DTYPES:
+            raise files.error(f"has tensors of an unknown type ({info.name:.120} is {info.dtype:.20})")
+        if info.shape != expected[name]:
             raise files.error(
-                f"is an IP-Adapter of a model of other sizes ({stored.name:.120} is {list(stored.shape)}, not "
+                f"is an IP-Adapter of a model of other sizes ({info.name:.120} is {list(info.shape)}, not "
                 f"{list(expected[name])})"
             )

@@ -20,7 +20,7 @@ from prefect_regional_diffusion.sampling_core.models.narrow_weights import looks
 from prefect_regional_diffusion.sampling_core.models.offloading import note_loaded, stream_layers
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.quiet import quiet
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.weights import check_shapes, read_tensors
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
@@ -62,8 +62,8 @@ def network_bytes(source: NetworkSource, placement: Placement) -> int:
     """Bytes that the network's weights take in memory, counted from what their files hold."""
     narrow = narrow_dtypes(source.weights, placement, source.overflows)
     return sum(
-        prod(stored.shape) * (narrow.get(name) or _computing_dtype(source, placement, name)).itemsize
-        for name, stored in source.weights.items()
+        prod(info.shape) * (narrow.get(name) or _computing_dtype(source, placement, name)).itemsize
+        for name, info in source.weights.items()
         if name not in source.spare
     )
 

@@ -19,7 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
-from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import DTYPES, TensorInfo, Weights
 from prefect_regional_diffusion.sampling_core.models.weights import path_of, read_header
 
 LoraPart = Literal["denoiser", "text_encoder"]
@@ -54,9 +54,9 @@ class LoraLayer(NamedTuple):
     """The tensors of one layer. What is added is `up @ down * alpha / rank`; without alpha, `up @ down`."""
 
     base: Shape
-    down: Stored
-    up: Stored
-    alpha: Stored | float | None
+    down: TensorInfo
+    up: TensorInfo
+    alpha: TensorInfo | float | None
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class Lora:
             )
 
     def _read(self, stream: Any, layer: LoraLayer) -> LowRank:
-        def tensor(stored: Stored) -> torch.Tensor:
+        def tensor(info: TensorInfo) -> torch.Tensor:
             # A copy, because the file may be mapped into memory and change there.
-            return stream.get_tensor(stored.name).to(torch.float32, copy=True)
+            return stream.get_tensor(info.name).to(torch.float32, copy=True)
 
         rank = layer.down.shape[0]
-        alpha = float(tensor(layer.alpha)) if isinstance(layer.alpha, Stored) else layer.alpha
+        alpha = float(tensor(layer.alpha)) if isinstance(layer.alpha, TensorInfo) else layer.alpha
         down = tensor(layer.down).reshape(rank, *layer.base[1:])
         up = tensor(layer.up).reshape(layer.base[0], rank, *[1] * (len(layer.base) - 2))
         if alpha is not None:
@@ -133,9 +133,9 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
     # Of a linear layer or a convolution: the matrices that are no tables of tokens.
     shapes = {
         folder: {
-            name.removesuffix(".weight"): stored.shape
-            for name, stored in weights.items()
-            if name.endswith(".weight") and len(stored.shape) in (2, 4) and not name.startswith("embeddings.")
+            name.removesuffix(".weight"): info.shape
+            for name, info in weights.items()
+            if name.endswith(".weight") and len(info.shape) in (2, 4) and not name.startswith("embeddings.")
         }
         for folder, weights in networks.items()
     }
@@ -161,35 +161,33 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
     )
 
 
-def _tensors_by_layer(files: ModelFiles, header: Sequence[Stored]) -> dict[str, dict[str, Stored]]:
+def _tensors_by_layer(files: ModelFiles, header: Sequence[TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """The tensors by layer and role."""
-    by_layer: dict[str, dict[str, Stored]] = {}
-    for stored in header:
+    by_layer: dict[str, dict[str, TensorInfo]] = {}
+    for info in header:
         for marker, kind in _OTHERS.items():
-            if marker in stored.name and not stored.name.endswith(tuple(_ROLES)):
-                raise files.error(f"is no plain LoRA but {kind} ({stored.name:.120})")
-        ending = next((ending for ending in _ROLES if stored.name.endswith(ending)), None)
+            if marker in info.name and not info.name.endswith(tuple(_ROLES)):
+                raise files.error(f"is no plain LoRA but {kind} ({info.name:.120})")
+        ending = next((ending for ending in _ROLES if info.name.endswith(ending)), None)
         if ending is None:
-            raise files.error(
-                f"has a tensor that is none of a LoRA in kohya's or diffusers' names ({stored.name:.120})"
-            )
-        by_layer.setdefault(stored.name.removesuffix(ending), {})[_ROLES[ending]] = stored
+            raise files.error(f"has a tensor that is none of a LoRA in kohya's or diffusers' names ({info.name:.120})")
+        by_layer.setdefault(info.name.removesuffix(ending), {})[_ROLES[ending]] = info
     if not by_layer:
         raise files.error("has no tensors")
     return by_layer
 
 
 def _check_layer(
-    files: ModelFiles, name: str, base: Shape, roles: Mapping[str, Stored], alpha: float | None
+    files: ModelFiles, name: str, base: Shape, roles: Mapping[str, TensorInfo], alpha: float | None
 ) -> LoraLayer:
     """The layer, if its tensors suit that of the model."""
     missing = {"down", "up"} - roles.keys()
     if missing:
         raise files.error(f"is half a LoRA ({name:.120} has no {missing.pop()})")
     down, up = roles["down"], roles["up"]
-    for stored in roles.values():
-        if stored.dtype not in DTYPES:
-            raise files.error(f"has tensors of an unknown type ({stored.name:.120} is {stored.dtype:.20})")
+    for info in roles.values():
+        if info.dtype not in DTYPES:
+            raise files.error(f"has tensors of an unknown type ({info.name:.120} is {info.dtype:.20})")
     rank = down.shape[0] if down.shape else 0
     if not 1 <= rank <= MOST_RANK:
         raise files.error(f"has a rank that is not 1 to {MOST_RANK} ({down.name:.120} is {list(down.shape)})")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
-from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import DTYPES, Weights
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -22,11 +22,11 @@ def narrow_dtypes(
 ) -> dict[str, torch.dtype]:
     """The tensors that stay narrower than the networks compute, by name: matrices and kernels of layers."""
     dtypes: dict[str, torch.dtype] = {}
-    for name, stored in weights.items():
-        dtype = DTYPES.get(stored.dtype)
+    for name, info in weights.items():
+        dtype = DTYPES.get(info.dtype)
         # What was divided to fit, or is in no file, is wide when it is read: narrowed again, it would lose digits.
-        is_computed = stored.scale is not None or stored.order == "unit matrix"
-        if is_computed or dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(stored.shape) < 2:
+        is_computed = info.scale is not None or info.order == "unit matrix"
+        if is_computed or dtype is None or dtype.itemsize >= placement.dtype.itemsize or len(info.shape) < 2:
             continue
         stays_narrow = placement.weights == "stored" or (placement.weights == "auto" and dtype in _FP8)
         if stays_narrow and name.endswith(".weight") and not must_be_wide(name):

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
 )
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import num_blocks
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.unet_config import UNet2DConditionModel
 
 AdapterType = Literal["full_adapter", "full_adapter_xl", "light_adapter"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration, NetworkConfiguration, Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.stored import DTYPES, Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import DTYPES, TensorInfo, Weights
 
 MOST_HEADER_BYTES = 2**23
 MOST_BYTES = 2**37
@@ -47,12 +47,12 @@ def read_headers(files: ModelFiles, part: str, stem: str, configuration: Network
     """What a part's files hold, compared with its configuration. Reads no tensors. Raises ModelError."""
     weights: Weights = {}
     total = 0
-    for name_in_file, stored in _stored_tensors(files, part, stem):
+    for name_in_file, info in _stored_tensors(files, part, stem):
         name = configuration.canonical_name(name_in_file)
         if name in weights:
-            raise files.error(f"has weights that are there twice ({stored.file}: {stored.name!r:.100})")
-        weights[name] = stored
-        total += math.prod(stored.shape) * (8 if stored.dtype == "F64" else 4)
+            raise files.error(f"has weights that are there twice ({info.file}: {info.name!r:.100})")
+        weights[name] = info
+        total += math.prod(info.shape) * (8 if info.dtype == "F64" else 4)
     if total > MOST_BYTES:
         raise files.error(f"has weights of {total} bytes in its {part}, more than {MOST_BYTES}")
     if len(weights) < configuration.least_tensors:
@@ -91,26 +91,26 @@ def read_tensors(
     return tensors
 
 
-def _tensor(stream: Any, stored: Stored, device: str, dtype: torch.dtype) -> Tensor:
+def _tensor(stream: Any, info: TensorInfo, device: str, dtype: torch.dtype) -> Tensor:
     """One tensor of an open file, on a device, in the order that a network has."""
-    if stored.order == "unit matrix":
-        return torch.eye(*stored.shape, device=device, dtype=dtype)
-    if stored.rows is None:
-        tensor: Tensor = stream.get_tensor(stored.name)
+    if info.order == "unit matrix":
+        return torch.eye(*info.shape, device=device, dtype=dtype)
+    if info.rows is None:
+        tensor: Tensor = stream.get_tensor(info.name)
     else:
-        tensor = stream.get_slice(stored.name)[slice(*stored.rows)]
-    if stored.scale is not None:
-        tensor = tensor.float() * stream.get_tensor(stored.scale).float()
+        tensor = stream.get_slice(info.name)[slice(*info.rows)]
+    if info.scale is not None:
+        tensor = tensor.float() * stream.get_tensor(info.scale).float()
     # A copy, because the file may be mapped into memory and change there.
     tensor = tensor.to(device, dtype, copy=True)
-    if stored.order == "transposed":
+    if info.order == "transposed":
         tensor = tensor.T
-    elif stored.order == "halves swapped":
+    elif info.order == "halves swapped":
         tensor = torch.cat(tensor.chunk(2)[::-1])
-    return tensor.reshape(stored.shape).contiguous()
+    return tensor.reshape(info.shape).contiguous()
 
 
-def _stored_tensors(files: ModelFiles, part: str, stem: str) -> list[tuple[str, Stored]]:
+def _stored_tensors(files: ModelFiles, part: str, stem: str) -> list[tuple[str, TensorInfo]]:
     """The tensors of one part, each with its name in the file, or in the folder that a single file stands for."""
     if part in files.parts:
         return list(files.parts[part].items())
@@ -118,10 +118,10 @@ def _stored_tensors(files: ModelFiles, part: str, stem: str) -> list[tuple[str, 
     missing = [name for name in names if name not in files]
     if missing:
         raise files.error(f"has no weights for its {part} ({missing[0]} is missing)")
-    return [(stored.name, stored) for name in names for stored in read_header(files, name)[0]]
+    return [(info.name, info) for name in names for info in read_header(files, name)[0]]
 
 
-def read_header(files: ModelFiles, file: str) -> tuple[list[Stored], dict[str, str]]:
+def read_header(files: ModelFiles, file: str) -> tuple[list[TensorInfo], dict[str, str]]:
     """The tensors that one file holds, and its metadata. Reads no tensors. Raises ModelError."""
     try:
         with files.open_unchanged(file) as descriptor:
@@ -132,7 +132,7 @@ def read_header(files: ModelFiles, file: str) -> tuple[list[Stored], dict[str, s
             with safe_open(path_of(descriptor), framework="pt") as tensors:
                 slices = {name: tensors.get_slice(name) for name in list(tensors.keys())}
                 stored_tensors = [
-                    Stored(file, name, tuple(tensor_slice.get_shape()), str(tensor_slice.get_dtype()))
+                    TensorInfo(file, name, tuple(tensor_slice.get_shape()), str(tensor_slice.get_dtype()))
                     for name, tensor_slice in slices.items()
                 ]
                 return stored_tensors, tensors.metadata() or {}

@@ -14,7 +14,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     share,
     transposed,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 VOCABULARY = 49408
 """Tokens of every published CLIP."""
@@ -41,7 +41,7 @@ _BLOCK = {
 def clip_weights(file: Tensors, prefix: str) -> Weights:
     """The tensors of an encoder under transformers' names."""
     tensors = below(file, prefix)
-    return {name.removeprefix("text_model."): stored for name, stored in tensors.items() if name not in _UNUSED}
+    return {name.removeprefix("text_model."): info for name, info in tensors.items() if name not in _UNUSED}
 
 
 def projected_clip_weights(file: Tensors, prefix: str) -> Weights:
@@ -60,7 +60,7 @@ def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, 
     `layers` are read, if there are more; `projected` says whether its projection is.
     """
     weights: Weights = {}
-    for name, stored in below(file, prefix).items():
+    for name, info in below(file, prefix).items():
         if name.startswith(_BLOCKS):
             number, _, inside = name.removeprefix(_BLOCKS).partition(".")
             if layers is not None and number.isdecimal() and int(number) >= layers:
@@ -69,15 +69,15 @@ def open_clip_weights(file: Tensors, prefix: str, layers: int | None = None, *, 
             fused_name, _, kind = inside.rpartition("_")
             if fused_name == "attn.in_proj":
                 for index, letter in enumerate("qkv"):
-                    weights[f"{place}.self_attn.{letter}_proj.{kind}"] = share(stored, index, 3)
+                    weights[f"{place}.self_attn.{letter}_proj.{kind}"] = share(info, index, 3)
             else:
-                weights[f"{place}.{replaced(inside, _BLOCK)}"] = stored
+                weights[f"{place}.{replaced(inside, _BLOCK)}"] = info
         elif name in ("text_projection", _PROJECTION):
             if projected:
                 # As a layer it is stored like any other one; as a matrix it is multiplied from the other side.
-                weights[_PROJECTION] = stored if name.endswith("weight") else transposed(stored)
+                weights[_PROJECTION] = info if name.endswith("weight") else transposed(info)
         elif name not in _UNUSED:
-            weights[replaced(name, _OUTSIDE)] = linear(stored) if len(stored.shape) > 2 else stored
+            weights[replaced(name, _OUTSIDE)] = linear(info) if len(info.shape) > 2 else info
     return weights
 
 

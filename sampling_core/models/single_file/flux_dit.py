@@ -17,7 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     share,
     swapped,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 
 PREFIX = "model.diffusion_model."
 FIRST = f"{PREFIX}img_in."
@@ -68,33 +68,33 @@ def flux_weights(file: Tensors) -> Weights:
     tensors = below(file, PREFIX)
     width = axis(tensors, "img_in.weight", 0)
     weights: Weights = {}
-    for name, stored in tensors.items():
+    for name, info in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
             # The file has shift and scale, diffusers scale and shift.
             swap_halves = name.startswith("final_layer.adaLN_modulation.")
-            weights[replaced(name, _OUTSIDE)] = swapped(stored) if swap_halves else stored
+            weights[replaced(name, _OUTSIDE)] = swapped(info) if swap_halves else info
         elif block[1] == "double":
             place, inside = f"transformer_blocks.{block[2]}", block[3]
             if fused := _FUSED.fullmatch(inside):
                 for index, letter in enumerate("qkv"):
-                    weights[f"{place}.{_ATTENDS[fused[1]].format(letter)}.{fused[2]}"] = share(stored, index, 3)
+                    weights[f"{place}.{_ATTENDS[fused[1]].format(letter)}.{fused[2]}"] = share(info, index, 3)
             else:
-                weights[f"{place}.{replaced(inside, _DOUBLE)}"] = stored
+                weights[f"{place}.{replaced(inside, _DOUBLE)}"] = info
         else:
-            weights |= _single_block_weights(f"single_transformer_blocks.{block[2]}", block[3], stored, width)
+            weights |= _single_block_weights(f"single_transformer_blocks.{block[2]}", block[3], info, width)
     return weights
 
 
-def _single_block_weights(place: str, inside: str, stored: Stored, width: int) -> Weights:
+def _single_block_weights(place: str, inside: str, info: TensorInfo, width: int) -> Weights:
     """What one tensor of a single block is there."""
     layer, _, kind = inside.rpartition(".")
     if layer != "linear1":
-        return {f"{place}.{replaced(inside, _SINGLE)}": stored}
+        return {f"{place}.{replaced(inside, _SINGLE)}": info}
     weights = {
-        f"{place}.attn.to_{letter}.{kind}": rows(stored, i * width, (i + 1) * width) for i, letter in enumerate("qkv")
+        f"{place}.attn.to_{letter}.{kind}": rows(info, i * width, (i + 1) * width) for i, letter in enumerate("qkv")
     }
-    return weights | {f"{place}.proj_mlp.{kind}": rows(stored, 3 * width, length(stored))}
+    return weights | {f"{place}.proj_mlp.{kind}": rows(info, 3 * width, length(info))}
 
 
 def flux_configuration(file: Tensors) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 Configurations = Mapping[str, dict[str, Any]]
 """By file of a folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect_regional_diffusion.sampling_core.models.single_file.ldm_unet import diffusers_names
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, below, num_blocks
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 ORIGINAL = "control_model."
 """How the names of the first release begin."""
@@ -22,7 +22,7 @@ def controlnet_weights(file: Tensors) -> Weights:
     for i, name in enumerate(_HINT_CONVOLUTIONS):
         places[f"{_HINT}.{2 * i}"] = f"controlnet_cond_embedding.{name}"
     names = diffusers_names(tensors, places)
-    return {names[name]: stored for name, stored in tensors.items()}
+    return {names[name]: info for name, info in tensors.items()}
 
 
 def hint_channels(weights: Weights) -> list[int]:

@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     num_blocks,
     replaced,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 PREFIX = "model.diffusion_model."
 FIRST = f"{PREFIX}input_blocks.0.0.weight"
@@ -45,7 +45,7 @@ def unet_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them; one that is in no block keeps its own."""
     tensors = below(file, PREFIX)
     names = diffusers_names(tensors)
-    return {names[name]: stored for name, stored in tensors.items()}
+    return {names[name]: info for name, info in tensors.items()}
 
 
 def diffusers_names(tensors: Tensors, others: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     num_blocks,
     replaced,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 PREFIX = "first_stage_model."
 _OF_TRAINING = ("loss.", "model_ema.")
@@ -30,10 +30,10 @@ _UP = re.compile(r"up\.(\d{1,3})\.(block\.(\d{1,3})|upsample)\.(.+)")
 
 def vae_weights(file: Tensors) -> Weights:
     """The tensors by the names that diffusers has for them."""
-    tensors = {name: stored for name, stored in below(file, PREFIX).items() if not name.startswith(_OF_TRAINING)}
+    tensors = {name: info for name, info in below(file, PREFIX).items() if not name.startswith(_OF_TRAINING)}
     levels = num_blocks(tensors, "decoder.up.")
-    renamed_tensors = {_diffusers_name(name, levels): stored for name, stored in tensors.items()}
-    return {name: linear(stored) if ".attentions." in name else stored for name, stored in renamed_tensors.items()}
+    renamed_tensors = {_diffusers_name(name, levels): info for name, info in tensors.items()}
+    return {name: linear(info) if ".attentions." in name else info for name, info in renamed_tensors.items()}
 
 
 def vae_configuration(file: Tensors) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     share,
     swapped,
 )
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 PREFIX = "model.diffusion_model."
 FIRST = f"{PREFIX}x_embedder."
@@ -66,22 +66,22 @@ def mmdit_weights(file: Tensors) -> Weights:
     tensors = below(file, PREFIX)
     last = num_blocks(tensors, BLOCKS) - 1
     weights: Weights = {}
-    for name, stored in tensors.items():
+    for name, info in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
             # The file has shift and scale, diffusers scale and shift.
             swap_halves = name.startswith("final_layer.adaLN_modulation.")
-            weights[replaced(name, _OUTSIDE)] = swapped(stored) if swap_halves else stored
+            weights[replaced(name, _OUTSIDE)] = swapped(info) if swap_halves else info
             continue
         number, (names, projection), inside = int(block[1]), _HALVES[block[2]], block[3]
         place = f"transformer_blocks.{number}"
         if fused := _FUSED.fullmatch(inside):
             for index, letter in enumerate("qkv"):
-                weights[f"{place}.{fused[1]}.{projection.format(letter)}.{fused[2]}"] = share(stored, index, 3)
+                weights[f"{place}.{fused[1]}.{projection.format(letter)}.{fused[2]}"] = share(info, index, 3)
             continue
         # The last block reads the text and does not change it, so that its modulation is as that of the end.
         swap_halves = block[2] == "context_block" and number == last and inside.startswith("adaLN_modulation.")
-        weights[f"{place}.{replaced(inside, names)}"] = swapped(stored) if swap_halves else stored
+        weights[f"{place}.{replaced(inside, names)}"] = swapped(info) if swap_halves else info
     return weights
 
 

@@ -85,7 +85,7 @@ def _open_model(path: Path, folder: str, files: ModelFiles) -> Checkpoint:
         if name not in by_name:
             raise files.error(f"has no {folder}/{name} beside it: {reason}")
     folder_file_names = {INDEX, *derived, *_tokenizer_files(layout)}
-    weight_file_names = {stored.file for weights in parts.values() for stored in weights.values()}
+    weight_file_names = {info.file for weights in parts.values() for info in weights.values()}
     used_files = {
         name: file for name, file in by_name.items() if name in folder_file_names or name in weight_file_names
     }

@@ -12,7 +12,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.single_file import ldm_unet, ldm_vae
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, axis
 from prefect_regional_diffusion.sampling_core.models.single_file.uniform import uniform
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.weights import read_header
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
@@ -52,11 +52,11 @@ def put_together(files: ModelFiles) -> tuple[ModelFiles, Tensors]:
     for name, (kind, tensors) in _text_encoders(files, encoders).items():
         new_names[name] = TEXT_ENCODER.format(kind)
         encoder_tensors = {
-            f"transformer.{inner}": stored._replace(file=new_names[name]) for inner, stored in tensors.items()
+            f"transformer.{inner}": info._replace(file=new_names[name]) for inner, info in tensors.items()
         }
         prefix = f"text_encoders.{kind}."
         all_tensors = _replace_part(
-            all_tensors, prefix, {prefix + inner: stored for inner, stored in encoder_tensors.items()}
+            all_tensors, prefix, {prefix + inner: info for inner, info in encoder_tensors.items()}
         )
     renamed_files = (file._replace(name=new_names.get(file.name, file.name)) for file in files.files)
     return ModelFiles(files.model, tuple(sorted(renamed_files))), all_tensors
@@ -64,7 +64,7 @@ def put_together(files: ModelFiles) -> tuple[ModelFiles, Tensors]:
 
 def _replace_part(tensors: Tensors, prefix: str, part: Tensors) -> Tensors:
     """The tensors with others in the place of all that begin with a prefix."""
-    return {name: stored for name, stored in tensors.items() if not name.startswith(prefix)} | dict(part)
+    return {name: info for name, info in tensors.items() if not name.startswith(prefix)} | dict(part)
 
 
 def _read(files: ModelFiles, name: str) -> Tensors:
@@ -74,14 +74,14 @@ def _read(files: ModelFiles, name: str) -> Tensors:
 def _with_prefix(tensors: Tensors, prefix: str) -> Weights:
     """Tensors of a part that may be written alone, without the prefix that it has beside others."""
     is_bare = not any(name.startswith(prefix) for name in tensors)
-    return {prefix + name if is_bare else name: stored for name, stored in tensors.items()}
+    return {prefix + name if is_bare else name: info for name, info in tensors.items()}
 
 
 def _vae(files: ModelFiles) -> Weights:
     tensors = _with_prefix(_read(files, VAE), ldm_vae.PREFIX)
     if f"{ldm_vae.PREFIX}decoder.conv_in.weight" not in tensors:
         raise files.error(f"has a vae that is no autoencoder ({_first_name(tensors)} is in it)")
-    return {name: stored for name, stored in tensors.items() if name.startswith(ldm_vae.PREFIX)}
+    return {name: info for name, info in tensors.items() if name.startswith(ldm_vae.PREFIX)}
 
 
 def _text_encoders(files: ModelFiles, names: Iterable[str]) -> dict[str, tuple[str, Tensors]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors, axis, below, num_blocks
-from prefect_regional_diffusion.sampling_core.models.stored import Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 
 _SHARED, _EMBED_TOKENS = "shared.weight", "encoder.embed_tokens.weight"
 """Two names for the same embeddings: files have one of them, or both."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, TensorInfo]
 """What a file, or a part of it, holds, by the names that it has there."""
 
 
 def below(tensors: Tensors, prefix: str) -> Weights:
     """The tensors whose names begin with a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): info for name, info in tensors.items() if name.startswith(prefix)}
 
 
 def num_blocks(tensors: Tensors, prefix: str) -> int:
@@ -28,37 +28,37 @@ def axis(tensors: Tensors, name: str, dim: int) -> int:
     return shape[dim] if len(shape) > dim else 0
 
 
-def linear(stored: Stored) -> Stored:
+def linear(info: TensorInfo) -> TensorInfo:
     """A convolution of kernel 1 as the linear layer that it is."""
-    out, *rest = stored.shape
-    return stored._replace(shape=(out, *rest[:1])) if set(rest[1:]) <= {1} else stored
+    out, *rest = info.shape
+    return info._replace(shape=(out, *rest[:1])) if set(rest[1:]) <= {1} else info
 
 
-def share(stored: Stored, index: int, count: int) -> Stored:
+def share(info: TensorInfo, index: int, count: int) -> TensorInfo:
     """One of several tensors of equal size that are stored as one, below each other."""
-    total = length(stored)
-    return rows(stored, index * (total // count), total if index == count - 1 else (index + 1) * (total // count))
+    total = length(info)
+    return rows(info, index * (total // count), total if index == count - 1 else (index + 1) * (total // count))
 
 
-def rows(stored: Stored, first: int, end: int) -> Stored:
+def rows(info: TensorInfo, first: int, end: int) -> TensorInfo:
     """The tensor that is stored as a part of another one: `first` and `end` count its first axis."""
-    first, end = (min(place, length(stored)) for place in (first, end))
-    return stored._replace(shape=(end - first, *stored.shape[1:]), rows=(first, end))
+    first, end = (min(place, length(info)) for place in (first, end))
+    return info._replace(shape=(end - first, *info.shape[1:]), rows=(first, end))
 
 
-def length(stored: Stored) -> int:
+def length(info: TensorInfo) -> int:
     """The length of a tensor's first axis; 0 for a single number."""
-    return stored.shape[0] if stored.shape else 0
+    return info.shape[0] if info.shape else 0
 
 
-def swapped(stored: Stored) -> Stored:
+def swapped(info: TensorInfo) -> TensorInfo:
     """A tensor with the halves of its first axis exchanged: a shift and a scale that are stored the other way round."""
-    return stored._replace(order="halves swapped")
+    return info._replace(order="halves swapped")
 
 
-def transposed(stored: Stored) -> Stored:
+def transposed(info: TensorInfo) -> TensorInfo:
     """A matrix with its axes exchanged."""
-    return stored._replace(shape=stored.shape[::-1], order="transposed")
+    return info._replace(shape=info.shape[::-1], order="transposed")
 
 
 def replaced(name: str, replacements: Mapping[str, str]) -> str:

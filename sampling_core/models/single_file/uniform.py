@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.single_file import flux_dit, ldm_vae, mmdit
 from prefect_regional_diffusion.sampling_core.models.single_file.tensors import Tensors
-from prefect_regional_diffusion.sampling_core.models.stored import Stored, Weights
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain_value
 
 _NETWORK = mmdit.PREFIX
@@ -19,30 +19,30 @@ _SCALE, _MARKS = ".scale_weight", ("scaled_fp8", ".scale_input")
 """As ComfyUI writes weights of 8 bits: what each was divided by, that some were, and what inputs may be divided by."""
 
 
-def uniform(stored: Iterable[Stored], files: ModelFiles) -> Tensors:
+def uniform(info: Iterable[TensorInfo], files: ModelFiles) -> Tensors:
     """Tensors by the names that the layouts know. Raises ModelError for scales that are not one number for a tensor."""
-    stored = list(stored)
-    for tensor in stored:
+    info = list(info)
+    for tensor in info:
         if tensor.name.endswith(_QUANTISED):
             raise files.error(f"has weights in a format of few bits that is not read here ({plain_value(tensor.name)})")
-    return _with_prefixes(_with_scales({tensor.name: tensor for tensor in stored}, files))
+    return _with_prefixes(_with_scales({tensor.name: tensor for tensor in info}, files))
 
 
 def _with_prefixes(tensors: Tensors) -> Tensors:
     """A network of a file without prefixes below the usual one, and FLUX's autoencoder below that of the others."""
     is_bare = any(name.startswith(_BARE) for name in tensors)
     weights: Weights = {}
-    for name, stored in tensors.items():
+    for name, info in tensors.items():
         if is_bare and not name.startswith((_NETWORK, *_OTHER_PARTS)):
             name = _NETWORK + name
         elif name.startswith("vae."):
             name = ldm_vae.PREFIX + name.removeprefix("vae.")
-        weights[name] = stored
+        weights[name] = info
     return weights
 
 
 def _with_scales(tensors: Tensors, files: ModelFiles) -> Tensors:
-    weights: Weights = {name: stored for name, stored in tensors.items() if not name.endswith((_SCALE, *_MARKS))}
+    weights: Weights = {name: info for name, info in tensors.items() if not name.endswith((_SCALE, *_MARKS))}
     for name, scale in tensors.items():
         if not name.endswith(_SCALE):
             continue

@@ -1,4 +1,4 @@
-"""Where the tensors of a network lie in files."""
+"""TensorInfo: where the tensors of a network lie in files, and how they are taken from there."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ A unit matrix is in no file: the layer does nothing, and the layout leaves it ou
 """
 
 
-class Stored(NamedTuple):
-    """Where a tensor is, under the name that it has there."""
+class TensorInfo(NamedTuple):
+    """Where a tensor is: the file, its name there, and what it becomes in the network."""
 
     file: str
     name: str
     shape: tuple[int, ...]
-    """What it has in the network: as it is stored, unless one of the fields below says how it is taken from there."""
+    """Its shape in the network: as it is stored, unless one of the fields below says how it is taken from there."""
     dtype: str
     rows: tuple[int, int] | None = None
     """The part of its first axis that is the tensor, if several are stored as one."""
@@ -39,5 +39,5 @@ class Stored(NamedTuple):
     """The tensor that it is multiplied with, of one number, if it was divided by that to fit into 8 bits."""
 
 
-Weights = dict[str, Stored]
+Weights = dict[str, TensorInfo]
 """The tensors of one part, by the names that they have now."""
