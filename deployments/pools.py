@@ -50,12 +50,12 @@ def fixed_template(kind: str, values: dict[str, Any] | None = None) -> dict[str,
     defaults = {name: schema["default"] for name, schema in properties.items() if schema.get("default") is not None}
     configuration = base["job_configuration"]
     template_env = configuration["env"] if isinstance(configuration["env"], dict) else {}
-    merged = {**defaults, **values}
+    all_values = {**defaults, **values}
     # Prefect's workers merge them so, too.
-    environment = {**apply_values(template_env, merged), **defaults.get("env", {}), **values.get("env", {})}
+    environment = {**apply_values(template_env, all_values), **defaults.get("env", {}), **values.get("env", {})}
     configuration["env"] = environment
     return {
-        "job_configuration": apply_values(configuration, {**merged, "env": environment}),
+        "job_configuration": apply_values(configuration, {**all_values, "env": environment}),
         "variables": {"type": "object", "properties": {}, "additionalProperties": False},
     }
 

@@ -27,10 +27,10 @@ async def with_masks(
     prepared: Sequence[Prepared], store_url: str
 ) -> tuple[list[RenderContext], dict[TensorKey, Tensors]]:
     """The runs of jobs, at least one, with their masks; and those of the masks that the store does not have."""
-    runs = [RenderContext(one, store_url) for one in prepared]
-    wanted = {run.mask_key: run.masks for run in runs}
+    runs = [RenderContext(prepared_job, store_url) for prepared_job in prepared]
+    masks_by_key = {run.mask_key: run.masks for run in runs}
     # What is in the store counts: another machine's masks may differ in the last bit.
-    known = await read_all(runs[0].store, {run.mask_key: run.mask_specs for run in runs})
+    stored_masks = await read_all(runs[0].store, {run.mask_key: run.mask_specs for run in runs})
     for run in runs:
-        run.remember({run.mask_key: known.get(run.mask_key) or wanted[run.mask_key]})
-    return runs, {key: masks for key, masks in wanted.items() if key not in known}
+        run.remember({run.mask_key: stored_masks.get(run.mask_key) or masks_by_key[run.mask_key]})
+    return runs, {key: masks for key, masks in masks_by_key.items() if key not in stored_masks}

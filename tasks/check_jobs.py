@@ -1,4 +1,4 @@
-"""Tasks: what several jobs need before they can be drawn, one task for all of them."""
+"""Tasks: check and prepare several jobs before they are drawn, one task for all of them."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from prefect_regional_diffusion.tasks.runtime.render_context import RenderContex
 from prefect_regional_diffusion.tasks.storage.parallel_io import write_all
 
 
-def checked(named: NamedJob, *, keep: bool = True) -> Prepared:
+def checked(named_job: NamedJob, *, keep: bool = True) -> Prepared:
     """Raises the error of a job that cannot be drawn, with its name before the field.
 
-    What is prepared is kept for whoever draws it in this process, if `keep`.
+    With `keep`, the prepared job is kept for the flow that draws it in this process.
     """
-    with _mistakes_of(named):
-        return preparations().look_up(named.job, keep=keep)
+    with _mistakes_of(named_job):
+        return preparations().look_up(named_job.job, keep=keep)
 
 
-def filled_in(named: NamedJob) -> NamedJob:
-    """The job with what suits its model where it is silent. Raises BadInput, with the job's name before the field."""
-    with _mistakes_of(named):
-        return NamedJob(name=named.name, job=preparations().filled_in(named.job))
+def filled_in(named_job: NamedJob) -> NamedJob:
+    """The job with its model's defaults in fields that it leaves out. Raises BadInput, which names the job."""
+    with _mistakes_of(named_job):
+        return NamedJob(name=named_job.name, job=preparations().filled_in(named_job.job))
 
 
-def _taken(named: NamedJob) -> Prepared:
+def _take_job(named_job: NamedJob) -> Prepared:
     """The same, to be drawn now: it is not kept any longer."""
-    with _mistakes_of(named):
-        return preparations().take(named.job)
+    with _mistakes_of(named_job):
+        return preparations().take(named_job.job)
 
 
 @contextmanager
-def _mistakes_of(named: NamedJob) -> Generator[None]:
-    """Errors say which of many jobs they are about."""
+def _mistakes_of(named_job: NamedJob) -> Generator[None]:
+    """Puts the job's name before the field of errors."""
     try:
         yield
     except RegionalError as error:
-        raise error.within(f"{named.name}.") from error
+        raise error.within(f"{named_job.name}.") from error
 
 
-def prepared_files(found: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
+def prepared_files(job_files: Mapping[Path, NamedJob]) -> dict[Path, Prepared]:
     """The jobs of files, checked. Raises BadBatch with a mistake for each file that cannot be drawn."""
-    known, prepared = preparations(), dict[Path, Prepared]()
+    cache, prepared = preparations(), dict[Path, Prepared]()
     mistakes: list[RegionalError] = []
-    for file, named in found.items():
+    for file, named_job in job_files.items():
         try:
-            prepared[file] = known.look_up(named.job)
+            prepared[file] = cache.look_up(named_job.job)
         except RegionalError as error:
             mistakes.append(error.within(f"{file}: "))
     if mistakes:
@@ -73,11 +73,11 @@ def check_all(jobs: list[NamedJob], *, drawn_here: bool = True) -> dict[str, str
     hashes: dict[str, str] = {}
     evaluations = 0
     with prepared_once():
-        for named in jobs:
-            prepared = checked(named, keep=drawn_here)
-            hashes[named.name] = prepared.job_hash
+        for named_job in jobs:
+            prepared = checked(named_job, keep=drawn_here)
+            hashes[named_job.name] = prepared.job_hash
             evaluations += prepared.cost.evaluations
-            # After each: to count all of them is work, too.
+            # After each job: counting all of them takes time, too.
             check_evaluations("jobs", evaluations)
     return hashes
 
@@ -87,8 +87,8 @@ async def prepare_all(jobs: list[NamedJob], store_url: str, ready: asyncio.Futur
     """Check the jobs, at least one, hand on their runs by name, and store their masks."""
     check_jobs(jobs)
     check_shard(jobs)
-    prepared = await asyncio.to_thread(lambda: [_taken(named) for named in jobs])
-    check_evaluations("jobs", sum(one.cost.evaluations for one in prepared))
+    prepared = await asyncio.to_thread(lambda: [_take_job(named_job) for named_job in jobs])
+    check_evaluations("jobs", sum(prepared_job.cost.evaluations for prepared_job in prepared))
     runs, unstored = await with_masks(prepared, store_url)
-    ready.set_result({named.name: run for named, run in zip(jobs, runs, strict=True)})
+    ready.set_result({named_job.name: run for named_job, run in zip(jobs, runs, strict=True)})
     await write_all(runs[0].store, unstored)

@@ -17,7 +17,7 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 
 @task("decode")
 async def decode(
-    finished: RunProgress, out: str, name: str, state: asyncio.Future[Any], made: asyncio.Future[dict[str, bytes]]
+    finished: RunProgress, out: str, name: str, state: asyncio.Future[Any], ready: asyncio.Future[dict[str, bytes]]
 ) -> None:
     """Hand on a run's PNG files by path, one per picture, and write them into the folder or fsspec URL `out`.
 
@@ -25,14 +25,14 @@ async def decode(
     is durable: there the same job finds them, and needs no model.
     """
     run = finished.run
-    found = await asyncio.to_thread(same_pictures, finished)
-    pictures = found or await asyncio.to_thread(png_files, run, finished.latents)
+    stored_pictures = await asyncio.to_thread(same_pictures, finished)
+    pictures = stored_pictures or await asyncio.to_thread(png_files, run, finished.latents)
     folder, stem = Store(out, "out"), file_stem(run.job_hash, name)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
-    made.set_result({f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)})
+    ready.set_result({f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)})
     for file, data in zip(files, pictures, strict=True):
         await asyncio.to_thread(folder.write, output(file), data)
-    if found is None:
+    if stored_pictures is None:
         # A picture's record names the last state.
         await asyncio.shield(state)
         await asyncio.to_thread(save_pictures, finished, pictures)

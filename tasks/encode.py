@@ -1,4 +1,4 @@
-"""Tasks: prompts to embeddings, images to what is attended to of them, the init image to a latent; each once."""
+"""Tasks: prompts to embeddings, images to keys and values, the init image to a latent; each once."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 
 @task("encode prompts")
 async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
-    """Encode the prompts of runs (at least one, with one store) that it does not have; returns how many that were.
+    """Encode the prompts of runs (at least one, with one store) that the store lacks; returns how many.
 
-    Text encoders are loaded only for that, one model after the other, and let go again unless the settings say
+    Text encoders are loaded only for that, one model after the other, and evicted again unless the settings say
     otherwise.
 
     `ready` is set once the runs know all their prompts.
     """
     store = runs[0].store
-    wanted = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.sampling_run.prompts}
-    specs = {key: run.prompt_specs(prompt) for key, (run, prompt) in wanted.items()}
+    prompts_by_key = {run.prompt_key(prompt): (run, prompt) for run in runs for prompt in run.sampling_run.prompts}
+    specs = {key: run.prompt_specs(prompt) for key, (run, prompt) in prompts_by_key.items()}
 
     def model_of(key: TensorKey) -> str:
-        return wanted[key][1].model
+        return prompts_by_key[key][1].model
 
-    async def encoded(missing: Sequence[TensorKey]) -> dict[TensorKey, Tensors]:
-        found: dict[TensorKey, Tensors] = {}
+    async def encode_missing(missing: Sequence[TensorKey]) -> dict[TensorKey, Tensors]:
+        tensors: dict[TensorKey, Tensors] = {}
         for model, group in groupby(sorted(missing, key=model_of), key=model_of):
-            of_model = [(key, *wanted[key]) for key in group]
-            with ExitStack() as held:
+            group_prompts = [(key, *prompts_by_key[key]) for key in group]
+            with ExitStack() as stack:
                 if not settings().keep_text_encoders:
-                    held.callback(let_go, "text_encoder")
-                encoder = await asyncio.to_thread(held.enter_context, of_model[0][1].text_encoder(model))
-                for key, run, prompt in of_model:
-                    found[key] = dict((await asyncio.to_thread(run.encode_prompt, prompt, encoder)).tensors)
-        return found
+                    stack.callback(let_go, "text_encoder")
+                encoder = await asyncio.to_thread(stack.enter_context, group_prompts[0][1].text_encoder(model))
+                for key, run, prompt in group_prompts:
+                    tensors[key] = dict((await asyncio.to_thread(run.encode_prompt, prompt, encoder)).tensors)
+        return tensors
 
-    known, missing = await _found_or_made(store, specs, encoded)
+    stored_tensors, missing = await _read_or_make(store, specs, encode_missing)
     for run in runs:
-        run.remember(known | missing)
+        run.remember(stored_tensors | missing)
     ready.set_result(None)
     await write_all(store, missing)
     return len(missing)
@@ -56,20 +56,20 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
 
 @task("encode image prompts")
 async def encode_image_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
-    """Make keys and values of the images of runs (at least one, with one store) that it lacks; returns how many.
+    """Compute keys and values of images of runs (at least one, with one store) that the store lacks; returns how many.
 
-    Image encoders and adapters are loaded only for that, one after the other, and let go again.
+    Image encoders and adapters are loaded only for that, one after the other, and not kept.
 
     `ready` is set once the runs know what their rows attend to.
     """
     store = runs[0].store
-    wanted = {key: source for run in runs for key, source in run.image_sources.items()}
-    known = await read_all(store, {key: source.adapter.specs for key, source in wanted.items()})
+    sources = {key: source for run in runs for key, source in run.image_sources.items()}
+    stored_tensors = await read_all(store, {key: source.adapter.specs for key, source in sources.items()})
     missing = await asyncio.to_thread(
-        encode_images, {key: source for key, source in wanted.items() if key not in known}, runs[0].facts
+        encode_images, {key: source for key, source in sources.items() if key not in stored_tensors}, runs[0].facts
     )
     for run in runs:
-        run.remember(known | missing)
+        run.remember(stored_tensors | missing)
     ready.set_result(None)
     await write_all(store, missing)
     return len(missing)
@@ -77,35 +77,35 @@ async def encode_image_prompts(runs: Sequence[RenderContext], ready: asyncio.Fut
 
 @task("encode init image")
 async def encode_start(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
-    """Encode the init images of runs (at least one, with one store) that it does not have; returns how many.
+    """Encode the init images of runs (at least one, with one store) that the store lacks; returns how many.
 
     `ready` is set once the runs know their start latents.
     """
     store = runs[0].store
-    wanted = {run.start_key: run for run in runs}
+    runs_by_key = {run.start_key: run for run in runs}
     specs = {run.start_key: run.start_specs for run in runs}
 
-    async def encoded(missing: Sequence[TensorKey]) -> dict[TensorKey, Tensors]:
-        return {key: await asyncio.to_thread(_start, wanted[key]) for key in missing}
+    async def encode_missing(missing: Sequence[TensorKey]) -> dict[TensorKey, Tensors]:
+        return {key: await asyncio.to_thread(_init_latent, runs_by_key[key]) for key in missing}
 
-    known, missing = await _found_or_made(store, specs, encoded)
+    stored_tensors, missing = await _read_or_make(store, specs, encode_missing)
     for run in runs:
-        run.remember({run.start_key: (known | missing)[run.start_key]})
+        run.remember({run.start_key: (stored_tensors | missing)[run.start_key]})
     ready.set_result(None)
     await write_all(store, missing)
     return len(missing)
 
 
-def _start(run: RenderContext) -> Tensors:
+def _init_latent(run: RenderContext) -> Tensors:
     with run.autoencoder() as autoencoder:
         return {"latent": autoencoder.encode(run.inputs["picture"])}
 
 
-async def _found_or_made(
+async def _read_or_make(
     store: Store,
     specs: Mapping[TensorKey, Specs],
     make: Callable[[Sequence[TensorKey]], Awaitable[dict[TensorKey, Tensors]]],
 ) -> tuple[dict[TensorKey, Tensors], dict[TensorKey, Tensors]]:
-    """Objects by key that the store has, and those that it does not have, made one after the other."""
-    known = await read_all(store, specs)
-    return known, await make([key for key in specs if key not in known])
+    """Objects by key: those that the store has, and those that it lacks, made one after the other."""
+    stored_tensors = await read_all(store, specs)
+    return stored_tensors, await make([key for key in specs if key not in stored_tensors])

@@ -1,4 +1,4 @@
-"""Task: a model's denoiser, with what steers it, into this process' memory. Parts are loaded and let go separately."""
+"""Task: a model's denoiser, with its ControlNets and T2I-Adapters, into this process' memory."""
 
 from __future__ import annotations
 

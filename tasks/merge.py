@@ -1,4 +1,4 @@
-"""Task: the pictures of many jobs put together: single files, a sheet, and a table of what is there and what is not."""
+"""Task: the pictures of many jobs put together: single files, a sheet, and a table of drawn and missing jobs."""
 
 from __future__ import annotations
 
@@ -48,26 +48,28 @@ async def merge(jobs: list[NamedJob], hashes: dict[str, str], columns: int, stor
     # The folder is made below that of all pictures, so that no link is followed that lies in its place.
     place, _, below = folder.rpartition("/")
     store, out, first = Store(store_url), _Out(Store(place or ".", "out"), below), dict[str, str]()
-    for named in jobs:
-        first.setdefault(hashes[named.name], named.name)
-    job_of = {named.name: named.job for named in jobs}
-    written = await map_concurrently(lambda item: _single(store, item[0], out, item[1], job_of[item[1]]), first.items())
-    by_hash = dict(zip(first, written, strict=True))
-    files = {named.name: by_hash[hashes[named.name]] for named in jobs}
-    found = {name: written for name, written in files.items() if written is not None}
-    made = await asyncio.to_thread(_sheet, jobs, found, columns, out)
-    missing = [name for name in files if name not in found]
-    told = MergeResult(sheet="sheet.png", images=found, missing=missing)
-    await asyncio.to_thread(out.store.write_json, out.key("sheet.json"), told.model_dump(mode="json"))
-    paths = {name: [f"{folder}/{file}" for file in written] for name, written in found.items()}
-    merged = MergeResult(sheet=f"{folder}/{told.sheet}", images=paths, missing=missing)
+    for named_job in jobs:
+        first.setdefault(hashes[named_job.name], named_job.name)
+    job_of = {named_job.name: named_job.job for named_job in jobs}
+    job_files = await map_concurrently(
+        lambda item: _write_pictures(store, item[0], out, item[1], job_of[item[1]]), first.items()
+    )
+    by_hash = dict(zip(first, job_files, strict=True))
+    files = {named_job.name: by_hash[hashes[named_job.name]] for named_job in jobs}
+    present_files = {name: job_files for name, job_files in files.items() if job_files is not None}
+    sheet_image = await asyncio.to_thread(_write_sheet, jobs, present_files, columns, out)
+    missing = [name for name in files if name not in present_files]
+    file_table = MergeResult(sheet="sheet.png", images=present_files, missing=missing)
+    await asyncio.to_thread(out.store.write_json, out.key("sheet.json"), file_table.model_dump(mode="json"))
+    paths = {name: [f"{folder}/{file}" for file in job_files] for name, job_files in present_files.items()}
+    result = MergeResult(sheet=f"{folder}/{file_table.sheet}", images=paths, missing=missing)
     if not in_flow_run():
-        return merged
-    description = f"{len(found)} of {len(files)} drawn"
-    await best_effort(create_image(as_data_uri(made), key="sheet", description=description))
-    table = _table(jobs, merged)
+        return result
+    description = f"{len(present_files)} of {len(files)} drawn"
+    await best_effort(create_image(as_data_uri(sheet_image), key="sheet", description=description))
+    table = _table(jobs, result)
     await best_effort(create_markdown(table, key="cells", description=description))
-    return merged
+    return result
 
 
 class _Out(NamedTuple):
@@ -80,30 +82,34 @@ class _Out(NamedTuple):
         return output(file, self.folder)
 
 
-def _single(store: Store, job_hash: str, out: _Out, name: str, job: RenderJob) -> list[str] | None:
+def _write_pictures(store: Store, job_hash: str, out: _Out, name: str, job: RenderJob) -> list[str] | None:
     """Write a job's pictures and record as files; their names, or None if it is not drawn."""
-    found = pictures_of(store, job_hash, job)
-    if found is None:
+    stored_pictures = pictures_of(store, job_hash, job)
+    if stored_pictures is None:
         return None
-    drawn, pictures = found
+    record, pictures = stored_pictures
     stem, files = file_stem(job_hash, name), list[str]()
     for i, data in enumerate(pictures):
         file = f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png"
         out.store.write(out.key(file), data)
         files.append(file)
-    out.store.write_json(out.key(f"{stem}.json"), drawn.model_dump(mode="json") | {"images": files})
+    out.store.write_json(out.key(f"{stem}.json"), record.model_dump(mode="json") | {"images": files})
     return files
 
 
-def _sheet(jobs: Sequence[NamedJob], found: Mapping[str, Sequence[str]], columns: int, out: _Out) -> Image.Image:
+def _write_sheet(jobs: Sequence[NamedJob], files: Mapping[str, Sequence[str]], columns: int, out: _Out) -> Image.Image:
     """Write the sheet of all. A batch may have several pictures for a job; each gets a place."""
-    places = [(file, named.job) for named in jobs for file in found.get(named.name, [None] * named.job.pictures)]
-    size = (max(named.job.width for named in jobs), max(named.job.height for named in jobs))
+    places = [
+        (file, named_job.job)
+        for named_job in jobs
+        for file in files.get(named_job.name, [None] * named_job.job.pictures)
+    ]
+    size = (max(named_job.job.width for named_job in jobs), max(named_job.job.height for named_job in jobs))
     pictures = (None if file is None else _picture(out, file, job) for file, job in places)
-    made, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
-    made.save(buffer, format="PNG")
+    sheet_image, buffer = sheet(pictures, (columns, -(-len(places) // columns)), size), io.BytesIO()
+    sheet_image.save(buffer, format="PNG")
     out.store.write(out.key("sheet.png"), buffer.getvalue())
-    return made
+    return sheet_image
 
 
 def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
@@ -112,10 +118,10 @@ def _picture(out: _Out, name: str, job: RenderJob) -> Image.Image | None:
     return None if data is None else unpacked(data, (job.width, job.height))
 
 
-def _table(jobs: Sequence[NamedJob], merged: MergeResult) -> str:
+def _table(jobs: Sequence[NamedJob], result: MergeResult) -> str:
     rows = "\n".join(
-        f"| {cell(named.name)} | {cell(named.job.prompt)} | {named.job.seed} "
-        f"| {'missing' if named.name in merged.missing else 'drawn'} |"
-        for named in jobs
+        f"| {cell(named_job.name)} | {cell(named_job.job.prompt)} | {named_job.job.seed} "
+        f"| {'missing' if named_job.name in result.missing else 'drawn'} |"
+        for named_job in jobs
     )
-    return f"Sheet: {code(merged.sheet)}\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"
+    return f"Sheet: {code(result.sheet)}\n\n| | prompt | seed | |\n| --- | --- | --- | --- |\n{rows}\n"

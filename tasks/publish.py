@@ -1,4 +1,4 @@
-"""Task: what people and programs see of a finished run: preview, summary, record."""
+"""Task: publishes a finished run for people and programs: pictures, summary, record."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
     def as_file(self) -> dict[str, Any]:
-        """What lies beside the pictures: it names them as they are named there, and no folder of this machine."""
-        told = self.as_json() | {"images": [image.rpartition("/")[2] for image in self.images]}
+        """The record as the file beside the pictures: it names them alone, and no folder of this machine."""
+        values = self.as_json() | {"images": [image.rpartition("/")[2] for image in self.images]}
         if not is_url(self.store):
-            del told["store"]
-        return told
+            del values["store"]
+        return values
 
 
 def versions() -> dict[str, str]:
@@ -72,17 +72,17 @@ def versions() -> dict[str, str]:
 async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
     """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
     file = output(f"{file_stem(record.job_hash, name)}.json")
-    written = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
+    record_write = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
     if not in_flow_run():
-        await written
+        await record_write
         return
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
-    shown = [create_image(_shown(data), key="picture", description=summary) for data in pictures]
-    listed = create_markdown(summary, key="summary", description=title)
-    await asyncio.gather(written, *map(best_effort, [listed, *shown]))
+    image_artifacts = [create_image(_data_uri(data), key="picture", description=summary) for data in pictures]
+    summary_artifact = create_markdown(summary, key="summary", description=title)
+    await asyncio.gather(record_write, *map(best_effort, [summary_artifact, *image_artifacts]))
 
 
-def _shown(data: bytes) -> str:
+def _data_uri(data: bytes) -> str:
     with Image.open(io.BytesIO(data)) as picture:
         return as_data_uri(picture)
 

@@ -28,13 +28,15 @@ async def regional_steps(batch: RunBatch, first: int, last: int, inputs: Inputs,
 async def _sample(batch: RunBatch, steps: int, inputs: Inputs, ready: asyncio.Future[Chunk]) -> None:
     """Sample, set `ready`, and store the states once `inputs` (masks, prompts and init images) are durable.
 
-    That order holds the store together: a state without what it was made from would be continued with other masks or
-    prompts, and then it is another picture's. The next chunk may begin once `ready` is set; this one is done when its
-    states are durable.
+    That order keeps the store consistent: a state without its inputs would be continued with other masks or prompts,
+    and be another picture's. The next chunk may begin once `ready` is set; this one is done when its states are
+    durable.
     """
-    before = set(batch.states())
+    keys_before = set(batch.states())
     chunk = await asyncio.to_thread(batch.advance, steps)
-    new = {key: (member.run.store, member.to_tensors()) for key, member in batch.states().items() if key not in before}
+    new = {
+        key: (member.run.store, member.to_tensors()) for key, member in batch.states().items() if key not in keys_before
+    }
     ready.set_result(chunk)
     await asyncio.shield(inputs)
     await map_concurrently(lambda item: item[1][0].write_tensors(item[0], item[1][1]), new.items())

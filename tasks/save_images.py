@@ -27,7 +27,7 @@ async def keep_pictures(finished: Sequence[RunProgress], first: int, last: int, 
     """
     files = [(member, await asyncio.to_thread(png_files, member.run, member.latents)) for member in finished]
     ready.set_result(None)
-    await map_concurrently(lambda one: save_pictures(*one), files)
+    await map_concurrently(lambda item: save_pictures(*item), files)
 
 
 def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
@@ -36,7 +36,7 @@ def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
     pictures = {keys.picture(digest(data)): data for data in files}
     for key, data in pictures.items():
         run.store.write(key, data)
-    drawn = RenderRecord(
+    record = RenderRecord(
         format=FORMAT,
         job=portable_job(run.job),
         files={field: NamedFile.model_validate(file) for field, file in run.files.items()},
@@ -50,4 +50,4 @@ def save_pictures(member: RunProgress, files: Sequence[bytes]) -> None:
         versions=versions(),
     )
     # Last, so that what the record names is there.
-    run.store.write_json(keys.drawn(run.job_hash), drawn.model_dump(mode="json", exclude_unset=True))
+    run.store.write_json(keys.drawn(run.job_hash), record.model_dump(mode="json", exclude_unset=True))

@@ -60,17 +60,17 @@ def grid(
     from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 
     # First, because it needs neither torch nor Prefect: mistakes are told before either is imported.
-    asked = read_grid(file, set_ or [])
+    grid_job = read_grid(file, set_ or [])
     server = server_for(as_flow_run)
     prepares_once(context)
     from prefect_regional_diffusion.flows.fan_out.draw_grid import check, draw_grid
 
-    prepared = check(asked)
+    prepared = check(grid_job)
     warn(prepared.warnings())
     check_places(store, out)
-    steps = 0 if parallel_shards else asked.rows * asked.columns * prepared.run.steps
+    steps = 0 if parallel_shards else grid_job.rows * grid_job.columns * prepared.run.steps
     start = draw_grid if server is None else server.flow("grid")
-    _draw(lambda: start(asked, parallel_shards, per_shard, store, out, file.stem[:80]), steps, as_json)
+    _draw(lambda: start(grid_job, parallel_shards, per_shard, store, out, file.stem[:80]), steps, as_json)
 
 
 def batch(
@@ -89,59 +89,59 @@ def batch(
     trust_the_caller()
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job_files
 
-    found = read_job_files(files, set_ or [])
+    job_files = read_job_files(files, set_ or [])
     server = server_for(as_flow_run)
     prepares_once(context)
     from prefect_regional_diffusion.flows.fan_out.draw_batch import draw_batch
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
 
-    prepared = prepared_files(found)
-    warn(f"{file}: {line}" for file, one in prepared.items() for line in one.warnings())
-    jobs = list(found.values())
+    prepared = prepared_files(job_files)
+    warn(f"{file}: {line}" for file, prepared_job in prepared.items() for line in prepared_job.warnings())
+    jobs = list(job_files.values())
     check_places(store, out)
-    steps = 0 if parallel_shards else sum(one.run.steps for one in prepared.values())
+    steps = 0 if parallel_shards else sum(prepared_job.run.steps for prepared_job in prepared.values())
     start = draw_batch if server is None else server.flow("batch")
     _draw(lambda: start(tuple(jobs), "", parallel_shards, per_shard, store, out), steps, as_json)
 
 
 def _draw(start: Callable[[], Any], steps: int, as_json: bool) -> None:
-    """Run the flow, with a bar of `steps` unless there are none to be seen here, and tell what it has drawn.
+    """Run the flow, with a progress bar of `steps` if there are any in this process, and print what it has drawn.
 
-    If pictures are missing, what is there is told before IncompleteRenderError is raised.
+    If pictures are missing, the totals are printed before IncompleteRenderError is raised.
     """
     with progress(steps, shown=steps > 0 and not as_json) as listeners:
         try:
-            done = in_context(listeners, start)
+            result = in_context(listeners, start)
         except IncompleteRenderError as error:
             if error.done:
                 print(_in_words(totals(error.done)), file=sys.stderr)
             raise
-    total = totals(done)
+    total = totals(result)
     if as_json:
-        print(json.dumps(done | {"totals": total}))
+        print(json.dumps(result | {"totals": total}))
         return
-    for image in dict.fromkeys(path for paths in done["images"].values() for path in paths):
+    for image in dict.fromkeys(path for paths in result["images"].values() for path in paths):
         say_path(image)
-    say_path(done["sheet"])
+    say_path(result["sheet"])
     say(_in_words(total), style="dim")
 
 
-def totals(done: dict[str, Any]) -> dict[str, Any]:
+def totals(result: dict[str, Any]) -> dict[str, Any]:
     """Of what `grid` or `batch` returns: pictures' jobs and their cost, and the seconds since this process started,
     in all and by stage.
 
     Where shards were drawn on other machines, what they cost is not known here: None.
     """
-    counted: list[dict[str, Any]] = done["counted"]
+    shard_results: list[dict[str, Any]] = result["counted"]
     stages = Counter[str]()
-    for part in counted:
+    for part in shard_results:
         stages.update(part["seconds"])
     costs = ("drawn", "found", "evaluations", "forwards")
     return {
-        "jobs": len(done["images"]) + len(done["missing"]),
-        **{name: sum(part[name] for part in counted) if counted else None for name in costs},
-        "missing": len(done["missing"]),
-        "shards": done["shards"],
+        "jobs": len(result["images"]) + len(result["missing"]),
+        **{name: sum(part[name] for part in shard_results) if shard_results else None for name in costs},
+        "missing": len(result["missing"]),
+        "shards": result["shards"],
         "seconds": round(time.monotonic() - stopping.BEGAN, 1),
         "stages": dict(stages),
     }
@@ -150,8 +150,8 @@ def totals(done: dict[str, Any]) -> dict[str, Any]:
 def _in_words(total: dict[str, Any]) -> str:
     shards = f"{total['shards']} shard{'' if total['shards'] == 1 else 's'}"
     if total["drawn"] is None:
-        there = total["jobs"] - total["missing"]
-        return f"{there} there, {total['missing']} missing, in {shards} on other machines, {total['seconds']} s"
+        num_present = total["jobs"] - total["missing"]
+        return f"{num_present} there, {total['missing']} missing, in {shards} on other machines, {total['seconds']} s"
     equal = total["jobs"] - total["drawn"] - total["found"] - total["missing"]
     return (
         f"{total['drawn']} drawn, {total['found']} found finished, "

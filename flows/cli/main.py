@@ -100,12 +100,12 @@ def render(
     from prefect_regional_diffusion.tasks.inputs.job_files import read_job
 
     # First, because it needs neither torch nor Prefect: mistakes are told before either is imported.
-    asked = read_job(job, set_ or [])
+    render_job = read_job(job, set_ or [])
     server = server_for(as_flow_run)
     prepares_once(context)
     from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 
-    prepared = preparations().look_up(asked)
+    prepared = preparations().look_up(render_job)
     check_places(store, out)
     warn(prepared.warnings())
     from prefect_regional_diffusion.flows.drawing.draw_job import draw_job

@@ -36,7 +36,7 @@ GOES_ON = "the same command goes on"
 
 
 def draws() -> None:
-    """Say what is true of a command that draws: all that it has stored is found by the next one."""
+    """Set the last line of a command that draws: the next one finds all that it has stored."""
     stopping.say(lambda: f"stopped before the first step; {GOES_ON}")
 
 
@@ -57,7 +57,7 @@ def prepares_once(context: typer.Context) -> None:
 
 
 class Listeners(NamedTuple):
-    """Who hears of a flow: of its finished steps and of all of them, and of what is loaded."""
+    """Listeners of a flow: one is called with its finished and total steps, one with each model part that is loaded."""
 
     on_step: Callable[[int, int], None]
     on_load: LoadListener
@@ -96,15 +96,15 @@ def warn(warnings: Iterable[str]) -> None:
 
 
 def in_context(listeners: Listeners, start: Callable[[], Coroutine[Any, Any, Any]]) -> dict[str, Any]:
-    """The result of a flow, with those who hear of it."""
+    """The result of a flow that runs with these listeners."""
     from prefect_regional_diffusion.tasks.machine.load_listener import load_listener
     from prefect_regional_diffusion.tasks.machine.step_listener import began, listener
 
-    steps, loads = listener.set(listeners.on_step), load_listener.set(listeners.on_load)
-    known = began.set(stopping.BEGAN)
+    step_token, load_token = listener.set(listeners.on_step), load_listener.set(listeners.on_load)
+    began_token = began.set(stopping.BEGAN)
     try:
         return stopping.run(start())
     finally:
-        listener.reset(steps)
-        load_listener.reset(loads)
-        began.reset(known)
+        listener.reset(step_token)
+        load_listener.reset(load_token)
+        began.reset(began_token)

@@ -43,16 +43,16 @@ def plan(context: typer.Context, job: Plannable, set_: Overrides = None, as_json
 
     # First, because it needs no torch: mistakes are told before it is imported.
     if not job.exists() and any(sign in str(job) for sign in "*?["):
-        found = read_job_files(str(job), set_ or [])
+        job_files = read_job_files(str(job), set_ or [])
         prepares_once(context)
-        _plan_batch(found, as_json=as_json)
+        _plan_batch(job_files, as_json=as_json)
         return
-    asked = read_any(job, set_ or [])
+    parsed_job = read_any(job, set_ or [])
     prepares_once(context)
-    if isinstance(asked, GridJob):
-        _plan_grid(job, asked, as_json=as_json)
+    if isinstance(parsed_job, GridJob):
+        _plan_grid(job, parsed_job, as_json=as_json)
     else:
-        _plan_job(job, asked, as_json=as_json)
+        _plan_job(job, parsed_job, as_json=as_json)
 
 
 def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
@@ -88,10 +88,10 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
-    steered = ["Rows of ControlNets"] if cost.control_rows else []
-    table = Table("Steps", "Rows per step", "Forwards per step", *steered, title=title)
+    control_columns = ["Rows of ControlNets"] if cost.control_rows else []
+    table = Table("Steps", "Rows per step", "Forwards per step", *control_columns, title=title)
     for steps, count in _rows_of_equal_cost(cost):
-        numbers = [count.evaluations, count.forwards, *([count.control_rows] if steered else [])]
+        numbers = [count.evaluations, count.forwards, *([count.control_rows] if control_columns else [])]
         table.add_row(steps, *map(str, numbers))
     console = Console()
     console.print(table)
@@ -111,10 +111,10 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
 
 def _rows_of_equal_cost(cost: Cost) -> list[tuple[str, Count]]:
     """Steps of the same cost: as stretches, or where these are many, as how many there are of each."""
-    stretches = cost.runs()
-    if len(stretches) > 8:
+    step_ranges = cost.runs()
+    if len(step_ranges) > 8:
         return [(f"{number} of {len(cost.per_step)}", count) for count, number in Counter(cost.per_step).items()]
-    return [(f"{first}" if first == last else f"{first} to {last}", count) for first, last, count in stretches]
+    return [(f"{first}" if first == last else f"{first} to {last}", count) for first, last, count in step_ranges]
 
 
 def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
@@ -127,65 +127,65 @@ def _plan_grid(file: Path, grid: GridJob, *, as_json: bool) -> None:
     check_cells("rows x columns", grid.rows, grid.columns)
     check(grid)
     jobs = cells(grid)
-    prepared = {one.name: checked(one) for one in dict.fromkeys(distinct(jobs).values())}
-    planned = plan_batch(jobs, prepared)
-    warnings = list(dict.fromkeys(line for one in prepared.values() for line in one.warnings()))
+    prepared = {named_job.name: checked(named_job) for named_job in dict.fromkeys(distinct(jobs).values())}
+    batch_plan = plan_batch(jobs, prepared)
+    warnings = list(dict.fromkeys(line for prepared_job in prepared.values() for line in prepared_job.warnings()))
     if as_json:
-        facts = {"cells": len(jobs), **_facts(planned), "warnings": warnings}
+        facts = {"cells": len(jobs), **_facts(batch_plan), "warnings": warnings}
         print(json.dumps(facts | {"rows": grid.rows, "columns": grid.columns}))
         return
     console = Console()
     say(f"{file.name}: {grid.rows} x {grid.columns} cells")
-    _tell(console, planned, len(jobs), "cells")
+    _tell(console, batch_plan, len(jobs), "cells")
     _warn(warnings)
 
 
-def _plan_batch(found: Mapping[Path, NamedJob], *, as_json: bool) -> None:
+def _plan_batch(job_files: Mapping[Path, NamedJob], *, as_json: bool) -> None:
     from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
     from prefect_regional_diffusion.tasks.check_jobs import prepared_files
     from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 
-    prepared = prepared_files(found)
-    jobs = [NamedJob(name=one.name, job=prepared[file].job) for file, one in found.items()]
-    planned = plan_batch(jobs, {one.name: prepared[file] for file, one in found.items()})
+    prepared = prepared_files(job_files)
+    jobs = [NamedJob(name=named_job.name, job=prepared[file].job) for file, named_job in job_files.items()]
+    batch_plan = plan_batch(jobs, {named_job.name: prepared[file] for file, named_job in job_files.items()})
     rows: list[dict[str, Any]] = [
         {
             "file": str(file),
-            "name": found[file].name,
-            "job_hash": one.job_hash,
-            "steps": one.run.steps,
-            "evaluations": one.cost.evaluations,
-            "forwards": one.cost.forwards,
-            "warnings": one.warnings(),
+            "name": job_files[file].name,
+            "job_hash": prepared_job.job_hash,
+            "steps": prepared_job.run.steps,
+            "evaluations": prepared_job.cost.evaluations,
+            "forwards": prepared_job.cost.forwards,
+            "warnings": prepared_job.warnings(),
         }
-        for file, one in prepared.items()
+        for file, prepared_job in prepared.items()
     ]
     if as_json:
-        print(json.dumps({"jobs": rows, **_facts(planned)}))
+        print(json.dumps({"jobs": rows, **_facts(batch_plan)}))
         return
     table = Table("Job", "Steps", "Evaluations", "Forwards", title="Each alone")
     for row in rows:
         table.add_row(cell(row["file"]), *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
     console = Console()
     console.print(table)
-    _tell(console, planned, len(found), "jobs")
+    _tell(console, batch_plan, len(job_files), "jobs")
     _warn(f"{row['file']}: {line}" for row in rows for line in row["warnings"])
 
 
-def _facts(planned: BatchPlan) -> dict[str, int]:
-    return {"distinct": planned.distinct, "shards": planned.shards, **planned.cost._asdict()}
+def _facts(batch_plan: BatchPlan) -> dict[str, int]:
+    return {"distinct": batch_plan.distinct, "shards": batch_plan.shards, **batch_plan.cost._asdict()}
 
 
-def _tell(console: Console, planned: BatchPlan, number: int, what: str) -> None:
-    cost = planned.cost
-    equal = f", {number - planned.distinct} of them equal to another" if number > planned.distinct else ""
+def _tell(console: Console, batch_plan: BatchPlan, number: int, unit: str) -> None:
+    cost = batch_plan.cost
+    equal = f", {number - batch_plan.distinct} of them equal to another" if number > batch_plan.distinct else ""
     shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
-    console.print(f"Together: {number} {what}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
+    console.print(f"Together: {number} {unit}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
     _tell_controls(console, cost.control_rows)
-    parts = "1 shard" if planned.shards == 1 else f"{planned.shards} shards"
+    parts = "1 shard" if batch_plan.shards == 1 else f"{batch_plan.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
-    console.print(f"With --parallel-shards or --per-shard, {what} share fewer forwards and steps", style="dim")
+    console.print(f"With --parallel-shards or --per-shard, {unit} share fewer forwards and steps", style="dim")
 
 
 def _tell_controls(console: Console, rows: int) -> None:

@@ -88,8 +88,8 @@ def prune(
     target = _open(store)
     objects = to_prune(target, _policy(keep), older_than * DAY)
     if not dry_run:
-        target.remove(stored.key for stored in objects if stored.key is not None)
-    size = sum(stored.size for stored in objects)
+        target.remove(entry.key for entry in objects if entry.key is not None)
+    size = sum(entry.size for entry in objects)
     if as_json:
         print(json.dumps({"removed": not dry_run, "objects": len(objects), "bytes": size}))
         return

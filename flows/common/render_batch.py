@@ -27,8 +27,8 @@ class SampledBatch(NamedTuple):
     """Finished runs, in the order that they were given in, with what sampling them cost here."""
 
     members: tuple[RunProgress, ...]
-    begun: asyncio.Task[list[RunRecord]]
-    """What the store is told of the runs, once it is."""
+    run_records: asyncio.Task[list[RunRecord]]
+    """The store's records of the runs, once they are written."""
     restored_steps: int
     computed_steps: int
     cost: Count
@@ -41,31 +41,31 @@ async def sample_batch(
 
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
     """
-    these = list(runs.values())
+    contexts = list(runs.values())
     # First: image encoders and adapters are let go before anything else is loaded, and refused if they do not load.
-    looking = [run for run in these if run.images]
-    if looking:
-        await writes.first_result(partial(encode_image_prompts, looking))
-    starts = [run for run in these if run.job.init_image is not None]
-    if starts:
-        await writes.first_result(partial(encode_start, starts))
+    with_images = [run for run in contexts if run.images]
+    if with_images:
+        await writes.first_result(partial(encode_image_prompts, with_images))
+    with_init_image = [run for run in contexts if run.job.init_image is not None]
+    if with_init_image:
+        await writes.first_result(partial(encode_start, with_init_image))
     _, restored = await asyncio.gather(
-        writes.first_result(partial(encode_prompts, these)), asyncio.gather(*map(newest, these))
+        writes.first_result(partial(encode_prompts, contexts)), asyncio.gather(*map(newest, contexts))
     )
     clock.lap("encode prompts")
     inputs = writes.all_pending()
-    begun = writes.start(map_concurrently(lambda item: begin(item[1], item[0]), runs.items()))
+    run_records = writes.start(map_concurrently(lambda item: begin(item[1], item[0]), runs.items()))
     with closing(RunBatch(restored)) as batch:
         # Only now: text encoders may be let go before, and runs that only have to be decoded need no denoiser.
         if any(member.left for member in restored):
-            for model in these[0].models:
+            for model in contexts[0].models:
                 await load_model(model, batch)
         clock.lap("load model")
         restored_steps, _ = batch.steps_done()
         report_step(*batch.steps_done())
-        shown = RunArtifacts(batch)
-        chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, shown.renew)
-        writes.start(shown.end())
+        artifacts = RunArtifacts(batch)
+        chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, artifacts.renew)
+        writes.start(artifacts.end())
     clock.lap("sample")
     cost = Count(sum(chunk.cost.evaluations for chunk in chunks), sum(chunk.cost.forwards for chunk in chunks))
-    return SampledBatch(batch.members, begun, restored_steps, sum(chunk.steps for chunk in chunks), cost)
+    return SampledBatch(batch.members, run_records, restored_steps, sum(chunk.steps for chunk in chunks), cost)

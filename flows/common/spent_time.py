@@ -34,11 +34,11 @@ def spent(stages: Mapping[str, float], total: float) -> str:
 
     `stages` are the seconds of a record, which begin when the command does; what comes after them is written.
     """
-    ends, elapsed = list[float](), 0.0
+    end_times, elapsed = list[float](), 0.0
     for part in PARTS.values():
         elapsed += sum(stages.get(stage, 0.0) for stage in part)
-        ends.append(round(min(elapsed, total), 1))
-    ends.append(round(total, 1))
-    parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+        end_times.append(round(min(elapsed, total), 1))
+    end_times.append(round(total, 1))
+    parts = [end - begin for begin, end in zip([0.0, *end_times], end_times, strict=False)]
     breakdown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, "write"], parts, strict=True))
-    return f"{ends[-1]:.1f} s ({breakdown})"
+    return f"{end_times[-1]:.1f} s ({breakdown})"

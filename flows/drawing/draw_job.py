@@ -43,8 +43,8 @@ async def draw_job(
     async with PendingWrites() as writes:
         run = await writes.first_result(partial(build_masks, job, store_url))
         clock.lap("build masks")
-        sampled = await sample_batch({name: run}, checkpoint_steps, writes, clock)
-        (finished,) = sampled.members
+        batch = await sample_batch({name: run}, checkpoint_steps, writes, clock)
+        (finished,) = batch.members
         pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
         clock.lap("decode")
     clock.lap("write")
@@ -57,15 +57,15 @@ async def draw_job(
         latents=finished.state_key,
         store=redacted(store_url),
         images=list(pictures),
-        steps_computed=sampled.computed_steps,
-        steps_restored=sampled.restored_steps,
-        evaluations=sampled.cost.evaluations,
-        forwards=sampled.cost.forwards,
+        steps_computed=batch.computed_steps,
+        steps_restored=batch.restored_steps,
+        evaluations=batch.cost.evaluations,
+        forwards=batch.cost.forwards,
         seconds=clock.laps,
         devices=finished.devices,
         numerics={"latents": run.numerics, "pictures": run.picture_numerics},
         versions=versions(),
     )
-    keeping = finish({run: sampled.begun.result()[0]}, keep or settings().keep)
+    keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
     await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
     return record.as_json()

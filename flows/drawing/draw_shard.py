@@ -80,4 +80,4 @@ async def _draw(
         await writes.drain_to(settings().max_pending_writes)
     await writes.drain_to(0)
     clock.lap("write")
-    return batch.cost, dict(zip(runs.values(), batch.begun.result(), strict=True))
+    return batch.cost, dict(zip(runs.values(), batch.run_records.result(), strict=True))

@@ -95,13 +95,15 @@ async def draw(
         requests = [_part(part, hash_of, places, store) for part in parts]
         unfinished = await run_shards(requests, sharding.poll, sharding.crash_timeout_seconds)
     folder = f"{out}/{file_stem(content_hash([columns, list(hashes.values())]), name)}"
-    merged = await merge(list(jobs), hashes, columns, store, folder)
-    result = merged.model_dump(mode="json") | {"shards": len(parts), "counted": shard_results}
-    if merged.missing:
+    merge_result = await merge(list(jobs), hashes, columns, store, folder)
+    result = merge_result.model_dump(mode="json") | {"shards": len(parts), "counted": shard_results}
+    if merge_result.missing:
         reason = f"not found whole in {plain_path(store)}"
         if unfinished:
             reason = f"{_name_list(unfinished)} did not complete"
-        raise IncompleteRenderError(f"not drawn: {_name_list(merged.missing)} ({reason}); start the run again", result)
+        raise IncompleteRenderError(
+            f"not drawn: {_name_list(merge_result.missing)} ({reason}); start the run again", result
+        )
     await forget_branch_points(Store(store), hash_of.values(), places.keep or settings().keep)
     return result
 

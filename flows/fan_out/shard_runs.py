@@ -40,7 +40,7 @@ class ShardRequest(NamedTuple):
     """Of the shard's run."""
     key: str
     """Stands for everything that makes the pictures: other jobs, images, weights or places have another one."""
-    drawn: Callable[[], Awaitable[bool]]
+    is_drawn: Callable[[], Awaitable[bool]]
     """Whether all of its pictures are there."""
 
 
@@ -80,7 +80,7 @@ async def _run_of(number: int, request: ShardRequest, crash_timeout_seconds: flo
     for attempt in range(1, max(flow_run.get_run_count(), 1) + 1):
         start = partial(_start, dict(request.parameters) | {"name": name}, f"{parent_id}/{request.key}/{attempt}")
         run = await _server_retry(crash_timeout_seconds).acall(start)
-        if not _has_ended(run, crash_timeout_seconds) or (_has_completed(run) and await request.drawn()):
+        if not _has_ended(run, crash_timeout_seconds) or (_has_completed(run) and await request.is_drawn()):
             break
     assert run is not None
     return run

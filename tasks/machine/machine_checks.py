@@ -1,4 +1,4 @@
-"""What a machine's settings ask of its hardware and software is there, or is refused before anything is loaded."""
+"""Checks that a machine has the hardware and software that its settings need, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_device(device: str) -> None:
 
 
 def check_offload(offload: str, device: str, compiled: str) -> None:
-    """Raise BadInput for what has nowhere to go, or does not go together."""
+    """Raise BadInput for offloading on the device cpu, and for sequential offloading of compiled networks."""
     if device == "cpu":
         raise BadInput("REGIONAL_OFFLOAD", offload, "none on the device cpu, which has no other memory")
     if offload == "sequential" and compiled != "off":
@@ -42,8 +42,8 @@ def check_compile(mode: str, device: str) -> None:
 
 
 def _compilers() -> list[str]:
-    own = str(sysconfig.get_config_var("CXX") or "").split()
-    return [*own[:1], "g++", "clang++"]
+    python_compiler = str(sysconfig.get_config_var("CXX") or "").split()
+    return [*python_compiler[:1], "g++", "clang++"]
 
 
 def _reason(error: Exception) -> str:

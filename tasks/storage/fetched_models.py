@@ -78,27 +78,29 @@ def fetched(field: str, url: str) -> str:
 
 def is_fetched(path: str) -> bool:
     """Whether this process has fetched what lies at a real path."""
-    real = Path(path)
-    return any(real.is_relative_to(Path(place).parent) for place in _fetched.values())
+    real_path = Path(path)
+    return any(real_path.is_relative_to(Path(place).parent) for place in _fetched.values())
 
 
 def _fetch(field: str, url: str) -> str:
     system, path = fsspec.url_to_fs(url, use_listings_cache=False, **storage_options(url))
-    objects = _listed(field, url, system, path)
+    objects = _list_objects(field, url, system, path)
     cache = Path(settings().model_cache).expanduser()
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    version = content_hash([url, [[one.name, one.size, one.etag] for one in objects]])
+    version = content_hash(
+        [url, [[remote_object.name, remote_object.size, remote_object.etag] for remote_object in objects]]
+    )
     entry = cache.resolve() / f"{PurePosixPath(path).name[:80]}-{version[:32]}"
-    with _locked(entry):
-        digests = _whole(entry, url)
-        missing = [one for one in objects if one.name not in digests]
+    with _lock_entry(entry):
+        digests = _checked_digests(entry, url)
+        missing = [remote_object for remote_object in objects if remote_object.name not in digests]
         if missing:
-            make_room(field, url, cache, entry, sum(one.size for one in objects))
-            logger.info("fetching %s: %d bytes", url, sum(one.size for one in missing))
-            for one in missing:
-                digests[one.name] = _downloaded(field, url, system, entry, one)
+            make_room(field, url, cache, entry, sum(remote_object.size for remote_object in objects))
+            logger.info("fetching %s: %d bytes", url, sum(remote_object.size for remote_object in missing))
+            for remote_object in missing:
+                digests[remote_object.name] = _download(field, url, system, entry, remote_object)
                 _write_record(entry, digests)
-            if _listed(field, url, system, path) != objects:
+            if _list_objects(field, url, system, path) != objects:
                 raise ModelError(field, url, _CHANGED)
             logger.info("fetched %s", url)
         # When it was used last; and so long as this process lives it is not removed.
@@ -112,32 +114,32 @@ def _is_file(path: str) -> bool:
     return path.lower().endswith(WEIGHTS)
 
 
-def _listed(field: str, url: str, system: Any, path: str) -> list[RemoteObject]:
+def _list_objects(field: str, url: str, system: Any, path: str) -> list[RemoteObject]:
     """The objects of a model, a file's own first. Names begin with the last part of the URL."""
-    above = path.rpartition("/")[0]
-    found: dict[str, dict[str, Any]] = {}
+    prefix = path.rpartition("/")[0]
+    info_by_key: dict[str, dict[str, Any]] = {}
     if _is_file(path):
-        found[path] = retry_transient(url, partial(system.info, path), "read", field)
+        info_by_key[path] = retry_transient(url, partial(system.info, path), "read", field)
         path = path.rpartition(".")[0]
     below: dict[str, dict[str, Any]] = retry_transient(url, partial(system.find, path, detail=True), "list", field)
-    wanted = _OTHERS if found else (*WEIGHTS, *_OTHERS)
-    found |= {key: about for key, about in sorted(below.items()) if key.lower().endswith(wanted)}
+    suffixes = _OTHERS if info_by_key else (*WEIGHTS, *_OTHERS)
+    info_by_key |= {key: info for key, info in sorted(below.items()) if key.lower().endswith(suffixes)}
     objects = [
-        RemoteObject(key.removeprefix(f"{above}/"), key, int(about["size"]), str(about.get("ETag", "")))
-        for key, about in found.items()
-        if about["type"] == "file"
+        RemoteObject(key.removeprefix(f"{prefix}/"), key, int(info["size"]), str(info.get("ETag", "")))
+        for key, info in info_by_key.items()
+        if info["type"] == "file"
     ]
     if not objects:
         raise ModelError(field, url, "does not exist, or has no weights, configurations and tokenizers below it")
     if len(objects) > _MOST_OBJECTS:
         raise ModelError(field, url, f"has {len(objects)} objects, more than {_MOST_OBJECTS}")
-    odd = next((one for one in objects if _NAME.fullmatch(one.name) is None), None)
-    if odd is not None:
-        raise ModelError(field, url, f"has an object that no file is called like ({odd.name!r:.80})")
+    bad_object = next((remote_object for remote_object in objects if _NAME.fullmatch(remote_object.name) is None), None)
+    if bad_object is not None:
+        raise ModelError(field, url, f"has an object that no file is called like ({bad_object.name!r:.80})")
     return objects
 
 
-def _whole(entry: Path, url: str) -> dict[str, str]:
+def _checked_digests(entry: Path, url: str) -> dict[str, str]:
     """SHA-256 by name of the files that are there, with the content that they were fetched with."""
     try:
         record: dict[str, str] = json.loads((entry / _RECORD).read_bytes())
@@ -148,18 +150,18 @@ def _whole(entry: Path, url: str) -> dict[str, str]:
     return {name: digest for name, digest in record.items() if name in files and files.digest(name).hex() == digest}
 
 
-def _downloaded(field: str, url: str, system: Any, entry: Path, one: RemoteObject) -> str:
+def _download(field: str, url: str, system: Any, entry: Path, remote_object: RemoteObject) -> str:
     """Fetch an object block by block, after what is there of it, and name it when it is whole. Returns its SHA-256."""
-    file = entry / _CONTENT / one.name
-    part = entry / _PARTS / hashlib.sha256(one.name.encode()).hexdigest()
+    file = entry / _CONTENT / remote_object.name
+    part = entry / _PARTS / hashlib.sha256(remote_object.name.encode()).hexdigest()
     for folder in (file.parent, part.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with part.open("a+b") as stream:
-        while (there := stream.seek(0, os.SEEK_END)) < one.size:
-            end = min(there + _BLOCK_BYTES, one.size)
-            read = partial(system.cat_file, one.path, start=there, end=end)
-            block: bytes = retry_transient(url, read, "read", field)
-            if len(block) != end - there:
+        while (size := stream.seek(0, os.SEEK_END)) < remote_object.size:
+            end = min(size + _BLOCK_BYTES, remote_object.size)
+            read_block = partial(system.cat_file, remote_object.path, start=size, end=end)
+            block: bytes = retry_transient(url, read_block, "read", field)
+            if len(block) != end - size:
                 raise ModelError(field, url, _CHANGED)
             stream.write(block)
             stream.flush()
@@ -177,7 +179,7 @@ def _write_record(entry: Path, digests: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _locked(entry: Path) -> Generator[None]:
+def _lock_entry(entry: Path) -> Generator[None]:
     """Alone with an entry on this machine; another process that fetches it is waited for."""
     with lock_file(entry, "fetch").open("ab") as lock:
         try:

@@ -1,4 +1,4 @@
-"""Room for fetched models: what was used longest ago is removed, and nothing that a process still uses or fetches."""
+"""Room for fetched models: the least recently used are removed, but none that a process still uses or fetches."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def make_room(field: str, url: str, cache: Path, entry: Path, needed: int) -> No
         raise ModelError(field, url, f"has {needed} bytes, more than {most} (REGIONAL_MAX_MODEL_CACHE_BYTES)")
     others = [folder for folder in cache.resolve().iterdir() if folder.is_dir() and folder != entry]
     sizes = {folder: _bytes(folder) for folder in others}
-    for folder in sorted(others, key=lambda one: one.stat().st_mtime):
+    for folder in sorted(others, key=lambda folder_path: folder_path.stat().st_mtime):
         if sum(sizes.values()) + needed <= most:
             return
-        if _removed(folder):
+        if _remove_unused(folder):
             logger.info("removed %s, which was used longest ago", folder)
             del sizes[folder]
-    left = most - sum(sizes.values())
-    if left < needed:
+    room = most - sum(sizes.values())
+    if room < needed:
         raise ModelError(
             field,
             url,
-            f"has {needed} bytes, and REGIONAL_MAX_MODEL_CACHE_BYTES leaves {max(0, left)} beside models in use",
+            f"has {needed} bytes, and REGIONAL_MAX_MODEL_CACHE_BYTES leaves {max(0, room)} beside models in use",
         )
 
 
@@ -54,7 +54,7 @@ def _bytes(folder: Path) -> int:
     return total
 
 
-def _removed(folder: Path) -> bool:
+def _remove_unused(folder: Path) -> bool:
     """Whether an entry could be removed: nobody fetches it or uses it."""
     with lock_file(folder, "fetch").open("ab") as fetches, lock_file(folder, "use").open("ab") as uses:
         try:

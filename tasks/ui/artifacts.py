@@ -1,4 +1,4 @@
-"""What a person sees of a run that goes on: its plan, how far it is, and a preview of the picture."""
+"""Artifacts of a run in progress: its plan, a progress bar, and a preview of the picture."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Of several pictures, as many are shown as have no more cells together than a squ
 
 
 async def best_effort(work: Awaitable[object]) -> None:
-    """Wait for what only tells people something. If the server does not take it, that is said, and the run goes on."""
+    """Await a best-effort update of the UI: a failure is logged, and the run goes on."""
     try:
         await work
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost a picture
@@ -52,20 +52,20 @@ class ProgressArtifact:
         self._id: UUID | None = None
         self._words = ""
 
-    async def show(self, done: int, of: int, words: str) -> None:
-        """Show how much of it is done, unless it says that already."""
-        if words == self._words:
+    async def show(self, done: int, total: int, label: str) -> None:
+        """Show how much is done, unless the bar shows that already."""
+        if label == self._words:
             return
-        share = 100 * done / of
+        share = 100 * done / total
         if self._id is None:
-            self._id = await create_progress(share, key="progress", description=words)
+            self._id = await create_progress(share, key="progress", description=label)
         else:
-            await update_progress(self._id, share, words)
-        self._words = words
+            await update_progress(self._id, share, label)
+        self._words = label
 
 
 class RunArtifacts:
-    """Plan, progress bar and preview on the server, renewed while sampling goes on and never in its way.
+    """Plan, progress bar and preview on the server, renewed in the background while sampling goes on.
 
     Of one run, or of several that are drawn together; those have no plan, because what they share is only known
     while they are drawn. Outside of a flow run there is no server, and nothing is shown.
@@ -76,28 +76,28 @@ class RunArtifacts:
         self._bar = ProgressArtifact()
         self._preview: UUID | None = None
         self._bar_at = self._preview_at = time.monotonic()
-        self._told = in_flow_run()
+        self._has_server = in_flow_run()
         self._renewal = asyncio.create_task(best_effort(self._begin()))
 
     def renew(self) -> None:
         """Show where the run is, in the background, unless that was done a moment ago or is being done."""
-        if self._told and time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
+        if self._has_server and time.monotonic() - self._bar_at >= BAR_SECONDS and self._renewal.done():
             self._bar_at = time.monotonic()
-            # What was no failure of the telling: a signal to end, for instance.
+            # Raises what `best_effort` does not catch: a signal to end, for instance.
             self._renewal.result()
             self._renewal = asyncio.create_task(best_effort(self._renew()))
 
     async def end(self) -> None:
         """Show where the run ended."""
         await self._renewal
-        if self._told:
+        if self._has_server:
             await best_effort(self._show_progress())
             # A run that was too fast for a preview shows what it became.
             if self._preview is None and settings().preview_seconds > 0:
                 await best_effort(self._show_preview())
 
     async def _begin(self) -> None:
-        if not self._told:
+        if not self._has_server:
             return
         await self._show_progress()
         if len(self._batch.members) == 1:
@@ -110,8 +110,8 @@ class RunArtifacts:
 
     @property
     def _words(self) -> str:
-        (done, of), jobs = self._batch.steps_done(), len(self._batch.members)
-        return f"Step {done} of {of}" + (f" in {jobs} jobs" if jobs > 1 else "")
+        (done, total), jobs = self._batch.steps_done(), len(self._batch.members)
+        return f"Step {done} of {total}" + (f" in {jobs} jobs" if jobs > 1 else "")
 
     async def _renew(self) -> None:
         await self._show_progress()
@@ -131,11 +131,11 @@ class RunArtifacts:
 
 def _plan(run: RenderContext) -> str:
     """Rows and forwards per step, as a table."""
-    planned = cost(run.sampling_run, settings().max_forward_rows, prompts=run.unencoded)
+    run_cost = cost(run.sampling_run, settings().max_forward_rows, prompts=run.unencoded)
     rows = "\n".join(
-        f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in planned.runs()[:40]
+        f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in run_cost.runs()[:40]
     )
-    total = f"{planned.evaluations} network rows in {planned.forwards} forwards.\n\n"
+    total = f"{run_cost.evaluations} network rows in {run_cost.forwards} forwards.\n\n"
     return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
 
 
