@@ -9,7 +9,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -41,7 +41,7 @@ def run_of(changes: dict[str, Any]) -> Any:
 
 def state_names(run: Any) -> list[str]:
     """The name of the state after each step."""
-    segments = named(run.segments(), "test", {})
+    segments = segment_keys(run.segments(), "test", {})
     return [next(c.name for c in reversed(segments) if c.first < step) for step in range(1, run.steps + 1)]
 
 
@@ -114,4 +114,4 @@ def test_a_job_goes_on_from_another_jobs_state(sampler: str) -> None:
 def test_what_cannot_be_told_is_refused() -> None:
     run = run_of({})
     with pytest.raises(TypeError, match="object has no place"):
-        named([run.segments()[0]._replace(values=object())], "test", {})
+        segment_keys([run.segments()[0]._replace(values=object())], "test", {})

@@ -16,7 +16,7 @@ from PIL import Image as Photograph
 from pydantic import BaseModel
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.job.adapters import Control, ImagePrompt, Lora
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import (
     NODES,
@@ -364,7 +364,7 @@ def _keys(text: str) -> Keys:
             small = torch.nn.functional.avg_pool2d(pixels, prepared.folder.facts.vae_scale_factor)
             run = run.with_init_latent(torch.cat([small, small[:, :1]], dim=1))
         context = prepared.inputs.model_keys[job.model].digest
-        found.latents[name] = named(run.segments(), context, prepared.inputs.model_keys)[-1].name
+        found.latents[name] = segment_keys(run.segments(), context, prepared.inputs.model_keys)[-1].name
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -95,7 +95,7 @@ def state_names(fields: dict[str, Any]) -> list[str]:
     run = compose(
         resolve(job), {"embedded": MODELS["eps"]}, torch.zeros(job.pictures, 4, 8, 8), region_masks(resolve(job), {}, 8)
     )
-    return [segment.name for segment in named(run.segments(), "test", {})]
+    return [segment.name for segment in segment_keys(run.segments(), "test", {})]
 
 
 @cache

@@ -45,21 +45,21 @@ class MaskedPass:
     Latents without channels are only counted, and get no noise.
     """
 
-    planned: NodePass
+    node_pass: NodePass
     shape: Shape
 
     @cached_property
     def sigma_schedule(self) -> tuple[Level, ...]:
-        return self.planned.sigma_schedule
+        return self.node_pass.sigma_schedule
 
     @cached_property
     def solver(self) -> Solver[Any]:
-        return self.planned.solver
+        return self.node_pass.solver
 
     @cached_property
     def noise(self) -> Latent:
-        """What is added at the start; zeros: nothing."""
-        call = self.planned.call
+        """The noise that is added at the start; zeros for none."""
+        call = self.node_pass.call
         seed_noise = InitialNoise(call.seed, self.shape, call.batch_index) if call.add_noise else None
         initial = call.noise or seed_noise
         return torch.zeros(self.shape) if initial is None or self.shape[1] == 0 else initial.draw()
@@ -67,21 +67,23 @@ class MaskedPass:
     @cached_property
     def mask(self) -> LatentMask | None:
         """[b, 1, h, w], 1 where the latent may change; without one it all may."""
-        mask, (batch, _, rows, columns) = self.planned.call.mask, self.shape
+        mask, (batch, _, rows, columns) = self.node_pass.call.mask, self.shape
         return None if mask is None else noise_mask(mask, (batch, 1, rows, columns))
 
     @cached_property
     def step_noise(self) -> Noise:
-        """What stochastic steps draw."""
+        """The noise of stochastic steps."""
         if self.noise.numel() == 0:
             return NoNoise(self.shape)
-        return ComfyNoise(self.shape, self.planned.call.seed, self.solver.draws, *self.planned.path)
+        return ComfyNoise(self.shape, self.node_pass.call.seed, self.solver.draws, *self.node_pass.path)
 
     @cached_property
     def outside_noise(self) -> Latent:
         """The noise that the latent outside of the mask has at every level."""
         # DDIM as ComfyUI has it: Euler's method that re-noises the outside with the next seed's noise.
-        return initial_noise(self.planned.call.seed + 1, self.shape) if self.planned.sampler == "ddim" else self.noise
+        return (
+            initial_noise(self.node_pass.call.seed + 1, self.shape) if self.node_pass.sampler == "ddim" else self.noise
+        )
 
     @cached_property
     def unchanged(self) -> bool:
@@ -90,13 +92,13 @@ class MaskedPass:
 
     def initial_state(self, latent: Latent) -> PassState:
         """The state before the first step, from the boundary latent [b, c, h, w]."""
-        x = add_noise(latent, self.noise, self.sigma_schedule[0], self.planned.levels)
+        x = add_noise(latent, self.noise, self.sigma_schedule[0], self.node_pass.levels)
         return PassState(0, x, self.solver.init(x), x)
 
     def advance(self, state: PassState, latent: Latent) -> RunStep[PassState]:
         """The next step of a pass that began with the boundary latent; adaptive solvers take all steps at once."""
         predictions: list[Latent] = []
-        ctx = StepContext(self.sigma_schedule, state.step, self.planned.levels, self.step_noise)
+        ctx = StepContext(self.sigma_schedule, state.step, self.node_pass.levels, self.step_noise)
         solver_step = self.solver.step(state.x, state.solver, ctx)
         try:
             request = next(solver_step)
@@ -104,7 +106,7 @@ class MaskedPass:
                 if self.unchanged and not request.unconditional:
                     prediction = DenoisedPrediction(latent)
                 else:
-                    guided_request = (self._mask_input(request, latent), self.planned.call.config.guidance)
+                    guided_request = (self._mask_input(request, latent), self.node_pass.call.config.guidance)
                     prediction = self._mask_output((yield {0: guided_request})[0], latent)
                 predictions.append(prediction.denoised)
                 request = solver_step.send(prediction)
@@ -115,11 +117,11 @@ class MaskedPass:
         return PassState(state.step + 1, x, memory, predictions[0])
 
     def result(self, state: PassState, latent: Latent) -> Latent:
-        """What the pass leaves after its last step: a boundary latent, laid over the one that it began with."""
-        output = state.denoised if self.planned.last_prediction else self._boundary(state.x)
-        if not self.planned.keeps_outside:
+        """The pass' boundary latent after its last step, composited over the one that it began with."""
+        output = state.denoised if self.node_pass.last_prediction else self._boundary(state.x)
+        if not self.node_pass.keeps_outside:
             return output
-        return composite(latent, output, 0, 0, self.planned.call.mask)
+        return composite(latent, output, 0, 0, self.node_pass.call.mask)
 
     def _mask_input(self, request: DenoiseRequest, latent: Latent) -> DenoiseRequest:
         """The request with x outside the mask replaced by the latent, noised to the request's level."""

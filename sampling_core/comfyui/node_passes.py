@@ -148,16 +148,16 @@ def _sigma_range(sigmas: Sequence[float], call: KSamplerCall) -> tuple[tuple[flo
 
     None where it starts past the end and changes nothing.
     """
-    whole = list(sigmas)
-    part = whole
-    if call.end < len(whole) - 1:
-        part = whole[: call.end + 1]
+    all_sigmas = list(sigmas)
+    part = all_sigmas
+    if call.end < len(all_sigmas) - 1:
+        part = all_sigmas[: call.end + 1]
         if not call.leftover and part:
             # The originals write this zero into the schedule itself, and so shorten the Brownian path.
-            part[-1] = whole[call.end] = 0.0
+            part[-1] = all_sigmas[call.end] = 0.0
     if call.start >= len(part) - 1:
         return None
-    return tuple(part[call.start :]), _span(whole)
+    return tuple(part[call.start :]), _span(all_sigmas)
 
 
 def _check(call: KSamplerCall, field: str) -> None:

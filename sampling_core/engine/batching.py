@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPredic
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
 
 AdaptersOfRow = Callable[[str, AdapterKeys], RowAdapters]
-"""What a row of a model has beside its prompt, loaded, by its keys. Raises KeyError for what is not loaded."""
+"""The loaded adapters of a model's row, by their keys. Raises KeyError for adapters that are not loaded."""
 
 
 def without_adapters(model: str, keys: AdapterKeys) -> RowAdapters:
@@ -34,20 +34,20 @@ def without_adapters(model: str, keys: AdapterKeys) -> RowAdapters:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What a run is evaluated with: denoisers by model, and encoded prompts, each of one row."""
+    """The inputs of evaluations: denoisers by model, and encoded prompts, each of one row."""
 
     networks: Mapping[str, Denoiser]
     conditionings: Mapping[PromptKey, Conditioning]
     max_forward_rows: int | None = None
     """Most rows of one forward; None: as many as there are."""
     adapters: AdaptersOfRow = LoadedAdapters().of_row
-    """What a row has beside its prompt."""
+    """The adapters of a row."""
     oom_batch_limit: dict[tuple[str, torch.Size], int] = field(default_factory=dict[tuple[str, torch.Size], int])
     """Rows for which a GPU's memory sufficed once it had not, by model and shape of latent: found while running."""
 
 
 class Count(NamedTuple):
-    """What was asked of the network: rows (evaluations of one latent under one prompt) and calls."""
+    """Work of the network: rows (evaluations of one latent under one prompt) and calls."""
 
     evaluations: int = 0
     forwards: int = 0
@@ -57,11 +57,11 @@ class Count(NamedTuple):
     """Rows that a ControlNet answered beside the network, once for each ControlNet of a row."""
 
     def plus(self, other: Count) -> Count:
-        return Count(*(own + more for own, more in zip(self, other, strict=True)))
+        return Count(*(value + increment for value, increment in zip(self, other, strict=True)))
 
 
 def evaluate(
-    asked: Sequence[tuple[DenoiseRequest, Guidance]], context: EvaluationContext
+    requests: Sequence[tuple[DenoiseRequest, Guidance]], context: EvaluationContext
 ) -> tuple[list[DenoisedPrediction], Count]:
     """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
 
@@ -71,23 +71,23 @@ def evaluate(
     a negative prompt share that row. Rows with different adapters share a forward. Forwards that exceed
     `max_forward_rows`, or for which memory does not suffice, are split.
     """
-    wanted = [guidance.expand(query) for query, guidance in asked]
+    rows_by_request = [guidance.expand(request) for request, guidance in requests]
     distinct: dict[_Identity, Row] = {}
-    for row in (row for rows in wanted for row in rows):
+    for row in (row for rows in rows_by_request for row in rows):
         distinct.setdefault(_identity(row), row)
     answers: dict[_Identity, Latent] = {}
-    total = Count(shared=sum(map(_pictures, wanted)) - _pictures(distinct.values()))
+    total = Count(shared=sum(map(_pictures, rows_by_request)) - _pictures(distinct.values()))
     groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        kind = (row.prompt.model, row.x.shape[1:], _told(row, context).layout)
+        kind = (row.prompt.model, row.x.shape[1:], _conditioning_of(row, context).layout)
         groups.setdefault(kind, {})[identity] = row
-    for group in (part for whole in groups.values() for part in _stackable(whole, context)):
-        found, count = _answered(list(group.values()), context)
-        answers |= dict(zip(group, found, strict=True))
+    for group in (part for rows_of_kind in groups.values() for part in _stackable(rows_of_kind, context)):
+        denoised, count = _run_forwards(list(group.values()), context)
+        answers |= dict(zip(group, denoised, strict=True))
         total = total.plus(count)
     guided = [
         guidance.combine([answers[_identity(row)] for row in rows])
-        for rows, (_, guidance) in zip(wanted, asked, strict=True)
+        for rows, (_, guidance) in zip(rows_by_request, requests, strict=True)
     ]
     return guided, total
 
@@ -101,8 +101,8 @@ def _identity(row: Row) -> _Identity:
 
 
 def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Iterable[dict[_Identity, Row]]:
-    """The rows of a group as they are, or parted where the lengths of their prompts have no small multiple."""
-    lengths = {identity: _told(row, context).lengths for identity, row in group.items()}
+    """The rows of a group, split where the lengths of their prompts have no small common multiple."""
+    lengths = {identity: _conditioning_of(row, context).lengths for identity, row in group.items()}
     parts: list[list[tuple[int, ...]]] = []
     for length in sorted(set(lengths.values())):
         part = next((part for part in parts if stackable([*part, length])), None)
@@ -113,40 +113,40 @@ def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Itera
     return [{identity: row for identity, row in group.items() if lengths[identity] in part} for part in parts]
 
 
-def _told(row: Row, context: EvaluationContext) -> Conditioning:
-    """What the network is told of a row beside its latent and level."""
-    told = context.conditionings[row.prompt]
+def _conditioning_of(row: Row, context: EvaluationContext) -> Conditioning:
+    """The network's inputs for a row beside its latent and level."""
+    conditioning = context.conditionings[row.prompt]
     if row.guidance is None:
-        return told
-    return told.joined(Conditioning({GUIDANCE: torch.tensor([row.guidance], dtype=torch.float32)}))
+        return conditioning
+    return conditioning.joined(Conditioning({GUIDANCE: torch.tensor([row.guidance], dtype=torch.float32)}))
 
 
 def _pictures(rows: Iterable[Row]) -> int:
     return sum(row.x.shape[0] for row in rows)
 
 
-def _answered(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Latent], Count]:
+def _run_forwards(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Latent], Count]:
     """The denoised latents of rows of one model and of inputs of one shape. A row of n pictures is n network rows."""
     pictures = [row.x.shape[0] for row in rows]
     x = torch.cat([row.x for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
-    told = stack([_told(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
+    conditioning = stack([_conditioning_of(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
     model = rows[0].prompt.model
-    own = [context.adapters(model, row.adapters) for row in rows]
-    adapters = [found for found, count in zip(own, pictures, strict=True) for _ in range(count)]
+    row_adapters = [context.adapters(model, row.adapters) for row in rows]
+    adapters = [adapter for adapter, count in zip(row_adapters, pictures, strict=True) for _ in range(count)]
     network, kind = context.networks[model], (model, x.shape[1:])
     most = min(context.max_forward_rows or len(x), context.oom_batch_limit.get(kind, len(x)))
-    parts, at = list[Rows](), 0
-    while at < len(x):
-        part = slice(at, at + most)
+    parts, first = list[Rows](), 0
+    while first < len(x):
+        part = slice(first, first + most)
         try:
             # A network of a family without adapters is never asked for any.
-            asked = (adapters[part],) if any(map(any, adapters[part])) else ()
-            parts.append(network(x[part], levels[part], told.rows(part), *asked))
-            at += most
+            adapter_args = (adapters[part],) if any(map(any, adapters[part])) else ()
+            parts.append(network(x[part], levels[part], conditioning.rows(part), *adapter_args))
+            first += most
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
-    steered = sum(row.adapters.num_every_step * count for row, count in zip(rows, pictures, strict=True))
-    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts), control_rows=steered)
+    control_rows = sum(row.adapters.num_every_step * count for row, count in zip(rows, pictures, strict=True))
+    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts), control_rows=control_rows)

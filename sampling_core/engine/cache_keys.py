@@ -48,7 +48,7 @@ def state_name(segments: Sequence[SegmentKey], step: int) -> str:
     return f"{segment.name}/{step:05d}"
 
 
-def named(
+def segment_keys(
     segments: Sequence[Segment],
     context: object,
     models: Mapping[str, ModelKey],
@@ -59,40 +59,40 @@ def named(
     `context` is JSON that all states depend on; `embeddings` are the digests of textual inversions by the names that
     prompts have for them. Raises TypeError for a value that cannot be hashed.
     """
-    name, found = content_hash(context), list[SegmentKey]()
-    known = _Known(models, embeddings or {}, {})
+    name, keys = content_hash(context), list[SegmentKey]()
+    names = _Names(models, embeddings or {}, {})
     for first, values in segments:
-        name = content_hash([name, first, _hashable(values, known)])
-        found.append(SegmentKey(first, name))
-    return tuple(found)
+        name = content_hash([name, first, _hashable(values, names)])
+        keys.append(SegmentKey(first, name))
+    return tuple(keys)
 
 
-class _Known(NamedTuple):
-    """What names stand for: models, embeddings by their digests; and digests of tensors that were met before, by id."""
+class _Names(NamedTuple):
+    """Content by name: models, and digests of embeddings; and digests of tensors that were hashed before, by id."""
 
     models: Mapping[str, ModelKey]
     embeddings: Mapping[str, str]
     tensors: dict[int, str]
 
 
-def _hashable(value: object, known: _Known) -> Any:
+def _hashable(value: object, names: _Names) -> Any:
     """A value as JSON that is equal for equal values alone."""
-    hashable = partial(_hashable, known=known)
+    hashable = partial(_hashable, names=names)
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Tensor():
             # The passes of a sequential run have the same masks, of a whole canvas, over and over.
-            if id(value) not in known.tensors:
-                known.tensors[id(value)] = hashlib.sha256(
+            if id(value) not in names.tensors:
+                names.tensors[id(value)] = hashlib.sha256(
                     value.detach().cpu().contiguous().numpy().tobytes()
                 ).hexdigest()
-            return [str(value.dtype), list(value.shape), known.tensors[id(value)]]
+            return [str(value.dtype), list(value.shape), names.tensors[id(value)]]
         case ClassifierFreeGuidance():
-            asked = [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both]
-            return [*asked, *_read_by(value, known)]
+            inputs = [value.cfg, value.prompts, value.negative if value.always_both else None, value.always_both]
+            return [*inputs, *_prompt_inputs(value, names)]
         case EmbeddedGuidance():
-            return [type(value).__name__, value.scale, value.positive, *_read_by(value, known)]
+            return [type(value).__name__, value.scale, value.positive, *_prompt_inputs(value, names)]
         case ExpertGuidance():
             return [type(value).__name__, value.sigma, hashable(value.upper), hashable(value.lower)]
         case ModelLevels():
@@ -109,23 +109,25 @@ def _hashable(value: object, known: _Known) -> Any:
             raise TypeError(f"{type(value).__name__} has no place in a run's history")
 
 
-def _read_by(guidance: ClassifierFreeGuidance | EmbeddedGuidance, known: _Known) -> list[Any]:
+def _prompt_inputs(guidance: ClassifierFreeGuidance | EmbeddedGuidance, known_names: _Names) -> list[Any]:
     """The model and LoRAs that read the prompts, sizes that are not the canvas', the prompts' dialect with what they
     name if it is not the plain one, and what the denoiser has beside them.
     """
-    model = known.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
-    read_by: list[Any] = [model]
+    model = (
+        known_names.models.get(guidance.model, ModelKey(guidance.model))._replace(loras=guidance.adapters.loras).digest
+    )
+    inputs: list[Any] = [model]
     if guidance.sizes is not None and not guidance.sizes.plain:
         negative = guidance.negative_sizes if isinstance(guidance, ClassifierFreeGuidance) else None
-        read_by.append({"sizes": [guidance.sizes, negative]})
+        inputs.append({"sizes": [guidance.sizes, negative]})
     if guidance.syntax != "plain":
         names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
-        read_by += [guidance.syntax, {name: known.embeddings[name] for name in names}]
+        inputs += [guidance.syntax, {name: known_names.embeddings[name] for name in names}]
     if guidance.adapters.controls:
-        read_by.append({"controls": _hashable(guidance.adapters.controls, known)})
+        inputs.append({"controls": _hashable(guidance.adapters.controls, known_names)})
     if guidance.adapters.image_prompts:
-        read_by.append({"image_prompts": _hashable(guidance.adapters.image_prompts, known)})
-    return read_by
+        inputs.append({"image_prompts": _hashable(guidance.adapters.image_prompts, known_names)})
+    return inputs
 
 
 _SOLVER_TYPES = {type(solver) for solver in SOLVERS.values()}

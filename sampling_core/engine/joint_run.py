@@ -30,7 +30,7 @@ class PlanPhase(NamedTuple):
     """From step `first` (0-based) on: each participant's weight, None where it takes no part.
 
     The weights sum to 1 at every latent cell. Participants in `reset_history` begin without multistep history, because
-    what they remember has another noise than the latent.
+    their last states had another noise than the latent.
     """
 
     first: int
@@ -39,14 +39,14 @@ class PlanPhase(NamedTuple):
 
 
 class InpaintConstraint(NamedTuple):
-    """Cells that are not drawn but known: `weight` of them is `clean`, with the run's own initial noise."""
+    """Inpainting: a share of `weight` [h, w] of each cell is `clean`, noised with the run's own initial noise."""
 
     weight: Mask
     clean: Latent
     noise: Latent
 
     def composited_over(self, x: Latent, level: Level) -> Latent:
-        """x at this level, with what is known put back."""
+        """x at this level, with the constrained cells replaced."""
         return torch.lerp(x, level.alpha * self.clean + level.sigma * self.noise, self.weight)
 
 
@@ -73,25 +73,25 @@ class Plan:
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        used = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys(words for several in used for words in several))
+        prompt_keys = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
+        return tuple(dict.fromkeys(key for keys in prompt_keys for key in keys))
 
     @property
     def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
         """What rows have beside their prompts, with the model that it is for."""
-        used = (p.guidance for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys(one for guidance in used for one in guidance.models))
+        guidances = (p.guidance for step in range(self.steps) for p, _ in self.active(step).values())
+        return tuple(dict.fromkeys(model for guidance in guidances for model in guidance.models))
 
     def phase(self, step: int) -> PlanPhase:
-        """The stage that a step (0-based) belongs to."""
-        return next(stage for stage in reversed(self.phases) if stage.first <= step)
+        """The phase that a step (0-based) belongs to."""
+        return next(phase for phase in reversed(self.phases) if phase.first <= step)
 
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
-        """Who takes part in a step (0-based), by index, and with which weight."""
+        """The participants of a step (0-based) by index, each with its weight."""
         return {i: (self.participants[i], w) for i, w in enumerate(self.phase(step).weights) if w is not None}
 
     def with_history(self, step: int) -> Collection[int]:
-        """Who remembers something after `step` steps: those who took part in the last one."""
+        """Participants that have multistep history after `step` steps: those of the last step."""
         return self.active(step - 1) if step > 0 else ()
 
     def interval(self, step: int) -> StepContext:
@@ -111,33 +111,36 @@ class State(NamedTuple):
 
 
 def start(plan: Plan, x: Latent, step: int = 0) -> State:
-    """A state in which nobody remembers anything; `x` is the noised latent at that step's level of the schedule."""
+    """A state without multistep history; `x` is the noised latent at that step's level of the schedule."""
     return State(step, x, tuple(p.solver.init(x) for p in plan.participants))
 
 
 def advance(plan: Plan, state: State) -> RunStep[State]:
-    """One step of everyone who takes part."""
-    interval, remembered, active = plan.interval(state.step), _remembered(plan, state), plan.active(state.step)
-    moved = yield from lockstep(
-        {i: guided(p.solver.step(state.x, remembered[i], interval), p.guidance) for i, (p, _) in active.items()}
+    """One step of all active participants."""
+    interval, solver_states, active = plan.interval(state.step), _solver_states(plan, state), plan.active(state.step)
+    results = yield from lockstep(
+        {i: guided(p.solver.step(state.x, solver_states[i], interval), p.guidance) for i, (p, _) in active.items()}
     )
-    return _merged(plan, state, {i: moved[i] for i in active})
+    return _merge(plan, state, {i: results[i] for i in active})
 
 
-def _remembered(plan: Plan, state: State) -> Sequence[Any]:
-    """What the participants know of earlier steps when the next one begins."""
+def _solver_states(plan: Plan, state: State) -> Sequence[Any]:
+    """The participants' solver states at the beginning of the next step."""
     first, _, reset_history = plan.phase(state.step)
     if state.step != first:
         return state.solvers
     return [p.solver.init(state.x) if i in reset_history else state.solvers[i] for i, p in enumerate(plan.participants)]
 
 
-def _merged(plan: Plan, state: State, moved: Mapping[int, tuple[Latent, Any]]) -> State:
-    """The state after a step, from what the participants made of it."""
+def _merge(plan: Plan, state: State, results: Mapping[int, tuple[Latent, Any]]) -> State:
+    """The state after a step, from the results of the active participants."""
     weights = [weight for _, weight in plan.active(state.step).values()]
-    x = merge([latent for latent, _ in moved.values()], weights)
+    x = merge([latent for latent, _ in results.values()], weights)
     if plan.inpaint is not None:
         x = plan.inpaint.composited_over(x, plan.sigma_schedule[state.step + 1])
-    reached = start(plan, x, state.step + 1)
-    # Who is away forgets: multistep methods correct their last step, and the latent is no longer theirs.
-    return reached._replace(solvers=tuple(moved[i][1] if i in moved else new for i, new in enumerate(reached.solvers)))
+    new_state = start(plan, x, state.step + 1)
+    # Inactive participants lose their history: multistep methods correct their last step, and the latent is no longer
+    # theirs.
+    return new_state._replace(
+        solvers=tuple(results[i][1] if i in results else new for i, new in enumerate(new_state.solvers))
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
-from prefect_regional_diffusion.sampling_core.engine import joint_state as written
+from prefect_regional_diffusion.sampling_core.engine import joint_state
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import EmbeddedGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
@@ -60,38 +60,42 @@ class JointSamplingRun:
     def final_latents(self, state: State) -> Latent:
         return state.x
 
-    def predicted_clean(self, before: State, state: State) -> Latent:
-        """The line through both states, followed to where no noise is left: x is linear in sigma if denoised stays."""
-        t, s = (self.plan.sigma_schedule[one.step].sigma for one in (before, state))
-        return state.x if t == s else torch.lerp(state.x, before.x, -s / (t - s))
+    def predicted_clean(self, previous: State, state: State) -> Latent:
+        """The line through both states, extrapolated to sigma 0: x is linear in sigma while denoised is constant."""
+        t, s = (self.plan.sigma_schedule[point.step].sigma for point in (previous, state))
+        return state.x if t == s else torch.lerp(state.x, previous.x, -s / (t - s))
 
     def to_tensors(self, state: State) -> dict[str, Tensor]:
-        return written.to_tensors(self.plan, state)
+        return joint_state.to_tensors(self.plan, state)
 
     def specs(self, step: int) -> dict[str, TensorSpec]:
-        return written.specs(self.plan, self.noised.shape, step)
+        return joint_state.specs(self.plan, self.noised.shape, step)
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> State:
-        return written.from_tensors(self.plan, self.noised.shape, tensors)
+        return joint_state.from_tensors(self.plan, self.noised.shape, tensors)
 
     def warnings(self) -> list[str]:
-        found: list[str] = []
+        sentences: list[str] = []
         if self._steps_without_base() == self.steps:
-            found.append("prompt: the regions cover the canvas from the first step, so the base prompt is never used")
+            sentences.append(
+                "prompt: the regions cover the canvas from the first step, so the base prompt is never used"
+            )
         taking_part = {i for step in range(self.steps) for i in self.plan.active(step)}
         # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
-        found += [
+        sentences += [
             f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
             for i in range(1, len(self.plan.participants))
             if i not in taking_part
         ]
-        return found
+        return sentences
 
     def savings(self) -> list[str]:
-        found: list[str] = []
+        sentences: list[str] = []
         hidden = self._steps_without_base()
         if hidden:
-            found.append(f"in {hidden} of {self.steps} steps the regions cover the canvas: the base is not evaluated")
+            sentences.append(
+                f"in {hidden} of {self.steps} steps the regions cover the canvas: the base is not evaluated"
+            )
         participants = self.plan.participants
         unguided = [
             p.name
@@ -99,37 +103,39 @@ class JointSamplingRun:
             if not isinstance(p.guidance, EmbeddedGuidance) and len(p.guidance.prompts) == 1
         ]
         if unguided:
-            found.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
-        return found
+            sentences.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
+        return sentences
 
     def _steps_without_base(self) -> int:
         return sum(0 not in self.plan.active(step) for step in range(self.steps))
 
     def segments(self) -> list[Segment]:
-        """One for each stage: who takes part. Before them, where the run begins and all that it shares."""
+        """One for each phase: its participants; in the first also the initial latent and what all phases share."""
         plan = self.plan
         protected = None if plan.inpaint is None else plan.inpaint.weight
         beginning = (self.origin, plan.sigma_schedule, plan.levels, protected)
-        told: list[Segment] = []
-        for stage in plan.phases:
-            active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(stage.first).items()]
-            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(stage.first).values())
+        segments: list[Segment] = []
+        for phase in plan.phases:
+            active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(phase.first).items()]
+            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(phase.first).values())
             noise = plan.noise if draws_noise else None
-            told.append(Segment(stage.first, [active, noise, sorted(stage.reset_history) if told else beginning]))
-        return told
+            segments.append(
+                Segment(phase.first, [active, noise, sorted(phase.reset_history) if segments else beginning])
+            )
+        return segments
 
     def with_init_latent(self, clean: Latent) -> JointSamplingRun:
         plan, noise = self.plan, self.origin[0]
-        drawn = noise.draw()
-        known = None if plan.inpaint is None else plan.inpaint._replace(clean=clean, noise=drawn)
-        noised = add_noise(clean, drawn, plan.sigma_schedule[0], plan.levels)
-        return replace(self, plan=replace(plan, inpaint=known), noised=noised, origin=(noise, clean))
+        noise_latent = noise.draw()
+        inpaint = None if plan.inpaint is None else plan.inpaint._replace(clean=clean, noise=noise_latent)
+        noised = add_noise(clean, noise_latent, plan.sigma_schedule[0], plan.levels)
+        return replace(self, plan=replace(plan, inpaint=inpaint), noised=noised, origin=(noise, clean))
 
     def noiseless(self) -> JointSamplingRun:
-        empty, known = self.noised[:, :0], self.plan.inpaint
+        empty, inpaint = self.noised[:, :0], self.plan.inpaint
         origin = (self.origin[0], self.origin[1][:, :0])
-        if known is not None:
-            known = known._replace(clean=known.clean[:, :0], noise=known.noise[:, :0])
+        if inpaint is not None:
+            inpaint = inpaint._replace(clean=inpaint.clean[:, :0], noise=inpaint.noise[:, :0])
         return replace(
-            self, plan=replace(self.plan, noise=NoNoise(empty.shape), inpaint=known), noised=empty, origin=origin
+            self, plan=replace(self.plan, noise=NoNoise(empty.shape), inpaint=inpaint), noised=empty, origin=origin
         )

@@ -17,11 +17,11 @@ def to_tensors(plan: Plan, state: State) -> dict[str, Tensor]:
 
     The others are as they begin, and other runs that begin like this one may have other participants there.
     """
-    named = {"step": torch.tensor(state.step), "x": state.x}
+    tensors = {"step": torch.tensor(state.step), "x": state.x}
     for i in plan.with_history(state.step):
-        named |= {f"solver.{i}.{name}": value for name, value in state.solvers[i]._asdict().items()}
+        tensors |= {f"solver.{i}.{name}": value for name, value in state.solvers[i]._asdict().items()}
     # Cloned, because a solver may remember x itself, and safetensors writes no tensor twice.
-    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def specs(plan: Plan, shape: Sequence[int], step: int) -> dict[str, TensorSpec]:
@@ -29,11 +29,11 @@ def specs(plan: Plan, shape: Sequence[int], step: int) -> dict[str, TensorSpec]:
     if not 0 <= step <= plan.steps:
         raise ValueError(f"step {step} of {plan.steps}")
     x = torch.empty(*shape, device="meta")
-    named = {"step": TensorSpec(torch.int64, ()), "x": TensorSpec(x.dtype, tuple(x.shape))}
+    tensor_specs = {"step": TensorSpec(torch.int64, ()), "x": TensorSpec(x.dtype, tuple(x.shape))}
     for i in plan.with_history(step):
         memory = memory_specs(plan.participants[i].solver.init(x))
-        named |= {f"solver.{i}.{name}": spec for name, spec in memory.items()}
-    return named
+        tensor_specs |= {f"solver.{i}.{name}": spec for name, spec in memory.items()}
+    return tensor_specs
 
 
 def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]) -> State:
@@ -43,13 +43,13 @@ def from_tensors(plan: Plan, shape: Sequence[int], tensors: Mapping[str, Tensor]
     """
     step, x = int(tensors["step"]), tensors["x"]
     check_specs(tensors, specs(plan, shape, step))
-    begun, remembering = start(plan, x, step), plan.with_history(step)
+    initial, participants = start(plan, x, step), plan.with_history(step)
     solvers = tuple(
         type(new)(**{name: tensors[f"solver.{i}.{name}"].to(x.device) for name in new._fields})
-        if i in remembering
+        if i in participants
         else new
-        for i, new in enumerate(begun.solvers)
+        for i, new in enumerate(initial.solvers)
     )
-    for i in remembering:
+    for i in participants:
         check_memory(solvers[i], plan.sigma_schedule, step, plan.levels)
-    return begun._replace(solvers=solvers)
+    return initial._replace(solvers=solvers)

@@ -57,7 +57,7 @@ class SamplingRun(Protocol[S]):
         """The latents [b, c, h, w] to decode, once all steps are done."""
         ...
 
-    def predicted_clean(self, before: S, state: S) -> Latent:
+    def predicted_clean(self, previous: S, state: S) -> Latent:
         """A guess at the finished latents [b, c, h, w], from two states that follow each other: for previews."""
         ...
 

@@ -31,8 +31,8 @@ def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> No
     """Raise BadInput, with the nearest colours that are there, for a colour that no pixel has."""
     if bool(pixels_of(photo, color, tolerance).any()):
         return
-    near, least = _nearest(photo, color)
-    allowed = f"a colour that the map has; the nearest are {', '.join(map(_spelled, near))}"
+    nearest, least = _nearest(photo, color)
+    allowed = f"a colour that the map has; the nearest are {', '.join(map(_color_text, nearest))}"
     if least <= _WORTH_A_TOLERANCE:
         allowed += f"; or a tolerance of {least} or more"
     raise BadInput(field, list(color), allowed)
@@ -41,8 +41,8 @@ def check_color(photo: RgbImage, color: Color, tolerance: int, field: str) -> No
 def near_misses(photo: RgbImage, color: Color, tolerance: int) -> int:
     """Pixels that are near the colour and do not count as of it, if so many that it matters; else 0."""
     exact = int(pixels_of(photo, color, tolerance).sum())
-    near = int(pixels_of(photo, color, tolerance + NEAR).sum()) - exact
-    return near if near > 0.05 * exact else 0
+    num_near = int(pixels_of(photo, color, tolerance + NEAR).sum()) - exact
+    return num_near if num_near > 0.05 * exact else 0
 
 
 def _nearest(photo: RgbImage, color: Color, most: int = 3) -> tuple[list[Color], int]:
@@ -57,6 +57,6 @@ def _nearest(photo: RgbImage, color: Color, most: int = 3) -> tuple[list[Color],
     return [(int(r), int(g), int(b)) for r, g, b in channels[candidates[:most]].tolist()], least
 
 
-def _spelled(color: Color) -> str:
+def _color_text(color: Color) -> str:
     red, green, blue = color
     return f"#{red:02x}{green:02x}{blue:02x} [{red}, {green}, {blue}]"

@@ -21,23 +21,35 @@ def fit_controls(
     `files` are by model and path, `pixels` the SHA-256 of each picture as it is laid on the canvas. Fitting again
     changes nothing. Raises BadInput for a canvas that a network has no maps for.
     """
-    for one in job.participants:
-        for control in one.controls:
-            multiple = files[one.model, control.file].pixel_multiple
+    for participant in job.participants:
+        for control in participant.controls:
+            multiple = files[participant.model, control.file].pixel_multiple
             for name, edge in (("width", job.width), ("height", job.height)):
                 if edge % multiple:
                     raise BadInput(name, edge, f"a multiple of {multiple}, for {control.field}")
 
-    def fitted(settings: ParticipantSettings) -> ParticipantSettings:
-        known = [_known(one, files[settings.model, one.file], pixels[one.picture]) for one in settings.controls]
-        order = sorted(known, key=lambda one: (one.network_sha256, one.pixels_sha256, one.start, one.end, one.strength))
+    def fit_participant(settings: ParticipantSettings) -> ParticipantSettings:
+        controls = [
+            _identify(control, files[settings.model, control.file], pixels[control.picture])
+            for control in settings.controls
+        ]
+        order = sorted(
+            controls,
+            key=lambda control: (
+                control.network_sha256,
+                control.pixels_sha256,
+                control.start,
+                control.end,
+                control.strength,
+            ),
+        )
         return settings._replace(controls=tuple(order))
 
-    regions = tuple(region._replace(settings=fitted(region.settings)) for region in job.regions)
-    return replace(job, base=fitted(job.base), regions=regions)
+    regions = tuple(region._replace(settings=fit_participant(region.settings)) for region in job.regions)
+    return replace(job, base=fit_participant(job.base), regions=regions)
 
 
-def _known(control: ResolvedControl, file: ControlFile, pixels: str) -> ResolvedControl:
+def _identify(control: ResolvedControl, file: ControlFile, pixels: str) -> ResolvedControl:
     return control._replace(
         network_sha256=file.fingerprint(), pixels_sha256=pixels, every_step=file.kind == "ControlNet"
     )
@@ -50,24 +62,24 @@ def control_keys(controls: Sequence[ResolvedControl], sigmas: Sequence[float]) -
     """
     return tuple(
         ControlKey(
-            one.network_sha256,
-            one.pixels_sha256,
-            one.strength,
-            one.every_step,
-            level_range(sigmas, one.start, one.end, one.field),
+            control.network_sha256,
+            control.pixels_sha256,
+            control.strength,
+            control.every_step,
+            level_range(sigmas, control.start, control.end, control.field),
         )
-        for one in controls
+        for control in controls
     )
 
 
 def described(job: ResolvedJob, files: Mapping[tuple[str, str], ControlFile]) -> list[str]:
     """One line for each control of a job: what it is, what it reads, and how it acts."""
-    found: dict[str, str] = {}
-    for one in job.participants:
-        for control in one.controls:
-            file = files[one.model, control.file]
-            what = f"{file.files.model} is a {file.kind}, strength {control.strength:g}"
+    lines: dict[str, str] = {}
+    for participant in job.participants:
+        for control in participant.controls:
+            file = files[participant.model, control.file]
+            description = f"{file.files.model} is a {file.kind}, strength {control.strength:g}"
             when = "" if (control.start, control.end) == (0, 1) else f", from {control.start:g} to {control.end:g}"
             costs = "works in each of these steps" if control.every_step else "computed once, before the first step"
-            found[control.field] = f"{control.field}: {what}{when}; {costs}"
-    return [found[field] for field in sorted(found)]
+            lines[control.field] = f"{control.field}: {description}{when}; {costs}"
+    return [lines[field] for field in sorted(lines)]

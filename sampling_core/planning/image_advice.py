@@ -12,7 +12,7 @@ from prefect_regional_diffusion.sampling_core.masks.image_fitting import same_sh
 from prefect_regional_diffusion.sampling_core.names import Fit, Size
 from prefect_regional_diffusion.sampling_core.tensors.types import RgbImage
 
-_DONE: dict[Fit, str] = {
+_FIT_EFFECTS: dict[Fit, str] = {
     "crop": "it is cropped",
     "contain": "all of it is seen and {rest}",
     "stretch": "it is distorted",
@@ -24,52 +24,52 @@ def image_warnings(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> list[str
 
     `photos` holds the image files by path.
     """
-    found: list[str] = []
-    counted: dict[tuple[str, Color, int], int] = {}
+    warnings: list[str] = []
+    near_miss_counts: dict[tuple[str, Color, int], int] = {}
     sizes: dict[str, Size] = {path: (photo.shape[0], photo.shape[1]) for path, photo in photos.items()}
     if job.init_image is not None:
         canvas = (job.height, job.width)
-        changed = _unlike(sizes[job.init_image], canvas, "the canvas'", job.init_fit, "its edges fill the rest")
-        found += [f"init_image: {changed} (init_fit)"] if changed else []
+        change = _change_of_shape(sizes[job.init_image], canvas, "the canvas'", job.init_fit, "its edges fill the rest")
+        warnings += [f"init_image: {change} (init_fit)"] if change else []
     for control in job.controls:
         if control.picture.place is None:
             fit, canvas = control.picture.fit, (job.height, job.width)
-            changed = _unlike(sizes[control.picture.path], canvas, "the canvas'", fit, "the rest is black")
-            found += [f"{control.field}.image: {changed} (fit)"] if changed else []
+            change = _change_of_shape(sizes[control.picture.path], canvas, "the canvas'", fit, "the rest is black")
+            warnings += [f"{control.field}.image: {change} (fit)"] if change else []
     for mask in (*job.masks, *job.protect):
         if mask.file is not None:
-            found += _of_mask(job, mask, mask.file, sizes)
+            warnings += _mask_warnings(job, mask, mask.file, sizes)
         if isinstance(mask.shape, ColorMap):
             path, color, tolerance = mask.shape.color_map, mask.shape.color, mask.shape.tolerance
-            if (path, color, tolerance) not in counted:
-                counted[path, color, tolerance] = near_misses(photos[path], color, tolerance)
-            missed = counted[path, color, tolerance]
-            if missed:
-                found.append(
-                    f"{mask.field}.color: {missed} pixels are within {tolerance + NEAR} of {list(color)} "
+            if (path, color, tolerance) not in near_miss_counts:
+                near_miss_counts[path, color, tolerance] = near_misses(photos[path], color, tolerance)
+            num_missed = near_miss_counts[path, color, tolerance]
+            if num_missed:
+                warnings.append(
+                    f"{mask.field}.color: {num_missed} pixels are within {tolerance + NEAR} of {list(color)} "
                     f"and do not count as this colour (tolerance is {tolerance})"
                 )
-    return found
+    return warnings
 
 
-def _of_mask(job: ResolvedJob, mask: ResolvedMask, file: MaskFile, sizes: Mapping[str, Size]) -> list[str]:
+def _mask_warnings(job: ResolvedJob, mask: ResolvedMask, file: MaskFile, sizes: Mapping[str, Size]) -> list[str]:
     """What is done with a mask's file, and whether it lies elsewhere than the init image that it belongs to."""
     tile = mask.field == "node.tile"
     whose = "a grid cell's" if tile else "the canvas'"
-    changed = _unlike(sizes[file.path], mask.size, whose, file.fit, "the rest is outside")
-    if not changed:
+    change = _change_of_shape(sizes[file.path], mask.size, whose, file.fit, "the rest is outside")
+    if not change:
         return []
-    found = [f"{file.field}: {changed} (fit)"]
+    warnings = [f"{file.field}: {change} (fit)"]
     belongs = job.init_image is not None and not tile and sizes[job.init_image] == sizes[file.path]
     if belongs and file.fit != job.init_fit:
-        unlike = f"fit is {file.fit}, init_fit is {job.init_fit}"
-        found.append(f"{file.field}: it has the init image's size, and does not lie on it: {unlike}")
-    return found
+        fits = f"fit is {file.fit}, init_fit is {job.init_fit}"
+        warnings.append(f"{file.field}: it has the init image's size, and does not lie on it: {fits}")
+    return warnings
 
 
-def _unlike(image: Size, canvas: Size, whose: str, fit: Fit, rest: str) -> str:
+def _change_of_shape(image: Size, canvas: Size, whose: str, fit: Fit, rest: str) -> str:
     """What is done with an image of another shape; empty if it has the same."""
     if same_shape(image, canvas):
         return ""
-    done = _DONE[fit].format(rest=rest)
-    return f"{image[1]} x {image[0]} pixels is not {whose} shape, {canvas[1]} x {canvas[0]}: {done}"
+    effect = _FIT_EFFECTS[fit].format(rest=rest)
+    return f"{image[1]} x {image[0]} pixels is not {whose} shape, {canvas[1]} x {canvas[0]}: {effect}"

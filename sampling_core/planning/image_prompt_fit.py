@@ -30,12 +30,12 @@ def fit_image_prompts(job: ResolvedJob, files: ImagePromptFiles, digests: Mappin
     `digests` are SHA-256 of pictures by path. Fitting again changes nothing.
     """
 
-    def fitted(settings: ParticipantSettings) -> ParticipantSettings:
-        prompts = [_fitted(settings, prompt, files, digests) for prompt in settings.image_prompts]
+    def fit_participant(settings: ParticipantSettings) -> ParticipantSettings:
+        prompts = [_fit_prompt(settings, prompt, files, digests) for prompt in settings.image_prompts]
         return settings._replace(image_prompts=tuple(sorted(prompts, key=_order)))
 
-    regions = tuple(region._replace(settings=fitted(region.settings)) for region in job.regions)
-    return replace(job, base=fitted(job.base), regions=regions)
+    regions = tuple(region._replace(settings=fit_participant(region.settings)) for region in job.regions)
+    return replace(job, base=fit_participant(job.base), regions=regions)
 
 
 def fingerprint(adapter: IPAdapter, encoder: ImageEncoderFolder, picture: str | None) -> str:
@@ -69,7 +69,7 @@ def described_image_prompts(files: ImagePromptFiles) -> list[str]:
     ]
 
 
-def _fitted(
+def _fit_prompt(
     settings: ParticipantSettings, prompt: ResolvedImagePrompt, files: ImagePromptFiles, digests: Mapping[str, str]
 ) -> ResolvedImagePrompt:
     adapter, encoder = files.adapters[settings.model, prompt.file], files.encoders[prompt.image_encoder]

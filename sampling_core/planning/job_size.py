@@ -39,12 +39,12 @@ def drawn_pixels(job: ResolvedJob, image_pixels: Mapping[str, int]) -> dict[str,
     By a name that equal masks share, in other jobs too. `image_pixels` has the sizes of image files by path, as far as
     they are known.
     """
-    found: dict[str, int] = {}
+    pixels: dict[str, int] = {}
     for mask in job.masks:
-        found[content_hash([canonical_mask(mask, {}), mask.size, job.composition])] = _pixels_of(mask, image_pixels)
+        pixels[content_hash([canonical_mask(mask, {}), mask.size, job.composition])] = _pixels_of(mask, image_pixels)
     for mask in job.protect:
-        found[content_hash([canonical_shape(mask.shape, {}), *mask.size])] = _pixels_of(mask, image_pixels)
-    return found
+        pixels[content_hash([canonical_shape(mask.shape, {}), *mask.size])] = _pixels_of(mask, image_pixels)
+    return pixels
 
 
 def _pixels_of(mask: ResolvedMask, image_pixels: Mapping[str, int]) -> int:
@@ -54,11 +54,11 @@ def _pixels_of(mask: ResolvedMask, image_pixels: Mapping[str, int]) -> int:
 def tensor_bytes(jobs: Iterable[ResolvedJob]) -> int:
     """Memory that masks, weights and latents of jobs take that are drawn by one process, in bytes."""
     shared: dict[str, int] = {}
-    own = 0
+    unshared = 0
     for job in jobs:
         shared[_pictures_name(job)] = _mask_bytes(job) + _picture_bytes(job)
-        own += own_bytes(job)
-    return sum(shared.values()) + own
+        unshared += own_bytes(job)
+    return sum(shared.values()) + unshared
 
 
 def own_bytes(job: ResolvedJob) -> int:
@@ -92,8 +92,8 @@ def _mask_bytes(job: ResolvedJob) -> int:
 
 def _picture_bytes(job: ResolvedJob) -> int:
     """Of an init image and of controls' pictures in 8-bit colours, and of what is protected."""
-    of_pixel = 0 if job.init_image is None else 3 + (_NUMBER if job.protect else 0)
-    return job.width * job.height * (of_pixel + 3 * len(job.control_pictures))
+    bytes_per_pixel = 0 if job.init_image is None else 3 + (_NUMBER if job.protect else 0)
+    return job.width * job.height * (bytes_per_pixel + 3 * len(job.control_pictures))
 
 
 def _weight_bytes(job: ResolvedJob) -> int:
@@ -106,16 +106,18 @@ def _weight_bytes(job: ResolvedJob) -> int:
 def _latent_bytes(job: ResolvedJob) -> int:
     """Latents of all participants; of a node's pictures; and of a source of noise that keeps what it has drawn."""
     participants = job.participants
-    kept = _REMEMBERED * (len(participants) if job.composition == "joint" else 1)
+    num_latents = _REMEMBERED * (len(participants) if job.composition == "joint" else 1)
     if job.composition == "sequential":
-        kept += len(participants)  # each pass' mask
-        kept += math.prod(tiles_of(job.node)) if isinstance(job.node, MaskGridNKSamplersAdvanced) else 0
+        num_latents += len(participants)  # each pass' mask
+        num_latents += math.prod(tiles_of(job.node)) if isinstance(job.node, MaskGridNKSamplersAdvanced) else 0
     if job.composition == "sequential" or job.noise == "comfyui":
         solvers = [SOLVERS[settings.sampler] for settings in participants]
         inside = job.node.mask_steps or 0 if isinstance(job.node, TwoSamplersForMask) else 0
         steps = max(job.steps, inside) if _whole_passes(job) else 1
-        kept += steps * max(solver.draws for solver in solvers) if any(one.order == 0 for one in solvers) else 0
-    return kept * job.batch_size * CHANNELS * _cells(job) * _NUMBER
+        num_latents += (
+            steps * max(solver.draws for solver in solvers) if any(solver.order == 0 for solver in solvers) else 0
+        )
+    return num_latents * job.batch_size * CHANNELS * _cells(job) * _NUMBER
 
 
 def _whole_passes(job: ResolvedJob) -> bool:

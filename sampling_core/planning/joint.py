@@ -43,12 +43,12 @@ def joint(
         for name, settings in zip(names, job.participants, strict=True)
     )
     kinds = [_kind(settings.sampler) for settings in job.participants]
-    stages = _stages(job, masks, kinds, sigma_levels, shape)
+    phases = _phases(job, masks, kinds, sigma_levels, shape)
     noise = _initial_noise(job, masks, shape)
-    drawn = noise.draw()
-    known = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, drawn)
-    plan = Plan(sigma_levels, stages, participants, levels, _noise(job, shape, sigma_levels), known)
-    return JointSamplingRun(plan, add_noise(clean, drawn, sigma_levels[0], levels), (noise, clean))
+    noise_latent = noise.draw()
+    inpaint = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, noise_latent)
+    plan = Plan(sigma_levels, phases, participants, levels, _noise(job, shape, sigma_levels), inpaint)
+    return JointSamplingRun(plan, add_noise(clean, noise_latent, sigma_levels[0], levels), (noise, clean))
 
 
 def _kind(sampler: str) -> str:
@@ -56,50 +56,52 @@ def _kind(sampler: str) -> str:
     return "deterministic" if SOLVERS[sampler].order > 0 else sampler
 
 
-def _stages(
+def _phases(
     job: ResolvedJob, masks: Sequence[Mask], kinds: Sequence[str], sigma_levels: Sequence[Level], shape: Shape
 ) -> tuple[PlanPhase, ...]:
     """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
     steps = len(sigma_levels) - 1
     windows: list[tuple[int, int]] = []
     for i, region in enumerate(job.regions):
-        usual = "start_at_step" in region.inherited
-        first = min(region.start_at_step, steps) if usual else region.start_at_step
+        is_default = "start_at_step" in region.inherited
+        first = min(region.start_at_step, steps) if is_default else region.start_at_step
         last = steps if region.end_at_step is None else region.end_at_step
         for name, value, most in (
-            ("start_at_step", first, steps if usual else steps - 1),
+            ("start_at_step", first, steps if is_default else steps - 1),
             ("end_at_step", last, steps),
         ):
             if value > most:
                 raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
         windows.append((first, last))
-    stages: list[PlanPhase] = []
-    everywhere, entered = torch.ones(shape[2:]), None
+    phases: list[PlanPhase] = []
+    everywhere, last_present = torch.ones(shape[2:]), None
     for step in sorted({0, *(step for window in windows for step in window if step < steps)}):
         present = [i for i, (first, last) in enumerate(windows) if first <= step < last]
-        if present == entered:
+        if present == last_present:
             continue
-        entered = present
+        last_present = present
         weights: list[Mask | None] = [None] * (len(windows) + 1)
-        base, shares = _shared(job, masks, present, everywhere)
+        base, shares = _shares(job, masks, present, everywhere)
         taking_part = [0, *(i + 1 for i in present)]
-        apart = hard_partition((base, *shares), [kinds[i] for i in taking_part])
-        for i, weight in zip(taking_part, apart, strict=True):
+        partition = hard_partition((base, *shares), [kinds[i] for i in taking_part])
+        for i, weight in zip(taking_part, partition, strict=True):
             weights[i] = weight if bool((weight > 0).any()) else None
-        unlike = stages and len(set(kinds)) > 1
-        stages.append(PlanPhase(step, tuple(weights), _gaining(stages[-1].weights, weights) if unlike else frozenset()))
-    return tuple(stages)
+        kinds_differ = phases and len(set(kinds)) > 1
+        phases.append(
+            PlanPhase(step, tuple(weights), _gaining(phases[-1].weights, weights) if kinds_differ else frozenset())
+        )
+    return tuple(phases)
 
 
-def _gaining(before: Sequence[Mask | None], after: Sequence[Mask | None]) -> frozenset[int]:
-    """Those who come to draw cells that they did not draw: others may have put noise of another kind there."""
-    both = [(i, old, new) for i, (old, new) in enumerate(zip(before, after, strict=True))]
+def _gaining(weights_before: Sequence[Mask | None], weights_after: Sequence[Mask | None]) -> frozenset[int]:
+    """Participants that gain cells: other samplers may have left noise of another kind there."""
+    pairs = [(i, old, new) for i, (old, new) in enumerate(zip(weights_before, weights_after, strict=True))]
     return frozenset(
-        i for i, old, new in both if old is not None and new is not None and bool(((old == 0) & (new > 0)).any())
+        i for i, old, new in pairs if old is not None and new is not None and bool(((old == 0) & (new > 0)).any())
     )
 
 
-def _shared(
+def _shares(
     job: ResolvedJob, masks: Sequence[Mask], present: Sequence[int], everywhere: Mask
 ) -> tuple[Mask, tuple[Mask, ...]]:
     """The weights of the base and of the regions that are present, by the job's rule for overlaps."""
@@ -122,15 +124,15 @@ def _weights(job: ResolvedJob, regions: Sequence[int]) -> list[float]:
 
 
 def _seam(protected: Mask, kinds: Sequence[str]) -> Mask:
-    """What is protected keeps its noise, so beside samplers that draw new noise its edge is hard."""
+    """Protected cells keep their noise, so beside samplers that draw new noise their edge is hard."""
     return protected if set(kinds) == {"deterministic"} else (protected >= 0.5).to(protected.dtype)
 
 
 def _initial_noise(job: ResolvedJob, masks: Sequence[Mask], shape: Shape) -> InitialNoise:
     """ComfyUI's noise of the job's seed, varied inside the regions that ask for it."""
-    varied = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
-    _, shares = _shared(job, masks, varied, torch.ones(shape[2:]))
-    regions = [job.regions[i] for i in varied]
+    indices = [i for i, region in enumerate(job.regions) if region.variation_strength > 0]
+    _, shares = _shares(job, masks, indices, torch.ones(shape[2:]))
+    regions = [job.regions[i] for i in indices]
     variations = tuple(
         Variation(share, region.variation_seed, region.variation_strength, region.variation_method)
         for region, share in zip(regions, shares, strict=True)

@@ -1,4 +1,4 @@
-"""A resolved job made to fit what its models are told: what one cannot do is refused, and not left out."""
+"""Fits a resolved job to the inputs of its models: what a model cannot do is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import i
 
 
 def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
-    """The job with what its participants are told as their models have it. `facts` are by model.
+    """The job with its participants' inputs in the form that their models take. `facts` are by model.
 
     Fitting again changes nothing.
 
@@ -34,14 +34,14 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
     for model in job.models:
         if job.sizes is not None and not facts[model].size_conditioned:
             family = facts[model].family
-            raise BadInput("size_conditioning", _written(job.sizes), f"left out: sizes are no input of {family}")
+            raise BadInput("size_conditioning", _sizes_text(job.sizes), f"left out: sizes are no input of {family}")
     for field, model in job.models_by_field.items():
         if facts[model].refiner and field != "refiner.model":
             raise BadInput(field, model, f"a model for all noise levels: {facts[model].family} goes into refiner.model")
-    base = _fitted(job.base, facts, {name: name for name in _FIELDS})
+    base = _fit_participant(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
         region._replace(
-            settings=_fitted(
+            settings=_fit_participant(
                 region.settings,
                 facts,
                 {name: name if name in region.inherited else f"regions.{i}.{name}" for name in _FIELDS},
@@ -49,62 +49,69 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
         )
         for i, region in enumerate(job.regions)
     )
-    refiner = None if job.refiner is None else _fitted_refiner(job, job.refiner, facts)
+    refiner = None if job.refiner is None else _fit_refiner(job, job.refiner, facts)
     return replace(job, base=base, regions=regions, refiner=refiner)
 
 
 _FIELDS = ("negative_prompt", "cfg", "sampler")
 
 
-def _fitted(
+def _fit_participant(
     settings: ParticipantSettings, facts: Mapping[str, Facts], fields: Mapping[str, str]
 ) -> ParticipantSettings:
     """`fields` are those in which somebody wrote the values."""
-    known = facts[settings.model]
-    _check_syntax(settings.prompt_syntax, known)
-    if settings.loras and not known.takes_loras:
-        raise BadInput(settings.loras[0].field, settings.loras[0].file, f"left out: {known.family} takes no LoRAs")
-    if settings.controls and not known.takes_controls:
+    model_facts = facts[settings.model]
+    _check_syntax(settings.prompt_syntax, model_facts)
+    if settings.loras and not model_facts.takes_loras:
+        raise BadInput(
+            settings.loras[0].field, settings.loras[0].file, f"left out: {model_facts.family} takes no LoRAs"
+        )
+    if settings.controls and not model_facts.takes_controls:
         first = settings.controls[0]
-        allowed = f"left out: {known.family} takes no ControlNet and no T2I-Adapter"
+        allowed = f"left out: {model_facts.family} takes no ControlNet and no T2I-Adapter"
         raise BadInput(f"{first.field}.file", first.file, allowed)
-    if settings.image_prompts and not known.takes_image_prompts:
+    if settings.image_prompts and not model_facts.takes_image_prompts:
         first = settings.image_prompts[0]
-        raise BadInput(f"{first.field}.file", first.file, f"left out: {known.family} takes no image prompts")
-    settings = settings._replace(embedded=known.guidance == "embedded", size_conditioned=known.size_conditioned)
-    if known.guidance == "cfg":
+        raise BadInput(f"{first.field}.file", first.file, f"left out: {model_facts.family} takes no image prompts")
+    settings = settings._replace(
+        embedded=model_facts.guidance == "embedded", size_conditioned=model_facts.size_conditioned
+    )
+    if model_facts.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
         # ComfyUI and the web UI encode an empty prompt like any other.
         is_plain = settings.prompt_syntax == "plain"
-        missing = guided and is_plain and not settings.negative_prompt and known.empty_negative == "none"
-        return settings._replace(negative_prompt=None) if missing else settings
+        is_none = guided and is_plain and not settings.negative_prompt and model_facts.empty_negative == "none"
+        return settings._replace(negative_prompt=None) if is_none else settings
     negative = settings.negative_prompt or settings.idle_negative
     if negative:
-        raise BadInput(fields["negative_prompt"], negative, f"left out: {known.family} takes no negative prompt")
+        raise BadInput(fields["negative_prompt"], negative, f"left out: {model_facts.family} takes no negative prompt")
     if settings.sampler in CFG_PP:
         raise BadInput(
-            fields["sampler"], settings.sampler, f"a sampler without _cfg_pp: {known.family} has one prediction"
+            fields["sampler"], settings.sampler, f"a sampler without _cfg_pp: {model_facts.family} has one prediction"
         )
-    if known.guidance == "none" and not math.isclose(settings.cfg, 1.0):
-        raise BadInput(fields["cfg"], settings.cfg, f"1: {known.family} has no guidance")
+    if model_facts.guidance == "none" and not math.isclose(settings.cfg, 1.0):
+        raise BadInput(fields["cfg"], settings.cfg, f"1: {model_facts.family} has no guidance")
     return settings
 
 
-def _fitted_refiner(job: ResolvedJob, refiner: ResolvedRefiner, facts: Mapping[str, Facts]) -> ResolvedRefiner:
+def _fit_refiner(job: ResolvedJob, refiner: ResolvedRefiner, facts: Mapping[str, Facts]) -> ResolvedRefiner:
     for model in job.models:
         if facts[model].guidance != "cfg":
             allowed = f"left out: {facts[model].family} is not guided by two rows"
             raise BadInput("refiner", refiner.model, allowed)
-    known = facts[refiner.model]
-    _check_syntax(job.base.prompt_syntax, known)
+    model_facts = facts[refiner.model]
+    _check_syntax(job.base.prompt_syntax, model_facts)
     return refiner._replace(
-        size_conditioned=known.size_conditioned, scored=known.refiner, empty_negative=known.empty_negative
+        size_conditioned=model_facts.size_conditioned,
+        scored=model_facts.refiner,
+        empty_negative=model_facts.empty_negative,
     )
 
 
-def _check_syntax(syntax: PromptSyntax, known: Facts) -> None:
-    if syntax not in known.prompt_syntaxes:
-        allowed = f"{' or '.join(known.prompt_syntaxes)}: {known.family} reads prompts as they stand, without weights"
+def _check_syntax(syntax: PromptSyntax, model_facts: Facts) -> None:
+    if syntax not in model_facts.prompt_syntaxes:
+        syntaxes, family = " or ".join(model_facts.prompt_syntaxes), model_facts.family
+        allowed = f"{syntaxes}: {family} reads prompts as they stand, without weights"
         raise BadInput("prompt_syntax", syntax, allowed)
 
 
@@ -134,10 +141,10 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
         syntax=settings.prompt_syntax,
         adapters=adapters,
     )
-    return guidance if job.refiner is None else _refined(guidance, job, job.refiner, sigmas)
+    return guidance if job.refiner is None else _with_refiner(guidance, job, job.refiner, sigmas)
 
 
-def _refined(
+def _with_refiner(
     guidance: ClassifierFreeGuidance, job: ResolvedJob, refiner: ResolvedRefiner, sigmas: Sequence[float]
 ) -> ExpertGuidance:
     """The same with another network in the last steps, without what is added to the first one."""
@@ -147,8 +154,8 @@ def _refined(
         raise BadInput("refiner.start", refiner.start, f"at most {(steps - 1) / steps:g}: there are {steps} steps")
     negative = guidance.negative
     if not negative:
-        missing = refiner.empty_negative == "none" and guidance.syntax == "plain" and len(guidance.prompts) > 1
-        negative = None if missing else ""
+        is_none = refiner.empty_negative == "none" and guidance.syntax == "plain" and len(guidance.prompts) > 1
+        negative = None if is_none else ""
     sizes = _size_conditioning(job) if refiner.size_conditioned else None
     negative_sizes = sizes
     if sizes is not None and refiner.scored:
@@ -168,5 +175,5 @@ def _size_conditioning(job: ResolvedJob) -> SizeConditioning:
     return SizeConditioning(canvas, original, job.sizes.crop_left, job.sizes.crop_top)
 
 
-def _written(sizes: ResolvedSizes) -> str:
+def _sizes_text(sizes: ResolvedSizes) -> str:
     return f"{sizes.original_width} x {sizes.original_height} from {sizes.crop_left}, {sizes.crop_top}"

@@ -49,7 +49,7 @@ class BatchCost(NamedTuple):
 
 
 class _Counting:
-    """Answers every query with its own input, and remembers how large the largest one was."""
+    """A denoiser that returns its input, and records the rows of its largest forward."""
 
     def __init__(self) -> None:
         self.most_rows = 0
@@ -66,10 +66,12 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | N
 
     Shards are drawn one after the other; a later one goes on from states that an earlier one has kept.
     """
-    kept: dict[str, dict[str, Tensor]] = {}
+    stored_states: dict[str, dict[str, Tensor]] = {}
     total, network = BatchCost(), _Counting()
     for runs in shards:
-        for count, computed, members in _rounds(runs, _using(runs, network, max_forward_rows), kept):
+        for count, computed, members in _rounds(
+            runs, _counting_context(runs, network, max_forward_rows), stored_states
+        ):
             total = BatchCost(
                 total.steps + computed,
                 total.shared_steps + members - computed,
@@ -81,36 +83,38 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | N
 
 
 def _rounds(
-    runs: Sequence[PlannedRun], context: EvaluationContext, kept: dict[str, dict[str, Tensor]]
+    runs: Sequence[PlannedRun], context: EvaluationContext, stored_states: dict[str, dict[str, Tensor]]
 ) -> Iterator[tuple[Count, int, int]]:
     """A step of every run that is not finished: what it cost, how many different ones there were, of how many runs."""
-    states = [_newest(planned, kept) for planned in runs]
-    while going := [i for i, planned in enumerate(runs) if planned.run.steps_done(states[i]) < planned.run.steps]:
-        names = {i: runs[i].state_name(runs[i].run.steps_done(states[i]) + 1) for i in going}
-        reached, count = advance_together([Member(runs[i].run, states[i], names[i]) for i in going], context)
-        for i, state in zip(going, reached, strict=True):
+    states = [_newest(planned_run, stored_states) for planned_run in runs]
+    while unfinished := [
+        i for i, planned_run in enumerate(runs) if planned_run.run.steps_done(states[i]) < planned_run.run.steps
+    ]:
+        names = {i: runs[i].state_name(runs[i].run.steps_done(states[i]) + 1) for i in unfinished}
+        new_states, count = advance_together([Member(runs[i].run, states[i], names[i]) for i in unfinished], context)
+        for i, state in zip(unfinished, new_states, strict=True):
             states[i] = state
             if runs[i].run.steps_done(state) in runs[i].fork_steps:
-                kept[names[i]] = runs[i].run.to_tensors(state)
-        yield count, len(set(names.values())), len(going)
+                stored_states[names[i]] = runs[i].run.to_tensors(state)
+        yield count, len(set(names.values())), len(unfinished)
 
 
-def _newest(planned: PlannedRun, kept: dict[str, dict[str, Tensor]]) -> Any:
+def _newest(planned_run: PlannedRun, stored_states: dict[str, dict[str, Tensor]]) -> Any:
     """The state from which a run goes on: the newest that is kept, or its beginning."""
-    for step in sorted(planned.fork_steps, reverse=True):
-        tensors = kept.get(planned.state_name(step))
+    for step in sorted(planned_run.fork_steps, reverse=True):
+        tensors = stored_states.get(planned_run.state_name(step))
         if tensors is not None:
-            return planned.run.from_tensors(tensors)
-    return planned.run.initial_state()
+            return planned_run.run.from_tensors(tensors)
+    return planned_run.run.initial_state()
 
 
-def _using(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> EvaluationContext:
-    prompts = {key for planned in runs for key in planned.run.prompts}
-    known = {key: told for planned in runs for key, told in planned.prompts.items()}
+def _counting_context(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> EvaluationContext:
+    prompts = {key for planned_run in runs for key in planned_run.run.prompts}
+    layouts = {key: layout for planned_run in runs for key, layout in planned_run.prompts.items()}
     models = {key.model for key in prompts}
     return EvaluationContext(
         dict.fromkeys(models, network),
-        told_in_counting(prompts, known),
+        told_in_counting(prompts, layouts),
         max_forward_rows,
         adapters=without_adapters,
     )

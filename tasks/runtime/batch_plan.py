@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob, distinct
 from prefect_regional_diffusion.sampling_core.job.sharding import shards
 from prefect_regional_diffusion.sampling_core.planning.shared_cost import BatchCost, PlannedRun, batch_cost
@@ -45,5 +45,5 @@ def _plan_run(prepared: Prepared) -> PlannedRun:
     # The latent of an init image is not known yet: jobs with different init images share nothing.
     start_hash = None if prepared.resolved.init_image is None else inputs.mask_hash
     context = [inputs.model_keys[prepared.resolved.base.model].digest, start_hash]
-    segments = named(prepared.run.segments(), context, inputs.model_keys, inputs.embedding_digests)
+    segments = segment_keys(prepared.run.segments(), context, inputs.model_keys, inputs.embedding_digests)
     return PlannedRun(prepared.run.noiseless(), segments, prepared.prompts)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, named, state_name
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, segment_keys, state_name
 from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.errors import StoreError
@@ -85,7 +85,9 @@ class RenderContext:
     def segments(self) -> tuple[SegmentKey, ...]:
         """The run's segments, named by what determines the states in them; jobs that begin alike share them."""
         context = [FORMAT, self.numerics, self.model_keys[self.job.model].digest]
-        return named(self.sampling_run.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests)
+        return segment_keys(
+            self.sampling_run.segments(), context, self.model_keys, self._prepared.inputs.embedding_digests
+        )
 
     def folder_of(self, segment: SegmentKey) -> Folder:
         """Where a segment's states are."""
