@@ -42,20 +42,20 @@ def opened_browser(profile: Path, *arguments: str) -> Iterator[webdriver.Chrome]
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(DRIVER))
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
-        yield opened
+        yield browser
     finally:
-        opened.quit()
+        browser.quit()
 
 
-def eventually(what: str, find: Callable[[], Any], seconds: float = 120) -> Any:
+def eventually(event: str, find: Callable[[], Any], seconds: float = 120) -> Any:
     """What `find` returns once that is something."""
     deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
+    while not (result := find()):
+        assert time.monotonic() < deadline, f"waited in vain: {event}"
         time.sleep(0.3)
-    return found
+    return result
 
 
 class Page:
@@ -91,8 +91,10 @@ class Page:
     def fill(self, label: str, value: str, number: int = 0) -> None:
         """Put a value into the field after the label; of several labels, that number."""
         # Whole, or with a remark in brackets: one label may begin as another does.
-        named = f"normalize-space(.)='{label}' or starts-with(normalize-space(.), '{label} (')"
-        path = f"//*[self::label or self::div or self::span][{named}]/following::*[self::textarea or self::input][1]"
+        condition = f"normalize-space(.)='{label}' or starts-with(normalize-space(.), '{label} (')"
+        path = (
+            f"//*[self::label or self::div or self::span][{condition}]/following::*[self::textarea or self::input][1]"
+        )
 
         def filled() -> bool:
             """The page may be drawn anew while a slow machine types."""

@@ -113,33 +113,47 @@ def drawn(
     return pictures, record, ended["run_count"]
 
 
-def one_run(field: Field, name: str, fault: str, job: str, step: int, wanted: Pictures) -> Outcome:
+def one_run(field: Field, name: str, fault: str, job: str, step: int, reference: Pictures) -> Outcome:
     """Draw a job once; when the state after a step is in the store (0: at the start), the fault comes."""
     about = FAULTS[fault]
     at_fault: list[tuple[bool, float, int]] = []
 
     def disturb(target: Target) -> None:
-        asked = time.monotonic()
+        last_query = time.monotonic()
         while field.newest(target.store) < step:
             time.sleep(0.02)
             # Seldom: what is asked of the server costs the run time that it needs itself.
-            if time.monotonic() - asked > 2:
+            if time.monotonic() - last_query > 2:
                 if not field.goes_on(target.run_id):
                     break
-                asked = time.monotonic()
-        going, began, stored = field.goes_on(target.run_id), time.monotonic(), field.newest(target.store)
-        met = going and stored >= about.earliest and about.strike(field, target)
-        at_fault.append((met, began, stored))
+                last_query = time.monotonic()
+        is_running, fault_time, newest_state = (
+            field.goes_on(target.run_id),
+            time.monotonic(),
+            field.newest(target.store),
+        )
+        is_met = is_running and newest_state >= about.earliest and about.strike(field, target)
+        at_fault.append((is_met, fault_time, newest_state))
 
     store = field.store(name, on_disk=about.store_on_disk)
     out = field.disks["pictures"] if about.pictures_on_disk else field.machine.out
     pictures, record, starts = drawn(field, job, name, store, out, disturb)
     remove(field, store)
-    met, began, stored = at_fault[0]
+    is_met, fault_time, newest_state = at_fault[0]
     restored = record["steps_restored"]
     assert restored + record["steps_computed"] == JOBS[job]["steps"]
-    recomputed = max(0, stored - about.lost - restored) if starts > 1 else 0
-    return Outcome(fault, job, met, pictures == wanted, stored, restored, recomputed, starts, time.monotonic() - began)
+    recomputed = max(0, newest_state - about.lost - restored) if starts > 1 else 0
+    return Outcome(
+        fault,
+        job,
+        is_met,
+        pictures == reference,
+        newest_state,
+        restored,
+        recomputed,
+        starts,
+        time.monotonic() - fault_time,
+    )
 
 
 class Order(NamedTuple):
@@ -154,32 +168,32 @@ def orders(runs: int, faults: Sequence[str], seed: int) -> list[Order]:
     """Each fault as often as the others, with the jobs in turn, in random order."""
     jobs = list(JOBS)
     rounds = [divmod(i, len(faults)) for i in range(runs)]
-    pairs = [(faults[which], jobs[(round_ + which) % len(jobs)]) for round_, which in rounds]
+    pairs = [(faults[index], jobs[(round_ + index) % len(jobs)]) for round_, index in rounds]
     random.Random(seed).shuffle(pairs)
     return [Order(number, fault, job) for number, (fault, job) in enumerate(pairs, start=1)]
 
 
 def on_one_machine(
-    waiting: SimpleQueue[Order], faults: Sequence[str], seed: int, told: Callable[[Outcome], None], stopping: Event
+    waiting: SimpleQueue[Order], faults: Sequence[str], seed: int, report: Callable[[Outcome], None], stopping: Event
 ) -> None:
     """A machine of its own, for one run after the other until none waits."""
-    wanted: dict[str, Pictures] = {}
+    references: dict[str, Pictures] = {}
     with field(with_disks=any(_needs_disk(fault) for fault in faults), with_clock=_CLOCK in faults) as place:
         while not stopping.is_set():
             try:
                 number, fault, job = waiting.get_nowait()
             except Empty:
                 return
-            if job not in wanted:
-                name = f"undisturbed-{len(wanted)}"
+            if job not in references:
+                name = f"undisturbed-{len(references)}"
                 store = place.store(name, on_disk=False)
-                wanted[job], _, _ = drawn(place, job, name, store, place.machine.out, lambda _target: None)
+                references[job], _, _ = drawn(place, job, name, store, place.machine.out, lambda _target: None)
             for attempt in range(_MOST_TRIES):
                 # Before the last step, so that the run goes on.
                 latest = JOBS[job]["steps"] - 1
                 step = random.Random(f"{seed} {number} {attempt}").randint(FAULTS[fault].earliest, latest)
                 try:
-                    outcome = one_run(place, f"run-{number}-{attempt}", fault, job, step, wanted[job])
+                    outcome = one_run(place, f"run-{number}-{attempt}", fault, job, step, references[job])
                 except AssertionError as error:
                     # The others may still say something: whether all fails, or this alone.
                     print(error, flush=True)
@@ -188,7 +202,7 @@ def on_one_machine(
                 if fault == _CLOCK:
                     # The run needed nobody, but the next ones need a reaper that is planned at the right time.
                     place.restart()
-                told(outcome)
+                report(outcome)
                 if outcome.counts or not outcome.well or stopping.is_set():
                     break
 
@@ -222,38 +236,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of faults and moments")
     parser.add_argument("--faults", default=",".join(FAULTS), help="only these, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes there as well")
-    given = parser.parse_args(arguments)
-    named = given.faults.split(",")
-    if not FAULTS.keys() >= set(named):
+    options = parser.parse_args(arguments)
+    fault_names = options.faults.split(",")
+    if not FAULTS.keys() >= set(fault_names):
         parser.error(f"--faults: there are {', '.join(FAULTS)}")
-    faults = possible(named)
+    faults = possible(fault_names)
     if not faults:
         return 1
     outcomes, stopping, telling = list[Outcome](), Event(), Lock()
-    began = time.monotonic()
+    start_time = time.monotonic()
 
-    def told(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         with telling:
             outcomes.append(outcome)
             print(f"{sum(o.counts for o in outcomes):3} {outcome.told()}", flush=True)
-            if given.json:
+            if options.json:
                 rows = [outcome._asdict() | {"counts": outcome.counts} for outcome in outcomes]
-                given.json.write_text(json.dumps(rows, indent=2) + "\n")
+                options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
     waiting = SimpleQueue[Order]()
-    for order in orders(given.runs, faults, given.seed):
+    for order in orders(options.runs, faults, options.seed):
         waiting.put(order)
-    with ThreadPoolExecutor(given.machines) as pool:
+    with ThreadPoolExecutor(options.machines) as pool:
         try:
             machines = [
-                pool.submit(on_one_machine, waiting, faults, given.seed, told, stopping) for _ in range(given.machines)
+                pool.submit(on_one_machine, waiting, faults, options.seed, report, stopping)
+                for _ in range(options.machines)
             ]
-            for done in machines:
-                done.result()
+            for machine in machines:
+                machine.result()
         finally:
             # Told to stop: what was begun is ended, and the machines are shut down.
             stopping.set()
-    return _summed_up(outcomes, given.runs, time.monotonic() - began)
+    return _summed_up(outcomes, options.runs, time.monotonic() - start_time)
 
 
 def _summed_up(outcomes: Sequence[Outcome], runs: int, seconds: float) -> int:

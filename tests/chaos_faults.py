@@ -64,14 +64,14 @@ def _take_machine_away(field: Field, target: Target) -> bool:
 
 
 def _take_server_away(field: Field, target: Target) -> bool:
-    there = field.process(target.run_id) is not None
+    is_running = field.process(target.run_id) is not None
     server = processes.running(field.machine.folder, "server")
     assert server is not None
     for process in [*server.children(recursive=True), server]:
         process.kill()
     time.sleep(60)
     field.up()
-    return there
+    return is_running
 
 
 def _store_fails(*failures: Failure, seconds: float) -> Callable[[Field, Target], bool]:
@@ -94,8 +94,8 @@ def _damage_and_kill(field: Field, target: Target) -> bool:
     states = field.states(target.store)
     met = _kill_run(field, target)
     key = states[max(states)]
-    whole = field.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    field.s3.put_object(Bucket=BUCKET, Key=key, Body=whole[: len(whole) // 2])
+    content = field.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    field.s3.put_object(Bucket=BUCKET, Key=key, Body=content[: len(content) // 2])
     return met
 
 

@@ -61,8 +61,8 @@ class Field:
         if store.startswith("s3:"):
             prefix = f"{store.removeprefix(f's3://{BUCKET}/')}/latents/"
             # One page: a thousand states.
-            found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
-            return {int(Path(item["Key"]).stem): item["Key"] for item in found}
+            objects = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+            return {int(Path(item["Key"]).stem): item["Key"] for item in objects}
         return {int(file.stem): str(file) for file in Path(store).glob("latents/*/[0-9]*.safetensors")}
 
     def newest(self, store: str) -> int:
@@ -79,14 +79,14 @@ class Field:
 
 
 def _with_variable(name: str, value: str) -> list[psutil.Process]:
-    found = list[psutil.Process]()
+    matches = list[psutil.Process]()
     for process in psutil.process_iter():
         try:
             if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                matches.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return matches
 
 
 @contextmanager
@@ -141,8 +141,8 @@ def field(*, with_disks: bool, with_clock: bool) -> Generator[Field]:
             if clock is not None:
                 clock.step(3600)
             machine.up("--down")
-            left = _with_variable(processes.OWNER_TAG, str(machine.folder))
-            assert not left, f"`make down` has left {left}"
+            leftovers = _with_variable(processes.OWNER_TAG, str(machine.folder))
+            assert not leftovers, f"`make down` has left {leftovers}"
 
 
 def remove(place: Field, store: str) -> None:

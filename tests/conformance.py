@@ -34,20 +34,20 @@ def judge(case: Case, recordings: Recordings) -> Verdict:
     expect = case["expect"]
     refuses = expect["type"] == "raises" or bool(expect.get("swallowed_errors"))
     try:
-        found = GROUPS[case["group"]](case, recordings)
+        result = GROUPS[case["group"]](case, recordings)
     except RegionalError as error:
         return Verdict(case["id"], refuses, 0.0, "" if refuses else f"refused: {error}")
     except Exception as error:  # noqa: BLE001 - any other error is a failed case, and is named
         return Verdict(case["id"], False, 0.0, f"{type(error).__name__}: {error}")
     if refuses:
         return Verdict(case["id"], False, 0.0, "should have been refused")
-    wanted = recordings.expected(case)
-    if found.shape != wanted.shape:
-        return Verdict(case["id"], False, 0.0, f"shape {tuple(found.shape)}, recorded {tuple(wanted.shape)}")
-    if not bool((found.isfinite() == wanted.isfinite()).all()):
+    recorded = recordings.expected(case)
+    if result.shape != recorded.shape:
+        return Verdict(case["id"], False, 0.0, f"shape {tuple(result.shape)}, recorded {tuple(recorded.shape)}")
+    if not bool((result.isfinite() == recorded.isfinite()).all()):
         return Verdict(case["id"], False, 0.0, "other cells are not finite")
-    finite = wanted.isfinite()
-    worst = float((found - wanted)[finite].abs().max()) if bool(finite.any()) else 0.0
+    finite = recorded.isfinite()
+    worst = float((result - recorded)[finite].abs().max()) if bool(finite.any()) else 0.0
     error = worst / tolerance(case)
     return Verdict(case["id"], error <= 1, error, "" if error <= 1 else f"{worst:.3g} off, {error:.3g} x tolerance")
 
@@ -67,20 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tier", choices=["core", "all"], default="all")
     parser.add_argument("--group", action="append", default=[], help="only this group; may be given again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
-    given = parser.parse_args(arguments)
-    recordings = Recordings(given.dir)
+    options = parser.parse_args(arguments)
+    recordings = Recordings(options.dir)
     by_group: dict[str, list[Verdict]] = {}
-    for case in selected(recordings, given.tier, given.group):
+    for case in selected(recordings, options.tier, options.group):
         by_group.setdefault(case["group"], []).append(judge(case, recordings))
     for group, verdicts in by_group.items():
-        failed = [verdict for verdict in verdicts if not verdict.passed]
+        failures = [verdict for verdict in verdicts if not verdict.passed]
         worst = max(verdict.error for verdict in verdicts)
-        print(f"{group:20} {len(verdicts) - len(failed)}/{len(verdicts)}  worst error / tolerance {worst:.2f}")
-        for verdict in failed:
+        print(f"{group:20} {len(verdicts) - len(failures)}/{len(verdicts)}  worst error / tolerance {worst:.2f}")
+        for verdict in failures:
             print(f"  {verdict.id}: {verdict.why}")
-    if given.json:
+    if options.json:
         report = {group: [vars(verdict) for verdict in verdicts] for group, verdicts in by_group.items()}
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if by_group and all(v.passed for verdicts in by_group.values() for v in verdicts) else 1
 
 

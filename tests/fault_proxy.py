@@ -131,16 +131,16 @@ class FaultProxy:
         finally:
             writer.close()
 
-    async def _pass_on(self, begun: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect both ends; `begun` is what was read already."""
-        there_reader, there = await asyncio.open_connection("127.0.0.1", self._target)
-        self._open.add(there)
+    async def _pass_on(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Connect both ends; `head` are the bytes that were read already."""
+        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._open.add(target_writer)
         try:
-            there.write(begun)
-            await asyncio.gather(_pumped(reader, there), _pumped(there_reader, writer))
+            target_writer.write(head)
+            await asyncio.gather(_pumped(reader, target_writer), _pumped(target_reader, writer))
         finally:
-            self._open.discard(there)
-            there.close()
+            self._open.discard(target_writer)
+            target_writer.close()
 
 
 async def _pumped(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -153,8 +153,8 @@ async def _pumped(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> N
 
 
 def _header(head: bytes, name: bytes) -> bytes | None:
-    found = re.search(rb"\r\n" + name + rb":[ \t]*([^\r]*)", head, re.IGNORECASE)
-    return None if found is None else found.group(1)
+    match = re.search(rb"\r\n" + name + rb":[ \t]*([^\r]*)", head, re.IGNORECASE)
+    return None if match is None else match.group(1)
 
 
 def _without(head: bytes, names: bytes) -> bytes:
@@ -189,5 +189,5 @@ def _skew_seconds(head: bytes) -> float:
     date = _header(head, b"x-amz-date")
     if date is None:
         return 0.0
-    sent = datetime.strptime(date.decode(), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return abs((datetime.now(UTC) - sent).total_seconds())
+    date_sent = datetime.strptime(date.decode(), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return abs((datetime.now(UTC) - date_sent).total_seconds())

@@ -44,9 +44,9 @@ def flux_shift(width: int, height: int) -> float:
 
 
 def with_flow_pipeline(
-    job: dict[str, Any], sigmas: list[float], adapt: Adapt = lambda pipeline: {}, **asked: Any
+    job: dict[str, Any], sigmas: list[float], adapt: Adapt = lambda pipeline: {}, **arguments: Any
 ) -> Picture:
-    """The picture [height, width, 3] of a job's fields. `asked` are arguments that only this pipeline has."""
+    """The picture [height, width, 3] of a job's fields. `arguments` are those that only this pipeline has."""
     folder = Path(job["model"])
     index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
     absent = {name: None for name, kind in index.items() if kind == [None, None]}
@@ -56,15 +56,15 @@ def with_flow_pipeline(
     noise = initial_noise(job["seed"], (1, 16, job["height"] // 8, job["width"] // 8))
     if hasattr(pipeline, "_pack_latents"):
         noise = pipeline._pack_latents(noise, *noise.shape)
-    asked |= adapt(pipeline)
+    arguments |= adapt(pipeline)
     with torch.inference_mode():
-        found = pipeline(
+        images = pipeline(
             job["prompt"],
             width=job["width"],
             height=job["height"],
             num_inference_steps=len(sigmas) - 1,
             latents=noise,
             output_type="np",
-            **asked,
+            **arguments,
         ).images
-    return (found[0] * 255).round().astype(np.uint8)
+    return (images[0] * 255).round().astype(np.uint8)

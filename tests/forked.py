@@ -41,7 +41,7 @@ class Forked:
     ) -> None:
         """`terminal`: standard input is one, and becomes the controlling terminal of a new session."""
         self.args, self.returncode = list(map(str, command)), None
-        self._report, told = os.pipe()
+        self._report, report_end = os.pipe()
         request = {"command": self.args, "cwd": str(cwd), "env": dict(env), "terminal": terminal}
         with open(os.devnull, "r+b") as nothing:  # noqa: PTH123 - a descriptor
             streams = [
@@ -54,10 +54,10 @@ class Forked:
             ]
             try:
                 server = _server()
-                socket.send_fds(server, [json.dumps(request).encode()], [*streams, told])
+                socket.send_fds(server, [json.dumps(request).encode()], [*streams, report_end])
                 self.pid = int(server.recv(100))
             finally:
-                os.close(told)
+                os.close(report_end)
 
     def poll(self) -> int | None:
         """The exit code, or minus the number of the signal; None while the process runs."""
@@ -72,10 +72,10 @@ class Forked:
 
     def _ended(self, seconds: float | None) -> int | None:
         if self.returncode is None and select.select([self._report], [], [], seconds)[0]:
-            told = os.read(self._report, 100)
+            report = os.read(self._report, 100)
             os.close(self._report)
-            assert told, "the fork server has ended"
-            self.returncode: int | None = int(told)
+            assert report, "the fork server has ended"
+            self.returncode: int | None = int(report)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -104,18 +104,18 @@ def run(
             code = process.wait(seconds)
         finally:
             process.kill()
-        said = []
+        outputs = []
         for stream in (out, err):
             stream.seek(0)
-            said.append(stream.read())
-        return subprocess.CompletedProcess(process.args, code, *said)
+            outputs.append(stream.read())
+        return subprocess.CompletedProcess(process.args, code, *outputs)
 
 
 def render_json(arguments: Sequence[object], cwd: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """Run `regional render ... --json` and return the object it printed; fails the test on any other output."""
-    done = run(regional("render", *arguments, "--json"), cwd=cwd, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = run(regional("render", *arguments, "--json"), cwd=cwd, env=env)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from tests.forked import Forked, render_json
 from tests.processes import regional
 
 
-def kill_and_render_again(job: Path, states: int, whole: dict[str, Any], cwd: Path, env: dict[str, str]) -> None:
+def kill_and_render_again(job: Path, states: int, undisturbed: dict[str, Any], cwd: Path, env: dict[str, str]) -> None:
     """Kill a run when `states` states are in its store, start it again, and compare with the undisturbed record."""
     store = cwd / "store"
     arguments = [job, "--chunk", 2, "--out", "again", "--store", store]
@@ -30,6 +30,6 @@ def kill_and_render_again(job: Path, states: int, whole: dict[str, Any], cwd: Pa
 
     record = render_json(arguments, cwd, env)
     assert (record["steps_restored"] > 0) == (stored > 0)
-    assert record["steps_restored"] + record["steps_computed"] == whole["steps_computed"]
-    with Image.open(whole["images"][0]) as one, Image.open(cwd / record["images"][0]) as two:
-        assert one.tobytes() == two.tobytes()
+    assert record["steps_restored"] + record["steps_computed"] == undisturbed["steps_computed"]
+    with Image.open(undisturbed["images"][0]) as first, Image.open(cwd / record["images"][0]) as second:
+        assert first.tobytes() == second.tobytes()

@@ -58,7 +58,7 @@ class Machine:
             "--folder",
             str(self.folder),
         ]
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *self.options, *options],
             cwd=ROOT,
             env=self.env,
@@ -67,8 +67,8 @@ class Machine:
             check=False,
             timeout=400,
         )
-        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
-        return done.stdout
+        assert process.returncode == 0, process.stdout + process.stderr + self.logs()
+        return process.stdout
 
     def ensure_up(self) -> None:
         """Start what a test has stopped."""
@@ -91,10 +91,10 @@ class Machine:
     def submit(self, deployment: str, **parameters: Any) -> str:
         """Start a run; returns its id."""
         flow, name = deployment.split("/")
-        found = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
-        assert len(found) == 1, f"{flow} has {len(found)} deployments of that name"
+        deployments = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        assert len(deployments) == 1, f"{flow} has {len(deployments)} deployments of that name"
         order = {"parameters": parameters, "idempotency_key": uuid4().hex}
-        return post(self.api, f"deployments/{found[0]['id']}/create_flow_run", order)["id"]
+        return post(self.api, f"deployments/{deployments[0]['id']}/create_flow_run", order)["id"]
 
     def delete(self, path: str) -> None:
         ask(f"{self.api}/{path}", method="DELETE")
@@ -104,10 +104,10 @@ class Machine:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it. Raises OSError while it does not answer."""
-        (found,) = post(self.api, f"flow_runs/filter?{ASKED_HERE}", {"flow_runs": {"id": {"any_": [run_id]}}})
-        return found
+        (flow_run,) = post(self.api, f"flow_runs/filter?{ASKED_HERE}", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return flow_run
 
-    def wait_for(self, what: str, check: Callable[[], object], seconds: float = 240, pause: float = 0.2) -> None:
+    def wait_for(self, event: str, check: Callable[[], object], seconds: float = 240, pause: float = 0.2) -> None:
         deadline = time.monotonic() + seconds
 
         def holds() -> bool:
@@ -117,7 +117,7 @@ class Machine:
                 return False
 
         while not holds():
-            assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"waited in vain: {event}\n{self.logs()}"
             time.sleep(pause)
 
     def completed(self, run_id: str, seconds: float = 240, pause: float = 0.2) -> dict[str, Any]:
@@ -128,13 +128,13 @@ class Machine:
         return run
 
     def deployment(self, name: str) -> dict[str, Any]:
-        (found,) = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
-        return found
+        (deployment,) = post(self.api, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        return deployment
 
     def runs_of(self, name: str) -> list[dict[str, Any]]:
         """Runs of a deployment, the oldest one first."""
-        asked = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return post(self.api, "flow_runs/filter", asked)
+        query = {"deployments": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return post(self.api, "flow_runs/filter", query)
 
     def worker(self) -> psutil.Process:
         """Prefect's worker of the pool `gpu`; its children are runs."""

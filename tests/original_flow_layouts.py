@@ -16,39 +16,39 @@ from tests.original_layouts import Tensors, hf_clip, ldm_vae, weights_of
 DIFFUSION = "model.diffusion_model."
 
 
-class _Taken:
+class _LayoutWriter:
     """The tensors of a network, each of which is to be taken once."""
 
     def __init__(self, tensors: Tensors) -> None:
-        self._left = dict(tensors)
-        self.found: Tensors = {}
+        self._sources = dict(tensors)
+        self.tensors: Tensors = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._left
+        return name in self._sources
 
     def plain(self, old: str, new: str) -> None:
         """A layer as it is, its weight and its bias."""
         for kind in ("weight", "bias"):
-            if f"{old}.{kind}" in self._left:
-                self.found[f"{new}.{kind}"] = self._left.pop(f"{old}.{kind}")
+            if f"{old}.{kind}" in self._sources:
+                self.tensors[f"{new}.{kind}"] = self._sources.pop(f"{old}.{kind}")
 
     def one(self, old: str, new: str) -> None:
-        self.found[new] = self._left.pop(old)
+        self.tensors[new] = self._sources.pop(old)
 
     def fused(self, olds: list[str], new: str) -> None:
         """Layers below each other in one."""
         for kind in ("weight", "bias"):
-            self.found[f"{new}.{kind}"] = torch.cat([self._left.pop(f"{old}.{kind}") for old in olds])
+            self.tensors[f"{new}.{kind}"] = torch.cat([self._sources.pop(f"{old}.{kind}") for old in olds])
 
     def turned(self, old: str, new: str) -> None:
         """diffusers keeps scale and shift, the originals shift and scale."""
         for kind in ("weight", "bias"):
-            scale, shift = self._left.pop(f"{old}.{kind}").chunk(2)
-            self.found[f"{new}.{kind}"] = torch.cat([shift, scale])
+            scale, shift = self._sources.pop(f"{old}.{kind}").chunk(2)
+            self.tensors[f"{new}.{kind}"] = torch.cat([shift, scale])
 
     def done(self) -> Tensors:
-        assert not self._left, list(self._left)
-        return self.found
+        assert not self._sources, list(self._sources)
+        return self.tensors
 
 
 def _blocks(tensors: Tensors, prefix: str) -> int:
@@ -57,101 +57,105 @@ def _blocks(tensors: Tensors, prefix: str) -> int:
 
 def mmdit(tensors: Tensors) -> Tensors:
     """A transformer of Stable Diffusion 3 as Stability writes it."""
-    taken = _Taken(tensors)
-    taken.one("pos_embed.pos_embed", "pos_embed")
-    taken.plain("pos_embed.proj", "x_embedder.proj")
-    taken.plain("context_embedder", "context_embedder")
+    writer = _LayoutWriter(tensors)
+    writer.one("pos_embed.pos_embed", "pos_embed")
+    writer.plain("pos_embed.proj", "x_embedder.proj")
+    writer.plain("context_embedder", "context_embedder")
     for ours, theirs in (("timestep_embedder", "t_embedder"), ("text_embedder", "y_embedder")):
-        taken.plain(f"time_text_embed.{ours}.linear_1", f"{theirs}.mlp.0")
-        taken.plain(f"time_text_embed.{ours}.linear_2", f"{theirs}.mlp.2")
+        writer.plain(f"time_text_embed.{ours}.linear_1", f"{theirs}.mlp.0")
+        writer.plain(f"time_text_embed.{ours}.linear_2", f"{theirs}.mlp.2")
     blocks = _blocks(tensors, "transformer_blocks.")
     for number in range(blocks):
         old, new = f"transformer_blocks.{number}", f"joint_blocks.{number}"
         picture, text = f"{new}.x_block", f"{new}.context_block"
         for attention in ("attn", "attn2"):
-            if f"{old}.{attention}.to_q.weight" in taken:
-                taken.fused([f"{old}.{attention}.to_{one}" for one in "qkv"], f"{picture}.{attention}.qkv")
-                taken.plain(f"{old}.{attention}.to_out.0", f"{picture}.{attention}.proj")
-                taken.plain(f"{old}.{attention}.norm_q", f"{picture}.{attention}.ln_q")
-                taken.plain(f"{old}.{attention}.norm_k", f"{picture}.{attention}.ln_k")
-        taken.fused([f"{old}.attn.add_{one}_proj" for one in "qkv"], f"{text}.attn.qkv")
-        taken.plain(f"{old}.attn.norm_added_q", f"{text}.attn.ln_q")
-        taken.plain(f"{old}.attn.norm_added_k", f"{text}.attn.ln_k")
-        taken.plain(f"{old}.norm1.linear", f"{picture}.adaLN_modulation.1")
-        taken.plain(f"{old}.ff.net.0.proj", f"{picture}.mlp.fc1")
-        taken.plain(f"{old}.ff.net.2", f"{picture}.mlp.fc2")
+            if f"{old}.{attention}.to_q.weight" in writer:
+                writer.fused([f"{old}.{attention}.to_{letter}" for letter in "qkv"], f"{picture}.{attention}.qkv")
+                writer.plain(f"{old}.{attention}.to_out.0", f"{picture}.{attention}.proj")
+                writer.plain(f"{old}.{attention}.norm_q", f"{picture}.{attention}.ln_q")
+                writer.plain(f"{old}.{attention}.norm_k", f"{picture}.{attention}.ln_k")
+        writer.fused([f"{old}.attn.add_{letter}_proj" for letter in "qkv"], f"{text}.attn.qkv")
+        writer.plain(f"{old}.attn.norm_added_q", f"{text}.attn.ln_q")
+        writer.plain(f"{old}.attn.norm_added_k", f"{text}.attn.ln_k")
+        writer.plain(f"{old}.norm1.linear", f"{picture}.adaLN_modulation.1")
+        writer.plain(f"{old}.ff.net.0.proj", f"{picture}.mlp.fc1")
+        writer.plain(f"{old}.ff.net.2", f"{picture}.mlp.fc2")
         if number == blocks - 1:
-            taken.turned(f"{old}.norm1_context.linear", f"{text}.adaLN_modulation.1")
+            writer.turned(f"{old}.norm1_context.linear", f"{text}.adaLN_modulation.1")
         else:
-            taken.plain(f"{old}.norm1_context.linear", f"{text}.adaLN_modulation.1")
-            taken.plain(f"{old}.attn.to_add_out", f"{text}.attn.proj")
-            taken.plain(f"{old}.ff_context.net.0.proj", f"{text}.mlp.fc1")
-            taken.plain(f"{old}.ff_context.net.2", f"{text}.mlp.fc2")
-    taken.plain("proj_out", "final_layer.linear")
-    taken.turned("norm_out.linear", "final_layer.adaLN_modulation.1")
-    return taken.done()
+            writer.plain(f"{old}.norm1_context.linear", f"{text}.adaLN_modulation.1")
+            writer.plain(f"{old}.attn.to_add_out", f"{text}.attn.proj")
+            writer.plain(f"{old}.ff_context.net.0.proj", f"{text}.mlp.fc1")
+            writer.plain(f"{old}.ff_context.net.2", f"{text}.mlp.fc2")
+    writer.plain("proj_out", "final_layer.linear")
+    writer.turned("norm_out.linear", "final_layer.adaLN_modulation.1")
+    return writer.done()
 
 
 def flux_dit(tensors: Tensors) -> Tensors:
     """A transformer of FLUX.1 as Black Forest Labs write it."""
-    taken = _Taken(tensors)
-    taken.plain("x_embedder", "img_in")
-    taken.plain("context_embedder", "txt_in")
+    writer = _LayoutWriter(tensors)
+    writer.plain("x_embedder", "img_in")
+    writer.plain("context_embedder", "txt_in")
     for ours, theirs in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance")):
-        taken.plain(f"time_text_embed.{ours}_embedder.linear_1", f"{theirs}_in.in_layer")
-        taken.plain(f"time_text_embed.{ours}_embedder.linear_2", f"{theirs}_in.out_layer")
+        writer.plain(f"time_text_embed.{ours}_embedder.linear_1", f"{theirs}_in.in_layer")
+        writer.plain(f"time_text_embed.{ours}_embedder.linear_2", f"{theirs}_in.out_layer")
     for number in range(_blocks(tensors, "transformer_blocks.")):
         old, new = f"transformer_blocks.{number}", f"double_blocks.{number}"
-        for of, norm, attends, mixed, out, added in (
+        for stream, norm, projection, mixed, out, norm_prefix in (
             ("img", "norm1", "to_{}", "ff", "to_out.0", ""),
             ("txt", "norm1_context", "add_{}_proj", "ff_context", "to_add_out", "added_"),
         ):
-            taken.plain(f"{old}.{norm}.linear", f"{new}.{of}_mod.lin")
-            taken.fused([f"{old}.attn.{attends.format(one)}" for one in "qkv"], f"{new}.{of}_attn.qkv")
-            taken.one(f"{old}.attn.norm_{added}q.weight", f"{new}.{of}_attn.norm.query_norm.scale")
-            taken.one(f"{old}.attn.norm_{added}k.weight", f"{new}.{of}_attn.norm.key_norm.scale")
-            taken.plain(f"{old}.attn.{out}", f"{new}.{of}_attn.proj")
-            taken.plain(f"{old}.{mixed}.net.0.proj", f"{new}.{of}_mlp.0")
-            taken.plain(f"{old}.{mixed}.net.2", f"{new}.{of}_mlp.2")
+            writer.plain(f"{old}.{norm}.linear", f"{new}.{stream}_mod.lin")
+            writer.fused([f"{old}.attn.{projection.format(letter)}" for letter in "qkv"], f"{new}.{stream}_attn.qkv")
+            writer.one(f"{old}.attn.norm_{norm_prefix}q.weight", f"{new}.{stream}_attn.norm.query_norm.scale")
+            writer.one(f"{old}.attn.norm_{norm_prefix}k.weight", f"{new}.{stream}_attn.norm.key_norm.scale")
+            writer.plain(f"{old}.attn.{out}", f"{new}.{stream}_attn.proj")
+            writer.plain(f"{old}.{mixed}.net.0.proj", f"{new}.{stream}_mlp.0")
+            writer.plain(f"{old}.{mixed}.net.2", f"{new}.{stream}_mlp.2")
     for number in range(_blocks(tensors, "single_transformer_blocks.")):
         old, new = f"single_transformer_blocks.{number}", f"single_blocks.{number}"
-        taken.plain(f"{old}.norm.linear", f"{new}.modulation.lin")
-        taken.fused([*(f"{old}.attn.to_{one}" for one in "qkv"), f"{old}.proj_mlp"], f"{new}.linear1")
-        taken.one(f"{old}.attn.norm_q.weight", f"{new}.norm.query_norm.scale")
-        taken.one(f"{old}.attn.norm_k.weight", f"{new}.norm.key_norm.scale")
-        taken.plain(f"{old}.proj_out", f"{new}.linear2")
-    taken.plain("proj_out", "final_layer.linear")
-    taken.turned("norm_out.linear", "final_layer.adaLN_modulation.1")
-    return taken.done()
+        writer.plain(f"{old}.norm.linear", f"{new}.modulation.lin")
+        writer.fused([*(f"{old}.attn.to_{letter}" for letter in "qkv"), f"{old}.proj_mlp"], f"{new}.linear1")
+        writer.one(f"{old}.attn.norm_q.weight", f"{new}.norm.query_norm.scale")
+        writer.one(f"{old}.attn.norm_k.weight", f"{new}.norm.key_norm.scale")
+        writer.plain(f"{old}.proj_out", f"{new}.linear2")
+    writer.plain("proj_out", "final_layer.linear")
+    writer.turned("norm_out.linear", "final_layer.adaLN_modulation.1")
+    return writer.done()
 
 
 def t5(tensors: Tensors, prefix: str) -> Tensors:
     """T5's encoder, whose embeddings are there under both names."""
-    own = {"encoder.embed_tokens.weight": tensors["shared.weight"].clone(), "logit_scale": torch.tensor(4.6)}
+    additions = {"encoder.embed_tokens.weight": tensors["shared.weight"].clone(), "logit_scale": torch.tensor(4.6)}
     scale = prefix.removesuffix("transformer.") + "logit_scale"
-    return {scale: own.pop("logit_scale")} | {prefix + name: tensor for name, tensor in (tensors | own).items()}
+    return {scale: additions.pop("logit_scale")} | {
+        prefix + name: tensor for name, tensor in (tensors | additions).items()
+    }
 
 
 def clip(tensors: Tensors, prefix: str, projection: torch.Tensor | None = None) -> Tensors:
     """A text encoder of CLIP, whose projection is a layer beside it."""
     plain = dict(tensors)
-    own = plain.pop("text_projection.weight", projection)
-    found = hf_clip(plain, prefix)
-    return found if own is None else found | {f"{prefix}text_projection.weight": own}
+    projection_weight = plain.pop("text_projection.weight", projection)
+    weights = hf_clip(plain, prefix)
+    return weights if projection_weight is None else weights | {f"{prefix}text_projection.weight": projection_weight}
 
 
 def original_flow(folder: Path, kind: str) -> Tensors:
     """All tensors of a folder of `sd3` or `flux`, as one file has them."""
     transformer = (mmdit if kind == "sd3" else flux_dit)(weights_of(folder, "transformer"))
-    found = {DIFFUSION + name: tensor for name, tensor in transformer.items()} | ldm_vae(weights_of(folder, "vae"))
-    found |= clip(weights_of(folder, "text_encoder"), "text_encoders.clip_l.transformer.")
+    all_tensors = {DIFFUSION + name: tensor for name, tensor in transformer.items()} | ldm_vae(
+        weights_of(folder, "vae")
+    )
+    all_tensors |= clip(weights_of(folder, "text_encoder"), "text_encoders.clip_l.transformer.")
     second = weights_of(folder, "text_encoder_2")
     if kind == "flux":
-        return found | t5(second, "text_encoders.t5xxl.transformer.")
-    found |= clip(second, "text_encoders.clip_g.transformer.")
+        return all_tensors | t5(second, "text_encoders.t5xxl.transformer.")
+    all_tensors |= clip(second, "text_encoders.clip_g.transformer.")
     if (folder / "text_encoder_3").exists():
-        found |= t5(weights_of(folder, "text_encoder_3"), "text_encoders.t5xxl.transformer.")
-    return found
+        all_tensors |= t5(weights_of(folder, "text_encoder_3"), "text_encoders.t5xxl.transformer.")
+    return all_tensors
 
 
 def save(tensors: Tensors, file: Path) -> None:

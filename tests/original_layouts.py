@@ -43,7 +43,7 @@ def configuration_of(folder: Path, part: str) -> dict[str, Any]:
     return json.loads((folder / part / "config.json").read_text())
 
 
-def _moved(tensors: Tensors, old: str, new: str) -> Iterator[tuple[str, Tensor]]:
+def _with_prefix(tensors: Tensors, old: str, new: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors below a name, below another one."""
     for name, tensor in tensors.items():
         if name.startswith(f"{old}."):
@@ -52,13 +52,13 @@ def _moved(tensors: Tensors, old: str, new: str) -> Iterator[tuple[str, Tensor]]
 
 def _resnet(tensors: Tensors, old: str, new: str) -> Iterator[tuple[str, Tensor]]:
     for ours, theirs in _RESNET.items():
-        yield from _moved(tensors, f"{old}.{ours}", f"{new}.{theirs}")
+        yield from _with_prefix(tensors, f"{old}.{ours}", f"{new}.{theirs}")
 
 
 def ldm_unet(tensors: Tensors, configuration: dict[str, Any]) -> Tensors:
     """A UNet as numbered blocks: input, middle, output."""
     levels, layers = len(configuration["block_out_channels"]), configuration["layers_per_block"]
-    found: list[tuple[str, Tensor]] = []
+    renamed: list[tuple[str, Tensor]] = []
     for old, new in {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -69,31 +69,31 @@ def ldm_unet(tensors: Tensors, configuration: dict[str, Any]) -> Tensors:
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }.items():
-        found += _moved(tensors, old, new)
-    found += _resnet(tensors, "mid_block.resnets.0", "middle_block.0")
-    found += _resnet(tensors, "mid_block.resnets.1", "middle_block.2")
+        renamed += _with_prefix(tensors, old, new)
+    renamed += _resnet(tensors, "mid_block.resnets.0", "middle_block.0")
+    renamed += _resnet(tensors, "mid_block.resnets.1", "middle_block.2")
     for level in range(levels):
         for layer in range(layers):
             place = f"input_blocks.{1 + level * (layers + 1) + layer}"
-            found += _resnet(tensors, f"down_blocks.{level}.resnets.{layer}", f"{place}.0")
-            found += _moved(tensors, f"down_blocks.{level}.attentions.{layer}", f"{place}.1")
-        smaller = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
-        found += _moved(tensors, f"down_blocks.{level}.downsamplers.0.conv", smaller)
+            renamed += _resnet(tensors, f"down_blocks.{level}.resnets.{layer}", f"{place}.0")
+            renamed += _with_prefix(tensors, f"down_blocks.{level}.attentions.{layer}", f"{place}.1")
+        downsampler = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+        renamed += _with_prefix(tensors, f"down_blocks.{level}.downsamplers.0.conv", downsampler)
         for layer in range(layers + 1):
             place = f"output_blocks.{level * (layers + 1) + layer}"
-            found += _resnet(tensors, f"up_blocks.{level}.resnets.{layer}", f"{place}.0")
-            attention = [*_moved(tensors, f"up_blocks.{level}.attentions.{layer}", f"{place}.1")]
-            found += attention
+            renamed += _resnet(tensors, f"up_blocks.{level}.resnets.{layer}", f"{place}.0")
+            attention = [*_with_prefix(tensors, f"up_blocks.{level}.attentions.{layer}", f"{place}.1")]
+            renamed += attention
             if layer == layers:
-                larger = f"{place}.{2 if attention else 1}.conv"
-                found += _moved(tensors, f"up_blocks.{level}.upsamplers.0.conv", larger)
-    assert len(found) == len(tensors)
-    return {f"model.diffusion_model.{name}": tensor for name, tensor in found}
+                upsampler = f"{place}.{2 if attention else 1}.conv"
+                renamed += _with_prefix(tensors, f"up_blocks.{level}.upsamplers.0.conv", upsampler)
+    assert len(renamed) == len(tensors)
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in renamed}
 
 
 def ldm_vae(tensors: Tensors) -> Tensors:
     """An autoencoder whose attention is of convolutions, and whose levels count from the finest one."""
-    found: Tensors = {}
+    renamed: Tensors = {}
     levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.up_blocks."))
     for name, tensor in tensors.items():
         words = name.split(".")
@@ -109,18 +109,18 @@ def ldm_vae(tensors: Tensors) -> Tensors:
             case [half, "mid_block", "resnets", layer, *rest]:
                 words = [half, "mid", f"block_{int(layer) + 1}", *rest]
             case [half, "mid_block", "attentions", "0", kind, *rest]:
-                known = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-                words = [half, "mid", "attn_1", known[kind], rest[-1]]
+                ldm_names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+                words = [half, "mid", "attn_1", ldm_names[kind], rest[-1]]
                 if tensor.ndim == 2:
                     tensor = tensor[:, :, None, None]
             case [half, "conv_norm_out", *rest]:
                 words = [half, "norm_out", *rest]
             case _:
                 pass
-        spelled = ".".join("nin_shortcut" if word == "conv_shortcut" else word for word in words)
-        found[f"first_stage_model.{spelled}"] = tensor
-    assert len(found) == len(tensors)
-    return found
+        ldm_name = ".".join("nin_shortcut" if word == "conv_shortcut" else word for word in words)
+        renamed[f"first_stage_model.{ldm_name}"] = tensor
+    assert len(renamed) == len(tensors)
+    return renamed
 
 
 def hf_clip(tensors: Tensors, prefix: str) -> Tensors:
@@ -131,7 +131,7 @@ def hf_clip(tensors: Tensors, prefix: str) -> Tensors:
 def open_clip(tensors: Tensors, prefix: str) -> Tensors:
     """A text encoder as OpenCLIP has it: queries, keys and values in one matrix, the projection as a matrix."""
     plain = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-    found = {
+    weights = {
         "positional_embedding": plain.pop("embeddings.position_embedding.weight"),
         "token_embedding.weight": plain.pop("embeddings.token_embedding.weight"),
         "ln_final.weight": plain.pop("final_layer_norm.weight"),
@@ -139,34 +139,36 @@ def open_clip(tensors: Tensors, prefix: str) -> Tensors:
         "logit_scale": torch.tensor(4.6),
     }
     projection = plain.pop("text_projection.weight", None)
-    width = found["ln_final.weight"].shape[0]
-    found["text_projection"] = torch.randn(width, width) if projection is None else projection.T
+    width = weights["ln_final.weight"].shape[0]
+    weights["text_projection"] = torch.randn(width, width) if projection is None else projection.T
     layers = 1 + max(int(name.split(".")[2]) for name in plain)
     for layer in range(layers):
         old, new = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
-            fused = [plain.pop(f"{old}.self_attn.{one}_proj.{kind}") for one in "qkv"]
-            found[f"{new}.attn.in_proj_{kind}"] = torch.cat(fused)
+            fused = [plain.pop(f"{old}.self_attn.{letter}_proj.{kind}") for letter in "qkv"]
+            weights[f"{new}.attn.in_proj_{kind}"] = torch.cat(fused)
             for ours, theirs in _OPEN_CLIP.items():
-                found[f"{new}.{theirs}.{kind}"] = plain.pop(f"{old}.{ours}.{kind}")
+                weights[f"{new}.{theirs}.{kind}"] = plain.pop(f"{old}.{ours}.{kind}")
     assert not plain
-    return {prefix + name: tensor for name, tensor in found.items()}
+    return {prefix + name: tensor for name, tensor in weights.items()}
 
 
 def original(folder: Path, kind: str) -> Tensors:
     """All tensors of a folder of `sd1`, `sd2` or `sdxl`, as one file has them."""
-    found = ldm_unet(weights_of(folder, "unet"), configuration_of(folder, "unet")) | ldm_vae(weights_of(folder, "vae"))
+    all_tensors = ldm_unet(weights_of(folder, "unet"), configuration_of(folder, "unet")) | ldm_vae(
+        weights_of(folder, "vae")
+    )
     first = weights_of(folder, "text_encoder")
     match kind:
         case "sd1":
-            found |= hf_clip(first, "cond_stage_model.transformer.")
-            found["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+            all_tensors |= hf_clip(first, "cond_stage_model.transformer.")
+            all_tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
         case "sd2":
-            found |= open_clip(first, "cond_stage_model.model.")
+            all_tensors |= open_clip(first, "cond_stage_model.model.")
         case _:
-            found |= hf_clip(first, "conditioner.embedders.0.transformer.")
-            found |= open_clip(weights_of(folder, "text_encoder_2"), "conditioner.embedders.1.model.")
-    return found | {"model_ema.decay": torch.tensor(0.9999), "alphas_cumprod": torch.ones(1000)}
+            all_tensors |= hf_clip(first, "conditioner.embedders.0.transformer.")
+            all_tensors |= open_clip(weights_of(folder, "text_encoder_2"), "conditioner.embedders.1.model.")
+    return all_tensors | {"model_ema.decay": torch.tensor(0.9999), "alphas_cumprod": torch.ones(1000)}
 
 
 def written(folder: Path, file: Path, kind: str, *, beside: bool = True) -> Tensors:

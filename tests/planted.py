@@ -50,8 +50,8 @@ def placed(file: Path, data: bytes) -> Path:
 
 def tensor_file(header: Any, data: bytes = b"") -> bytes:
     """A safetensors file with this header: a JSON value, or bytes."""
-    told = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(told)) + told + data
+    header_bytes = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header_bytes)) + header_bytes + data
 
 
 def header_of(file: bytes) -> tuple[dict[str, Any], bytes]:
@@ -71,16 +71,16 @@ def signed(tensors: dict[str, Tensor]) -> bytes:
 
 def run_record(**changes: Any) -> dict[str, Any]:
     """What a store knows of a finished run of three steps, the first of which is a fork."""
-    told = {"name": "n", "job_hash": hashed("job"), "steps": 3, "begun": 1.0, "finished": 2.0}
-    return told | {"segments": [[0, hashed("base")], [1, hashed("one")]]} | changes
+    fields = {"name": "n", "job_hash": hashed("job"), "steps": 3, "begun": 1.0, "finished": 2.0}
+    return fields | {"segments": [[0, hashed("base")], [1, hashed("one")]]} | changes
 
 
 def picture_record(**changes: Any) -> dict[str, Any]:
     """What a store says of a finished job."""
-    told = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed("job")}
-    told |= {"model_fingerprint": hashed("m"), "latents": f"latents/{hashed('one')}/00003"}
-    told |= {"pictures": [], "devices": [], "numerics": "cpu", "versions": {}}
-    return told | {"run": f"runs/{hashed('run')}"} | changes
+    fields = {"format": FORMAT, "job": {"prompt": "x"}, "files": {}, "job_hash": hashed("job")}
+    fields |= {"model_fingerprint": hashed("m"), "latents": f"latents/{hashed('one')}/00003"}
+    fields |= {"pictures": [], "devices": [], "numerics": "cpu", "versions": {}}
+    return fields | {"run": f"runs/{hashed('run')}"} | changes
 
 
 def plant_record(root: Path, key: str, record: Any) -> Path:

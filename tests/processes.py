@@ -24,9 +24,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 def environment(prefect_home: Path, api: str | None = None) -> dict[str, str]:
     """This process' environment without its Prefect settings, with a fresh Prefect home."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REGIONAL_"))}
-    kept |= {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    return kept | ({"PREFECT_API_URL": api} if api else {})
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REGIONAL_"))}
+    variables |= {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    return variables | ({"PREFECT_API_URL": api} if api else {})
 
 
 def regional(*arguments: object) -> list[str]:
@@ -120,8 +120,8 @@ def credentials(url: str) -> dict[str, str]:
 
 @lru_cache
 def _csrf_token(api: str, basic: str, _period: int) -> str:
-    asked = urllib.request.Request(f"{api}/csrf-token?client={_CSRF_CLIENT}", headers={"Authorization": basic})
-    with urllib.request.urlopen(asked, timeout=20) as answer:
+    request = urllib.request.Request(f"{api}/csrf-token?client={_CSRF_CLIENT}", headers={"Authorization": basic})
+    with urllib.request.urlopen(request, timeout=20) as answer:
         return json.loads(answer.read())["token"]
 
 

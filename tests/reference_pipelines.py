@@ -39,24 +39,24 @@ def with_pipeline(
     """
     folder = Path(job["model"])
     index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
-    own: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
-    known = getattr(diffusers, kind or index["_class_name"])
-    pipeline = known.from_pretrained(folder, local_files_only=True, **own, **(parts or {}))
+    optional_parts: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
+    pipeline_class = getattr(diffusers, kind or index["_class_name"])
+    pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **optional_parts, **(parts or {}))
     pipeline.set_progress_bar_config(disable=True)
     checkpoint = open_folder(str(folder))
     levels = checkpoint.noise_schedule(Canvas(job["width"], job["height"]), job["steps"])
     sigmas = [level.sigma for level in sigma_schedule(levels, job["scheduler"], job["steps"])]
     if job["sampler"] == "euler":
         pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="leading")
-        walked = {"sigmas": sigmas}
+        schedule = {"sigmas": sigmas}
     else:
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        walked = {"timesteps": [round(levels.timestep_of(sigma)) for sigma in sigmas[:-1]]}
+        schedule = {"timesteps": [round(levels.timestep_of(sigma)) for sigma in sigmas[:-1]]}
     cell = checkpoint.facts.vae_scale_factor
     shape = (1, checkpoint.facts.latent_channels, job["height"] // cell, job["width"] // cell)
-    asked = adapt(pipeline)
+    adapted_arguments = adapt(pipeline)
     with torch.inference_mode():
-        found = pipeline(
+        images = pipeline(
             job["prompt"],
             negative_prompt=job.get("negative_prompt"),
             width=job["width"],
@@ -64,11 +64,11 @@ def with_pipeline(
             guidance_scale=job["cfg"],
             latents=initial_noise(job["seed"], shape),
             output_type="np",
-            **walked,
+            **schedule,
             **told,
-            **asked,
+            **adapted_arguments,
         ).images
-    return (found[0] * 255).round().astype(np.uint8)
+    return (images[0] * 255).round().astype(np.uint8)
 
 
 def share_alike(one: Picture, other: Picture) -> float:

@@ -86,8 +86,8 @@ class Terminal:
 
     def processes(self) -> list[psutil.Process]:
         """The command, while it runs, and everything that it has started."""
-        own = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        return own + [process for process in _marked(self.mark) if process not in own]
+        commands = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        return commands + [process for process in _marked(self.mark) if process not in commands]
 
     @property
     def text(self) -> str:
@@ -95,11 +95,11 @@ class Terminal:
         plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self.shown).decode(errors="replace")
         return "\n".join(line.rpartition("\r")[2] for line in plain.replace("\r\n", "\n").split("\n"))
 
-    def until(self, what: str, check: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, event: str, check: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not check():
-            assert self.process.poll() is None, f"it ended before {what}:\n{self.text}"
-            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.text}"
+            assert self.process.poll() is None, f"it ended before {event}:\n{self.text}"
+            assert time.monotonic() < deadline, f"waited in vain for {event}:\n{self.text}"
             time.sleep(0.02)
 
     def listens(self) -> bool:
@@ -120,11 +120,11 @@ def _take_terminal() -> None:
 
 def _marked(mark: str) -> list[psutil.Process]:
     """Processes whose environment has this mark."""
-    found = list[psutil.Process]()
+    marked_processes = list[psutil.Process]()
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                marked_processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return marked_processes

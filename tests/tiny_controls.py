@@ -35,8 +35,13 @@ def tiny_adapter(folder: str | Path, seed: int, kind: str, channels: tuple[int, 
     """A new folder with a T2I-Adapter whose maps have these channels."""
     torch.manual_seed(seed)
     edge = 16 if kind == "full_adapter_xl" else 8
-    given = {"channels": list(channels), "num_res_blocks": 1, "downscale_factor": edge, "adapter_type": kind} | fields
-    network = T2IAdapter(**given)
+    configuration = {
+        "channels": list(channels),
+        "num_res_blocks": 1,
+        "downscale_factor": edge,
+        "adapter_type": kind,
+    } | fields
+    network = T2IAdapter(**configuration)
     with torch.no_grad():
         for parameter in network.parameters():
             fan_in = parameter[0].numel()

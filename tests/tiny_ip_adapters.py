@@ -64,7 +64,7 @@ class _Random:
         return {f"{name}.weight": 1 + 0.1 * self.vector(width), f"{name}.bias": 0.1 * self.vector(width)}
 
 
-def _plain(random: _Random, reads: int, features: int, tokens: int = 4) -> dict[str, Tensor]:
+def _plain_weights(random: _Random, reads: int, features: int, tokens: int = 4) -> dict[str, Tensor]:
     return {
         "proj.weight": random.matrix(tokens * reads, features, 2.0),
         "proj.bias": 0.2 * random.vector(tokens * reads),
@@ -72,25 +72,25 @@ def _plain(random: _Random, reads: int, features: int, tokens: int = 4) -> dict[
     }
 
 
-def _plus(random: _Random, reads: int, features: int, tokens: int = 6) -> dict[str, Tensor]:
+def _plus_weights(random: _Random, token_width: int, features: int, tokens: int = 6) -> dict[str, Tensor]:
     width, inner = 96, 128
-    found = {
+    weights = {
         "latents": random.vector(1, tokens, width),
         "proj_in.weight": random.matrix(width, features, 2.0),
         "proj_in.bias": 0.2 * random.vector(width),
-        "proj_out.weight": random.matrix(reads, width),
-        "proj_out.bias": 0.2 * random.vector(reads),
-        **random.norm("norm_out", reads),
+        "proj_out.weight": random.matrix(token_width, width),
+        "proj_out.bias": 0.2 * random.vector(token_width),
+        **random.norm("norm_out", token_width),
     }
     for layer in (f"layers.{i}" for i in range(4)):
-        found |= random.norm(f"{layer}.0.norm1", width) | random.norm(f"{layer}.0.norm2", width)
-        found |= random.norm(f"{layer}.1.0", width)
-        found[f"{layer}.0.to_q.weight"] = random.matrix(inner, width)
-        found[f"{layer}.0.to_kv.weight"] = random.matrix(2 * inner, width)
-        found[f"{layer}.0.to_out.weight"] = random.matrix(width, inner)
-        found[f"{layer}.1.1.weight"] = random.matrix(4 * width, width)
-        found[f"{layer}.1.3.weight"] = random.matrix(width, 4 * width)
-    return found
+        weights |= random.norm(f"{layer}.0.norm1", width) | random.norm(f"{layer}.0.norm2", width)
+        weights |= random.norm(f"{layer}.1.0", width)
+        weights[f"{layer}.0.to_q.weight"] = random.matrix(inner, width)
+        weights[f"{layer}.0.to_kv.weight"] = random.matrix(2 * inner, width)
+        weights[f"{layer}.0.to_out.weight"] = random.matrix(width, inner)
+        weights[f"{layer}.1.1.weight"] = random.matrix(4 * width, width)
+        weights[f"{layer}.1.3.weight"] = random.matrix(width, 4 * width)
+    return weights
 
 
 def unet_adapter(
@@ -100,15 +100,15 @@ def unet_adapter(
     if not isinstance(unet, UNet):
         unet = UNet.from_pretrained(Path(unet) / "unet", local_files_only=True)
     random = _Random(seed)
-    projection = _plus if plus else _plain
-    reads = unet.config["cross_attention_dim"]
-    found = projection(random, reads, sizes.width if plus else sizes.projection)
-    tensors = {f"image_proj.{name}": tensor for name, tensor in found.items()}
+    projection = _plus_weights if plus else _plain_weights
+    token_width = unet.config["cross_attention_dim"]
+    weights = projection(random, token_width, sizes.width if plus else sizes.projection)
+    tensors = {f"image_proj.{name}": tensor for name, tensor in weights.items()}
     for number, name in enumerate(unet.attn_processors):
         if not name.endswith("attn1.processor"):
             width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
             for role, size in (("k", 1.5), ("v", 3.0)):
-                tensors[f"ip_adapter.{number}.to_{role}_ip.weight"] = random.matrix(width, reads, size)
+                tensors[f"ip_adapter.{number}.to_{role}_ip.weight"] = random.matrix(width, token_width, size)
     return tensors
 
 
@@ -120,7 +120,7 @@ def flux_adapter(
         transformer = FluxTransformer2DModel.from_pretrained(Path(transformer) / "transformer", local_files_only=True)
     random, reads = _Random(seed), transformer.config["joint_attention_dim"]
     first = "ip_adapter_proj_model" if xlabs else "image_proj"
-    tensors = {f"{first}.{name}": tensor for name, tensor in _plain(random, reads, sizes.projection).items()}
+    tensors = {f"{first}.{name}": tensor for name, tensor in _plain_weights(random, reads, sizes.projection).items()}
     for number in range(transformer.config["num_layers"]):
         for role, size in (("k", 1.5), ("v", 1.0)):
             name = f"ip_adapter.{number}.to_{role}_ip"

@@ -34,23 +34,23 @@ class TinyLora:
 
     def peft(self) -> dict[str, Tensor]:
         """As diffusers writes it; without a word of alpha, so it is in the numbers."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for network, layers in self.layers.items():
             for layer, (down, up) in layers.items():
-                found[f"{network}.{layer}.lora_A.weight"] = down
-                found[f"{network}.{layer}.lora_B.weight"] = up * (ALPHA / RANK)
-        return found
+                tensors[f"{network}.{layer}.lora_A.weight"] = down
+                tensors[f"{network}.{layer}.lora_B.weight"] = up * (ALPHA / RANK)
+        return tensors
 
     def kohya(self, names: Mapping[str, str] = KOHYA) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for network, layers in self.layers.items():
             for layer, (down, up) in layers.items():
                 # As kohya's files have it, whatever this release of transformers calls its layers.
                 inner = "text_model_" if layer.startswith("encoder.") else ""
                 name = f"{names[network]}_{inner}{layer.replace('.', '_')}"
-                found |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
-                found[f"{name}.alpha"] = torch.tensor(ALPHA)
-        return found
+                tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+                tensors[f"{name}.alpha"] = torch.tensor(ALPHA)
+        return tensors
 
 
 def tiny_lora(
@@ -86,8 +86,8 @@ def merged(folder: str | Path, new: Path, *weighted: tuple[TinyLora, float]) -> 
             tensors = load_file(file)
             for layer, (down, up) in layers.items():
                 weight = tensors[f"{layer}.weight"]
-                added = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
-                tensors[f"{layer}.weight"] = (weight.double() + added * (strength * ALPHA / RANK)).to(weight.dtype)
+                product = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
+                tensors[f"{layer}.weight"] = (weight.double() + product * (strength * ALPHA / RANK)).to(weight.dtype)
             save_file(tensors, file, {"format": "pt"})
     return str(new)
 

@@ -58,11 +58,11 @@ def names_opened(folder: Path) -> Iterator[list[str]]:
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(_IN_NONBLOCK)
     assert watch >= 0, os.strerror(ctypes.get_errno())
-    opened: list[str] = []
+    names: list[str] = []
     try:
         assert libc.inotify_add_watch(watch, os.fsencode(folder), _IN_OPEN | _IN_DELETE) >= 0
-        yield opened
-        opened += _names(watch)
+        yield names
+        names += _names(watch)
     finally:
         os.close(watch)
 

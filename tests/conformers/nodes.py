@@ -64,9 +64,9 @@ def _shape(latent: Tensor) -> Shape:
 
 
 def _play(case: Case, recordings: Recordings, calls: list[KSamplerCall], latent: Tensor) -> Tensor:
-    found, count = walked(recordings, passes_of(calls, LEVELS), latent)
+    latents, count = walked(recordings, passes_of(calls, LEVELS), latent)
     check_cost(case, count)
-    return found / SCALING
+    return latents / SCALING
 
 
 def _inputs(case: Case, names: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,9 +77,9 @@ def _inputs(case: Case, names: set[str]) -> tuple[dict[str, Any], dict[str, Any]
 
 def _regional(case: Case, recordings: Recordings) -> Tensor:
     latent, mask, index = latent_of(case, recordings)
-    of_the_job, own = _inputs(case, {"seed", "steps", "base_only_steps", "denoise"})
+    of_the_job, node_fields = _inputs(case, {"seed", "steps", "base_only_steps", "denoise"})
     # Not validated: some recordings are of values that jobs refuse.
-    node = RegionalSampler.model_construct(**own, vary_noise=case.get("source") == "impact_current")
+    node = RegionalSampler.model_construct(**node_fields, vary_noise=case.get("source") == "impact_current")
     prompts = _prompts(case, recordings)
     calls = regional_sampler(
         node, _base(case), prompts, _shape(latent), latent_mask=mask, batch_index=index, **of_the_job
@@ -89,8 +89,8 @@ def _regional(case: Case, recordings: Recordings) -> Tensor:
 
 def _regional_advanced(case: Case, recordings: Recordings) -> Tensor:
     latent, _, index = latent_of(case, recordings)
-    of_the_job, own = _inputs(case, {"noise_seed", "steps"})
-    node = RegionalSamplerAdvanced.model_construct(**own)
+    of_the_job, node_fields = _inputs(case, {"noise_seed", "steps"})
+    node = RegionalSamplerAdvanced.model_construct(**node_fields)
     prompts = _prompts(case, recordings)
     calls = regional_sampler_advanced(node, _base(case), prompts, _shape(latent), batch_index=index, **of_the_job)
     return _play(case, recordings, calls, latent)
@@ -134,9 +134,9 @@ def _grid(case: Case, recordings: Recordings) -> Tensor:
         columns=params["columns"],
         mode=params["mode"],
     )
-    found, count = walked(recordings, passes_of(calls, LEVELS), latent, cells)
+    latents, count = walked(recordings, passes_of(calls, LEVELS), latent, cells)
     check_cost(case, count)
-    return found / SCALING
+    return latents / SCALING
 
 
 _NODES: dict[str, Callable[[Case, Recordings], Tensor]] = {

@@ -24,11 +24,11 @@ def noise(case: Case, recordings: Recordings) -> Tensor:
             pair = initial_noise(seed, shape), initial_noise(params["seed_to"], shape)
             return original_mix_noise(*pair, params["strength"], params["method"])
         case "touch_noise":
-            touched = initial_noise(seed, shape)
+            varied = initial_noise(seed, shape)
             for region in case["regions"]:
                 variation = region["variation_seed"], region["variation_strength"], region["variation_method"]
-                touched = original_touch_noise(touched, recordings.mask(region["mask"]), *variation)
-            return touched
+                varied = original_touch_noise(varied, recordings.mask(region["mask"]), *variation)
+            return varied
         case "brownian":
             path = BrownianNoise(shape, seed, params["sigma_min"], params["sigma_max"])
             return torch.stack([path.increment(*pair) for pair in params["pairs"]])

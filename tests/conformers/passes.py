@@ -54,10 +54,10 @@ def networks(folder: Path) -> dict[str, UNetDenoiser]:
 
 
 def context(recordings: Recordings) -> EvaluationContext:
-    told: dict[PromptKey, Conditioning] = {}
+    encoded_prompts: dict[PromptKey, Conditioning] = {}
     for model in LEVELS:
-        told |= conditionings(recordings.conditionings, model)
-    return EvaluationContext(networks(recordings.folder), told)
+        encoded_prompts |= conditionings(recordings.conditionings, model)
+    return EvaluationContext(networks(recordings.folder), encoded_prompts)
 
 
 def walked(
@@ -76,9 +76,9 @@ def walked(
 
 def _alone(case: Case, recordings: Recordings, call: KSamplerCall, latent: Tensor) -> Tensor:
     """What one call makes of a latent, as a node of that call alone."""
-    found, count = walked(recordings, passes_of([call], LEVELS), latent)
+    latents, count = walked(recordings, passes_of([call], LEVELS), latent)
     check_cost(case, count)
-    return found / SCALING
+    return latents / SCALING
 
 
 def sampler_config(config: dict[str, Any]) -> SamplerConfig:

@@ -34,8 +34,8 @@ def _answer(via: str, params: dict[str, Any], levels: ModelLevels) -> list[float
     match via:
         case "comfy.KSampler":
             # Its own list of names lacks the Impact Pack's; what it does not know it takes for `simple`.
-            known = params["scheduler"] in SCHEDULES and params["scheduler"] not in TABLES
-            return _schedule(params | {"scheduler": params["scheduler"] if known else "simple"}, levels)
+            is_known = params["scheduler"] in SCHEDULES and params["scheduler"] not in TABLES
+            return _schedule(params | {"scheduler": params["scheduler"] if is_known else "simple"}, levels)
         case "impact.calculate_sigmas":
             return _schedule(params, levels)
         case "GITSScheduler.execute":
