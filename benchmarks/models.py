@@ -35,11 +35,11 @@ def job(model: str, size: int, steps: int, seed: int) -> dict[str, Any]:
         {"prompt": f"region {i}", "mask": {"x": i % 2 / 2, "y": i // 2 / 2, "width": 0.5, "height": 0.5}}
         for i in range(4)
     ]
-    asked = {"model": model, "prompt": "a base", "width": size, "height": size, "steps": steps, "seed": seed}
-    return asked | {"sampler": "euler", "base_only_steps": 1, "regions": regions}
+    fields = {"model": model, "prompt": "a base", "width": size, "height": size, "steps": steps, "seed": seed}
+    return fields | {"sampler": "euler", "base_only_steps": 1, "regions": regions}
 
 
-def measure(family: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def measure(family: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """Figures of one family in this process, whose settings are in its environment."""
     import torch
 
@@ -50,32 +50,32 @@ def measure(family: str, chosen: dict[str, Any]) -> dict[str, Any]:
     from prefect_regional_diffusion.tasks.machine.devices import device_name
     from prefect_regional_diffusion.tasks.runtime.guarded_parts import GuardedDenoiser
 
-    on_gpu, inside = torch.cuda.is_available(), [0.0]
-    whole = GuardedDenoiser.__call__
+    on_gpu, network_seconds = torch.cuda.is_available(), [0.0]
+    original_call = GuardedDenoiser.__call__
 
-    def timed(*args: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        answer = whole(*args, **named)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        answer = original_call(*args, **kwargs)
         if on_gpu:
             torch.cuda.synchronize()
-        inside[0] += time.perf_counter() - started
+        network_seconds[0] += time.perf_counter() - start
         return answer
 
     GuardedDenoiser.__call__ = timed  # pyright: ignore[reportAttributeAccessIssue]
     write = {"sdxl": random_models.write_sdxl, "flux": random_models.write_flux}[family]
     with tempfile.TemporaryDirectory() as place, trust_caller():
-        widths, dtype = random_models.Widths(chosen["share"]), getattr(torch, chosen["dtype"])
+        widths, dtype = random_models.Widths(sizes["share"]), getattr(torch, sizes["dtype"])
         model = write(Path(place) / family, widths, dtype)
 
-        def drawn(seed: int) -> dict[str, Any]:
-            asked = parse_job(job(model, chosen["size"], chosen["steps"], seed))
-            return asyncio.run(draw_job(asked, chosen["steps"], f"{place}/store", f"{place}/out"))
+        def draw(seed: int) -> dict[str, Any]:
+            render_job = parse_job(job(model, sizes["size"], sizes["steps"], seed))
+            return asyncio.run(draw_job(render_job, sizes["steps"], f"{place}/store", f"{place}/out"))
 
-        first = drawn(1)
-        inside[0] = 0.0
+        first = draw(1)
+        network_seconds[0] = 0.0
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        second = drawn(2)
+        second = draw(2)
     sampling = second["seconds"]["sample"]
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -83,7 +83,7 @@ def measure(family: str, chosen: dict[str, Any]) -> dict[str, Any]:
         "rows": second["evaluations"],
         "forwards": second["forwards"],
         "sampling_seconds": sampling,
-        "network_share_of_sampling": round(inside[0] / sampling, 4),
+        "network_share_of_sampling": round(network_seconds[0] / sampling, 4),
         "whole_seconds": round(sum(second["seconds"].values()), 2),
         "first_job_seconds": round(sum(first["seconds"].values()), 2),
         "peak_gigabytes": round(peak / 1e9, 2),
@@ -104,23 +104,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     import torch
 
-    chosen = dict(GPU if torch.cuda.is_available() else PROCESSOR)
-    chosen |= {name: given for name in ("share", "size", "steps") if (given := getattr(options, name)) is not None}
-    print(f"widths are {chosen['share']:g} of the published ones; {chosen['size']} x {chosen['size']} pixels, "
-          f"{chosen['steps']} steps, {chosen['dtype']}")  # fmt: skip
-    figures: dict[str, Any] = {"settings": chosen}
+    sizes = dict(GPU if torch.cuda.is_available() else PROCESSOR)
+    sizes |= {name: value for name in ("share", "size", "steps") if (value := getattr(options, name)) is not None}
+    print(f"widths are {sizes['share']:g} of the published ones; {sizes['size']} x {sizes['size']} pixels, "
+          f"{sizes['steps']} steps, {sizes['dtype']}")  # fmt: skip
+    figures: dict[str, Any] = {"settings": sizes}
     for family in options.families:
         for mode in options.compile:
             name = f"{family}, compile {mode}"
-            command = [sys.executable, "-m", "benchmarks.models", "--one", family, json.dumps(chosen)]
-            environment = os.environ | {"REGIONAL_COMPILE": mode, "REGIONAL_DTYPE": str(chosen["dtype"])}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            figures[name] = json.loads(done.stdout.splitlines()[-1])
+            command = [sys.executable, "-m", "benchmarks.models", "--one", family, json.dumps(sizes)]
+            environment = os.environ | {"REGIONAL_COMPILE": mode, "REGIONAL_DTYPE": str(sizes["dtype"])}
+            process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            figures[name] = json.loads(process.stdout.splitlines()[-1])
             print(f"{name}: {figures[name]}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if torch.cuda.is_available():
-        low = [name for name, found in figures.items() if found.get("network_share_of_sampling", 1) < BAR]
+        low = [name for name, case in figures.items() if case.get("network_share_of_sampling", 1) < BAR]
         sys.exit(f"less than {BAR:.0%} of sampling in the network: {', '.join(low)}" if low else 0)
 
 

@@ -25,9 +25,9 @@ class Timed:
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        started = time.perf_counter()
+        start = time.perf_counter()
         answer = self.inner(x, levels, conditioning, adapters)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - start
         return answer
 
 

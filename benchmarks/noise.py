@@ -50,27 +50,29 @@ class _KnowsTheAnswer:
 
 def measure(composition: str, layout: str, sampler: str) -> dict[str, float]:
     """The figures of one run of 8 steps, 2 of them of the base alone."""
-    asked = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
-    job = resolve(parse_job(asked | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]}))
+    fields = {"prompt": "base", "steps": 8, "base_only_steps": 2, "cfg": 1.0, "sampler": sampler}
+    job = resolve(parse_job(fields | {"scheduler": "normal", "composition": composition, "regions": LAYOUTS[layout]}))
     run = compose(job, {job.base.model: LEVELS}, torch.zeros(1, CHANNELS, 16, 16), region_masks(job, {}, 8))
     context = EvaluationContext({job.base.model: _KnowsTheAnswer()}, dict.fromkeys(run.prompts, Conditioning({})))
     ratios: list[torch.Tensor] = []
-    left = torch.zeros(16, 16)
+    residual = torch.zeros(16, 16)
     # Samplers that draw no noise keep the initial one, so its own chance is taken out of their figures.
-    drawn = _spread(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
+    initial_deviation = (
+        _standard_deviations(initial_noise(job.seed, (1, CHANNELS, 16, 16))) if SOLVERS[sampler].order > 0 else 1.0
+    )
     for state, _ in iterate(run, run.initial_state(), context):
         sigma = _level_after(run, state)
         if sigma is None:
             continue
-        left = _spread(run.final_latents(state))
+        residual = _standard_deviations(run.final_latents(state))
         if sigma > 0:
-            ratios.append(left / sigma / drawn)
+            ratios.append(residual / sigma / initial_deviation)
     every = torch.stack(ratios)
     return {
         "lowest": float(every.min()),
         "highest": float(every.max()),
         "off": float(((every - 1).abs() > 0.1).float().mean()),
-        "left": float(left.square().mean().sqrt()),
+        "left": float(residual.square().mean().sqrt()),
     }
 
 
@@ -88,26 +90,26 @@ def _level_after(run: Any, state: Any) -> float | None:
     return last.sigmas[-1]
 
 
-def _spread(noise: Latent) -> torch.Tensor:
+def _standard_deviations(noise: Latent) -> torch.Tensor:
     return noise[0].square().mean(dim=0).sqrt()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     figures: dict[str, dict[str, float]] = {}
     for sampler in SAMPLERS:
         for layout in LAYOUTS:
             for composition in ("joint", "sequential"):
-                found = measure(composition, layout, sampler)
-                figures[f"{sampler}, {layout}, {composition}"] = found
+                case = measure(composition, layout, sampler)
+                figures[f"{sampler}, {layout}, {composition}"] = case
                 print(
-                    f"{sampler:16} {layout:12} {composition:11} {found['lowest']:6.3f} to {found['highest']:6.3f}"
-                    f"  {found['off']:4.0%} off  left {found['left']:.4f}"
+                    f"{sampler:16} {layout:12} {composition:11} {case['lowest']:6.3f} to {case['highest']:6.3f}"
+                    f"  {case['off']:4.0%} off  left {case['left']:.4f}"
                 )
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,15 +64,15 @@ def measure(unet: UNet2DConditionModel, cells: int, steps: int) -> dict[str, Any
     network.seconds = 0.0
     start = time.perf_counter()
     total = run()
-    whole = time.perf_counter() - start
-    outside = whole - network.seconds
+    total_seconds = time.perf_counter() - start
+    outside_seconds = total_seconds - network.seconds
     return {
         "parameters": sum(p.numel() for p in unet.parameters()),
         "forwards": total.forwards,
         "rows": total.evaluations,
         "passes": len(calls),
-        "outside_ms_per_pass": round(1000 * outside / len(calls), 3),
-        "outside_over_inside": round(outside / network.seconds, 5),
+        "outside_ms_per_pass": round(1000 * outside_seconds / len(calls), 3),
+        "outside_over_inside": round(outside_seconds / network.seconds, 5),
     }
 
 

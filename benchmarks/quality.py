@@ -69,7 +69,7 @@ class Measured(NamedTuple):
 
 def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
     """Job data without a composition: regions in a row or a grid that mostly overlap, with feathered edges."""
-    made: list[dict[str, Any]] = []
+    job_data: list[dict[str, Any]] = []
     for _ in range(count):
         number = rng.randint(2, 4)
         rows, columns = {2: rng.choice([(1, 2), (2, 1)]), 3: rng.choice([(1, 3), (3, 1)]), 4: (2, 2)}[number]
@@ -82,7 +82,7 @@ def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
             }
             for i, color in enumerate(colors[1:])
         ]
-        made.append(
+        job_data.append(
             {
                 "prompt": f"a {colors[0]} background",
                 "width": 96 * columns if columns > 1 else 128,
@@ -93,7 +93,7 @@ def jobs(rng: random.Random, count: int) -> list[dict[str, Any]]:
                 "regions": regions,
             }
         )
-    return made
+    return job_data
 
 
 def _caption(rng: random.Random, background: str) -> str:
@@ -132,10 +132,10 @@ def measure(model: WholeModel, data: dict[str, Any], composition: str) -> Measur
     right: list[float] = []
     for i, mask in enumerate(masks):
         others = torch.stack([other for j, other in enumerate(masks) if j != i]).amax(dim=0)
-        alone = (_grown(1 - mask, 12) == 0) & (_grown(others, 12) == 0)
-        if bool(alone.any()):
-            wanted = data["regions"][i]["prompt"].split(" on a ")[-1].removeprefix("a ").split()[0]
-            right.append(float(main_color(picture, alone.numpy()) == wanted))
+        unshared = (_grown(1 - mask, 12) == 0) & (_grown(others, 12) == 0)
+        if bool(unshared.any()):
+            expected_color = data["regions"][i]["prompt"].split(" on a ")[-1].removeprefix("a ").split()[0]
+            right.append(float(main_color(picture, unshared.numpy()) == expected_color))
     changed = data | {"regions": [*data["regions"][:-1], data["regions"][-1] | {"prompt": data["prompt"]}]}
     other = draw(composed_as(composition, changed), model)
     near, far = (_grown(1 - masks[-1], 12) == 0).numpy(), (_grown(masks[-1], 32) == 0).numpy()
@@ -182,16 +182,16 @@ def residual(job: RenderJob, model: WholeModel) -> float:
 
 def figures(measured: Sequence[Measured]) -> dict[str, float]:
     """The figures of many jobs in one composition."""
-    right = [value for one in measured for value in one.right]
+    right = [value for job in measured for value in job.right]
     edge, inside = (
         sum(energy for energy, _ in bands) / sum(pixels for _, pixels in bands)
-        for bands in ([one.edge for one in measured], [one.inside for one in measured])
+        for bands in ([job.edge for job in measured], [job.inside for job in measured])
     )
-    residuals = [one.residual for one in measured]
-    inner, outer = np.array([one.changes for one in measured if one.changes is not None]).T
+    residuals = [job.residual for job in measured]
+    inner, outer = np.array([job.changes for job in measured if job.changes is not None]).T
     error = outer.std(ddof=1) / len(outer) ** 0.5
-    told = (np.mean(right), edge / inside, np.mean(residuals), outer.mean())
-    return dict(zip(TOLD, map(float, (*told, error, inner.mean(), outer.sum() / inner.sum())), strict=True))
+    values = (np.mean(right), edge / inside, np.mean(residuals), outer.mean())
+    return dict(zip(TOLD, map(float, (*values, error, inner.mean(), outer.sum() / inner.sum())), strict=True))
 
 
 _model: list[WholeModel] = []
@@ -212,38 +212,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--worst", type=Path, metavar="FILE", help="the worst pictures of each, side by side")
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"how many jobs (default {JOBS})")
     parser.add_argument("--processes", type=int, default=2, help="how many at once, one thread each (default 2)")
-    given = parser.parse_args(arguments)
-    found: list[dict[str, Measured]] = []
-    with ProcessPoolExecutor(given.processes, get_context("spawn"), _load) as pool:
-        for one in pool.map(_measured, jobs(random.Random(4), given.jobs)):
-            found.append(one)
+    options = parser.parse_args(arguments)
+    results: list[dict[str, Measured]] = []
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _load) as pool:
+        for result in pool.map(_measured, jobs(random.Random(4), options.jobs)):
+            results.append(result)
             if sys.stderr.isatty():
-                print(f"\r{len(found)}/{given.jobs} ", end="", file=sys.stderr, flush=True)
-    table = {name: figures([one[name] for one in found]) for name in COMPOSITIONS}
+                print(f"\r{len(results)}/{options.jobs} ", end="", file=sys.stderr, flush=True)
+    table = {name: figures([result[name] for result in results]) for name in COMPOSITIONS}
     print(f"{'':20}" + "".join(f"{name:>12}" for name in COMPOSITIONS))
     for figure in TOLD:
         print(f"{figure:20}" + "".join(f"{table[name][figure]:12.4f}" for name in COMPOSITIONS))
-    if given.json:
-        given.json.write_text(json.dumps(table, indent=2) + "\n")
-    if given.worst:
-        _sheet(found, given.worst)
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=2) + "\n")
+    if options.worst:
+        _sheet(results, options.worst)
     joint, other = table["joint"], table["sequential"]
     lower = all(joint[figure] <= other[figure] for figure in FIGURES[1:])
     return 0 if lower and joint[FIGURES[0]] >= other[FIGURES[0]] else 1
 
 
-def _sheet(found: Sequence[dict[str, Measured]], file: Path) -> None:
+def _sheet(results: Sequence[dict[str, Measured]], file: Path) -> None:
     """A column per job, a row per composition: the four worst of each composition, by regions that are wrong."""
 
-    def wrong(one: dict[str, Measured], name: str) -> tuple[float, float]:
-        measured = one[name]
+    def wrong(result: dict[str, Measured], name: str) -> tuple[float, float]:
+        measured = result[name]
         return sum(1 - value for value in measured.right), measured.edge[0] / measured.edge[1]
 
-    worst = [one for name in COMPOSITIONS for one in sorted(found, key=lambda one: wrong(one, name), reverse=True)[:4]]
+    worst = [
+        result
+        for name in COMPOSITIONS
+        for result in sorted(results, key=lambda result: wrong(result, name), reverse=True)[:4]
+    ]
     sheet = Image.new("RGB", (136 * len(worst), 136 * len(COMPOSITIONS)), "white")
-    for column, one in enumerate(worst):
+    for column, result in enumerate(worst):
         for row, name in enumerate(COMPOSITIONS):
-            image = Image.fromarray(one[name].picture)
+            image = Image.fromarray(result[name].picture)
             image.thumbnail((128, 128))
             sheet.paste(image, (136 * column + 4, 136 * row + 4))
     sheet.save(file)

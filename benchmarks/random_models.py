@@ -106,7 +106,7 @@ def write_flux(folder: Path, widths: Widths, dtype: torch.dtype) -> str:
         ("</s>", 0.0),
         ("<unk>", 0.0),
         ("▁", -2.0),
-        *((one, -4.0) for one in string.ascii_letters),
+        *((letter, -4.0) for letter in string.ascii_letters),
     ]
     T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512).save_pretrained(folder / "tokenizer_2")
     return str(folder)
@@ -166,17 +166,17 @@ def _write_weights(folder: Path, stem: str, network: Any, dtype: torch.dtype, ge
     """Matrices of the size that keeps what goes through them; norms of ones; in shards that fit into memory."""
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     shared = {"encoder.embed_tokens.weight"}  # of T5: the file has it once
-    found: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     names = [name for name in shapes if name not in shared]
     for name in names:
         shard[name] = _tensor(name, shapes[name], generator).to(dtype)
         if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES or name == names[-1]:
-            file = f"{stem}-{len(set(found.values())) + 1:05}.safetensors"
+            file = f"{stem}-{len(set(weight_map.values())) + 1:05}.safetensors"
             save_file(shard, folder / file, {"format": "pt"})
-            found |= dict.fromkeys(shard, file)
+            weight_map |= dict.fromkeys(shard, file)
             shard = {}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": found}))
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

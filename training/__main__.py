@@ -17,11 +17,11 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=2000)
     parser.add_argument("--shallow-steps", type=int, default=2500)
     parser.add_argument("--deep-steps", type=int, default=28500)
-    given = parser.parse_args()
-    train_autoencoder(given.work, given.autoencoder_steps)
-    train_denoiser(given.work, 2, given.shallow_steps, cool=False)
-    train_denoiser(given.work, 3, given.deep_steps, cool=True)
-    export(given.work, given.out)
+    options = parser.parse_args()
+    train_autoencoder(options.work, options.autoencoder_steps)
+    train_denoiser(options.work, 2, options.shallow_steps, cool=False)
+    train_denoiser(options.work, 3, options.deep_steps, cool=True)
+    export(options.work, options.out)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def new_autoencoder() -> AutoencoderKL:
 
 def pictures(rng: np.random.Generator, count: int, size: int) -> torch.Tensor:
     """Random canvases as [count, 3, size, size] in [-1, 1]; mostly collages, because edges are what is hard."""
-    drawn = [(whole if rng.random() < 0.25 else collage)(rng, size, size).picture for _ in range(count)]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) * 2 - 1
+    canvases = [(whole if rng.random() < 0.25 else collage)(rng, size, size).picture for _ in range(count)]
+    return torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2) * 2 - 1
 
 
 def train_autoencoder(folder: Path, steps: int, batch: int = 8, seed: int = 1) -> None:
@@ -39,7 +39,7 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 8, seed: int = 1) -
     model = new_autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
-    started = time.monotonic()
+    start = time.monotonic()
     for step in range(steps):
         x = pictures(rng, batch, 96).to(memory_format=torch.channels_last)
         posterior = model.encode(x).latent_dist
@@ -56,7 +56,7 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 8, seed: int = 1) -
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            rate = (step + 1) / (time.monotonic() - started)
+            rate = (step + 1) / (time.monotonic() - start)
             print(f"autoencoder {step}/{steps} error {error.mean().item():.4f} {rate:.2f} steps/s", flush=True)
     with torch.no_grad():
         z = model.encode(pictures(rng, 64, 128)).latent_dist.mean

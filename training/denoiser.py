@@ -108,16 +108,16 @@ class Pool:
         canvases = [draw(rng, self.rows * CELL, self.columns * CELL) for draw in make]
         pictures = torch.from_numpy(np.stack([c.picture for c in canvases])).permute(0, 3, 1, 2) * 2 - 1
         with torch.no_grad():
-            encoded = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
-        for latent, canvas in zip(encoded, canvases, strict=True):
+            latents = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
+        for latent, canvas in zip(latents, canvases, strict=True):
             weight = torch.from_numpy(canvas.weight)
             if len(self.latents) < capacity:
                 self.latents.append(latent)
                 self.weights.append(weight)
                 self.captions.append(canvas.caption)
             else:
-                at = int(rng.integers(capacity))
-                self.latents[at], self.weights[at], self.captions[at] = latent, weight, canvas.caption
+                index = int(rng.integers(capacity))
+                self.latents[index], self.weights[index], self.captions[index] = latent, weight, canvas.caption
 
     def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Latents [B, 4, rows, columns], weights of their cells [B, 1, rows, columns], captions."""
@@ -179,7 +179,7 @@ def train_denoiser(
     odds = np.array(list(BUCKETS.values()))
     for pool, share in zip(pools, odds, strict=True):
         pool.add(vae, rng, max(48, int(640 * share)), 6000)
-    started, recent = time.monotonic(), []
+    start, recent = time.monotonic(), []
     for step in range(first, steps):
         pool = pools[rng.choice(len(pools), p=odds)]
         pool.add(vae, rng, max(1, 512 // (pool.rows * pool.columns)), 6000)
@@ -204,7 +204,7 @@ def train_denoiser(
                 mean.lerp_(now, 1 - decay)
         recent.append(loss.item())
         if (step + 1) % 100 == 0:
-            speed = (step + 1 - first) / (time.monotonic() - started)
+            speed = (step + 1 - first) / (time.monotonic() - start)
             print(f"denoiser {step + 1}/{steps} loss {np.mean(recent[-500:]):.4f} {speed:.2f} steps/s", flush=True)
         if (step + 1) % 500 == 0 or step + 1 == steps:
             save(folder, average, model, levels, step + 1)

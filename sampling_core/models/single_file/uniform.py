@@ -19,13 +19,13 @@ _SCALE, _MARKS = ".scale_weight", ("scaled_fp8", ".scale_input")
 """As ComfyUI writes weights of 8 bits: what each was divided by, that some were, and what inputs may be divided by."""
 
 
-def uniform(info: Iterable[TensorInfo], files: ModelFiles) -> Tensors:
+def uniform(infos: Iterable[TensorInfo], files: ModelFiles) -> Tensors:
     """Tensors by the names that the layouts know. Raises ModelError for scales that are not one number for a tensor."""
-    info = list(info)
-    for tensor in info:
-        if tensor.name.endswith(_QUANTISED):
-            raise files.error(f"has weights in a format of few bits that is not read here ({plain_value(tensor.name)})")
-    return _with_prefixes(_with_scales({tensor.name: tensor for tensor in info}, files))
+    infos = list(infos)
+    for info in infos:
+        if info.name.endswith(_QUANTISED):
+            raise files.error(f"has weights in a format of few bits that is not read here ({plain_value(info.name)})")
+    return _with_prefixes(_with_scales({info.name: info for info in infos}, files))
 
 
 def _with_prefixes(tensors: Tensors) -> Tensors:
