@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 import tests.typechecking
 
@@ -28,7 +27,7 @@ def modules_with_shapes() -> list[str]:
 
 
 # Before anything imports the core: every annotated call in these modules is then checked, shapes included.
-install_import_hook(modules_with_shapes(), f"{tests.typechecking.__name__}.checked")
+tests.typechecking.install(modules_with_shapes())
 
 # Set before torch and Prefect are imported; see flows.common.environment for the reasons.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
