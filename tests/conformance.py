@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from tests.conformers import GROUPS
-from tests.recordings import Case, Recordings, tolerance
+from tests.conformers.passes import context, dearer_than_recorded
+from tests.drawn_together import Drawn, drawn_together
+from tests.recordings import SCALING, Case, Recordings, tolerance
 
 GOLDENS = Path(__file__).parent / "goldens"
-Conformer = Callable[[Case, Recordings], Tensor]
+TOGETHER = 64
+"""Cases whose runs share forwards."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,37 @@ class Verdict:
     why: str = ""
 
 
-def judge(case: Case, recordings: Recordings) -> Verdict:
-    """Run one case on our code and compare it with what was recorded."""
+def judge(cases: Sequence[Case], recordings: Recordings) -> list[Verdict]:
+    """Run cases on our code, those with a network together, and compare them with what was recorded."""
+    outcomes = [_outcome(case, recordings) for case in cases]
+    runs = [outcome for outcome in outcomes if isinstance(outcome, SequentialSamplingRun)]
+    drawn = iter(drawn_together(runs, context(recordings)) if runs else ())
+    return [
+        _verdict(case, next(drawn) if isinstance(outcome, SequentialSamplingRun) else outcome, recordings)
+        for case, outcome in zip(cases, outcomes, strict=True)
+    ]
+
+
+def _outcome(case: Case, recordings: Recordings) -> Tensor | SequentialSamplingRun | Exception:
+    try:
+        return GROUPS[case["group"]](case, recordings)
+    except Exception as error:  # noqa: BLE001 - that it is refused may be right; any other error is a failed case
+        return error
+
+
+def _verdict(case: Case, result: Tensor | Drawn | Exception, recordings: Recordings) -> Verdict:
     expect = case["expect"]
     refuses = expect["type"] == "raises" or bool(expect.get("swallowed_errors"))
-    try:
-        result = GROUPS[case["group"]](case, recordings)
-    except RegionalError as error:
-        return Verdict(case["id"], refuses, 0.0, "" if refuses else f"refused: {error}")
-    except Exception as error:  # noqa: BLE001 - any other error is a failed case, and is named
-        return Verdict(case["id"], False, 0.0, f"{type(error).__name__}: {error}")
+    if isinstance(result, RegionalError):
+        return Verdict(case["id"], refuses, 0.0, "" if refuses else f"refused: {result}")
+    if isinstance(result, Exception):
+        return Verdict(case["id"], False, 0.0, f"{type(result).__name__}: {result}")
     if refuses:
         return Verdict(case["id"], False, 0.0, "should have been refused")
+    if isinstance(result, Drawn):
+        if why := dearer_than_recorded(case, result.count):
+            return Verdict(case["id"], False, 0.0, why)
+        result = result.latents / SCALING
     recorded = recordings.expected(case)
     if result.shape != recorded.shape:
         return Verdict(case["id"], False, 0.0, f"shape {tuple(result.shape)}, recorded {tuple(recorded.shape)}")
@@ -61,6 +84,18 @@ def selected(recordings: Recordings, tier: str, groups: Sequence[str] = ()) -> l
     ]
 
 
+def parts(cases: Sequence[Case], recordings: Recordings) -> list[list[Case]]:
+    """All cases, so many of like canvases together that their runs fill forwards."""
+
+    def canvas(case: Case) -> list[int]:
+        latent = case.get("latent", "")
+        name = latent["samples"] if isinstance(latent, dict) else latent
+        return list(recordings.latent(name).shape[2:]) if name else []
+
+    ordered = sorted(cases, key=canvas)
+    return [ordered[at : at + TOGETHER] for at in range(0, len(ordered), TOGETHER)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=GOLDENS, metavar="DIR", help="recordings")
@@ -70,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     recordings = Recordings(options.dir)
     by_group: dict[str, list[Verdict]] = {}
-    for case in selected(recordings, options.tier, options.group):
-        by_group.setdefault(case["group"], []).append(judge(case, recordings))
+    for part in parts(selected(recordings, options.tier, options.group), recordings):
+        for case, verdict in zip(part, judge(part, recordings), strict=True):
+            by_group.setdefault(case["group"], []).append(verdict)
     for group, verdicts in by_group.items():
         failures = [verdict for verdict in verdicts if not verdict.passed]
         worst = max(verdict.error for verdict in verdicts)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
-from tests.conformance import GOLDENS, judge, selected
+from tests.conformance import GOLDENS, Verdict, judge, parts, selected
 from tests.conformers import GROUPS
-from tests.recordings import Case, Recordings
+from tests.recordings import Recordings
 
 RECORDINGS = Recordings(GOLDENS)
+PARTS = parts(selected(RECORDINGS, "core"), RECORDINGS)
 
 
-@pytest.mark.parametrize("case", selected(RECORDINGS, "core"), ids=lambda case: case["id"])
-def test_case(case: Case) -> None:
-    verdict = judge(case, RECORDINGS)
+@cache
+def _verdicts(part: int) -> dict[str, Verdict]:
+    """How the cases went that are drawn together."""
+    return {verdict.id: verdict for verdict in judge(PARTS[part], RECORDINGS)}
+
+
+@pytest.mark.parametrize(
+    ("part", "case"),
+    [
+        pytest.param(number, case["id"], id=case["id"], marks=pytest.mark.xdist_group(f"recordings {number}"))
+        for number, part in enumerate(PARTS)
+        for case in part
+    ],
+)
+def test_case(part: int, case: str) -> None:
+    verdict = _verdicts(part)[case]
     assert verdict.passed, verdict.why
 
 

@@ -5,19 +5,23 @@ On the schedules that ComfyUI walks; jobs with joint composition drop no level f
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.noise.initial import add_noise, initial_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, span
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
-from tests.conformance import GOLDENS
-from tests.conformers.passes import LEVELS, networks
-from tests.problems import finish
+from tests.conformance import GOLDENS, parts
+from tests.conformers.passes import LEVELS, context
+from tests.drawn_together import Drawn, drawn_together
+from tests.problems import run_of_plan
 from tests.recordings import SCALING, Case, Recordings, tolerance
 
 RECORDINGS = Recordings(GOLDENS)
@@ -42,8 +46,11 @@ def _plain(case: Case) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", list(filter(_plain, RECORDINGS.cases)), ids=lambda case: case["id"])
-def test_full_run(case: Case) -> None:
+PARTS = parts(list(filter(_plain, RECORDINGS.cases)), RECORDINGS)
+
+
+def _run_of(case: Case) -> JointSamplingRun:
+    """One participant on the whole canvas, where the recording has a sampler."""
     sampler, params = case["sampler"], case["params"]
     name, levels = sampler["sampler_name"], LEVELS[sampler["model"]]
     drop = name in PENULTIMATE_DROPPED
@@ -53,13 +60,33 @@ def test_full_run(case: Case) -> None:
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     everywhere = torch.ones(rows, columns)
-    guidance = ClassifierFreeGuidance(sampler["cfg"], sampler["positive"], sampler["negative"])
+    model, cfg = sampler["model"], sampler["cfg"]
+    guidance = ClassifierFreeGuidance(cfg, sampler["positive"], sampler["negative"], model=model)
     base = Participant("base", guidance, solver)
     noise = ComfyNoise(shape, params["noise_seed"], solver.draws, *span(sigma_levels))
     x = add_noise(clean, initial_noise(params["noise_seed"], shape), sigma_levels[0], levels)
-    plan = Plan(sigma_levels, (PlanPhase(0, (everywhere,)),), (base,), levels, noise)
-    reached = finish(plan, x, networks(GOLDENS)[sampler["model"]], RECORDINGS.conditionings)
+    return run_of_plan(Plan(sigma_levels, (PlanPhase(0, (everywhere,)),), (base,), levels, noise), x)
+
+
+@cache
+def _drawn(part: int) -> dict[str, Drawn | Exception]:
+    """What comes of the cases that are drawn together."""
+    drawn = drawn_together([_run_of(case) for case in PARTS[part]], context(RECORDINGS))
+    return {case["id"]: one for case, one in zip(PARTS[part], drawn, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("part", "case"),
+    [
+        pytest.param(number, case, id=case["id"], marks=pytest.mark.xdist_group(f"full runs {number}"))
+        for number, part in enumerate(PARTS)
+        for case in part
+    ],
+)
+def test_full_run(part: int, case: Case) -> None:
+    drawn, sampler = _drawn(part)[case["id"]], case["sampler"]
+    assert isinstance(drawn, Drawn), drawn
     # ComfyUI divides UniPC's flow latents by 1 - 0.001, where they end.
-    ends = 0.999 if name.startswith("uni_pc") and sampler["model"] == "flow" else 1.0
-    error = (reached.x / SCALING / ends - RECORDINGS.expected(case)).abs().max()
+    ends = 0.999 if sampler["sampler_name"].startswith("uni_pc") and sampler["model"] == "flow" else 1.0
+    error = (drawn.latents / SCALING / ends - RECORDINGS.expected(case)).abs().max()
     assert float(error) <= tolerance(case)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig
+from prefect_regional_diffusion.sampling_core.comfyui.ksampler import SamplerConfig
 from prefect_regional_diffusion.sampling_core.comfyui.mask_grid import mask_grid
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import passes_of
 from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
@@ -15,21 +15,21 @@ from prefect_regional_diffusion.sampling_core.comfyui.regional_sampler import (
     regional_sampler,
     regional_sampler_advanced,
 )
+from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.comfyui.two_samplers import two_advanced_samplers, two_samplers
 from prefect_regional_diffusion.sampling_core.job.comfyui_node import RegionalSampler, RegionalSamplerAdvanced
 from prefect_regional_diffusion.sampling_core.noise.step_noise import Shape
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 from tests.conformers.passes import (
     LEVELS,
-    check_cost,
     full_run_of,
     ksampler_call,
     latent_of,
+    node_run,
     recovery_mode,
     sampler_config,
-    walked,
 )
-from tests.recordings import SCALING, Case, Recordings
+from tests.recordings import Case, Recordings
 
 COMFYUI_SCHEDULES = {
     *("simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic"),
@@ -37,7 +37,7 @@ COMFYUI_SCHEDULES = {
 }
 
 
-def node(case: Case, recordings: Recordings) -> Tensor:
+def node(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     return _NODES[case["node"]](case, recordings)
 
 
@@ -63,19 +63,13 @@ def _shape(latent: Tensor) -> Shape:
     return batch, channels, rows, columns
 
 
-def _play(case: Case, recordings: Recordings, calls: list[KSamplerCall], latent: Tensor) -> Tensor:
-    latents, count = walked(recordings, passes_of(calls, LEVELS), latent)
-    check_cost(case, count)
-    return latents / SCALING
-
-
 def _inputs(case: Case, names: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The case's parameters: those with these names, and all others, which are inputs of the node's own."""
     params = case["params"] | {"additional_mode": recovery_mode(case["params"]["additional_mode"])}
     return {name: params[name] for name in names}, {name: params[name] for name in params.keys() - names}
 
 
-def _regional(case: Case, recordings: Recordings) -> Tensor:
+def _regional(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     latent, mask, index = latent_of(case, recordings)
     of_the_job, node_fields = _inputs(case, {"seed", "steps", "base_only_steps", "denoise"})
     # Not validated: some recordings are of values that jobs refuse.
@@ -84,25 +78,25 @@ def _regional(case: Case, recordings: Recordings) -> Tensor:
     calls = regional_sampler(
         node, _base(case), prompts, _shape(latent), latent_mask=mask, batch_index=index, **of_the_job
     )
-    return _play(case, recordings, calls, latent)
+    return node_run(passes_of(calls, LEVELS), latent)
 
 
-def _regional_advanced(case: Case, recordings: Recordings) -> Tensor:
+def _regional_advanced(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     latent, _, index = latent_of(case, recordings)
     of_the_job, node_fields = _inputs(case, {"noise_seed", "steps"})
     node = RegionalSamplerAdvanced.model_construct(**node_fields)
     prompts = _prompts(case, recordings)
     calls = regional_sampler_advanced(node, _base(case), prompts, _shape(latent), batch_index=index, **of_the_job)
-    return _play(case, recordings, calls, latent)
+    return node_run(passes_of(calls, LEVELS), latent)
 
 
-def _two(case: Case, recordings: Recordings) -> Tensor:
+def _two(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     latent, _, _ = latent_of(case, recordings)
     base, inside = (full_run_of(case["samplers"][case[f"{role}_sampler"]]) for role in ("base", "mask"))
-    return _play(case, recordings, two_samplers(base, inside, recordings.mask(case["mask"])), latent)
+    return node_run(passes_of(two_samplers(base, inside, recordings.mask(case["mask"])), LEVELS), latent)
 
 
-def _two_advanced(case: Case, recordings: Recordings) -> Tensor:
+def _two_advanced(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     params, mask = dict(case["params"]), recordings.mask(case["mask"])
     latent, _, _ = latent_of(case, recordings)
     base, inside = _base(case), sampler_config(case["samplers"][case["mask_sampler"]])
@@ -114,10 +108,10 @@ def _two_advanced(case: Case, recordings: Recordings) -> Tensor:
     else:
         always = case.get("flags", {}).get("strings_to_bools") is False
         calls = two_advanced_samplers(base, inside, mask, _shape(latent), always_noise=always, **params)
-    return _play(case, recordings, calls, latent)
+    return node_run(passes_of(calls, LEVELS), latent)
 
 
-def _grid(case: Case, recordings: Recordings) -> Tensor:
+def _grid(case: Case, recordings: Recordings) -> SequentialSamplingRun:
     params = case["params"]
     latent, mask, index = latent_of(case, recordings)
     config = _base(case)
@@ -134,12 +128,10 @@ def _grid(case: Case, recordings: Recordings) -> Tensor:
         columns=params["columns"],
         mode=params["mode"],
     )
-    latents, count = walked(recordings, passes_of(calls, LEVELS), latent, cells)
-    check_cost(case, count)
-    return latents / SCALING
+    return node_run(passes_of(calls, LEVELS), latent, cells)
 
 
-_NODES: dict[str, Callable[[Case, Recordings], Tensor]] = {
+_NODES: dict[str, Callable[[Case, Recordings], SequentialSamplingRun]] = {
     "RegionalSampler": _regional,
     "RegionalSamplerAdvanced": _regional_advanced,
     "TwoSamplersForMask": _two,
