@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, get_args
 
 import pytest
 import torch
+from torchsde._brownian import brownian_interval
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
@@ -70,6 +73,14 @@ def noises(run: JointSamplingRun) -> list[tuple[float, torch.Tensor]]:
 
 
 _REGION = {name: torch.zeros(1, 1, 1) for name in ("region", "")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once() -> Iterator[None]:
+    """Brownian paths of one seed draw the same noise at the same place: for all runs here once, as it takes longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brownian_interval, "_randn", lru_cache(maxsize=256)(brownian_interval._randn))
+        yield
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

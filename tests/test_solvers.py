@@ -44,8 +44,12 @@ DETERMINISTIC = [name for name in STEPPING if SOLVERS[name].order > 0]
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name: str, kind: str) -> None:
-    """At least the stated order: one first step of lower order can be small enough not to be seen."""
-    coarse, fine = _error(name, kind, 128), _error(name, kind, 256)
+    """At least the stated order: one first step of lower order can be small enough not to be seen.
+
+    UniPC shows its order where steps are smaller.
+    """
+    steps = 128 if name.startswith("uni_pc") else 64
+    coarse, fine = _error(name, kind, steps), _error(name, kind, 2 * steps)
     assert math.log2(coarse / fine) >= SOLVERS[name].order - 0.25
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.comfyui.ksampler import KSamplerCall, SamplerConfig, full_run
@@ -47,6 +46,9 @@ class RecordedNoise(InitialNoise):
 
 @cache
 def networks(folder: Path) -> dict[str, UNetDenoiser]:
+    # Most groups of recordings need no network, and are judged in processes of their own (`tests/test_processors.py`).
+    from diffusers import UNet2DConditionModel
+
     return {
         name: UNetDenoiser(UNet2DConditionModel.from_pretrained(folder / "models" / name).eval(), levels)
         for name, levels in LEVELS.items()
