@@ -83,12 +83,9 @@ def test_whatever_is_asked(kind: str, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-@pytest.mark.parametrize(
-    "changes",
-    [{"prompt": "A blue circle"}, {"cfg": 4.5}, {"negative_prompt": "many words of it"}, {"seed": 4}],
-    ids=str,
-)
-def test_the_comparison_would_see_a_mistake(kind: str, changes: dict[str, Any]) -> None:
+def test_the_comparison_would_see_a_mistake(kind: str) -> None:
     """What is asked shows: were any of it lost, pictures would not be alike."""
     KINDS[kind](Path("model"), 0, SMALL)
-    assert share_alike(drawn(), drawn(**changes)) < 0.98
+    plain = drawn()
+    for changes in ({"prompt": "A blue circle"}, {"cfg": 4.5}, {"negative_prompt": "many words of it"}, {"seed": 4}):
+        assert share_alike(plain, drawn(**changes)) < 0.98, changes
