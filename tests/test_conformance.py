@@ -35,3 +35,16 @@ def test_case(part: int, case: str) -> None:
 
 def test_every_group_has_cases() -> None:
     assert {case["group"] for case in RECORDINGS.cases} == set(GROUPS)
+
+
+def test_what_goes_wrong_is_told_of_its_case_and_of_no_other() -> None:
+    whole = next(case for case in PARTS[-1] if case["group"] == "node" and case["params"].get("steps", 99) <= 4)
+    base = whole["samplers"][whole["base_sampler"]]
+    dearer = whole | {"stats": {"unet_calls": 1, "unet_elements": 2}}
+    another = whole | {"samplers": whole["samplers"] | {whole["base_sampler"]: base | {"cfg": base["cfg"] + 1}}}
+    broken = whole | {"samplers": whole["samplers"] | {whole["base_sampler"]: base | {"positive": "not encoded"}}}
+    verdicts = judge([dearer, whole, broken, another], RECORDINGS)
+    assert [verdict.passed for verdict in verdicts] == [False, True, False, False]
+    assert "forwards, recorded 1" in verdicts[0].why
+    assert "not encoded" in verdicts[2].why
+    assert "x tolerance" in verdicts[3].why
