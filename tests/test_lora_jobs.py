@@ -25,7 +25,7 @@ from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_loras import (
-    MODELS,
+    UNETS,
     asked,
     lora_models,
     opened,
@@ -39,7 +39,7 @@ RIGHT = {"x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lora_models(tmp_path_factory.mktemp("models"))
+    return lora_models(tmp_path_factory.mktemp("models"), UNETS)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def picture_of(record: Mapping[str, Any]) -> Any:
         return np.asarray(picture).astype(int)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", UNETS)
 def test_a_job_of_regions_with_loras_takes_one_forward_a_step(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, rows = UNetDenoiser.__call__, list[int]()
 
@@ -109,7 +109,7 @@ def test_a_region_s_lora_draws_in_its_region() -> None:
 
 
 @pytest.mark.parametrize("composition", ["joint", "sequential"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", UNETS)
 def test_it_goes_on_to_the_same_bits(model: str, composition: str) -> None:
     job = three_regions(model) | {"composition": composition}
     whole = record_of(job)
@@ -157,7 +157,7 @@ def test_a_job_is_known_by_what_its_files_hold() -> None:
     assert len({job_hash(*loras) for loras in different}) == len(different)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", UNETS)
 def test_a_prompt_is_read_with_the_loras_of_its_region(model: str) -> None:
     t, same = used(model, "t", 0.5), {"prompt": "a red circle", "mask": LEFT}
     record_of(asked(model, regions=[same | {"loras": [t]}, same | {"loras": [t | {"text_strength": 0}]}], steps=1))

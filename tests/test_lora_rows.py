@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.models.conditioning import stack
+from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, combined
@@ -21,11 +21,11 @@ from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.tiny_loras import (
     MODELS,
-    TEXT,
+    UNETS,
     lora_models,
+    lora_of,
     merged,
     opened,
-    tiny_lora,
 )
 
 
@@ -54,13 +54,13 @@ class Answers:
         checkpoint, canvas = open_folder(model), Canvas(128, 128)
         encoder = checkpoint.load_text_encoder(Placement())
         self._network = checkpoint.load_denoiser(Placement())
-        told = [
-            encoder.encode(f"prompt {row}").joined(checkpoint.size_tensors(SizeConditioning(canvas, canvas)))
-            for row in range(4)
-        ]
-        self._told = told
+        beside = checkpoint.size_tensors(SizeConditioning(canvas, canvas))
+        if checkpoint.facts.guidance == "embedded":
+            beside = beside.joined(Conditioning({GUIDANCE: torch.tensor([3.5])}))
+        self._told = [encoder.encode(f"prompt {row}").joined(beside) for row in range(4)]
         self._level = sigma_schedule(checkpoint.noise_schedule(canvas, 4), "simple", 4)[1]
-        self._x = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5)) * 3
+        shape = (4, checkpoint.facts.latent_channels, 16, 16)
+        self._x = torch.randn(shape, generator=torch.Generator().manual_seed(5)) * 3
 
     def __call__(self, rows: list[int], *loras: LoraLayers) -> Tensor:
         """Of some rows, in one forward."""
@@ -71,7 +71,7 @@ class Answers:
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_of_one_forward_have_loras_of_their_own(model: str, tmp_path: Path) -> None:
     """The bar: to 1e-5 what separate forwards answer, and what merged weights do."""
-    a, b = tiny_lora(model, 1), tiny_lora(model, 2, part="attn")
+    a, b = (lora_of(Path(), model, name) for name in "ab")
     only_a, only_b = layers_of(model, ("a", 0.7)), layers_of(model, ("b", -0.4))
     both = layers_of(model, ("a", 0.5), ("b", 1.0))
     answers = Answers(model)
@@ -83,8 +83,8 @@ def test_rows_of_one_forward_have_loras_of_their_own(model: str, tmp_path: Path)
     for row, weighted in {1: [(a, 0.7)], 3: [(a, 0.5), (b, 1.0)]}.items():
         whole = Answers(merged(model, tmp_path / f"merged{row}", *weighted))([row])
         torch.testing.assert_close(together[row], whole[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(together[0], plain[0], atol=1e-5, rtol=0)
-    assert all((plain[row] - together[row]).abs().max() > 0.05 for row in (1, 2, 3))
+    assert torch.equal(together[0], plain[0]), "the row without a LoRA"
+    assert all((plain[row] - together[row]).abs().max() > 0.01 for row in (1, 2, 3))
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -104,14 +104,17 @@ def test_the_network_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_text_encoders_read_with_it(model: str, tmp_path: Path) -> None:
-    lora = tiny_lora(model, 3, (*TEXT[model], "unet"), size=0.8)
+    lora = lora_of(Path(), model, "t")
     read = opened(model, f"{model}-t.safetensors").read("text_encoder")
     told = [combined([(layers, 0.6)], "cpu", torch.float32) for layers in read]
     plain = open_folder(model).load_text_encoder(Placement())
     whole = open_folder(merged(model, tmp_path / "merged", (lora, 0.6))).load_text_encoder(Placement())
     several_chunks = f"(some:1.3) words {'and more ' * 50}"
-    asked: list[tuple[str, PromptSyntax]] = [("some words", "plain"), (several_chunks, "comfyui")]
+    asked: list[tuple[str, PromptSyntax]] = [("some words", "plain")]
+    if model in UNETS:
+        asked.append((several_chunks, "comfyui"))
     for prompt, syntax in asked:
         for name, expected in whole.encode(prompt, syntax).tensors.items():
-            torch.testing.assert_close(plain.encode(prompt, syntax, loras=told)[name], expected, atol=1e-5, rtol=0)
+            bar = 1e-5 * max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(plain.encode(prompt, syntax, loras=told)[name], expected, atol=bar, rtol=0)
             assert (plain.encode(prompt, syntax)[name] - expected).abs().max() > 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.compiling import compiled
-from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning
+from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.family import PARTS, Canvas, Checkpoint, Denoiser, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.models.lora_rows import combined
 from prefect_regional_diffusion.sampling_core.models.offloading import OffloadedNetworks, networks_loaded
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
-from tests.tiny_loras import opened, save_lora, tiny_lora
+from tests.tiny_loras import DENOISER, FLOWS, TEXT, opened, save_lora, tiny_lora
 from tests.tiny_models import tiny_sd, tiny_sdxl
 
 MAKERS: dict[str, Callable[[Path], str]] = {
@@ -60,14 +61,17 @@ def folder(made: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return Path(shutil.copytree(made / request.param, tmp_path / request.param))
 
 
-def predicted(denoiser: Denoiser, checkpoint: Checkpoint, told: Conditioning) -> Tensor:
+def predicted(
+    denoiser: Denoiser, checkpoint: Checkpoint, told: Conditioning, rows: Sequence[RowAdapters] = (), num_rows: int = 1
+) -> Tensor:
+    """Of so many rows with the same prompt."""
     levels = checkpoint.noise_schedule(CANVAS, 4)
     level = levels.level(levels.sigmas[len(levels.sigmas) // 2])
     told = told.joined(checkpoint.size_tensors(SizeConditioning(CANVAS, CANVAS)))
     if checkpoint.facts.guidance == "embedded":
         told = told.joined(Conditioning({GUIDANCE: torch.tensor([3.5])}))
-    x = torch.randn(1, checkpoint.facts.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    return denoiser(x, [level], told)
+    x = torch.randn(num_rows, checkpoint.facts.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return denoiser(x, [level] * num_rows, stack([told] * num_rows), rows)
 
 
 def answers(checkpoint: Checkpoint, placement: Placement) -> tuple[list[Tensor], int]:
@@ -144,6 +148,30 @@ def test_layers_that_come_and_go_give_the_same_bits(folder: Path, weights: Any) 
     assert all(same(whole, streamed))
 
 
+@pytest.mark.parametrize("folder", FLOWS, indirect=True)
+def test_loras_are_added_however_the_layers_lie_in_memory(folder: Path) -> None:
+    """To weights of 8 bits that are widened in use, and to layers that come and go."""
+    lora = tiny_lora(folder, 1, (DENOISER[folder.name], *TEXT[folder.name]))
+    save_lora(lora.peft(), folder / "a.safetensors")
+    narrowed(folder, torch.float8_e4m3fn)
+    checkpoint = open_folder(str(folder))
+    file, dtype = opened(str(folder), str(folder / "a.safetensors")), torch.bfloat16
+    (layers,) = (combined([(one, 0.7)], "cpu", dtype) for one in file.read("denoiser"))
+    texts = [combined([(one, 0.7)], "cpu", dtype) for one in file.read("text_encoder")]
+
+    def both(placement: Placement) -> list[Tensor]:
+        encoder, denoiser = checkpoint.load_text_encoder(placement), checkpoint.load_denoiser(placement)
+        told = encoder.encode("a red circle", loras=texts)
+        assert not any(same([*encoder.encode("a red circle").tensors.values()], [*told.tensors.values()]))
+        prediction = predicted(denoiser, checkpoint, told, [RowAdapters(), RowAdapters(layers)], 2)
+        assert same([*prediction], [*predicted(denoiser, checkpoint, told, num_rows=2)]) == [True, False]
+        return [*told.tensors.values(), prediction]
+
+    wide = both(Placement(dtype=dtype, weights="computed"))
+    for placement in (Placement(dtype=dtype), Placement(dtype=dtype, offload="sequential")):
+        assert all(same(wide, both(placement)))
+
+
 def test_networks_are_on_the_device_as_long_as_somebody_uses_them() -> None:
     class Network:
         places: list[str] = []  # noqa: RUF012
@@ -185,10 +213,10 @@ def test_tiles_change_large_pictures_a_little_and_small_ones_not_at_all() -> Non
     assert 0 < difference.mean() < MEAN_DIFFERENCE
 
 
-@pytest.mark.parametrize("folder", ["sd"], indirect=True)
+@pytest.mark.parametrize("folder", ["sd", *FLOWS], indirect=True)
 def test_what_is_compiled_is_for_rows_without_loras(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A LoRA hangs on layers for one forward, of which a compiled program knows nothing."""
-    save_lora(tiny_lora(folder, 1).peft(), folder / "a.safetensors")
+    save_lora(tiny_lora(folder, 1, (DENOISER[folder.name],)).peft(), folder / "a.safetensors")
     checkpoint = open_folder(str(folder))
     (layers,) = opened(str(folder), str(folder / "a.safetensors")).read("denoiser")
     told = checkpoint.load_text_encoder(Placement()).encode("a red circle")
@@ -207,15 +235,13 @@ def test_what_is_compiled_is_for_rows_without_loras(folder: Path, monkeypatch: p
     plain = checkpoint.load_denoiser(Placement())
     monkeypatch.setattr(torch, "compile", compile_)
     denoiser: Any = checkpoint.load_denoiser(Placement(compiled="max-autotune"))
-    levels = checkpoint.noise_schedule(CANVAS, 4)
-    x, level = torch.randn(2, 4, 8, 8), levels.level(levels.sigmas[500])
-    two = Conditioning({name: tensor.repeat(2, 1, 1) for name, tensor in told.tensors.items()}, told.repeatable)
-    assert torch.equal(denoiser(x, [level] * 2, two), plain(x, [level] * 2, two))
+    without = predicted(denoiser, checkpoint, told, num_rows=2)
+    assert torch.equal(without, predicted(plain, checkpoint, told, num_rows=2))
     assert calls == ["compiled"]
     rows = [RowAdapters(layers), RowAdapters()]
-    mixed = denoiser(x, [level] * 2, two, rows)
-    assert torch.equal(mixed, plain(x, [level] * 2, two, rows))
-    assert not torch.equal(mixed, plain(x, [level] * 2, two))
+    mixed = predicted(denoiser, checkpoint, told, rows, 2)
+    assert torch.equal(mixed, predicted(plain, checkpoint, told, rows, 2))
+    assert not torch.equal(mixed, without)
     assert calls == ["compiled"]
 
 

@@ -1,9 +1,9 @@
-"""Small LoRAs with random weights for the models of `tests.tiny_models`, in the names that people's files have."""
+"""Small LoRAs with random weights for tiny models, in the names that people's files have."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,25 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
+from tests.tiny_flow_models import tiny_flux, tiny_sd3
 from tests.tiny_models import tiny_sd, tiny_sdxl
 
 RANK, ALPHA = 4, 8.0
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
     "text_encoder_2": "model.safetensors",
+    "text_encoder_3": "model.safetensors",
 }
-KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+KOHYA = {
+    "unet": "lora_unet",
+    "transformer": "lora_transformer",
+    "text_encoder": "lora_te",
+    "text_encoder_2": "lora_te2",
+    "text_encoder_3": "lora_te3",
+}
+TABLES = ("embeddings.", "shared.", "embed_tokens.", "relative_attention_bias.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class TinyLora:
         for network, layers in self.layers.items():
             for layer, (down, up) in layers.items():
                 # As kohya's files have it, whatever this release of transformers calls its layers.
-                inner = "text_model_" if layer.startswith("encoder.") else ""
+                inner = "text_model_" if layer.startswith("encoder.layers.") else ""
                 name = f"{names[network]}_{inner}{layer.replace('.', '_')}"
                 tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
                 tensors[f"{name}.alpha"] = torch.tensor(ALPHA)
@@ -62,7 +72,8 @@ def tiny_lora(
     for network in networks:
         layers[network] = {}
         for name, weight in sorted(load_file(Path(folder) / network / WEIGHTS[network]).items()):
-            if weight.ndim not in (2, 4) or "embeddings." in name or not name.endswith(".weight") or part not in name:
+            is_layer = weight.ndim in (2, 4) and name.endswith(".weight") and not any(one in name for one in TABLES)
+            if not is_layer or part not in name:
                 continue
             kernel = weight.shape[2:]
             fan_in = weight[0].numel()
@@ -92,20 +103,38 @@ def merged(folder: str | Path, new: Path, *weighted: tuple[TinyLora, float]) -> 
     return str(new)
 
 
-TEXT = {"sd": ("text_encoder",), "xl": ("text_encoder", "text_encoder_2")}
-MODELS = sorted(TEXT)
+TEXT = {
+    "sd": ("text_encoder",),
+    "xl": ("text_encoder", "text_encoder_2"),
+    "flux": ("text_encoder", "text_encoder_2"),
+    "sd3": ("text_encoder", "text_encoder_2", "text_encoder_3"),
+}
+MADE = {"sd": tiny_sd, "xl": tiny_sdxl, "flux": tiny_flux, "sd3": tiny_sd3}
+UNETS, FLOWS = ["sd", "xl"], ["flux", "sd3"]
+MODELS = [*UNETS, *FLOWS]
+DENOISER = dict.fromkeys(UNETS, "unet") | dict.fromkeys(FLOWS, "transformer")
 
 
-def lora_models(folder: Path) -> Path:
-    """The folder, with models `xl` and `sd`; of each, files of LoRAs `a` and `b`, and of one that acts on text, `t`."""
-    tiny_sdxl(folder / "xl")
-    tiny_sd(folder / "sd")
-    for model in MODELS:
-        save_lora(tiny_lora(folder / model, 1).peft(), folder / f"{model}-a.safetensors")
-        save_lora(tiny_lora(folder / model, 2, part="attn").kohya(), folder / f"{model}-b.safetensors")
-        texts = tiny_lora(folder / model, 3, (*TEXT[model], "unet"), size=0.8)
-        save_lora(texts.kohya(), folder / f"{model}-t.safetensors")
+def lora_models(folder: Path, models: Sequence[str] = MODELS) -> Path:
+    """The folder, with models of these names; of each, files of LoRAs `a`, `b`, and of one that acts on text, `t`."""
+    for model in models:
+        MADE[model](folder / model)
+        save_lora(lora_of(folder, model, "a").peft(), folder / f"{model}-a.safetensors")
+        for name in "bt":
+            save_lora(lora_of(folder, model, name).kohya(), folder / f"{model}-{name}.safetensors")
     return folder
+
+
+def lora_of(folder: Path, model: str, name: str) -> TinyLora:
+    """What a file of `lora_models` has."""
+    networks = (DENOISER[model],)
+    match name:
+        case "a":
+            return tiny_lora(folder / model, 1, networks)
+        case "b":
+            return tiny_lora(folder / model, 2, networks, part="attn")
+        case _:
+            return tiny_lora(folder / model, 3, (*TEXT[model], *networks), size=0.8)
 
 
 def opened(model: str, file: str) -> Lora:

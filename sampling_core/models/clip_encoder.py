@@ -48,11 +48,15 @@ class CLIPTextEncoder:
         return Conditioning({PROMPT_EMBEDS: encoded.states}, repeatable=frozenset({PROMPT_EMBEDS}))
 
 
-def projected_states(encoder: Any, tokenizer: PromptTokenizer, prompt: str) -> tuple[Tensor, Tensor]:
+def projected_states(
+    encoder: Any, tokenizer: PromptTokenizer, prompt: str, loras: Sequence[LoraLayers] = ()
+) -> tuple[Tensor, Tensor]:
     """A prompt encoded by a text encoder with a projection, float32 on the CPU.
 
+    `loras` is what is added to the encoder, if there is anything.
     Returns the states [1, tokens, features] of the last layer but one, and the projected embedding [1, features].
     """
     tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
-    output = encoder(tokens, output_hidden_states=True)
+    with apply_loras(encoder, loras):
+        output = encoder(tokens, output_hidden_states=True)
     return output.hidden_states[-2].float().cpu(), output.text_embeds.float().cpu()

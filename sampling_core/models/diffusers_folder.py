@@ -27,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.models.loading import (
 )
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora, open_lora
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import Embeddings
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 
@@ -111,8 +112,16 @@ class DiffusersFolder:
 
     def open_lora(self, files: ModelFiles) -> Lora:
         """Compare a LoRA's header with the weights of this model. Raises ModelError."""
-        weights = {part: {name: self.networks[name].weights for name in self.PARTS[part]} for part in self.PARTS}
-        return open_lora(files, weights["denoiser"], weights["text_encoder"])
+        weights = {
+            part: {name: self.networks[name].weights for name in folders if name in self.networks}
+            for part, folders in self.PARTS.items()
+        }
+        return open_lora(files, weights["denoiser"], weights["text_encoder"], self.first_layers())
+
+    def first_layers(self) -> Weights:
+        """What the denoiser's weights are in a file of its first release, if its layers are others there: by diffusers'
+        names, the name of a layer as that of the tensor, its rows and their order. Families override this."""
+        return {}
 
     def open_control(self, files: ModelFiles) -> ControlFile:
         """Raises ModelError; families that take controls override this."""

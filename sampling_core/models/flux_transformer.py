@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Width,
 )
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_flux
+from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -104,9 +105,9 @@ class FluxDenoiser:
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         # A token is the channels of its cells, one channel after the other.
         tokens = pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        images = [row.images for row in adapters]
-        transformer = uncompiled(self._transformer) if any(images) else self._transformer
-        with attending_in_flux(transformer, images):
+        loras, images = [row.loras for row in adapters], [row.images for row in adapters]
+        transformer = uncompiled(self._transformer) if any(loras) or any(images) else self._transformer
+        with apply_loras(transformer, loras), attending_in_flux(transformer, images):
             velocity: Tensor = transformer(
                 hidden_states=tokens.to(device, dtype),
                 timestep=sigma.flatten().to(device),

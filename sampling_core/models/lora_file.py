@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
+from prefect_regional_diffusion.sampling_core.models.lora_names import LayerRows, layer_names
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
 from prefect_regional_diffusion.sampling_core.models.tensor_info import DTYPES, TensorInfo, Weights
-from prefect_regional_diffusion.sampling_core.models.weights import path_of, read_header
+from prefect_regional_diffusion.sampling_core.models.weights import path_of, read_header, read_tensor
 
 LoraPart = Literal["denoiser", "text_encoder"]
 LORA_PARTS: tuple[LoraPart, ...] = get_args(LoraPart)
@@ -48,10 +48,15 @@ _OTHERS = {
     "ia3": "an IA3",
 }
 """Other ways to change weights, by what only their tensors are called."""
+_TABLES = frozenset({"embeddings", "shared", "embed_tokens", "relative_attention_bias"})
+"""Parts of the names of tables that text encoders look tokens, places or distances up in."""
 
 
 class LoraLayer(NamedTuple):
-    """The tensors of one layer. What is added is `up @ down * alpha / rank`; without alpha, `up @ down`."""
+    """The tensors of one layer. What is added is `up @ down * alpha / rank`; without alpha, `up @ down`.
+
+    Layers that are one matrix in the file have the same `down`, and each its rows of `up`.
+    """
 
     base: Shape
     down: TensorInfo
@@ -100,8 +105,7 @@ class Lora:
 
     def _read(self, stream: Any, layer: LoraLayer) -> LowRank:
         def tensor(info: TensorInfo) -> torch.Tensor:
-            # A copy, because the file may be mapped into memory and change there.
-            return stream.get_tensor(info.name).to(torch.float32, copy=True)
+            return read_tensor(stream, info, "cpu", torch.float32)
 
         rank = layer.down.shape[0]
         alpha = float(tensor(layer.alpha)) if isinstance(layer.alpha, TensorInfo) else layer.alpha
@@ -118,8 +122,15 @@ class Lora:
         return self.files.files[0].name
 
 
-def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: Mapping[str, Weights]) -> Lora:
+def open_lora(
+    files: ModelFiles,
+    denoiser: Mapping[str, Weights],
+    text_encoder: Mapping[str, Weights],
+    first_layers: Weights | None = None,
+) -> Lora:
     """Compare a file's header with the weights of a model's networks, by diffusers' names of them.
+
+    `first_layers` are what the denoiser's weights are in a file of its first release, as `layer_names` takes them.
 
     Raises ModelError for what is no LoRA, is another kind of adapter, or does not suit the model.
     """
@@ -130,19 +141,11 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
     tensors = _tensors_by_layer(files, header)
     alphas = _alphas(files, metadata)
     networks = {**denoiser, **text_encoder}
-    # Of a linear layer or a convolution: the matrices that are no tables of tokens.
-    shapes = {
-        folder: {
-            name.removesuffix(".weight"): info.shape
-            for name, info in weights.items()
-            if name.endswith(".weight") and len(info.shape) in (2, 4) and not name.startswith("embeddings.")
-        }
-        for folder, weights in networks.items()
-    }
+    shapes = {folder: _matrix_shapes(weights) for folder, weights in networks.items()}
     layers_by_name = {
-        name: (folder, layer)
+        name: (folder, rows)
         for folder, layers in shapes.items()
-        for name, layer in layer_names(folder, layers).items()
+        for name, rows in layer_names(folder, layers, first_layers or {}).items()
     }
     unknown = [name for name in tensors if name not in layers_by_name]
     if unknown:
@@ -152,10 +155,11 @@ def open_lora(files: ModelFiles, denoiser: Mapping[str, Weights], text_encoder: 
         )
     lora_layers: dict[str, dict[str, LoraLayer]] = {folder: {} for folder in networks}
     for name, roles in tensors.items():
-        folder, layer = layers_by_name[name]
-        if layer in lora_layers[folder]:
-            raise files.error(f"has a layer twice ({name:.120})")
-        lora_layers[folder][layer] = _check_layer(files, name, shapes[folder][layer], roles, alphas.get(folder))
+        folder, rows = layers_by_name[name]
+        for layer, lora_layer in _layers(files, name, rows, shapes[folder], roles, alphas.get(folder)).items():
+            if layer in lora_layers[folder]:
+                raise files.error(f"has a layer twice ({name:.120})")
+            lora_layers[folder][layer] = lora_layer
     return Lora(
         files, tuple(lora_layers[folder] for folder in denoiser), tuple(lora_layers[folder] for folder in text_encoder)
     )
@@ -177,10 +181,40 @@ def _tensors_by_layer(files: ModelFiles, header: Sequence[TensorInfo]) -> dict[s
     return by_layer
 
 
-def _check_layer(
-    files: ModelFiles, name: str, base: Shape, roles: Mapping[str, TensorInfo], alpha: float | None
-) -> LoraLayer:
-    """The layer, if its tensors suit that of the model."""
+def _matrix_shapes(weights: Weights) -> dict[str, Shape]:
+    """The shapes of linear layers and convolutions by layer: matrices that are no tables of tokens or distances."""
+    return {
+        name.removesuffix(".weight"): info.shape
+        for name, info in weights.items()
+        if name.endswith(".weight") and len(info.shape) in (2, 4) and not _TABLES.intersection(name.split("."))
+    }
+
+
+def _layers(
+    files: ModelFiles,
+    name: str,
+    rows: Sequence[LayerRows],
+    shapes: Mapping[str, Shape],
+    roles: Mapping[str, TensorInfo],
+    alpha: float | None,
+) -> dict[str, LoraLayer]:
+    """What one name of a file adds to each layer of the model that it stands for, if its tensors suit them."""
+    bases = {layer: shapes[layer] for layer, _, _ in rows}
+    whole = (sum(base[0] for base in bases.values()), *bases[rows[0].layer][1:])
+    _check_tensors(files, name, whole, roles)
+    up = roles["up"]
+    parts = {
+        layer: up._replace(shape=(bases[layer][0], *up.shape[1:]), rows=own_rows, order=order)
+        for layer, own_rows, order in rows
+    }
+    return {
+        layer: LoraLayer(bases[layer], roles["down"], part, roles.get("alpha") or alpha)
+        for layer, part in parts.items()
+    }
+
+
+def _check_tensors(files: ModelFiles, name: str, base: Shape, roles: Mapping[str, TensorInfo]) -> None:
+    """Raise ModelError unless the tensors are those of a LoRA for a matrix or kernels of this shape."""
     missing = {"down", "up"} - roles.keys()
     if missing:
         raise files.error(f"is half a LoRA ({name:.120} has no {missing.pop()})")
@@ -201,7 +235,6 @@ def _check_layer(
     scalar = roles.get("alpha")
     if scalar is not None and math.prod(scalar.shape) != 1:
         raise files.error(f"has an alpha that is not one number ({scalar.name:.120})")
-    return LoraLayer(base, down, up, scalar or alpha)
 
 
 def _matrix_shape(shape: Shape) -> Shape:

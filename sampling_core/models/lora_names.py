@@ -1,16 +1,29 @@
-"""How files of LoRAs call the layers of a model: as diffusers and PEFT do, as kohya does, and by SDXL's first names."""
+"""How files of LoRAs call the layers of a model: as diffusers and PEFT do, as kohya does, and by their first names.
+
+kohya's names have underscores in the place of dots. First names are those of the code that a family was published with:
+Stability's `ldm` for UNets, and for transformers what single files have, where several layers of diffusers are one.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
-_PREFIXES = {
-    "unet": ("lora_unet_",),
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Order, Weights
+
+_TEXT_ENCODERS = {
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
+    "text_encoder_3": ("lora_te3_",),
 }
-"""kohya's, by diffusers' folder of the network. `lora_te_` is of a model with one text encoder."""
+"""kohya's prefixes, by diffusers' folder of the network. `lora_te_` is of a model with one text encoder."""
+_T5 = "lora_te3_"
+"""kohya's prefix of T5, also where it is the second text encoder."""
+_DOTTED = ("transformer.", "diffusion_model.", "base_model.model.", "")
+"""Of a transformer: diffusers', ComfyUI's, and PEFT's for a network that is saved alone."""
+_UNDERSCORED = ("lora_unet_", "lora_transformer_")
+"""Of a transformer: kohya's, whatever the network is, and OneTrainer's."""
 
 _OUTSIDE = {
     "conv_in": "input_blocks_0_0",
@@ -30,22 +43,60 @@ _IN_BLOCK = re.compile(r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers
 _IN_MIDDLE = re.compile(r"mid_block_(resnets|attentions)_(\d+)_(.+)")
 
 
-def layer_names(folder: str, layers: Collection[str]) -> dict[str, str]:
+class LayerRows(NamedTuple):
+    """A layer of a network, as a matrix of a file has it: as some of its rows, if several layers are one there."""
+
+    layer: str
+    rows: tuple[int, int] | None = None
+    order: Order = "as stored"
+
+
+LayersByName = Mapping[str, tuple[LayerRows, ...]]
+"""The layers that each name of a file stands for, in the order of their rows."""
+
+
+def layer_names(folder: str, layers: Collection[str], first_layers: Weights) -> LayersByName:
     """The layers of one network by all names that files have for them. `folder` is diffusers' name of the network.
 
-    `layers` are named without the prefix `text_model.` of text encoders.
+    `layers` are named without the prefix `text_model.` of text encoders. `first_layers` are what a transformer's layers
+    are in a file of its first release: the name and the rows of a matrix there, by diffusers' name of the weight.
     """
-    layer_of_name: dict[str, str] = {}
-    unet = folder == "unet"
+    if folder == "unet":
+        return _unet_names(layers)
+    return _transformer_names(layers, first_layers) if folder == "transformer" else _encoder_names(folder, layers)
+
+
+def _unet_names(layers: Collection[str]) -> LayersByName:
     flat = {layer.replace(".", "_"): layer for layer in layers}
-    for name, layer in flat.items():
-        inner = "" if unet or layer == "text_projection" else "text_model_"
-        spellings = [f"{folder}.{layer}", f"{folder}.text_model.{layer}"]
-        spellings += [f"{prefix}{inner}{name}" for prefix in _PREFIXES.get(folder, ())]
-        if unet:
-            spellings.append(f"lora_unet_{_ldm_name(name, flat)}")
-        layer_of_name |= dict.fromkeys(spellings, layer)
-    return layer_of_name
+    spellings = {
+        layer: (f"unet.{layer}", f"lora_unet_{name}", f"lora_unet_{_ldm_name(name, flat)}")
+        for name, layer in flat.items()
+    }
+    return {name: (LayerRows(layer),) for layer, names in spellings.items() for name in names}
+
+
+def _encoder_names(folder: str, layers: Collection[str]) -> LayersByName:
+    layers_by_name: dict[str, tuple[LayerRows, ...]] = {}
+    for layer in layers:
+        # CLIP's are all inside of its `text_model`, but for the projection.
+        inner = "text_model." if layer.startswith("encoder.layers.") else ""
+        prefixes = {*_TEXT_ENCODERS[folder], *([_T5] if layer.startswith("encoder.block.") else [])}
+        names = [f"{folder}.{layer}", f"{folder}.{inner}{layer}"]
+        names += [prefix + (inner + layer).replace(".", "_") for prefix in prefixes]
+        layers_by_name |= dict.fromkeys(names, (LayerRows(layer),))
+    return layers_by_name
+
+
+def _transformer_names(layers: Collection[str], first_layers: Weights) -> LayersByName:
+    parts: dict[str, list[LayerRows]] = {}
+    for weight, info in first_layers.items():
+        parts.setdefault(info.name, []).append(LayerRows(weight.removesuffix(".weight"), info.rows, info.order))
+    # A layer that this network lacks, such as the input for guidance.
+    first = {name: tuple(parts) for name, parts in parts.items() if all(part.layer in layers for part in parts)}
+    names = first | {layer: (LayerRows(layer),) for layer in layers}
+    dotted = {prefix + name: parts for prefix in _DOTTED for name, parts in names.items()}
+    underscored = {prefix + name.replace(".", "_"): parts for prefix in _UNDERSCORED for name, parts in names.items()}
+    return dotted | underscored
 
 
 def _ldm_name(name: str, flat: Collection[str]) -> str:

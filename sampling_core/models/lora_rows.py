@@ -90,7 +90,9 @@ def _with_additions(
 
 
 def _product(layer: LowRank, module: Any, x: Tensor) -> Tensor:
-    if layer.down.ndim == 2:
-        return functional.linear(functional.linear(x, layer.down), layer.up)
-    inner = functional.conv2d(x, layer.down, None, module.stride, module.padding, module.dilation)
-    return functional.conv2d(inner, layer.up)
+    # A layer that overflows is given wider numbers than the others of its network.
+    down, up = layer.down.to(x.dtype), layer.up.to(x.dtype)
+    if down.ndim == 2:
+        return functional.linear(functional.linear(x, down), up)
+    inner = functional.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+    return functional.conv2d(inner, up)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     POOLED_PROMPT_EMBEDS,
@@ -22,6 +23,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -97,11 +99,14 @@ class SD3Denoiser:
     ) -> Rows:
         dtype, device = self._dtype, self._transformer.device
         sigma = sigma_column(levels, x)
-        velocity: Tensor = self._transformer(
-            hidden_states=x.to(device, dtype),
-            timestep=(sigma.flatten() * 1000).to(device),
-            encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, dtype),
-            pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
-            return_dict=False,
-        )[0]
+        loras = [row.loras for row in adapters]
+        transformer = uncompiled(self._transformer) if any(loras) else self._transformer
+        with apply_loras(transformer, loras):
+            velocity: Tensor = transformer(
+                hidden_states=x.to(device, dtype),
+                timestep=(sigma.flatten() * 1000).to(device),
+                encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, dtype),
+                pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
+                return_dict=False,
+            )[0]
         return denoised(x, velocity.to(x.device, torch.float32), sigma, "flow").clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Share,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import T5PromptTokenizer
 from prefect_regional_diffusion.sampling_core.models.transformers_switches import OF_GENERATION, OF_TRANSFORMERS
 
@@ -82,8 +83,12 @@ def t5_network(configuration: T5EncoderModel) -> Any:
 T5_TEXT = Component(Class("transformers", ("T5EncoderModel",)), TRANSFORMERS_STEM, T5EncoderModel, t5_network)
 
 
-def t5_states(encoder: Any, tokenizer: T5PromptTokenizer, prompt: str) -> Tensor:
-    """The last hidden state [1, tokens, features] of a prompt, float32 on the CPU. Padding is not masked."""
+def t5_states(encoder: Any, tokenizer: T5PromptTokenizer, prompt: str, loras: Sequence[LoraLayers] = ()) -> Tensor:
+    """The last hidden state [1, tokens, features] of a prompt, float32 on the CPU. Padding is not masked.
+
+    `loras` is what is added to the encoder, if there is anything.
+    """
     tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
-    states: Tensor = encoder(tokens)[0]
+    with apply_loras(encoder, loras):
+        states: Tensor = encoder(tokens)[0]
     return states.float().cpu()

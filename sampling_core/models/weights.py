@@ -87,12 +87,12 @@ def read_tensors(
         with files.open_unchanged(file) as descriptor, safe_open(path_of(descriptor), framework="pt") as stream:
             for name, dtype in dtypes.items():
                 if weights[name].file == file:
-                    tensors[name] = _tensor(stream, weights[name], device, dtype)
+                    tensors[name] = read_tensor(stream, weights[name], device, dtype)
     return tensors
 
 
-def _tensor(stream: Any, info: TensorInfo, device: str, dtype: torch.dtype) -> Tensor:
-    """One tensor of an open file, on a device, in the order that a network has."""
+def read_tensor(stream: Any, info: TensorInfo, device: str, dtype: torch.dtype) -> Tensor:
+    """One tensor, copied out of an open safetensors file to a device, in the order that a network has."""
     if info.order == "unit matrix":
         return torch.eye(*info.shape, device=device, dtype=dtype)
     if info.rows is None:

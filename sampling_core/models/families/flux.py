@@ -49,8 +49,9 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
     IPAdapter,
     open_ip_adapter,
 )
-from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.sampling_core.models.single_file.flux_dit import flux_layers
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5_TOKENIZER,
@@ -58,6 +59,7 @@ from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5PromptTokenizer,
     open_t5_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
@@ -135,6 +137,7 @@ class Flux(FlowTransformerFolder):
                 _TRAINED_PIXELS, _TRAINED_PIXELS, 28 if is_dev else 4, 3.5 if is_dev else 1.0, "euler", "simple"
             ),
             guidance="embedded" if is_dev else "none",
+            takes_loras=True,
             takes_image_prompts=True,
         )
 
@@ -158,6 +161,10 @@ class Flux(FlowTransformerFolder):
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that CLIP has to spell."""
         return self.clip.unknown_words(prompt)
+
+    def first_layers(self) -> Weights:
+        """Black Forest Labs' layers."""
+        return flux_layers(self.networks["transformer"].weights)
 
     def open_ip_adapter(self, files: ModelFiles) -> IPAdapter:
         """Compare an IP-Adapter's header with the transformer, on whose double-stream blocks it acts.
@@ -195,12 +202,16 @@ class FluxTextEncoder:
         embeddings: Embeddings = NO_EMBEDDINGS,
         loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
-        """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU."""
+        """`prompt_embeds` [1, tokens, features] and `pooled_prompt_embeds` [1, features], float32 on the CPU.
+
+        `loras` are what is added to CLIP and to T5.
+        """
         text = prompt or ""
         tokens = torch.tensor([self._clip_tokenizer.ids(text)], device=self._clip.device)
-        pooled: Tensor = self._clip(tokens).pooler_output
+        with apply_loras(self._clip, loras[:1]):
+            pooled: Tensor = self._clip(tokens).pooler_output
         tensors = {
-            PROMPT_EMBEDS: t5_states(self._t5, self._t5_tokenizer, text),
+            PROMPT_EMBEDS: t5_states(self._t5, self._t5_tokenizer, text, loras[1:]),
             POOLED_PROMPT_EMBEDS: pooled.float().cpu(),
         }
         return Conditioning({name: tensor.clone() for name, tensor in tensors.items()})

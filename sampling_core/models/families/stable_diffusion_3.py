@@ -45,6 +45,7 @@ from prefect_regional_diffusion.sampling_core.models.sd3_transformer import (
     SD3Denoiser,
     SD3Transformer2DModel,
 )
+from prefect_regional_diffusion.sampling_core.models.single_file.mmdit import mmdit_layers
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, T5EncoderModel, t5_states
 from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5_TOKENIZER,
@@ -52,6 +53,7 @@ from prefect_regional_diffusion.sampling_core.models.t5_tokenizer import (
     T5PromptTokenizer,
     open_t5_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
 from prefect_regional_diffusion.sampling_core.models.tokens import PromptTokenizer, open_tokenizer
@@ -128,6 +130,7 @@ class StableDiffusion3(FlowTransformerFolder):
             prompt_tokens=self._reader.most,
             trained_pixels=edge,
             defaults=Defaults(edge, edge, 28, 4.5, "euler", "simple"),
+            takes_loras=True,
             most_pixels=self.transformer.pos_embed_max_size * self.pixel_multiple,
         )
 
@@ -157,6 +160,10 @@ class StableDiffusion3(FlowTransformerFolder):
         """Words of a prompt, each once, that CLIP has to spell."""
         return self.clip[0].unknown_words(prompt)
 
+    def first_layers(self) -> Weights:
+        """Stability's layers."""
+        return mmdit_layers(self.networks["transformer"].weights)
+
     def load_text_encoder(self, placement: Placement) -> StableDiffusion3TextEncoder:
         """Read the weights of all text encoders. Raises ModelError."""
         encoders = [self.load(name, placement) for name in self.PARTS["text_encoder"] if name in self.networks]
@@ -184,24 +191,30 @@ class StableDiffusion3TextEncoder:
         embeddings: Embeddings = NO_EMBEDDINGS,
         loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
-        """Tokens of CLIP, filled up with zeros to the width of T5's, and then those; all float32 on the CPU."""
+        """Tokens of CLIP, filled up with zeros to the width of T5's, and then those; all float32 on the CPU.
+
+        `loras` are what is added to each of the encoders.
+        """
         text = prompt or ""
-        clip = zip(self._clip, self._tokenizers, strict=True)
-        states, pooled = zip(*(projected_states(encoder, tokenizer, text) for encoder, tokenizer in clip), strict=True)
+        clip = [
+            projected_states(encoder, tokenizer, text, loras[i : i + 1])
+            for i, (encoder, tokenizer) in enumerate(zip(self._clip, self._tokenizers, strict=True))
+        ]
+        states, pooled = zip(*clip, strict=True)
         clip_states = torch.cat(states, dim=-1)
         tensors = {
             PROMPT_EMBEDS: torch.cat(
-                [pad(clip_states, (0, self._width - clip_states.shape[-1])), self._t5_states(text)], dim=1
+                [pad(clip_states, (0, self._width - clip_states.shape[-1])), self._t5_states(text, loras[2:])], dim=1
             ),
             POOLED_PROMPT_EMBEDS: torch.cat(pooled, dim=-1),
         }
         return Conditioning({name: tensor.clone() for name, tensor in tensors.items()})
 
-    def _t5_states(self, text: str) -> Tensor:
+    def _t5_states(self, text: str, loras: Sequence[LoraLayers]) -> Tensor:
         """T5's states [1, tokens, features]; zeros without T5."""
         if self._t5_tokenizer is None:
             return torch.zeros(1, _T5_TOKENS, self._width)
-        return t5_states(self._t5[0], self._t5_tokenizer, text)
+        return t5_states(self._t5[0], self._t5_tokenizer, text, loras)
 
 
 def open_stable_diffusion_3(path: Path, files: ModelFiles) -> StableDiffusion3:

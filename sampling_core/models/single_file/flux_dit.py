@@ -12,6 +12,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     below,
     length,
     num_blocks,
+    placed_layers,
     replaced,
     rows,
     share,
@@ -95,6 +96,20 @@ def _single_block_weights(place: str, inside: str, info: TensorInfo, width: int)
         f"{place}.attn.to_{letter}.{kind}": rows(info, i * width, (i + 1) * width) for i, letter in enumerate("qkv")
     }
     return weights | {f"{place}.proj_mlp.{kind}": rows(info, 3 * width, length(info))}
+
+
+def flux_layers(network: Weights) -> Weights:
+    """Where their file has the layers of diffusers' transformer with these weights: see `placed_layers`."""
+    width = axis(network, "x_embedder.weight", 0)
+    beside = axis(network, "single_transformer_blocks.0.proj_mlp.weight", 0)
+    double = dict.fromkeys(_DOUBLE, 0) | {"img_attn.qkv": 3 * width, "txt_attn.qkv": 3 * width}
+    single = dict.fromkeys(_SINGLE, 0) | {"linear1": 3 * width + beside}
+    lengths = dict.fromkeys(_OUTSIDE, 0) | {"img_in": width}
+    for i in range(num_blocks(network, "transformer_blocks.")):
+        lengths |= {f"double_blocks.{i}.{layer}": length for layer, length in double.items()}
+    for i in range(num_blocks(network, "single_transformer_blocks.")):
+        lengths |= {f"single_blocks.{i}.{layer}": length for layer, length in single.items()}
+    return placed_layers(lengths, PREFIX, flux_weights)
 
 
 def flux_configuration(file: Tensors) -> dict[str, Any]:

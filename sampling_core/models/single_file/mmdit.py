@@ -11,6 +11,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     axis,
     below,
     num_blocks,
+    placed_layers,
     replaced,
     share,
     swapped,
@@ -83,6 +84,18 @@ def mmdit_weights(file: Tensors) -> Weights:
         swap_halves = block[2] == "context_block" and number == last and inside.startswith("adaLN_modulation.")
         weights[f"{place}.{replaced(inside, names)}"] = swapped(info) if swap_halves else info
     return weights
+
+
+def mmdit_layers(network: Weights) -> Weights:
+    """Where Stability's file has the layers of diffusers' transformer with these weights: see `placed_layers`."""
+    width = axis(network, "pos_embed.proj.weight", 0)
+    picture = dict.fromkeys(_PICTURE, 0) | {"attn.qkv": 3 * width, "attn2.qkv": 3 * width}
+    text = dict.fromkeys(_TEXT, 0) | {"attn.qkv": 3 * width}
+    lengths = dict.fromkeys(_OUTSIDE, 0)
+    for i in range(num_blocks(network, "transformer_blocks.")):
+        lengths |= {f"{BLOCKS}{i}.x_block.{layer}": length for layer, length in picture.items()}
+        lengths |= {f"{BLOCKS}{i}.context_block.{layer}": length for layer, length in text.items()}
+    return placed_layers(lengths, PREFIX, mmdit_weights)
 
 
 def mmdit_configuration(file: Tensors) -> dict[str, Any]:

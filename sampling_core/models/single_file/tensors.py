@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 
@@ -59,6 +59,18 @@ def swapped(info: TensorInfo) -> TensorInfo:
 def transposed(info: TensorInfo) -> TensorInfo:
     """A matrix with its axes exchanged."""
     return info._replace(shape=info.shape[::-1], order="transposed")
+
+
+def placed_layers(lengths: Mapping[str, int], prefix: str, convert: Callable[[Tensors], Weights]) -> Weights:
+    """The layers of a network by the names of their weights, each with its place in a file: `name` is that of the layer
+    there, `rows` and `order` say which of its rows they are.
+
+    `lengths` are the rows of the file's layers; of those that are not divided they may be 0. `convert` is how the
+    file's tensors, whose names begin with `prefix`, become those of the network.
+    """
+    return convert(
+        {f"{prefix}{layer}.weight": TensorInfo("", layer, (length,), "") for layer, length in lengths.items()}
+    )
 
 
 def replaced(name: str, replacements: Mapping[str, str]) -> str:
