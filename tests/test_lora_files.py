@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import shutil
@@ -20,9 +21,10 @@ from torch import Tensor
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_job
+from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
-from tests.tiny_flow_models import tiny_z_image
 from tests.tiny_loras import (
     KOHYA,
     RANK,
@@ -172,8 +174,10 @@ def test_a_lora_of_another_family_is_refused() -> None:
     refused("are none of this model's", used("xl", "t"), model="sd")
 
 
-def test_a_family_without_loras_refuses_them_by_name() -> None:
-    refused("takes no LoRAs", used("sd", "a"), model=tiny_z_image(Path("flow")))
+def test_a_family_without_loras_refuses_them_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = dataclasses.replace(open_folder("sd").facts, takes_loras=False)
+    monkeypatch.setattr(StableDiffusion, "facts", property(lambda _: silent))
+    refused("Stable Diffusion takes no LoRAs", used("sd", "a"))
 
 
 def test_what_is_no_safetensors_file_is_never_read() -> None:

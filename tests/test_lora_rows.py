@@ -117,4 +117,5 @@ def test_text_encoders_read_with_it(model: str, tmp_path: Path) -> None:
         for name, expected in whole.encode(prompt, syntax).tensors.items():
             bar = 1e-5 * max(1.0, float(expected.abs().max()))
             torch.testing.assert_close(plain.encode(prompt, syntax, loras=told)[name], expected, atol=bar, rtol=0)
-            assert (plain.encode(prompt, syntax)[name] - expected).abs().max() > 0.01
+            if expected.is_floating_point():
+                assert (plain.encode(prompt, syntax)[name] - expected).abs().max() > 0.01

@@ -15,7 +15,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.models.files import find_file
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
-from tests.tiny_flow_models import tiny_flux, tiny_sd3
+from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_models import tiny_sd, tiny_sdxl
 
 RANK, ALPHA = 4, 8.0
@@ -34,6 +34,8 @@ KOHYA = {
     "text_encoder_3": "lora_te3",
 }
 TABLES = ("embeddings.", "shared.", "embed_tokens.", "relative_attention_bias.")
+ROWLESS = ("all_x_embedder.", "cap_embedder.")
+"""Layers of Z-Image in which the tokens of all rows are one sequence."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def tiny_lora(
     for network in networks:
         layers[network] = {}
         for name, weight in sorted(load_file(Path(folder) / network / WEIGHTS[network]).items()):
-            is_layer = weight.ndim in (2, 4) and name.endswith(".weight") and not any(one in name for one in TABLES)
+            in_table = any(one in name for one in (*TABLES, *ROWLESS))
+            is_layer = weight.ndim in (2, 4) and name.endswith(".weight") and not in_table
             if not is_layer or part not in name:
                 continue
             kernel = weight.shape[2:]
@@ -108,9 +111,10 @@ TEXT = {
     "xl": ("text_encoder", "text_encoder_2"),
     "flux": ("text_encoder", "text_encoder_2"),
     "sd3": ("text_encoder", "text_encoder_2", "text_encoder_3"),
+    "z-image": ("text_encoder",),
 }
-MADE = {"sd": tiny_sd, "xl": tiny_sdxl, "flux": tiny_flux, "sd3": tiny_sd3}
-UNETS, FLOWS = ["sd", "xl"], ["flux", "sd3"]
+MADE = {"sd": tiny_sd, "xl": tiny_sdxl, "flux": tiny_flux, "sd3": tiny_sd3, "z-image": tiny_z_image}
+UNETS, FLOWS = ["sd", "xl"], ["flux", "sd3", "z-image"]
 MODELS = [*UNETS, *FLOWS]
 DENOISER = dict.fromkeys(UNETS, "unet") | dict.fromkeys(FLOWS, "transformer")
 
@@ -132,7 +136,7 @@ def lora_of(folder: Path, model: str, name: str) -> TinyLora:
         case "a":
             return tiny_lora(folder / model, 1, networks)
         case "b":
-            return tiny_lora(folder / model, 2, networks, part="attn")
+            return tiny_lora(folder / model, 2, networks, part="to_")
         case _:
             return tiny_lora(folder / model, 3, (*TEXT[model], *networks), size=0.8)
 

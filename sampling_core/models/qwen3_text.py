@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Share,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
 from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import QwenPromptTokenizer
 from prefect_regional_diffusion.sampling_core.models.transformers_switches import OF_GENERATION, OF_TRANSFORMERS
 
@@ -116,8 +117,12 @@ QWEN3_TEXT = Component(
 )
 
 
-def qwen3_states(encoder: Any, tokenizer: QwenPromptTokenizer, prompt: str) -> Tensor:
-    """The states [1, tokens, features] of the last layer but one, of a prompt as a user's message; float32, CPU."""
+def qwen3_states(encoder: Any, tokenizer: QwenPromptTokenizer, prompt: str, loras: Sequence[LoraLayers] = ()) -> Tensor:
+    """The states [1, tokens, features] of the last layer but one, of a prompt as a user's message; float32, CPU.
+
+    `loras` is what is added to the encoder, if there is anything.
+    """
     tokens = torch.tensor([tokenizer.ids(prompt)], device=encoder.device)
-    states: Tensor = encoder(tokens, output_hidden_states=True, use_cache=False).hidden_states[-2]
+    with apply_loras(encoder, loras):
+        states: Tensor = encoder(tokens, output_hidden_states=True, use_cache=False).hidden_states[-2]
     return states.float().cpu()

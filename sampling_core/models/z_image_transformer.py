@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, PROMPT_LENGTH, Conditioning
 from prefect_regional_diffusion.sampling_core.models.configurations import (
@@ -22,8 +23,10 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Share,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
+from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -98,6 +101,26 @@ Z_IMAGE_TRANSFORMER = Component(
 )
 
 
+def z_image_layers(network: Weights) -> Weights:
+    """Where the first release's transformer has the layers of diffusers' one with these weights: each has the name of
+    the layer there, and its rows."""
+    layers = {
+        "all_x_embedder.2-1.weight": TensorInfo("", "x_embedder", (), ""),
+        "all_final_layer.2-1.linear.weight": TensorInfo("", "final_layer.linear", (), ""),
+        "all_final_layer.2-1.adaLN_modulation.1.weight": TensorInfo("", "final_layer.adaLN_modulation.1", (), ""),
+    }
+    query = ".to_q.weight"
+    for attention in [name.removesuffix(query) for name in network if name.endswith(query)]:
+        first = 0
+        for letter in "qkv":
+            weight = f"{attention}.to_{letter}.weight"
+            end = first + network[weight].shape[0]
+            layers[weight] = TensorInfo("", f"{attention}.qkv", (), "", rows=(first, end))
+            first = end
+        layers[f"{attention}.to_out.0.weight"] = TensorInfo("", f"{attention}.out", (), "")
+    return layers
+
+
 class ZImageDenoiser:
     """Answers rows at their levels with denoised predictions, in float32 around a network of any dtype."""
 
@@ -114,12 +137,15 @@ class ZImageDenoiser:
         sigma = sigma_column(levels, x)
         prompts = conditioning[PROMPT_EMBEDS].to(device, dtype)
         lengths = conditioning[PROMPT_LENGTH].tolist()
-        # The axis of one frame, which the network's pictures have, comes after the channels.
-        answers: list[torch.Tensor] = self._transformer(
-            list(x[:, :, None].to(device, dtype)),
-            (1 - sigma.flatten()).to(device),
-            [prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)],
-            return_dict=False,
-        )[0]
+        loras = [row.loras for row in adapters]
+        transformer = uncompiled(self._transformer) if any(loras) else self._transformer
+        with apply_loras(transformer, loras):
+            # The axis of one frame, which the network's pictures have, comes after the channels.
+            answers: list[torch.Tensor] = transformer(
+                list(x[:, :, None].to(device, dtype)),
+                (1 - sigma.flatten()).to(device),
+                [prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)],
+                return_dict=False,
+            )[0]
         velocity = -torch.stack(answers)[:, :, 0].to(x.device, torch.float32)
         return denoised(x, velocity, sigma, "flow").clone()

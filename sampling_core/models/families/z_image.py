@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Defaults, Fac
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.qwen3_text import QWEN3_TEXT, qwen3_states
@@ -39,12 +40,14 @@ from prefect_regional_diffusion.sampling_core.models.qwen_tokenizer import (
     QwenPromptTokenizer,
     open_qwen_tokenizer,
 )
+from prefect_regional_diffusion.sampling_core.models.tensor_info import Weights
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
 from prefect_regional_diffusion.sampling_core.models.z_image_transformer import (
     PATCH,
     Z_IMAGE_TRANSFORMER,
     ZImageDenoiser,
     ZImageTransformer2DModel,
+    z_image_layers,
 )
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
@@ -53,6 +56,8 @@ PIPELINE = "ZImagePipeline"
 _MOST_TOKENS = 512
 """Tokens of the longest prompt, with what the chat template puts around it."""
 _TRAINED_PIXELS = 1024
+_SHARED_LAYERS = ("all_x_embedder.", "cap_embedder.")
+"""Layers whose input has no axis of rows, so that rows cannot have LoRAs of their own there."""
 
 
 class Index(ModelIndex):
@@ -105,6 +110,7 @@ class ZImage(FlowTransformerFolder):
             trained_pixels=_TRAINED_PIXELS,
             # Of Turbo, which was distilled; nothing in a folder tells it from the model that it came of.
             defaults=Defaults(_TRAINED_PIXELS, _TRAINED_PIXELS, 8, 1.0, "euler", "simple"),
+            takes_loras=True,
             most_pixels=min(self.transformer.axes_lens[1:]) * self.pixel_multiple,
         )
 
@@ -125,6 +131,19 @@ class ZImage(FlowTransformerFolder):
     def unknown_words(self, prompt: str) -> list[str]:
         """None: its tokens are made of bytes, so every word is known as well as another."""
         return []
+
+    def first_layers(self) -> Weights:
+        """Tongyi's layers."""
+        return z_image_layers(self.networks["transformer"].weights)
+
+    def open_lora(self, files: ModelFiles) -> Lora:
+        """Compare a LoRA's header with the weights of this model. Raises ModelError."""
+        lora = super().open_lora(files)
+        (layers,) = lora.denoiser
+        shared = [layer for layer in layers if layer.startswith(_SHARED_LAYERS)]
+        if shared:
+            raise files.error(f"acts on a layer that reads the tokens of all rows as one ({shared[0]})")
+        return lora
 
     def load_text_encoder(self, placement: Placement) -> ZImageTextEncoder:
         """Read Qwen3's weights. Raises ModelError."""
@@ -150,8 +169,11 @@ class ZImageTextEncoder:
         embeddings: Embeddings = NO_EMBEDDINGS,
         loras: Sequence[LoraLayers] = (),
     ) -> Conditioning:
-        """`prompt_embeds` filled up with zeros to one length for all prompts, so that they share a forward."""
-        states = qwen3_states(self._encoder, self._tokenizer, prompt or "")
+        """`prompt_embeds` filled up with zeros to one length for all prompts, so that they share a forward.
+
+        `loras` is what is added to the one encoder.
+        """
+        states = qwen3_states(self._encoder, self._tokenizer, prompt or "", loras)
         tokens = states.shape[1]
         return Conditioning(
             {
