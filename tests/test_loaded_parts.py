@@ -26,7 +26,7 @@ from prefect_regional_diffusion.tasks.machine.load_listener import Load, load_li
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import LoadedParts, loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import PartKey, denoiser, open_model
-from tests.tiny_loras import asked, lora_models, used
+from tests.tiny_loras import UNETS, asked, lora_models, used
 
 JOBS = 100
 WARM = 24
@@ -99,7 +99,7 @@ def test_threads_that_ask_at_once_wait_for_one_loading() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lora_models(tmp_path_factory.mktemp("models"))
+    return lora_models(tmp_path_factory.mktemp("models"), UNETS)
 
 
 @pytest.fixture
