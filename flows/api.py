@@ -35,14 +35,16 @@ class RenderResult(NamedTuple):
 
 
 class JobPlan(NamedTuple):
-    """What drawing a job costs: network rows (`evaluations`), network calls (`forwards`), rows that ControlNets answer
-    beside these, bytes of memory, roughly.
+    """What drawing a job costs: network rows (`evaluations`), the same in evaluations of the whole canvas (a row that
+    shows a window counts as its share), network calls (`forwards`), rows that ControlNets answer beside these, bytes of
+    memory, roughly.
 
     `saved` and `warnings` are sentences for people.
     """
 
     steps: int
     evaluations: int
+    canvas_evaluations: float
     forwards: int
     control_rows: int
     memory_bytes: int
@@ -58,6 +60,7 @@ def plan(job: RenderJob) -> JobPlan:
         return JobPlan(
             prepared.run.steps,
             cost.evaluations,
+            float(cost.canvases),
             cost.forwards,
             cost.control_rows,
             prepared.memory_bytes(),

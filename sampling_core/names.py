@@ -83,6 +83,8 @@ Fit = Literal["crop", "contain", "stretch"]
 """How an image whose shape is not the canvas' is laid on it (`sampling_core.masks.image_fitting`)."""
 ControlPlace = Literal["canvas", "region"]
 """What a control's picture lies on: the canvas, or the smallest rectangle around the mask of its region."""
+WindowRule = Literal["canvas", "auto"]
+"""What the network sees when it evaluates a region: the whole canvas, or a part of it where that saves enough."""
 ForkMode = Literal["Sample then Fork", "Fork then Sample"]
 
 NodeName = Literal[

@@ -30,6 +30,7 @@ _PACKAGES = ("prefect-regional-diffusion", "torch", "diffusers", "transformers",
 
 class Record(BaseModel):
     """What was drawn, from what, and at what cost. Counts are of this run: restored steps cost nothing.
+    `canvas_evaluations` are the `evaluations` where a row that shows a part of the canvas counts as its share of it.
 
     `job` names its files as `portable_job` does, and `files` says what was in them. `numerics` are what the last bits
     of latents and pictures depend on beside that: device, types of numbers, and settings of the machine.
@@ -46,6 +47,7 @@ class Record(BaseModel):
     steps_computed: int
     steps_restored: int
     evaluations: int
+    canvas_evaluations: float
     forwards: int
     seconds: dict[str, float]
     devices: Devices
@@ -94,10 +96,12 @@ def _summary(record: Record) -> str:
         for region in job.regions
     )
     total = sum(record.seconds.values())
+    smaller = record.canvas_evaluations < record.evaluations
+    windows = f", the work of {record.canvas_evaluations:.4g} of the canvas," if smaller else ""
     pictures = ", ".join(code(image) for image in record.images)
     return f"""\
 **{job.width} x {job.height}** pixels, {job.steps} steps, seed {job.seed}, {total:.1f} s:
-{record.steps_computed} steps computed ({record.evaluations} evaluations in {record.forwards} forwards), \
+{record.steps_computed} steps computed ({record.evaluations} evaluations{windows} in {record.forwards} forwards), \
 {record.steps_restored} restored. Drawn by: {cell(sentence(record.devices))}.
 
 | | prompt | sampler |

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Request
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
@@ -97,7 +97,7 @@ def test_prompts_of_other_lengths_have_forwards_of_their_own() -> None:
     prompts = {"a": 2, "b": 5, "c": 2, "": 5}
     encoded = {PromptKey("", name): Conditioning({"x": torch.ones(1, length, 3)}) for name, length in prompts.items()}
     network, x = Sums(), torch.zeros(2, 4, 3, 3)
-    asked = [(DenoiseRequest(x, Level(1.0, 1.0)), ClassifierFreeGuidance(2.0, name, "")) for name in "abc"]
+    asked = [Request(DenoiseRequest(x, Level(1.0, 1.0)), ClassifierFreeGuidance(2.0, name, "")) for name in "abc"]
     answers, count = evaluate(asked, EvaluationContext({"": network}, encoded))
     assert sorted(network.sizes) == [4, 4]
     assert count == Count(8, 2, shared=4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Request
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, DenoiseRequest
@@ -35,8 +35,8 @@ class Counted(GaussianData):
         return super().__call__(x, levels, conditioning) + conditioning[PROMPT_EMBEDS][:, :, :, None]
 
 
-def asked(x: Tensor, *guidances: ClassifierFreeGuidance) -> list[tuple[DenoiseRequest, ClassifierFreeGuidance]]:
-    return [(DenoiseRequest(x, LEVEL), guidance) for guidance in guidances]
+def asked(x: Tensor, *guidances: ClassifierFreeGuidance) -> list[Request]:
+    return [Request(DenoiseRequest(x, LEVEL), guidance) for guidance in guidances]
 
 
 THREE = [ClassifierFreeGuidance(3.0, name, "") for name in "abc"]

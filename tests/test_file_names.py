@@ -197,7 +197,7 @@ def test_a_record_beside_a_picture_names_it_as_it_lies_there(tmp_path: Path) -> 
         "model_fingerprint": "m",
         "latents": "latents/x/00002",
         "images": [f"{tmp_path}/out/x.png"],
-        **dict.fromkeys(("steps_computed", "steps_restored", "evaluations", "forwards"), 0),
+        **dict.fromkeys(("steps_computed", "steps_restored", "evaluations", "canvas_evaluations", "forwards"), 0),
         "seconds": {},
         "devices": (),
         "numerics": {},

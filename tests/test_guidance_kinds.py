@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ClassifierFreeGuidance,
     EmbeddedGuidance,
     PromptKey,
+    Request,
 )
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
@@ -46,7 +47,9 @@ class Scales:
 def test_a_told_scale_belongs_to_its_row() -> None:
     """Two regions with one prompt and other scales are two rows of one forward; equal ones are one row."""
     x, encoded = torch.zeros(1, 4, 2, 2), Conditioning({"prompt_embeds": torch.ones(1, 3, 2)})
-    asked = [(DenoiseRequest(x, Level(1.0, 1.0)), EmbeddedGuidance(scale, "a", "flow")) for scale in (3.5, 2.0, 3.5)]
+    asked = [
+        Request(DenoiseRequest(x, Level(1.0, 1.0)), EmbeddedGuidance(scale, "a", "flow")) for scale in (3.5, 2.0, 3.5)
+    ]
     answers, count = evaluate(asked, EvaluationContext({"flow": Scales()}, {PromptKey("flow", "a"): encoded}))
     assert [float(answer.denoised.mean()) for answer in answers] == [3.5, 2.0, 3.5]
     assert all(answer.unconditional is None for answer in answers)

@@ -184,6 +184,7 @@ def record(text: str) -> Record:
         steps_computed=1,
         steps_restored=0,
         evaluations=1,
+        canvas_evaluations=1.0,
         forwards=1,
         seconds={},
         devices=[{"first": 1, "last": 1, "device": text[:200]}],  # pyright: ignore[reportArgumentType]

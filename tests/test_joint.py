@@ -261,13 +261,13 @@ def test_costs_little_more_than_half_of_the_originals() -> None:
 def test_savings_are_told() -> None:
     spared = job({"mask": LEFT}, {"mask": RIGHT, "cfg": 1.0})
     run = run_of(spared)
-    found = savings(run, cost(run).shared_rows)
+    found = savings(run, cost(run))
     assert found == [
         "in 4 of 6 steps the regions cover the canvas: the base is not evaluated",
         "guidance is off (cfg 1), so there are no negative rows: region 2",
     ]
     shared = run_of(job({"mask": LEFT}, {"mask": MIDDLE}))
-    assert savings(shared, cost(shared).shared_rows)[0].startswith("8 rows that participants share")
+    assert savings(shared, cost(shared))[0].startswith("8 rows that participants share")
 
 
 def test_a_region_may_have_a_model_of_its_own() -> None:

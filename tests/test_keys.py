@@ -40,6 +40,7 @@ from prefect_regional_diffusion.sampling_core.job.refiner import Refiner, SizeCo
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
+from prefect_regional_diffusion.sampling_core.job.window import CropWindow
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
@@ -67,6 +68,7 @@ OTHER_IMAGE, SAME_IMAGE = LOOKED_AT | {"image": "other.png"}, LOOKED_AT | {"imag
 LOOKING = JOB | {"image_prompts": [LOOKED_AT]}
 SIZED = JOB | {"model": "xl", "size_conditioning": {"original_width": 32}}
 REFINED = JOB | {"model": "xl", "refiner": {"model": "refiner"}}
+WINDOWED = JOB | {"width": 256, "regions": [REGION | {"window": {"margin": 8}}]}
 STARTED = JOB | {"init_image": "one.png", "denoise": 0.5}
 
 
@@ -134,6 +136,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "batch_size": Other(2),
         "batch_index": Other([1], JOB | {"batch_size": 2}),
         "overlap": Other("order", TWO_REGIONS),
+        "window": Other({"margin": 8}, JOB | {"width": 256}),
         "noise": Other("comfyui", JOB | {"sampler": "euler_ancestral"}),
         "init_image": Other("other.png", STARTED),
         "init_fit": Other("stretch", STARTED),
@@ -168,6 +171,11 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "image_prompts": Other([OTHER_IMAGE], LOOKING, same=[SAME_IMAGE]),
         "start_at_step": Other(4, same=2),
         "end_at_step": Other(4),
+        "window": Other({"margin": 8}, JOB | {"width": 256, "window": "auto"}, same="auto"),
+    },
+    CropWindow: {
+        "margin": Other(40, WINDOWED),
+        "full_steps": Other(3, WINDOWED),
     },
     ImagePrompt: {
         "file": Other("plus.safetensors", LOOKING, same="adapter again.safetensors"),
@@ -290,6 +298,7 @@ PLACES: dict[type[BaseModel], tuple[str | int, ...]] = {
     ImagePrompt: ("image_prompts", 0),
     SizeConditioning: ("size_conditioning",),
     Refiner: ("refiner",),
+    CropWindow: ("regions", 0, "window"),
     **dict.fromkeys(NODES, ("node",)),
     **dict.fromkeys(MASK_KINDS.values(), ("regions", 0, "mask")),
 }

@@ -101,6 +101,21 @@ def test_deterministic_samplers_keep_the_level_to_the_last_digits(layout: str, k
         assert float(left.abs().max()) <= (5e-3 if "uni_pc" in one + other else 1e-5), (one, other)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["overlapping", "windows", "away for a step", "eight"])
+def test_regions_of_which_a_part_of_the_canvas_is_seen_keep_the_level(layout: str, kind: str) -> None:
+    """To the bits of regions that the network sees the canvas for: it answers each cell by itself."""
+    for sampler, other in itertools.pairwise([*DETERMINISTIC, DETERMINISTIC[0]]):
+        samplers = itertools.cycle([other, sampler])
+        regions = [region | {"sampler": next(samplers)} for region in LAYOUTS[layout]]
+        whole, seen = (
+            run_of(KINDS[kind], regions, 4, sampler=sampler, window=window) for window in ("canvas", {"full_steps": 2})
+        )
+        assert any(one.crop is not None for one in seen.plan.participants)
+        for (_, wanted), (_, noise) in zip(noises(whole), noises(seen), strict=True):
+            assert torch.equal(noise, wanted)
+
+
 def _spread(noise: torch.Tensor) -> torch.Tensor:
     """The noise level of each cell [h, w], from its channels."""
     return noise[0].square().mean(dim=0).sqrt()
@@ -119,6 +134,11 @@ def _check_levels(run: JointSamplingRun) -> None:
 @pytest.mark.parametrize("layout", ["soft", "overlapping", "eight"])
 def test_stochastic_samplers_keep_the_level(sampler: str, layout: str) -> None:
     _check_levels(run_of(KINDS["diffusion"], LAYOUTS[layout], CHANNELS, sampler=sampler))
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC)
+def test_stochastic_samplers_keep_the_level_in_windows(sampler: str) -> None:
+    _check_levels(run_of(KINDS["diffusion"], LAYOUTS["overlapping"], CHANNELS, sampler=sampler, window={}))
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC)

@@ -23,6 +23,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_loras import Resolved
 from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes
+from prefect_regional_diffusion.sampling_core.job.resolved_window import ResolvedWindow
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import INERT, canonical_job, job_hash
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "recorded_hashes.json").read_text())
@@ -47,7 +48,10 @@ JOINT = resolve(
             **{"prompt": "base", "batch_size": 3, "batch_index": [0, 2], "overlap": "weight", "noise": "comfyui"},
             **{"init_image": "start.png", "denoise": 0.5, "protect": [LEFT], "sampler": "euler_ancestral"},
             "regions": [
-                {"prompt": "one", "mask": {"image": "mask.png"}, "variation_strength": 0.5, "end_at_step": 9},
+                {
+                    **{"prompt": "one", "mask": {"image": "mask.png"}, "variation_strength": 0.5, "end_at_step": 9},
+                    "window": {"margin": 8},
+                },
                 {"prompt": "two", "mask": LEFT, "weight": 2.0, "negative_prompt": "own"},
             ],
         }
@@ -74,6 +78,7 @@ OTHER: dict[str, Any] = {
     ),
     **{"feather": 64, "inherited": frozenset({"cfg"}), "size": (1, 1)},
     **{"sizes": ResolvedSizes(1, 1, 0, 0), "refiner": ResolvedRefiner("other", 0.5, 6.0, 2.5)},
+    "window": ResolvedWindow(margin=8, full_steps=1),
 }
 """Another value for each field that is neither text nor a number."""
 
@@ -94,6 +99,10 @@ def with_field(job: ResolvedJob, part: type, name: str) -> ResolvedJob:
     if part is ParticipantSettings:
         changed = first.settings._replace(**{name: other_value(name, getattr(first.settings, name))})
         first = first._replace(settings=changed)
+    elif part is ResolvedWindow:
+        assert first.window is not None or job is SEQUENTIAL
+        window = first.window or ResolvedWindow(0, 0)
+        first = first._replace(window=window._replace(**{name: other_value(name, getattr(window, name))}))
     elif part is ResolvedMask:
         first = first._replace(mask=first.mask._replace(**{name: other_value(name, getattr(first.mask, name))}))
     else:
@@ -105,7 +114,7 @@ def names_of(part: type) -> list[str]:
     return [field.name for field in fields(part)] if is_dataclass(part) else list(part._fields)
 
 
-PARTS = (ResolvedJob, ParticipantSettings, ResolvedRegion, ResolvedMask)
+PARTS = (ResolvedJob, ParticipantSettings, ResolvedRegion, ResolvedMask, ResolvedWindow)
 FIELDS = [pytest.param(part, name, id=f"{part.__name__}.{name}") for part in PARTS for name in names_of(part)]
 FOLLOWS_FROM_OTHERS = {(ResolvedMask, "size"), (ResolvedJob, "batch_size")}
 """A mask is as large as the canvas or a cell of its grid; the length of a batch index is the batch size."""
@@ -147,9 +156,9 @@ def test_a_region_has_what_it_leaves_empty_from_its_job() -> None:
     assert two.settings == ParticipantSettings("two", "", "heun", "simple", 0.0, "own", 1.0)
     assert (one.start_at_step, one.inherited) == (
         4,
-        {"negative_prompt", "sampler", "scheduler", "cfg", "model", "start_at_step"},
+        {"negative_prompt", "sampler", "scheduler", "cfg", "model", "start_at_step", "window"},
     )
-    assert (two.name, two.inherited) == ("region 2", {"scheduler", "start_at_step"})
+    assert (two.name, two.inherited) == ("region 2", {"scheduler", "start_at_step", "window"})
 
 
 def test_resolving_again_changes_nothing_that_is_hashed() -> None:

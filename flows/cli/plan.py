@@ -16,7 +16,7 @@ from prefect_regional_diffusion.flows.cli.printing import cell, say
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from prefect_regional_diffusion.sampling_core.engine.batching import Count
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob
@@ -65,6 +65,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
             "first_step": first,
             "last_step": last,
             "rows": count.evaluations,
+            "canvas_evaluations": float(count.canvases),
             "forwards": count.forwards,
             "control_rows": count.control_rows,
         }
@@ -74,6 +75,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         "job_hash": prepared.job_hash,
         "steps": prepared.run.steps,
         "evaluations": cost.evaluations,
+        "canvas_evaluations": float(cost.canvases),
         "forwards": cost.forwards,
         "control_rows": cost.control_rows,
         "rows_per_step": stages,
@@ -88,11 +90,17 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     title = cell(f"{file.name[:60]}: {prepared.run.steps} steps")
-    control_columns = ["Rows of ControlNets"] if cost.control_rows else []
-    table = Table("Steps", "Rows per step", "Forwards per step", *control_columns, title=title)
+    columns: dict[str, Callable[[Count], str]] = {
+        "Rows per step": lambda count: str(count.evaluations),
+        "Forwards per step": lambda count: str(count.forwards),
+    }
+    if cost.canvases < cost.evaluations:
+        columns["Canvases per step"] = lambda count: f"{float(count.canvases):.4g}"
+    if cost.control_rows:
+        columns["Rows of ControlNets"] = lambda count: str(count.control_rows)
+    table = Table("Steps", *columns, title=title)
     for steps, count in _rows_of_equal_cost(cost):
-        numbers = [count.evaluations, count.forwards, *([count.control_rows] if control_columns else [])]
-        table.add_row(steps, *map(str, numbers))
+        table.add_row(steps, *(written(count) for written in columns.values()))
     console = Console()
     console.print(table)
     console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
@@ -67,5 +67,5 @@ async def sample_batch(
         chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, artifacts.renew)
         writes.start(artifacts.end())
     clock.lap("sample")
-    cost = Count(sum(chunk.cost.evaluations for chunk in chunks), sum(chunk.cost.forwards for chunk in chunks))
+    cost = reduce(Count.plus, (chunk.cost for chunk in chunks), Count())
     return SampledBatch(batch.members, run_records, restored_steps, sum(chunk.steps for chunk in chunks), cost)

@@ -60,6 +60,7 @@ async def draw_job(
         steps_computed=batch.computed_steps,
         steps_restored=batch.restored_steps,
         evaluations=batch.cost.evaluations,
+        canvas_evaluations=float(batch.cost.canvases),
         forwards=batch.cost.forwards,
         seconds=clock.laps,
         devices=finished.devices,

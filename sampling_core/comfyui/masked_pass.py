@@ -14,6 +14,7 @@ import torch
 
 from prefect_regional_diffusion.sampling_core.comfyui.masks import composite, noise_mask
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass
+from prefect_regional_diffusion.sampling_core.engine.guidance import Request
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise, initial_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, NoNoise, Shape
@@ -106,7 +107,7 @@ class MaskedPass:
                 if self.unchanged and not request.unconditional:
                     prediction = DenoisedPrediction(latent)
                 else:
-                    guided_request = (self._mask_input(request, latent), self.node_pass.call.config.guidance)
+                    guided_request = Request(self._mask_input(request, latent), self.node_pass.call.config.guidance)
                     prediction = self._mask_output((yield {0: guided_request})[0], latent)
                 predictions.append(prediction.denoised)
                 request = solver_step.send(prediction)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, PromptKey, Row
+from prefect_regional_diffusion.sampling_core.engine.guidance import PromptKey, Request, Row
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     GUIDANCE,
+    PLACE,
     Conditioning,
     Layout,
     stack,
@@ -20,8 +23,9 @@ from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.models.row_adapters import LoadedAdapters, RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Rows
+from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
 
 AdaptersOfRow = Callable[[str, AdapterKeys], RowAdapters]
 """The loaded adapters of a model's row, by their keys. Raises KeyError for adapters that are not loaded."""
@@ -55,23 +59,37 @@ class Count(NamedTuple):
     """Rows that were not evaluated, because an equal one was."""
     control_rows: int = 0
     """Rows that a ControlNet answered beside the network, once for each ControlNet of a row."""
+    outside: Fraction = Fraction(0)
+    """Work that windows save, in evaluations of a whole canvas; a fraction, so that sums do not depend on order."""
+
+    @property
+    def canvases(self) -> Fraction:
+        """The work of all rows in evaluations of a whole canvas: the sum of their shares of its area."""
+        return self.evaluations - self.outside
 
     def plus(self, other: Count) -> Count:
-        return Count(*(value + increment for value, increment in zip(self, other, strict=True)))
+        return Count(
+            self.evaluations + other.evaluations,
+            self.forwards + other.forwards,
+            self.shared + other.shared,
+            self.control_rows + other.control_rows,
+            self.outside + other.outside,
+        )
 
 
-def evaluate(
-    requests: Sequence[tuple[DenoiseRequest, Guidance]], context: EvaluationContext
-) -> tuple[list[DenoisedPrediction], Count]:
-    """One guided prediction per query, from the distinct rows in one forward per model and shape of its inputs.
+def evaluate(requests: Sequence[Request], context: EvaluationContext) -> tuple[list[DenoisedPrediction], Count]:
+    """One guided prediction per request, from the distinct rows in one forward per model and shape of its inputs.
 
     Prompts of several lengths share it if their family says that shorter ones may be repeated.
 
-    Rows with the same latent, level, model, adapters, prompt and embedded scale are evaluated once: regions that share
-    a negative prompt share that row. Rows with different adapters share a forward. Forwards that exceed
-    `max_forward_rows`, or for which memory does not suffice, are split.
+    Rows with the same latent, window, level, model, adapters, prompt and embedded scale are evaluated once: regions
+    that share a negative prompt share that row. Rows with different adapters, and windows of one shape, share a
+    forward. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
+
+    Outside of a request's window the predictions are 0, the mean of clean latents: the participant has no weight
+    there, and its solver's memory stays finite.
     """
-    rows_by_request = [guidance.expand(request) for request, guidance in requests]
+    rows_by_request = [request.rows() for request in requests]
     distinct: dict[_Identity, Row] = {}
     for row in (row for rows in rows_by_request for row in rows):
         distinct.setdefault(_identity(row), row)
@@ -79,25 +97,25 @@ def evaluate(
     total = Count(shared=sum(map(_pictures, rows_by_request)) - _pictures(distinct.values()))
     groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        kind = (row.prompt.model, row.x.shape[1:], _conditioning_of(row, context).layout)
+        kind = (row.prompt.model, _visible_latent(row).shape[1:], _conditioning_of(row, context).layout)
         groups.setdefault(kind, {})[identity] = row
     for group in (part for rows_of_kind in groups.values() for part in _stackable(rows_of_kind, context)):
         denoised, count = _run_forwards(list(group.values()), context)
         answers |= dict(zip(group, denoised, strict=True))
         total = total.plus(count)
     guided = [
-        guidance.combine([answers[_identity(row)] for row in rows])
-        for rows, (_, guidance) in zip(rows_by_request, requests, strict=True)
+        request.guidance.combine([answers[_identity(row)] for row in rows])
+        for rows, request in zip(rows_by_request, requests, strict=True)
     ]
     return guided, total
 
 
-_Identity = tuple[int, Level, PromptKey, float | None, AdapterKeys]
+_Identity = tuple[int, Window | None, Level, PromptKey, float | None, AdapterKeys]
 
 
 def _identity(row: Row) -> _Identity:
     """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.level, row.prompt, row.guidance, row.adapters
+    return id(row.x), row.window, row.level, row.prompt, row.guidance, row.adapters
 
 
 def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Iterable[dict[_Identity, Row]]:
@@ -115,10 +133,38 @@ def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Itera
 
 def _conditioning_of(row: Row, context: EvaluationContext) -> Conditioning:
     """The network's inputs for a row beside its latent and level."""
+    row_tensors: dict[str, Tensor] = {}
+    if row.guidance is not None:
+        row_tensors[GUIDANCE] = torch.tensor([row.guidance], dtype=torch.float32)
+    if row.window is not None:
+        row_tensors[PLACE] = torch.tensor([[row.window.top, row.window.left, *_lattice(row)]])
     conditioning = context.conditionings[row.prompt]
-    if row.guidance is None:
-        return conditioning
-    return conditioning.joined(Conditioning({GUIDANCE: torch.tensor([row.guidance], dtype=torch.float32)}))
+    return conditioning.joined(Conditioning(row_tensors)) if row_tensors else conditioning
+
+
+def _visible_latent(row: Row) -> Tensor:
+    """What the network sees of a row's latent [b, c, h, w]: all of it, or its window."""
+    return row.x if row.window is None else row.window.cut(row.x)
+
+
+def _on_canvas(row: Row, denoised: Tensor) -> Latent:
+    """The network's prediction for a row, put back into the canvas."""
+    return denoised if row.window is None else row.window.paste(denoised, _lattice(row))
+
+
+def _adapters(row: Row, context: EvaluationContext) -> RowAdapters:
+    """The loaded adapters of a row, as its window shows them."""
+    adapters = context.adapters(row.prompt.model, row.adapters)
+    return adapters if row.window is None else adapters.within(row.window, _lattice(row))
+
+
+def _outside(row: Row) -> Fraction:
+    """The share of the canvas that a row leaves out, times its pictures."""
+    return Fraction(0) if row.window is None else row.x.shape[0] * (1 - row.window.share(_lattice(row)))
+
+
+def _lattice(row: Row) -> Lattice:
+    return row.x.shape[2], row.x.shape[3]
 
 
 def _pictures(rows: Iterable[Row]) -> int:
@@ -128,11 +174,11 @@ def _pictures(rows: Iterable[Row]) -> int:
 def _run_forwards(rows: Sequence[Row], context: EvaluationContext) -> tuple[list[Latent], Count]:
     """The denoised latents of rows of one model and of inputs of one shape. A row of n pictures is n network rows."""
     pictures = [row.x.shape[0] for row in rows]
-    x = torch.cat([row.x for row in rows])
+    x = torch.cat([_visible_latent(row) for row in rows])
     levels = [row.level for row, count in zip(rows, pictures, strict=True) for _ in range(count)]
     conditioning = stack([_conditioning_of(row, context).repeated(n) for row, n in zip(rows, pictures, strict=True)])
     model = rows[0].prompt.model
-    row_adapters = [context.adapters(model, row.adapters) for row in rows]
+    row_adapters = [_adapters(row, context) for row in rows]
     adapters = [adapter for adapter, count in zip(row_adapters, pictures, strict=True) for _ in range(count)]
     network, kind = context.networks[model], (model, x.shape[1:])
     most = min(context.max_forward_rows or len(x), context.oom_batch_limit.get(kind, len(x)))
@@ -149,4 +195,7 @@ def _run_forwards(rows: Sequence[Row], context: EvaluationContext) -> tuple[list
                 raise
             most = context.oom_batch_limit[kind] = -(-most // 2)
     control_rows = sum(row.adapters.num_every_step * count for row, count in zip(rows, pictures, strict=True))
-    return list(torch.cat(parts).split(pictures)), Count(len(x), len(parts), control_rows=control_rows)
+    outside = sum(map(_outside, rows), Fraction(0))
+    denoised = torch.cat(parts).split(pictures)
+    on_canvas = [_on_canvas(row, prediction) for row, prediction in zip(rows, denoised, strict=True)]
+    return on_canvas, Count(len(x), len(parts), control_rows=control_rows, outside=outside)

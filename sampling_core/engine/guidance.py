@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefect_regional_diffusion.sampling_core.models.family import SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKeys
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+from prefect_regional_diffusion.sampling_core.tensors.window import Window
 
 
 class PromptKey(NamedTuple):
@@ -40,6 +41,8 @@ class Row(NamedTuple):
     prompt: PromptKey
     guidance: float | None = None
     adapters: AdapterKeys = NO_ADAPTERS
+    window: Window | None = None
+    """The part of the latent that the network sees; None: all of it."""
 
 
 class ClassifierFreeGuidance(NamedTuple):
@@ -87,6 +90,11 @@ class ClassifierFreeGuidance(NamedTuple):
             Row(query.x, query.level, key, adapters=adapters)
             for key, (_, adapters) in zip(keys, evaluated, strict=True)
         ]
+
+    def within(self, top: int, left: int, canvas: Canvas) -> ClassifierFreeGuidance:
+        """The same for rows that show a part of the canvas, in pixels."""
+        sizes, negative = (one and one.within(top, left, canvas) for one in (self.sizes, self.negative_sizes))
+        return self._replace(sizes=sizes, negative_sizes=negative)
 
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
@@ -136,6 +144,10 @@ class EmbeddedGuidance(NamedTuple):
             raise ValueError("a model with embedded guidance has no unconditional prediction")
         return [Row(query.x, query.level, self.prompt_keys[0], self.scale, self.adapters.at(query.level.sigma))]
 
+    def within(self, top: int, left: int, canvas: Canvas) -> EmbeddedGuidance:
+        """The same for rows that show a part of the canvas, in pixels."""
+        return self._replace(sizes=self.sizes and self.sizes.within(top, left, canvas))
+
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The answer to `expand`."""
         return DenoisedPrediction(denoised[0])
@@ -176,6 +188,10 @@ class ExpertGuidance(NamedTuple):
         """The rows of a query, which are one network's alone."""
         return (self.lower if query.level.sigma <= self.sigma else self.upper).expand(query)
 
+    def within(self, top: int, left: int, canvas: Canvas) -> ExpertGuidance:
+        """The same for rows that show a part of the canvas, in pixels."""
+        return self._replace(upper=self.upper.within(top, left, canvas), lower=self.lower.within(top, left, canvas))
+
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
         return self.upper.combine(denoised)
@@ -183,3 +199,15 @@ class ExpertGuidance(NamedTuple):
 
 Guidance = ClassifierFreeGuidance | EmbeddedGuidance | ExpertGuidance
 """How a participant is guided."""
+
+
+class Request(NamedTuple):
+    """What a solver asks, how the answer is guided, and which part of the latent the network sees (None: all of it)."""
+
+    query: DenoiseRequest
+    guidance: Guidance
+    window: Window | None = None
+
+    def rows(self) -> list[Row]:
+        """The rows that answer it, as `guidance` combines them."""
+        return [row._replace(window=self.window) for row in self.guidance.expand(self.query)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,19 @@ from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKey
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import Noise, Solver, StepContext
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
+from prefect_regional_diffusion.sampling_core.tensors.window import Window
+
+
+class Crop(NamedTuple):
+    """From step `first` (0-based) on, the network sees this window of a participant's latent, guided by `guidance`.
+
+    It contains all cells at which the participant ever has a weight. The solver steps on the whole canvas, with
+    predictions of 0 outside of the window, where its results have no weight.
+    """
+
+    window: Window
+    guidance: Guidance
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,14 @@ class Participant:
     name: str
     guidance: Guidance
     solver: Solver[Any]
+    crop: Crop | None = None
+    """None: the network always sees the whole canvas."""
+
+    def view(self, step: int) -> tuple[Guidance, Window | None]:
+        """How the queries of a step (0-based) are guided, and what the network sees of them."""
+        if self.crop is None or step < self.crop.first:
+            return self.guidance, None
+        return self.crop.guidance, self.crop.window
 
 
 class PlanPhase(NamedTuple):
@@ -73,14 +94,21 @@ class Plan:
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
         """The distinct prompts that the run evaluates, in order of first use."""
-        prompt_keys = (p.guidance.prompt_keys for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys(key for keys in prompt_keys for key in keys))
+        return tuple(dict.fromkeys(key for guidance in self._guidances() for key in guidance.prompt_keys))
 
     @property
     def adapters(self) -> tuple[tuple[str, AdapterKeys], ...]:
         """What rows have beside their prompts, with the model that it is for."""
-        guidances = (p.guidance for step in range(self.steps) for p, _ in self.active(step).values())
-        return tuple(dict.fromkeys(model for guidance in guidances for model in guidance.models))
+        return tuple(dict.fromkeys(model for guidance in self._guidances() for model in guidance.models))
+
+    @property
+    def changes(self) -> list[int]:
+        """Steps (0-based) at which the active participants, their weights or their windows change; the first is 0."""
+        crop_starts = [p.crop.first for p in self.participants if p.crop is not None]
+        window_changes = [
+            step for step in crop_starts if 0 < step < self.steps and self._windows(step) != self._windows(step - 1)
+        ]
+        return sorted({*(phase.first for phase in self.phases), *window_changes})
 
     def phase(self, step: int) -> PlanPhase:
         """The phase that a step (0-based) belongs to."""
@@ -89,6 +117,13 @@ class Plan:
     def active(self, step: int) -> dict[int, tuple[Participant, Mask]]:
         """The participants of a step (0-based) by index, each with its weight."""
         return {i: (self.participants[i], w) for i, w in enumerate(self.phase(step).weights) if w is not None}
+
+    def _windows(self, step: int) -> dict[int, Window | None]:
+        """What the network sees of the latents of those who take part in a step."""
+        return {i: p.view(step)[1] for i, (p, _) in self.active(step).items()}
+
+    def _guidances(self) -> Iterator[Guidance]:
+        return (p.view(step)[0] for step in range(self.steps) for p, _ in self.active(step).values())
 
     def with_history(self, step: int) -> Collection[int]:
         """Participants that have multistep history after `step` steps: those of the last step."""
@@ -119,7 +154,10 @@ def advance(plan: Plan, state: State) -> RunStep[State]:
     """One step of all active participants."""
     interval, solver_states, active = plan.interval(state.step), _solver_states(plan, state), plan.active(state.step)
     results = yield from lockstep(
-        {i: guided(p.solver.step(state.x, solver_states[i], interval), p.guidance) for i, (p, _) in active.items()}
+        {
+            i: guided(p.solver.step(state.x, solver_states[i], interval), *p.view(state.step))
+            for i, (p, _) in active.items()
+        }
     )
     return _merge(plan, state, {i: results[i] for i in active})
 

@@ -12,13 +12,13 @@ from prefect_regional_diffusion.sampling_core.engine import joint_run as sampler
 from prefect_regional_diffusion.sampling_core.engine import joint_state
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment
 from prefect_regional_diffusion.sampling_core.engine.guidance import EmbeddedGuidance, PromptKey
-from prefect_regional_diffusion.sampling_core.engine.joint_run import Plan, State
+from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, State
 from prefect_regional_diffusion.sampling_core.engine.lockstep import RunStep
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import NoNoise
 from prefect_regional_diffusion.sampling_core.tensors.specs import TensorSpec
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class JointSamplingRun:
     """A run with joint composition. `noised` [b, c, h, w] is where the plan's schedule begins.
 
     `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
+    `windows` is what there is to say of the windows of its regions, one sentence each.
     """
 
     plan: Plan
     noised: Latent
     origin: tuple[InitialNoise, Latent]
+    windows: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -104,24 +106,24 @@ class JointSamplingRun:
         ]
         if unguided:
             sentences.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
-        return sentences
+        return [*sentences, *(f"window of {sentence}" for sentence in self.windows)]
 
     def _steps_without_base(self) -> int:
         return sum(0 not in self.plan.active(step) for step in range(self.steps))
 
     def segments(self) -> list[Segment]:
-        """One for each phase: its participants; in the first also the initial latent and what all phases share."""
+        """One for each stretch of steps with the same participants, weights and windows; the first one also has the
+        initial latent and what all share."""
         plan = self.plan
         protected = None if plan.inpaint is None else plan.inpaint.weight
         beginning = (self.origin, plan.sigma_schedule, plan.levels, protected)
         segments: list[Segment] = []
-        for phase in plan.phases:
-            active = [(i, p.guidance, p.solver, weight) for i, (p, weight) in plan.active(phase.first).items()]
-            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(phase.first).values())
-            noise = plan.noise if draws_noise else None
-            segments.append(
-                Segment(phase.first, [active, noise, sorted(phase.reset_history) if segments else beginning])
-            )
+        for first in plan.changes:
+            active = [_determinants(i, p, weight, first) for i, (p, weight) in plan.active(first).items()]
+            draws_noise = any(p.solver.order == 0 for p, _ in plan.active(first).values())
+            noise, phase = plan.noise if draws_noise else None, plan.phase(first)
+            reset = sorted(phase.reset_history) if phase.first == first else []
+            segments.append(Segment(first, [active, noise, reset if segments else beginning]))
         return segments
 
     def with_init_latent(self, clean: Latent) -> JointSamplingRun:
@@ -139,3 +141,9 @@ class JointSamplingRun:
         return replace(
             self, plan=replace(self.plan, noise=NoNoise(empty.shape), inpaint=inpaint), noised=empty, origin=origin
         )
+
+
+def _determinants(index: int, participant: Participant, weight: Mask, step: int) -> tuple[object, ...]:
+    """What of a participant determines the states after a step (0-based)."""
+    guidance, window = participant.view(step)
+    return (index, guidance, participant.solver, weight, *([] if window is None else [window]))

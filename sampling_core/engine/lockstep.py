@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
-from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
-from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest, Step
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance, Request
+from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, Step
+from prefect_regional_diffusion.sampling_core.tensors.window import Window
 
 K = TypeVar("K")
 Y = TypeVar("Y")
 A = TypeVar("A")
 R = TypeVar("R")
-
-Request = tuple[DenoiseRequest, Guidance]
-"""What a solver asks, and how the answer is guided."""
 
 RunStep = Generator[Mapping[int, Request], Mapping[int, DenoisedPrediction], R]
 """A step of a run: yields what its participants ask at the same time, by participant; returns the next state."""
@@ -39,11 +37,13 @@ def lockstep(steps: Mapping[K, Generator[Y, A, R]]) -> Generator[dict[K, Y], Map
     return done
 
 
-def guided(step: Step[Any], guidance: Guidance) -> Generator[Request, DenoisedPrediction, Any]:
-    """A solver's step whose queries say how their answers are guided."""
+def guided(
+    step: Step[Any], guidance: Guidance, window: Window | None = None
+) -> Generator[Request, DenoisedPrediction, Any]:
+    """A solver's step whose queries say how their answers are guided, and what of the latent the network sees."""
     try:
         query = next(step)
         while True:
-            query = step.send((yield query, guidance))
+            query = step.send((yield Request(query, guidance, window)))
     except StopIteration as stop:
         return stop.value

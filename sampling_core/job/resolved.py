@@ -32,6 +32,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_masks import Resolved
 from prefect_regional_diffusion.sampling_core.job.resolved_node import base_factor, resolved_denoise, resolved_node
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner, resolved_refiner
 from prefect_regional_diffusion.sampling_core.job.resolved_sizes import ResolvedSizes, resolved_sizes
+from prefect_regional_diffusion.sampling_core.job.resolved_window import ResolvedWindow, resolved_window
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
     CFG_PP,
@@ -96,6 +97,8 @@ class ResolvedRegion(NamedTuple):
     variation_strength: float
     variation_method: VariationMethod
     inherited: frozenset[str]
+    window: ResolvedWindow | None = None
+    """What the network sees of the canvas when it is asked for the region; None: all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +259,8 @@ def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
         variation_seed=region.variation_seed if has_variation else 0,
         variation_strength=region.variation_strength,
         variation_method=region.variation_method if has_variation else "linear",
-        inherited=frozenset(name for name in (*_INHERITED, "start_at_step") if getattr(region, name) is None),
+        inherited=frozenset(name for name in (*_INHERITED, "start_at_step", "window") if getattr(region, name) is None),
+        window=resolved_window(job, region),
     )
 
 

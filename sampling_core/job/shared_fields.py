@@ -25,6 +25,7 @@ from prefect_regional_diffusion.sampling_core.job.fields import (
 )
 from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.job.refiner import Refiner, SizeConditioning
+from prefect_regional_diffusion.sampling_core.job.window import WindowField
 from prefect_regional_diffusion.sampling_core.names import (
     CompositionName,
     Fit,
@@ -104,6 +105,7 @@ class Region(FrozenModel):
         title="End at step",
         description="Steps that are done when the region leaves. Empty: never. Joint composition only",
     )
+    window: WindowField | None = Field(None, title="Window", description="Empty: the job's. Joint composition only")
 
 
 class JobFields(FrozenModel):
@@ -201,6 +203,12 @@ class JobFields(FrozenModel):
         "weight",
         title="Overlap",
         description="weight: regions share where they overlap; order: later ones lie over earlier ones",
+    )
+    window: WindowField = Field(
+        "canvas",
+        title="Window",
+        description="What the network sees when it evaluates a region. canvas: all of it; auto: the part around the "
+        "region, where that saves enough; or such a part with a margin. Joint composition only",
     )
     noise: StepNoiseName = Field(
         "per_step",

@@ -26,6 +26,8 @@ _FIELDS = {
     "variation_seed": ("subseed",),
     "variation_strength": ("subseed_strength",),
     "start_at_step": ("start_step", "first_step"),
+    "window": ("tile", "tiles", "crop"),
+    "margin": ("padding", "context", "tile_overlap", "crop_padding"),
     "end_at_step": ("end_step", "last_step"),
     "width": ("w",),
     "height": ("h",),

@@ -22,8 +22,8 @@ LONGEST_SCHEDULE = 1000
 
 SEQUENTIAL_ONLY = ("node",)
 SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
-JOINT_ONLY = ("overlap", "noise", "protect", "refiner")
-JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step")
+JOINT_ONLY = ("overlap", "window", "noise", "protect", "refiner")
+JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step", "window")
 """Fields of a job and of its regions that the other composition does not use."""
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),

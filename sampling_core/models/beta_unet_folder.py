@@ -18,6 +18,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
     open_ip_adapter,
 )
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
+from prefect_regional_diffusion.sampling_core.models.partial_canvas import PartialCanvas
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.prompt_chunks import prompt_chunks
 from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo
@@ -37,6 +38,10 @@ class BetaUNetFolder(DiffusersFolder):
     vae: AutoencoderKL
     tokenizers: tuple[PromptTokenizer, ...]
     levels: ModelLevels
+
+    def partial_canvas(self, least_pixels: int) -> PartialCanvas:
+        """Parts of a canvas of at least this edge, aligned to the UNet's coarsest level."""
+        return PartialCanvas(least_pixels, self.vae.vae_scale_factor * 2 ** (len(self.unet.block_out_channels) - 1))
 
     def noise_schedule(self, canvas: Canvas, steps: int) -> ModelLevels:
         """The levels that the betas give, for every canvas and number of steps."""

@@ -27,6 +27,10 @@ TIME_IDS = "time_ids"
 GUIDANCE = "guidance"
 """The scale as an input of models with embedded guidance: [r], float32. It belongs to a row, not to its prompt."""
 
+PLACE = "place"
+"""Of a row that shows a part of a canvas, where that is: its top and left, and the canvas' rows and columns, in latent
+cells: [r, 4], int64. It belongs to a row and not to its prompt, and networks without positions have no use for it."""
+
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 """Name, type and shape without the row axis of each tensor, by name: conditionings of one layout can be stacked.
 

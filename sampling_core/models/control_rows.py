@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
+
 
 class ControlNetHint(NamedTuple):
     """A ControlNet, loaded, and the picture [1, 3, H, W] that it reads, 0 to 1."""
@@ -20,11 +22,19 @@ class ControlNetHint(NamedTuple):
     network: Any
     picture: Tensor
 
+    def within(self, window: Window, lattice: Lattice) -> ControlNetHint:
+        """The same for a row that shows a window of a canvas of `lattice` cells: it reads that part of the picture."""
+        return self._replace(picture=window.cut_scaled(self.picture, lattice))
+
 
 class AdapterMaps(NamedTuple):
     """A T2I-Adapter's features of a picture: maps [1, c, h, w] for each block of an encoder, and for its middle."""
 
     maps: tuple[Tensor, ...]
+
+    def within(self, window: Window, lattice: Lattice) -> AdapterMaps:
+        """The same for a row that shows a window of a canvas of `lattice` cells: that part of the canvas' maps."""
+        return AdapterMaps(tuple(window.cut_scaled(feature_map, lattice) for feature_map in self.maps))
 
 
 class RowControl(NamedTuple):
@@ -32,6 +42,10 @@ class RowControl(NamedTuple):
 
     source: ControlNetHint | AdapterMaps
     strength: float
+
+    def within(self, window: Window, lattice: Lattice) -> RowControl:
+        """The same for a row that shows a window of a canvas of `lattice` cells."""
+        return self._replace(source=self.source.within(window, lattice))
 
 
 class RowInputs(NamedTuple):

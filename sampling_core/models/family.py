@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAd
 from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.partial_canvas import PartialCanvas
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO_EMBEDDINGS, Embeddings
@@ -58,6 +59,10 @@ class SizeConditioning(NamedTuple):
     crop_top: int = 0
     aesthetic_score: float | None = None
     """In the place of the canvas' size: how much people like such pictures, of 10. Of the refiner alone."""
+
+    def within(self, top: int, left: int, canvas: Canvas) -> SizeConditioning:
+        """The same of a part of the canvas at this place, in pixels: a picture of that size with more cut off."""
+        return self._replace(canvas=canvas, crop_top=self.crop_top + top, crop_left=self.crop_left + left)
 
     @property
     def plain(self) -> bool:
@@ -104,6 +109,8 @@ class Facts:
     """Edge of the largest canvas that the model has positions for; None: it has them for all."""
     prompt_syntaxes: tuple[PromptSyntax, ...] = ("plain",)
     """The dialects in which its prompts may be written."""
+    partial: PartialCanvas | None = None
+    """Parts of a canvas that its denoiser may evaluate alone; None: it takes whole canvases only."""
     takes_loras: bool = False
     """Whether LoRAs can be added to its networks."""
     takes_controls: bool = False
@@ -162,8 +169,8 @@ class Denoiser(Protocol):
 
         `adapters` are what each row has beside its prompt; they are left out where no row has anything.
 
-        `conditioning` has the tensors of the text encoder and of `Checkpoint.size_tensors`, and `GUIDANCE` if the scale
-        is an input of the model.
+        `conditioning` has the tensors of the text encoder and of `Checkpoint.size_tensors`, `GUIDANCE` if the scale
+        is an input of the model, and `PLACE` if the rows show parts of a canvas.
         """
         ...
 

@@ -11,6 +11,7 @@ from prefect_regional_diffusion.sampling_core.models.control_rows import Adapter
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers, RowImage
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKeys
+from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
 
 ControlName = tuple[str, str]
 """SHA-256 of a ControlNet or T2I-Adapter and of the picture that it reads."""
@@ -27,6 +28,10 @@ class RowAdapters(NamedTuple):
     loras: LoraLayers = _NO_LORAS
     controls: tuple[RowControl, ...] = ()
     images: tuple[RowImage, ...] = ()
+
+    def within(self, window: Window, lattice: Lattice) -> RowAdapters:
+        """The same for a row that shows a window of a canvas of `lattice` cells, and of what lies on it."""
+        return self._replace(controls=tuple(control.within(window, lattice) for control in self.controls))
 
 
 @dataclass(frozen=True)

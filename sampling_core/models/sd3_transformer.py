@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
+    PLACE,
     POOLED_PROMPT_EMBEDS,
     PROMPT_EMBEDS,
     Conditioning,
@@ -98,10 +100,10 @@ class SD3Denoiser:
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
         dtype, device = self._dtype, self._transformer.device
-        sigma = sigma_column(levels, x)
+        sigma, places = sigma_column(levels, x), conditioning.tensors.get(PLACE)
         loras = [row.loras for row in adapters]
-        transformer = uncompiled(self._transformer) if any(loras) else self._transformer
-        with apply_loras(transformer, loras):
+        transformer = uncompiled(self._transformer) if any(loras) or places is not None else self._transformer
+        with apply_loras(transformer, loras), _at_places(transformer.pos_embed, places):
             velocity: Tensor = transformer(
                 hidden_states=x.to(device, dtype),
                 timestep=(sigma.flatten() * 1000).to(device),
@@ -110,3 +112,30 @@ class SD3Denoiser:
                 return_dict=False,
             )[0]
         return denoised(x, velocity.to(x.device, torch.float32), sigma, "flow").clone()
+
+
+@contextmanager
+def _at_places(embedding: Any, places: Tensor | None) -> Generator[None]:
+    """Within the block, the tokens of each row have the positions of its part of a canvas, `places` [r, 4] (`PLACE`).
+
+    `embedding` is diffusers' PatchEmbed, which takes every latent for a canvas, and centres it among its positions.
+    """
+    if places is None:
+        yield
+        return
+
+    def positions(height: int, width: int) -> Tensor:
+        """[r, tokens, features] for latents of so many cells."""
+        patch, most = embedding.patch_size, embedding.pos_embed_max_size
+        canvas_positions, row_positions = embedding.pos_embed.reshape(most, most, -1), list[Tensor]()
+        for top, left, rows, columns in places.tolist():
+            row, column = (most - rows // patch) // 2 + top // patch, (most - columns // patch) // 2 + left // patch
+            part = canvas_positions[row : row + height // patch, column : column + width // patch]
+            row_positions.append(part.flatten(0, 1))
+        return torch.stack(row_positions)
+
+    embedding.cropped_pos_embed = positions
+    try:
+        yield
+    finally:
+        del embedding.cropped_pos_embed

@@ -15,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_controls import Contr
 from prefect_regional_diffusion.sampling_core.job.resolved_loras import ResolvedLora
 from prefect_regional_diffusion.sampling_core.job.resolved_masks import ResolvedMask
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
+from prefect_regional_diffusion.sampling_core.job.resolved_window import ResolvedWindow
 from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
 from prefect_regional_diffusion.sampling_core.masks.rasterize import reach_of
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
@@ -25,6 +26,7 @@ INERT: dict[type, set[str]] = {
     ResolvedMask: {"field"},
     ResolvedLora: {"field"},
     ResolvedControl: {"field"},
+    ResolvedWindow: {"least_pixels", "multiple"},
     ResolvedRefiner: {"size_conditioned", "scored", "empty_negative"},
     ParticipantSettings: {"idle_negative", "embedded", "size_conditioned"},
 }
@@ -146,7 +148,7 @@ def canonical_picture(picture: ControlPicture, digests: Mapping[str, str]) -> li
 
 
 def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]) -> dict[str, Any]:
-    shaped = {"settings", "mask", "weight", "start_at_step", "end_at_step"}
+    shaped = {"settings", "mask", "weight", "start_at_step", "end_at_step", "window"}
     variation = {"variation_seed", "variation_strength", "variation_method"}
     canonical = _as_they_stand(region._asdict(), INERT[ResolvedRegion] | shaped | variation)
     canonical["mask"] = canonical_mask(region.mask, digests)
@@ -154,10 +156,11 @@ def _region(job: ResolvedJob, region: ResolvedRegion, digests: Mapping[str, str]
         canonical["variation"] = [region.variation_seed, region.variation_strength, region.variation_method]
     if job.composition == "sequential":
         return canonical | _settings(region.settings, digests)
-    window = [region.start_at_step, region.end_at_step]
+    if region.window is not None:
+        canonical["window"] = _as_they_stand(region.window._asdict(), INERT[ResolvedWindow])
     # A region of a joint run is on the job's own schedule.
     settings = _settings(region.settings, digests, {"scheduler", "sigma_factor"})
-    return canonical | settings | {"weight": region.weight, "steps": window}
+    return canonical | settings | {"weight": region.weight, "steps": [region.start_at_step, region.end_at_step]}
 
 
 def _node(job: ResolvedJob, digests: Mapping[str, str]) -> dict[str, Any]:

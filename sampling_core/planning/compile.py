@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from typing import Any
 
@@ -50,6 +51,11 @@ class Cost:
         return sum(count.evaluations for count in self.per_step)
 
     @property
+    def canvases(self) -> Fraction:
+        """The work of all rows in evaluations of a whole canvas."""
+        return sum((count.canvases for count in self.per_step), Fraction(0))
+
+    @property
     def forwards(self) -> int:
         return sum(count.forwards for count in self.per_step)
 
@@ -65,9 +71,9 @@ class Cost:
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest forward."""
+        """Rows of a whole canvas that are as much work as the largest forward."""
         full = [count for count in self.per_step if count.forwards]
-        return max((-(-count.evaluations // count.forwards) for count in full), default=0)
+        return max((math.ceil(count.canvases / count.forwards) for count in full), default=0)
 
     def runs(self) -> list[tuple[int, int, Count]]:
         """Stretches of equal steps as (first step, last step, count of each); steps count from 1."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
+from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob, ResolvedRegion
 from prefect_regional_diffusion.sampling_core.job.resolved_controls import ControlPicture, ResolvedControl
+from prefect_regional_diffusion.sampling_core.job.resolved_window import ResolvedWindow
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
 from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey
 from prefect_regional_diffusion.sampling_core.schedules.level_range import level_range
@@ -45,8 +46,27 @@ def fit_controls(
         )
         return settings._replace(controls=tuple(order))
 
-    regions = tuple(region._replace(settings=fit_participant(region.settings)) for region in job.regions)
+    regions = tuple(
+        region._replace(settings=fit_participant(region.settings), window=_fit_window(job, region, files))
+        for region in job.regions
+    )
     return replace(job, base=fit_participant(job.base), regions=regions)
+
+
+def _fit_window(
+    job: ResolvedJob, region: ResolvedRegion, files: Mapping[tuple[str, str], ControlFile]
+) -> ResolvedWindow | None:
+    """The region's window, if there is one. The maps of a T2I-Adapter are cut with it, and must end with its canvas."""
+    window, model = region.window, region.settings.model
+    if window is None or window.least_pixels is None:
+        return window
+    for control in region.settings.controls:
+        for name, edge in (("width", job.width), ("height", job.height)):
+            if files[model, control.file].kind == "T2I-Adapter" and edge % window.multiple:
+                if window.auto:
+                    return window._replace(least_pixels=None)
+                raise BadInput(name, edge, f"a multiple of {window.multiple}, for {control.field} in a window")
+    return window
 
 
 def _identify(control: ResolvedControl, file: ControlFile, pixels: str) -> ResolvedControl:

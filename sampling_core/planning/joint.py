@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.masks.region_weights import (
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise, Shape, span
 from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
+from prefect_regional_diffusion.sampling_core.planning.windows import check_full_steps, crops_of
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, Noise
@@ -31,24 +32,28 @@ def joint(
     """The run, from the noised `clean` latent [b, c, h, w]. Whose weight is zero everywhere takes no part.
 
     `masks` are `region_masks`, one per region, [h, w]; cells that are `protected` stay as they are in `clean`.
-    Raises BadInput for a schedule that does not suit the model, and windows beyond its end.
+    Raises BadInput for a schedule that does not suit the model, and for steps beyond its end.
     """
     batch, channels, rows, columns = clean.shape
     shape = (batch, channels, rows, columns)
     sigma_levels = sigma_schedule(levels, job.base.scheduler, job.steps, job.denoise)
     sigmas = [level.sigma for level in sigma_levels]
-    names = ("base", *(region.name for region in job.regions))
-    participants = tuple(
-        Participant(name, guidance_of(settings, job, sigmas), SOLVERS[settings.sampler])
-        for name, settings in zip(names, job.participants, strict=True)
-    )
+    check_full_steps(job, len(sigma_levels) - 1)
     kinds = [_kind(settings.sampler) for settings in job.participants]
     phases = _phases(job, masks, kinds, sigma_levels, shape)
+    guidances = [guidance_of(settings, job, sigmas) for settings in job.participants]
+    crops, sentences = crops_of(job, phases, guidances, (rows, columns))
+    names = ("base", *(region.name for region in job.regions))
+    participants = tuple(
+        Participant(name, guidance, SOLVERS[settings.sampler], crop)
+        for name, settings, guidance, crop in zip(names, job.participants, guidances, crops, strict=True)
+    )
     noise = _initial_noise(job, masks, shape)
     noise_latent = noise.draw()
     inpaint = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, noise_latent)
     plan = Plan(sigma_levels, phases, participants, levels, _noise(job, shape, sigma_levels), inpaint)
-    return JointSamplingRun(plan, add_noise(clean, noise_latent, sigma_levels[0], levels), (noise, clean))
+    noised = add_noise(clean, noise_latent, sigma_levels[0], levels)
+    return JointSamplingRun(plan, noised, (noise, clean), tuple(sentences))
 
 
 def _kind(sampler: str) -> str:
@@ -61,7 +66,7 @@ def _phases(
 ) -> tuple[PlanPhase, ...]:
     """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
     steps = len(sigma_levels) - 1
-    windows: list[tuple[int, int]] = []
+    step_ranges: list[tuple[int, int]] = []
     for i, region in enumerate(job.regions):
         is_default = "start_at_step" in region.inherited
         first = min(region.start_at_step, steps) if is_default else region.start_at_step
@@ -72,15 +77,15 @@ def _phases(
         ):
             if value > most:
                 raise BadInput(f"regions.{i}.{name}", value, f"at most {most}")
-        windows.append((first, last))
+        step_ranges.append((first, last))
     phases: list[PlanPhase] = []
     everywhere, last_present = torch.ones(shape[2:]), None
-    for step in sorted({0, *(step for window in windows for step in window if step < steps)}):
-        present = [i for i, (first, last) in enumerate(windows) if first <= step < last]
+    for step in sorted({0, *(step for step_range in step_ranges for step in step_range if step < steps)}):
+        present = [i for i, (first, last) in enumerate(step_ranges) if first <= step < last]
         if present == last_present:
             continue
         last_present = present
-        weights: list[Mask | None] = [None] * (len(windows) + 1)
+        weights: list[Mask | None] = [None] * (len(step_ranges) + 1)
         base, shares = _shares(job, masks, present, everywhere)
         taking_part = [0, *(i + 1 for i in present)]
         partition = hard_partition((base, *shares), [kinds[i] for i in taking_part])

@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTER
 from prefect_regional_diffusion.sampling_core.names import CFG_PP, PromptSyntax
 from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
 from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import image_prompt_keys
+from prefect_regional_diffusion.sampling_core.planning.windows import fit_window
 
 
 def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
@@ -28,8 +29,8 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a size, a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale or a sampler
-    for which a model has no use.
+    Raises BadInput for a size, a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale, a sampler or
+    a window for which a model has no use.
     """
     for model in job.models:
         if job.sizes is not None and not facts[model].size_conditioned:
@@ -45,7 +46,8 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
                 region.settings,
                 facts,
                 {name: name if name in region.inherited else f"regions.{i}.{name}" for name in _FIELDS},
-            )
+            ),
+            window=fit_window(job, i, facts),
         )
         for i, region in enumerate(job.regions)
     )

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
+from prefect_regional_diffusion.sampling_core.planning.compile import Cost
 
 
-def savings(run: SamplingRun[Any], shared_rows: int) -> list[str]:
-    """One line for each reason. `shared_rows` is what driving the run found (`Cost.shared_rows`)."""
-    shared = (
-        f"{shared_rows} rows that participants share (same latent, level, model, LoRAs, controls and prompt) count once"
-    )
-    return [*([shared] if shared_rows else []), *run.savings()]
+def savings(run: SamplingRun[Any], cost: Cost) -> list[str]:
+    """One line for each reason. `cost` is what driving the run found."""
+    found: list[str] = []
+    if cost.shared_rows:
+        found.append(
+            f"{cost.shared_rows} rows that participants share (same latent, level, model, LoRAs, controls and prompt) "
+            "count once"
+        )
+    if cost.canvases < cost.evaluations:
+        found.append(f"{cost.evaluations} rows are the work of {float(cost.canvases):.4g}, as windows are smaller")
+    return [*found, *run.savings()]

@@ -1,7 +1,7 @@
 """Tensor types. Axis names are spelled here only.
 
 Axes: `b` pictures, `c` latent channels, `h w` latent cells, `r` network rows, `H W` pixels of the canvas,
-`photo_H photo_W` pixels of a file.
+`photo_H photo_W` pixels of a file, `window_h window_w` latent cells of a part of the canvas.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from torch import Tensor
 
 Latent = Float[Tensor, "b c h w"]
 """A latent in model space (the autoencoder's, shifted and scaled)."""
+
+WindowLatent = Float[Tensor, "b c window_h window_w"]
+"""A part of a latent."""
 
 LatentMask = Float[Tensor, "b 1 h w"]
 """A mask for each picture, the same for all channels of its latent."""

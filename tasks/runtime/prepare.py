@@ -59,7 +59,7 @@ class Prepared:
         return self.inputs.folders[self.resolved.base.model]
 
     def savings(self) -> list[str]:
-        return savings(self.run, self.cost.shared_rows)
+        return savings(self.run, self.cost)
 
     def loras(self) -> list[str]:
         return described(self.inputs.loras)

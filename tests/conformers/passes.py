@@ -15,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.comfyui.masks import repeated
 from prefect_regional_diffusion.sampling_core.comfyui.node_passes import NodePass, passes_of
 from prefect_regional_diffusion.sampling_core.comfyui.sequential_run import LatentBox, SequentialSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Request
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.names import RecoveryMode
@@ -99,7 +99,7 @@ def denoiser(case: Case, recordings: Recordings) -> Tensor:
     params = case["params"]
     guidance = ClassifierFreeGuidance(params["cfg"], params["positive"], params["negative"], model=params["model"])
     query = DenoiseRequest(recordings.latent(case["latent"]), LEVELS[params["model"]].level(params["sigma"]))
-    answers, count = evaluate([(query, guidance)], context(recordings))
+    answers, count = evaluate([Request(query, guidance)], context(recordings))
     assert not dearer_than_recorded(case, count)
     return answers[0].denoised
 

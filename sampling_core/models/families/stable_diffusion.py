@@ -95,6 +95,7 @@ class StableDiffusion(BetaUNetFolder):
             # The embedded model was trained on captions that say all there is to see.
             defaults=Defaults(edge, edge, 20, 1.5 if self.path == EMBEDDED else 7.5, "dpmpp_2m", "karras"),
             prompt_syntaxes=get_args(PromptSyntax),
+            partial=self.partial_canvas(edge),
             takes_loras=True,
             takes_controls=True,
             takes_image_prompts=True,

@@ -39,6 +39,7 @@ from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
 from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
+from prefect_regional_diffusion.sampling_core.models.partial_canvas import PartialCanvas
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.sd3_transformer import (
     SD3_TRANSFORMER,
@@ -130,6 +131,8 @@ class StableDiffusion3(FlowTransformerFolder):
             prompt_tokens=self._reader.most,
             trained_pixels=edge,
             defaults=Defaults(edge, edge, 28, 4.5, "euler", "simple"),
+            # Of 1024 pixels: 768, as of Stable Diffusion XL; tokens have the positions of the whole canvas.
+            partial=PartialCanvas(edge * 3 // 4, self.pixel_multiple),
             takes_loras=True,
             most_pixels=self.transformer.pos_embed_max_size * self.pixel_multiple,
         )

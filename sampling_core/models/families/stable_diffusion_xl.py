@@ -117,6 +117,8 @@ class StableDiffusionXL(BetaUNetFolder):
             empty_negative="none" if self.zeros_for_empty else "encoded",
             size_conditioned=True,
             prompt_syntaxes=get_args(PromptSyntax),
+            # Of 1024 pixels: 768. Below that, published models repeat what a prompt names once.
+            partial=self.partial_canvas(edge * 3 // 4),
             takes_loras=True,
             takes_controls=True,
             takes_image_prompts=True,
