@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment, named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import Segment, segment_keys
 from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ClassifierFreeGuidance,
     EmbeddedGuidance,
@@ -59,7 +59,7 @@ def test_a_told_scale_belongs_to_its_row() -> None:
 def test_states_are_told_apart_by_the_scale_and_the_weights() -> None:
     def name(scale: float, weights: str = "1") -> str:
         guidance = EmbeddedGuidance(scale, "a", "flow", SizeConditioning(Canvas(64, 64), Canvas(64, 64)))
-        return named([Segment(0, guidance)], None, {"flow": ModelKey(weights * 64)})[0].name
+        return segment_keys([Segment(0, guidance)], None, {"flow": ModelKey(weights * 64)})[0].name
 
     assert name(3.5) == name(3.5)
     assert len({name(3.5), name(3.0), name(3.5, "2")}) == 3

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from prefect_regional_diffusion.flows.cli import main as cli
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
@@ -162,7 +162,7 @@ def test_a_run_that_is_given_its_latent_later_is_the_same(fields: dict[str, Any]
 
     at_once = compose(job, {"embedded": levels}, clean, masks, protected)
     later = compose(job, {"embedded": levels}, torch.zeros(1, 4, 8, 8), masks, protected).with_init_latent(clean)
-    assert named(later.segments(), "test", {}) == named(at_once.segments(), "test", {})
+    assert segment_keys(later.segments(), "test", {}) == segment_keys(at_once.segments(), "test", {})
     assert all(torch.equal(one, two) for one, two in zip(tensors(later), tensors(at_once), strict=True))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from prefect_regional_diffusion import render
-from prefect_regional_diffusion.sampling_core.engine.cache_keys import named
+from prefect_regional_diffusion.sampling_core.engine.cache_keys import segment_keys
 from prefect_regional_diffusion.sampling_core.errors import BadInput, FileError, RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -328,7 +328,7 @@ def test_an_embedding_counts_by_its_content(workdir: Path) -> None:
 
     def names(prepared: Prepared) -> list[str]:
         run, inputs = prepared.run, prepared.inputs
-        return [part.name for part in named(run.segments(), "", inputs.model_keys, inputs.embedding_digests)]
+        return [part.name for part in segment_keys(run.segments(), "", inputs.model_keys, inputs.embedding_digests)]
 
     # The steps of the base alone are the same ones.
     assert names(first)[0] == names(second)[0] == names(other)[0]
