@@ -102,8 +102,9 @@ class SD3Denoiser:
         dtype, device = self._dtype, self._transformer.device
         sigma, places = sigma_column(levels, x), conditioning.tensors.get(PLACE)
         loras = [row.loras for row in adapters]
-        transformer = uncompiled(self._transformer) if any(loras) or places is not None else self._transformer
-        with apply_loras(transformer, loras), _at_places(transformer.pos_embed, places):
+        plain = uncompiled(self._transformer)
+        transformer = plain if any(loras) or places is not None else self._transformer
+        with apply_loras(plain, loras), _at_places(plain.pos_embed, places):
             velocity: Tensor = transformer(
                 hidden_states=x.to(device, dtype),
                 timestep=(sigma.flatten() * 1000).to(device),
