@@ -1,0 +1,79 @@
+"""Which run a worker takes next: one whose models it holds, as long as no other is kept waiting for it too long.
+
+To overtake is worth what it saves: a run that needs no model to be loaded may go before one that does for `PATIENCE`
+times the seconds of that load, and no longer. Where several workers have work of several models, each stays with its
+own. The figures behind the three numbers here come from `benchmarks.fleet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun
+
+PATIENCE = 6
+"""Load times for which a run may be overtaken by others that save one."""
+
+HOLD = 2
+"""Load times for which a run is left to a worker that holds its models, and is at work."""
+
+QUESTION_SECONDS = 3.0
+"""In which every idle worker has asked for runs: so long a run is left to one that holds its models, and is idle."""
+
+ADAPTER_SHARE = 0.1
+"""Of a model's load time that a LoRA, a ControlNet or another adapter takes."""
+
+
+class Affinity:
+    """The choice of one worker. It remembers which run it has passed over, since when; forgetting that is harmless."""
+
+    def __init__(self, load_seconds: float) -> None:
+        """`load_seconds`: about how long a model takes to load, in seconds."""
+        self._load_seconds = load_seconds
+        self._passed_over: tuple[UUID, float] | None = None
+
+    def choose(
+        self,
+        turns: Sequence[WaitingRun],
+        held: frozenset[str],
+        at_work: frozenset[str],
+        now: float,
+        *,
+        alone: bool = False,
+    ) -> WaitingRun | None:
+        """The run to take now, or None: leave them to a worker that holds their models and may be free in a moment.
+
+        Args:
+            turns: Runs that are due, in the order of their turns (`fair_order`).
+            held: Names of the models and adapters that this worker has in memory. None at all: it must load whatever
+                comes, and takes the first.
+            at_work: Names of the models of runs that others draw.
+            now: Seconds since 1970.
+            alone: Whether no other worker could take them.
+        """
+        if not turns:
+            return None
+        first = turns[0]
+        best = min(turns, key=lambda run: self._seconds_to_load(run, held)) if held else first
+        saved = self._seconds_to_load(first, held) - self._seconds_to_load(best, held)
+        if saved > 0:
+            limit = PATIENCE * saved
+            if now - self._passed_over_since(first, now) < limit and best.due - first.due < limit:
+                return best
+            best = first
+        self._passed_over = None
+        if not held or alone:
+            return best
+        load = self._seconds_to_load(best, held)
+        left_to_others = HOLD * load if best.models <= at_work else min(QUESTION_SECONDS, load)
+        return None if now - best.due < left_to_others else best
+
+    def _passed_over_since(self, run: WaitingRun, now: float) -> float:
+        if self._passed_over is None or self._passed_over[0] != run.id:
+            self._passed_over = (run.id, now)
+        return self._passed_over[1]
+
+    def _seconds_to_load(self, run: WaitingRun, held: frozenset[str]) -> float:
+        adapters = len(run.adapters - held)
+        return self._load_seconds * (len(run.models - held) + ADAPTER_SHARE * adapters)

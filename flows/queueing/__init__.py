@@ -1,0 +1,1 @@
+"""Runs that wait in a work pool: who is next."""
