@@ -22,17 +22,12 @@ from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
 
 make_logs_plain()
-
-TAG = "regional"
-"""Only runs of deployments with this tag are looked at."""
-
-GIVEN_UP = "GivenUp"
-"""Name of the state of a run that crashed too often; its type stays CRASHED."""
 
 _AGAIN = "Started again"
 """How the messages of new starts begin; they are counted by it."""

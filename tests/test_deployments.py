@@ -26,7 +26,7 @@ from prefect.workers.process import ProcessJobConfiguration
 from prefect_regional_diffusion.deployments.automations import TAGS, silent_runs
 from prefect_regional_diffusion.deployments.pools import KINDS, fixed_template, template
 from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays
-from prefect_regional_diffusion.flows.reap import TAG
+from prefect_regional_diffusion.flows.queueing.run_states import TAG
 from prefect_regional_diffusion.flows.recurring import recurring
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from tests.processes import ROOT

@@ -22,7 +22,7 @@ from prefect_regional_diffusion.flows.cli import main as cli
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.fan_out.render_many import Places, ShardingOptions, draw
 from prefect_regional_diffusion.flows.fan_out.shard_runs import ShardRequest, run_shards
-from prefect_regional_diffusion.flows.reap import GIVEN_UP
+from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.errors import StoreError
@@ -56,8 +56,11 @@ class Server:
         self.starts = 1
         self.shown: list[str] = []
 
-    async def started(self, _deployment: str, *, idempotency_key: str, flow_run_name: str, **_: Any) -> FlowRun:
-        running = FlowRun(id=uuid4(), flow_id=uuid4(), name=flow_run_name, state=state(StateType.RUNNING))
+    async def started(
+        self, _deployment: str, *, idempotency_key: str, flow_run_name: str, tags: list[str], **_: Any
+    ) -> FlowRun:
+        now = state(StateType.RUNNING)
+        running = FlowRun(id=uuid4(), flow_id=uuid4(), name=flow_run_name, state=now, tags=tags)
         return self.runs.setdefault(idempotency_key, running)
 
     async def show(self, _done: int, _of: int, words: str) -> None:
@@ -82,7 +85,12 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    parent = SimpleNamespace(get_id=lambda: "parent", get_name=lambda: "grid", get_run_count=lambda: server.starts)
+    parent = SimpleNamespace(
+        get_id=lambda: "parent",
+        get_name=lambda: "grid",
+        get_run_count=lambda: server.starts,
+        get_tags=lambda: ["regional", "mine", "owner:ann"],
+    )
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "arun_deployment", server.started)
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "get_client", lambda: server)
     monkeypatch.setattr(prefect_regional_diffusion.flows.fan_out.shard_runs, "ProgressArtifact", lambda: server)
@@ -106,6 +114,11 @@ class Pictures:
 def shards(pictures: Pictures, crash_timeout_seconds: float = 1000) -> list[str]:
     """The names of shards that did not complete."""
     return asyncio.run(run_shards(pictures.parts(), 0, crash_timeout_seconds))
+
+
+def test_shards_have_the_owner_of_their_parent(server: Server) -> None:
+    assert shards(Pictures("a")) == []
+    assert [run.tags for run in server.runs.values()] == [["regional", "owner:ann"]]
 
 
 def test_what_is_drawn_or_at_work_is_found_again(server: Server) -> None:

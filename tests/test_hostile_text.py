@@ -337,7 +337,8 @@ def test_a_finished_picture_s_path_can_be_copied(
 
 def test_watching_a_run_prints_its_tasks_and_messages_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever can start a run names its model, which is in its tasks' names."""
-    state = SimpleNamespace(name=EVIL, message=EVIL * 100, is_final=lambda: True, is_completed=lambda: True)
+    ended = {"is_final": lambda: True, "is_completed": lambda: True, "is_scheduled": lambda: False}
+    state = SimpleNamespace(name=EVIL, message=EVIL * 100, **ended)
     task = SimpleNamespace(start_time=1, name=EVIL)
 
     async def read_flow_run(_: object) -> object:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import suppress
+from getpass import getuser
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,7 +14,7 @@ from prefect_regional_diffusion.flows.cli.options import JobFile, Overrides
 from prefect_regional_diffusion.flows.cli.printing import say
 from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.text.plain_text import plain_address
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line, plain_address
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 NOT_COMPLETED = 1
 _POLL_SECONDS = 2.0
+_MOST_OWNER = 80
+"""Characters of a name in a tag."""
 
 
 def submit(
@@ -35,9 +39,23 @@ def submit(
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run; exit code 1 unless it completes.")] = False,
+    owner: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Whose run it is: in a pool, owners take turns. Default: your user name."),
+    ] = "",
+    queue: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Work queue of the pool. Those with the better priority go first."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="A new run, even if the same job was submitted before.")
+    ] = False,
     set_: Overrides = None,
 ) -> None:
     """Have a job, or a grid job, drawn by the workers of the server at PREFECT_API_URL.
+
+    A job that was submitted before is not drawn again: this finds its run, and makes a new one where that has failed or
+    was cancelled, or with --again.
 
     It is a run of the deployment whose form has the job's fields: render, original-node (composition: sequential) or
     grid.
@@ -47,7 +65,8 @@ def submit(
 
     flow, data = addressed(read_any(job, set_ or []))
     parameters = {"job": data, "name": job.stem[:80]}
-    if not stopping.run(_submit_run(flow, pool, parameters, watch)):
+    wanted = _Wanted(_owner(owner), queue, again)
+    if not stopping.run(_submit_run(flow, pool, parameters, wanted, watch)):
         raise typer.Exit(NOT_COMPLETED)
 
 
@@ -61,11 +80,28 @@ def addressed(job: RenderJob | GridJob) -> tuple[str, dict[str, Any]]:
     return "grid" if isinstance(job, GridJob) else "render", job.model_dump(mode="json", exclude_unset=True)
 
 
-async def _submit_run(flow: str, pool: str | None, parameters: dict[str, Any], watch: bool) -> bool:
-    """Create the run and, if asked, follow it; False if it ended otherwise than completed."""
+class _Wanted(NamedTuple):
+    """How a run is asked for; see `submit_once`."""
+
+    owner: str
+    queue: str | None
+    again: bool
+
+
+def _owner(name: str) -> str:
+    """Whose run it is. In a container, a user may have no name."""
+    if not name:
+        with suppress(KeyError, OSError):
+            name = getuser()
+    return one_line(name, _MOST_OWNER)
+
+
+async def _submit_run(flow: str, pool: str | None, parameters: dict[str, Any], wanted: _Wanted, watch: bool) -> bool:
+    """Find or create the run and, if asked, follow it; False if it ended otherwise than completed."""
     from prefect import get_client
     from prefect.settings import get_current_settings
 
+    from prefect_regional_diffusion.flows.queueing.submission import submit_once
     from prefect_regional_diffusion.flows.server.local import use_auth_string
 
     if not get_current_settings().api.url:
@@ -74,10 +110,12 @@ async def _submit_run(flow: str, pool: str | None, parameters: dict[str, Any], w
     async with get_client() as client:
         deployment = await _deployment(client, flow, pool)
         stopping.say(lambda: "stopped before the server had answered; it may have the run")
-        run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, tags=["regional"])
+        run, is_new = await submit_once(client, deployment.id, parameters, **wanted._asdict())
         address = _address(run)
         stopping.say(lambda: f"stopped watching; the run goes on: {address}")
         say(address)
+        if not is_new:
+            say("This job was submitted before; that is its run. A new one: --again", stderr=True)
         return not watch or await _watched(client, run)
 
 
@@ -110,7 +148,9 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
-    started_tasks, last_state = set[str](), ""
+    from prefect_regional_diffusion.flows.queueing.place import place_of
+
+    started_tasks, last_state, last_place = set[str](), "", ""
     run_filter = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
@@ -125,6 +165,11 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
         if state is not None and state.name != last_state:
             last_state = str(state.name)
             say(f"{last_state} {state.message or ''}".strip(), stderr=True)
+        if state is not None and state.is_scheduled() and run.work_pool_name:
+            place = str(await place_of(client, run.id, run.work_pool_name) or last_place)
+            if place != last_place:
+                last_place = place
+                say(place, stderr=True)
         if state is not None and state.is_final():
             return state.is_completed()
         await asyncio.sleep(_POLL_SECONDS)

@@ -18,7 +18,8 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
-from prefect_regional_diffusion.flows.reap import GIVEN_UP
+from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
+from prefect_regional_diffusion.flows.queueing.waiting_run import OWNER
 from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
@@ -93,7 +94,7 @@ async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
             DEPLOYMENT,
             parameters=parameters,
             timeout=0,
-            tags=["regional"],
+            tags=[TAG, *(tag for tag in flow_run.get_tags() or () if tag.startswith(OWNER))],
             idempotency_key=key,
             flow_run_name=f"shard {parameters['name']}",
         )

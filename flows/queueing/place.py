@@ -1,0 +1,134 @@
+"""The place of a run among those that wait in its pool, and how long it may take until it begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
+from prefect_regional_diffusion.flows.queueing.waiting_run import owner_of, waiting_run
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+PAGE = 200
+"""Most runs that a server names at once."""
+
+_PAGES = 5
+"""Beyond so many pages nobody's place is counted."""
+
+
+class Place(NamedTuple):
+    """Where a run stands in its pool."""
+
+    position: int
+    """1: it is next."""
+    waiting: int
+    """Runs that are due in the pool, with this one."""
+    workers: int
+    """That are there, at work or not. 0: nobody takes any run."""
+    seconds: float | None
+    """About, until it begins; None where nothing has ended in the pool to judge by."""
+
+    def __str__(self) -> str:
+        if not self.workers:
+            return f"Waits, {self.position} of {self.waiting}: no worker is there"
+        about = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        return f"Waits, {self.position} of {self.waiting}{about}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_until_begin(position: int, running: int, workers: int, durations: Sequence[float]) -> float | None:
+    """About how long until a run begins.
+
+    Those before it, and half of each that is at work, are shared by the workers; each takes as long as the runs that
+    ended last (their median).
+    """
+    if not durations or not workers:
+        return None
+    if position == 1 and running < workers:
+        return 0.0
+    return median(durations) * (position - 1 + min(running, workers) / 2) / workers
+
+
+async def due_runs(client: PrefectClient, pool: str) -> list[FlowRun]:
+    """The runs that wait in a pool and are due, the oldest first; at most a thousand."""
+    now = datetime.now(UTC) + timedelta(seconds=1)
+    return await _runs(
+        client, pool, {"state": {"type": {"any_": ["SCHEDULED"]}}, "next_scheduled_start_time": {"before_": now}}
+    )
+
+
+async def runs_at_work(client: PrefectClient, pool: str) -> list[FlowRun]:
+    """The runs that a worker of a pool has taken."""
+    return await _runs(client, pool, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+
+
+async def place_of(client: PrefectClient, run: UUID, pool: str) -> Place | None:
+    """The place of a run in a pool, or None once it is not waiting any more."""
+    due, at_work = await due_runs(client, pool), await runs_at_work(client, pool)
+    priorities = await queue_priorities(client, pool)
+    order = fair_order(
+        (waiting_run(other, priorities.get(other.work_queue_name or "", 1)) for other in due),
+        Counter(owner_of(other.tags) for other in at_work),
+    )
+    position = next((number for number, other in enumerate(order, 1) if other.id == run), None)
+    if position is None:
+        return None
+    workers = await online_workers(client, pool)
+    durations = await _last_durations(client, pool)
+    return Place(position, len(order), workers, seconds_until_begin(position, len(at_work), workers, durations))
+
+
+async def queue_priorities(client: PrefectClient, pool: str) -> dict[str, int]:
+    """The priorities of a pool's work queues, by name; 1 goes first."""
+    return {queue.name: queue.priority or 1 for queue in await client.read_work_queues(work_pool_name=pool)}
+
+
+async def online_workers(client: PrefectClient, pool: str) -> int:
+    """How many workers of a pool send heartbeats."""
+    workers = await client.read_workers_for_work_pool(pool, limit=PAGE)
+    return sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers)
+
+
+async def _runs(client: PrefectClient, pool: str, criteria: dict[str, Any]) -> list[FlowRun]:
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found: list[FlowRun] = []
+    for page in range(_PAGES):
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(criteria),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+            limit=PAGE,
+            offset=page * PAGE,
+        )
+        found += runs
+        if len(runs) < PAGE:
+            break
+    return found
+
+
+async def _last_durations(client: PrefectClient, pool: str) -> list[float]:
+    """Seconds that the runs took which completed last in a pool."""
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    runs = await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["COMPLETED"]}}}),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+        sort=FlowRunSort.END_TIME_DESC,
+        limit=10,
+    )
+    return [run.total_run_time.total_seconds() for run in runs]
