@@ -1,6 +1,7 @@
 """Prefect's process worker, as `deployments.worker` starts it: runs are started as their pool says, and not otherwise.
 
-Where the pool names no working directory, a run has the worker's own.
+Where the pool names no working directory, a run has the worker's own. Runs of our own flows are handed to a resident
+process (`resident`) if there is one.
 
 Prefect's server checks `job_variables` where a run of a deployment is asked for, but not where a run is made without
 (`POST /flow_runs/`), and its workers take whatever has reached them.
@@ -8,17 +9,33 @@ Prefect's server checks `job_variables` where a run of a deployment is asked for
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+import anyio
+from anyio.abc import TaskStatus
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+from pydantic import PrivateAttr
+
+from prefect_regional_diffusion.deployments.resident.keeping import OPTION
+from prefect_regional_diffusion.deployments.resident.starting import own_entrypoint, run_handed_off
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
 
 
 class AsThePoolSays(ProcessJobConfiguration):
     """How a run's process is started."""
+
+    _entrypoint: str | None = PrivateAttr(default=None)
+
+    @property
+    def entrypoint(self) -> str | None:
+        """Of a run that may be handed to a resident process: a flow of ours, started as Prefect would start it."""
+        return None if self._command_configured else self._entrypoint
 
     @classmethod
     async def from_template_and_values(
@@ -34,12 +51,39 @@ class AsThePoolSays(ProcessJobConfiguration):
             configuration.working_dir = Path.cwd()
         return configuration
 
+    def prepare_for_flow_run(
+        self, flow_run: FlowRun, deployment: DeploymentResponse | None = None, *others: Any, **named: Any
+    ) -> None:
+        super().prepare_for_flow_run(flow_run, deployment, *others, **named)
+        self._entrypoint = own_entrypoint(deployment)
+
+
+def hand_off_runs(path: str) -> None:
+    """From now on, Prefect's worker hands runs of our own flows to the resident process at a socket."""
+    run_as_prefect = ProcessWorker.run
+
+    async def run(
+        self: ProcessWorker,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        entrypoint = configuration.entrypoint if isinstance(configuration, AsThePoolSays) else None
+        if entrypoint is None:
+            return await run_as_prefect(self, flow_run, configuration, task_status)
+        return await run_handed_off(flow_run, configuration, path, entrypoint, task_status or anyio.TASK_STATUS_IGNORED)
+
+    ProcessWorker.run = run
+
 
 def main() -> None:
     """The command line of Prefect, with this worker in the place of its own."""
     from prefect.cli import app
 
     ProcessWorker.job_configuration = AsThePoolSays
+    if sys.argv[1:2] == [OPTION]:
+        hand_off_runs(sys.argv[2])
+        del sys.argv[1:3]
     app()
 
 

@@ -21,6 +21,7 @@ from types import FrameType
 
 import psutil
 
+from prefect_regional_diffusion.deployments.resident.keeping import OPTION, Resident, is_possible
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 
@@ -38,27 +39,32 @@ def main() -> None:
     parser.add_argument("pool", help="name of a work pool of type process")
     parser.add_argument("--limit", type=int, help="runs at once [no limit]")
     parser.add_argument("--name", help="of the worker in the UI [by Prefect]")
+    parser.add_argument("--plain", action="store_true", help="a new interpreter for each run, as Prefect starts them")
     arguments = parser.parse_args()
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
-    command = [
-        sys.executable,
-        "-m",
-        "prefect_regional_diffusion.deployments.process_worker",
-        "worker",
-        "start",
-        "--type",
-        "process",
-    ]
-    command += ["--pool", arguments.pool]
+    resident = None if arguments.plain else _resident()
+    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker"]
+    command += [OPTION, resident.path] if resident else []
+    command += ["worker", "start", "--type", "process", "--pool", arguments.pool]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
-    keep_running(command)
+    keep_running(command, resident)
 
 
-def keep_running(command: list[str]) -> None:
-    """Run a worker until this process is told to stop (SIGTERM or SIGINT)."""
+def _resident() -> Resident | None:
+    if not is_possible():
+        return None
+    try:
+        return Resident()
+    except OSError as error:
+        print(f"There is no resident process ({plain(error)}); each run starts an interpreter.", flush=True)
+        return None
+
+
+def keep_running(command: list[str], resident: Resident | None = None) -> None:
+    """Run a worker, and its resident process, until this process is told to stop (SIGTERM or SIGINT)."""
     stop_requested = threading.Event()
 
     def request_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -67,14 +73,19 @@ def keep_running(command: list[str]) -> None:
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
     while not stop_requested.is_set():
+        if resident is not None:
+            resident.ensure_running()
         # A session of its own: a Ctrl-C in a terminal is for this process, which then stops the worker in order.
         worker = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - the command is spelled above
         while worker.poll() is None and not stop_requested.wait(0.5):
-            pass
+            if resident is not None:
+                resident.ensure_running()
         if worker.poll() is None:
             requeue_runs(worker)
         elif not stop_requested.wait(2):
             print(f"The worker ended with code {worker.returncode}; it is started again.", flush=True)
+    if resident is not None:
+        resident.close()
 
 
 def requeue_runs(worker: subprocess.Popen[bytes]) -> None:

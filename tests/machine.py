@@ -137,10 +137,10 @@ class Machine:
         return post(self.api, "flow_runs/filter", query)
 
     def worker(self) -> psutil.Process:
-        """Prefect's worker of the pool `gpu`; its children are runs."""
+        """Prefect's worker of the pool `gpu`; its children are runs, or hand them to a resident process."""
         keeper = processes.running(self.folder, "worker-gpu")
         assert keeper is not None, self.logs()
-        (worker,) = keeper.children()
+        (worker,) = [child for child in keeper.children() if "process_worker" in " ".join(child.cmdline())]
         return worker
 
     def reap(self, **patience: float) -> None:

@@ -1,0 +1,232 @@
+"""A resident process, hand-offs and forked children: real ones, with a piece of code in the place of Prefect's engine.
+
+With the engine, a server and workers: test_up.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import prefect_regional_diffusion.deployments.resident as resident_package
+from prefect_regional_diffusion.deployments.resident import handoff, keeping
+from tests import resident_parent
+from tests.processes import environment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("resident"), pytest.mark.timeout(300)]
+
+FLOW = "prefect_regional_diffusion.flows.reap.reap"
+
+
+class Site:
+    """A resident process with its keeper's part, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.env = folder, resident_parent.steady(environment(folder))
+        self.resident = keeping.Resident()
+        self._closed = threading.Event()
+        self._keeper = threading.Thread(target=self._keep)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._closed.wait(0.1):
+            self.resident.ensure_running()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._keeper.join()
+        self.resident.close()
+
+    @property
+    def parent(self) -> psutil.Process:
+        alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+        (parent,) = [child for child in alive if "tests.resident_parent" in child.cmdline()]
+        return parent
+
+    def start(self, code: str, **variables: str) -> subprocess.Popen[str]:
+        """The hand-off of a run that executes some code."""
+        run = {"PREFECT__CODE": code, "PREFECT__FLOW_ENTRYPOINT": FLOW, "PREFECT__FLOW_RUN_ID": "0123456789"}
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", handoff.__file__, self.resident.path],
+            env=self.env | run | variables,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def waiting(self, then: str = "") -> tuple[subprocess.Popen[str], psutil.Process]:
+        """The hand-off and the child of a run that waits until a file is there."""
+        file = self.folder / f"go-{time.monotonic_ns()}"
+        process = self.start(
+            "import os, pathlib, time\n"
+            "print(os.getpid(), flush=True)\n"
+            f"while not pathlib.Path({str(file)!r}).exists(): time.sleep(0.05)\n{then}"
+        )
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        self.let_go = file.touch
+        return process, child
+
+    let_go: Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping, "command", resident_parent.command)
+        folder = tmp_path_factory.mktemp("resident")
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        site = Site(folder)
+        yield site
+        site.close()
+
+
+def said(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """What a run printed, and how its hand-off ended."""
+    out, _ = process.communicate(timeout=120)
+    return out, process.returncode
+
+
+def test_a_run_has_its_own_environment_folder_streams_and_name(site: Site) -> None:
+    code = "import os, sys; print(os.environ['PREFECT__X'], os.getcwd(), open('/proc/self/comm').read(), sys.path[0])"
+    out, ended = said(site.start(code, PREFECT__X="y"))
+    assert out == f"y {site.folder} run-01234567\n {site.folder}\n"
+    assert ended == 0
+
+
+def test_its_exit_code_is_the_hand_offs(site: Site) -> None:
+    assert said(site.start("import sys; sys.exit(3)")) == ("", 3)
+    out, ended = said(site.start("1 / 0"))
+    assert out.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert ended == 1
+
+
+def test_what_is_to_be_done_at_the_end_is_done_first(site: Site) -> None:
+    code = "import atexit, threading, time\natexit.register(print, 'last')\n"
+    code += "threading.Thread(target=lambda: (time.sleep(0.3), print('first'))).start()"
+    assert said(site.start(code)) == ("first\nlast\n", 0)
+
+
+def test_runs_have_one_parent_and_each_a_process_of_its_own(site: Site) -> None:
+    code = "import os; print(os.getppid(), os.getpid(), os.getsid(0), len(os.listdir('/proc/self/fd')))"
+    first, second = (said(site.start(code))[0].split() for _ in range(2))
+    assert first[0] == second[0] == str(site.parent.pid)
+    assert first[1] == first[2] != second[1]
+    assert first[3] == second[3], "descriptors of other runs are open"
+
+
+def test_random_numbers_differ_from_run_to_run(site: Site) -> None:
+    code = "import random, numpy; print(random.random(), numpy.random.random())"
+    first, second = (said(site.start(code))[0].split() for _ in range(2))
+    assert not set(first) & set(second)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_run(site: Site, number: signal.Signals) -> None:
+    process, child = site.waiting()
+    process.send_signal(number)
+    out, ended = said(process)
+    assert ended == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 1}[number]
+    assert ("KeyboardInterrupt" in out) == (number == signal.SIGINT)
+    assert not child.is_running()
+
+
+def test_a_run_that_handles_sigterm_ends_as_it_likes(site: Site) -> None:
+    handler = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    process = site.start(handler + "print('here', flush=True)\ntime.sleep(60)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    assert said(process) == ("", 7)
+
+
+def test_a_killed_run_ends_its_hand_off_by_the_same_signal(site: Site) -> None:
+    process, child = site.waiting()
+    child.kill()
+    assert said(process)[1] == -signal.SIGKILL
+
+
+def test_a_killed_hand_off_takes_its_run_along(site: Site) -> None:
+    process, child = site.waiting()
+    process.kill()
+    said(process)
+    child.wait(10)
+
+
+def test_a_run_outlives_the_resident_process_and_the_next_one_is_served(site: Site) -> None:
+    process, _ = site.waiting("import sys; sys.exit(5)")
+    before = site.parent
+    before.kill()
+    site.let_go()
+    assert said(process)[1] == 5
+    second = site.start("import os; print(os.getppid())")
+    assert said(second)[0] == f"{site.parent.pid}\n"
+    assert site.parent != before
+
+
+def test_a_killed_run_is_known_to_be_one_without_the_resident_process(site: Site) -> None:
+    process, child = site.waiting()
+    site.parent.kill()
+    child.kill()
+    assert said(process)[1] == -signal.SIGKILL
+
+
+def test_changed_code_is_imported_anew_and_other_runs_go_on(site: Site) -> None:
+    process, _ = site.waiting("import sys; sys.exit(6)")
+    code = "import os, prefect; print(os.getppid(), id(prefect))"
+    first, second = (said(site.start(code))[0].split() for _ in range(2))
+    assert first == second
+    os.utime(Path(resident_package.__file__))
+    third = said(site.start(code))[0].split()
+    assert third[0] == first[0], "it is the same process"
+    assert third[1] != first[1], "it has not imported anything anew"
+    site.let_go()
+    assert said(process)[1] == 6
+
+
+def test_another_environment_is_that_of_the_next_run(site: Site) -> None:
+    """Where libraries may have read it already, the run that brings it starts an interpreter, which finds no run."""
+    code = "import os; print(os.environ.get('OMP_NUM_THREADS'), os.environ['REGIONAL_STORE'])"
+    free = said(site.start(code, REGIONAL_STORE="here"))
+    assert free[0].endswith(" here\n")
+    out, ended = said(site.start(code, OMP_NUM_THREADS="3", REGIONAL_STORE="there"))
+    assert "Invalid flow run id" in out
+    assert ended == 1
+    assert said(site.start(code, OMP_NUM_THREADS="3", REGIONAL_STORE="there")) == ("3 there\n", 0)
+
+
+def test_a_flow_that_is_none_of_ours_starts_an_interpreter(site: Site) -> None:
+    out, ended = said(site.start("", PREFECT__FLOW_ENTRYPOINT="os.system"))
+    assert "Invalid flow run id" in out
+    assert ended == 1
+
+
+def test_where_nobody_serves_an_interpreter_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", handoff.__file__, str(tmp_path / "nobody")]
+    env = environment(tmp_path) | {"PREFECT__FLOW_RUN_ID": "x"}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert "Invalid flow run id" in process.stderr + process.stdout
+    assert process.returncode == 1
+
+
+def test_nobody_else_may_enter_and_nothing_is_left(site: Site) -> None:
+    folder = Path(site.resident.path).parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    other = keeping.Resident()
+    place = Path(other.path).parent
+    assert place.exists()
+    other.close()
+    assert not place.exists()
