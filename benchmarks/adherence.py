@@ -11,10 +11,11 @@ import argparse
 import json
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from PIL import Image
 from benchmarks.reading import read_scene
 from benchmarks.whole_model import WholeModel, load_whole, run_on
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -40,13 +41,32 @@ BARS = {
 }
 
 
-def draw(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture of a job, uint8 [height, width, 3]."""
+class Drawing(NamedTuple):
+    """A picture, uint8 [height, width, 3], the work of its network, and the seconds of its sampling.
+
+    Seconds are of the processor: of one thread, the wall time on a machine that does nothing else.
+    """
+
+    picture: np.ndarray[Any, np.dtype[np.uint8]]
+    cost: Count
+    seconds: float
+
+
+def draw_timed(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None) -> Drawing:
+    """The picture of a job, and what it took."""
     run = run_on(model.checkpoint, job)
     conditionings = {key: model.text_encoder.encode(key.prompt) for key in run.prompts}
     context = EvaluationContext({job.model: model.denoiser}, conditionings, max_forward_rows)
-    *_, (last, _) = iterate(run, run.initial_state(), context)
-    return model.autoencoder.decode(run.final_latents(last))[0].numpy()
+    state, cost, start = run.initial_state(), Count(), time.process_time()
+    for reached, step_cost in iterate(run, state, context):
+        state, cost = reached, cost.plus(step_cost)
+    seconds = time.process_time() - start
+    return Drawing(model.autoencoder.decode(run.final_latents(state))[0].numpy(), cost, seconds)
+
+
+def draw(job: RenderJob, model: WholeModel, max_forward_rows: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture of a job, uint8 [height, width, 3]."""
+    return draw_timed(job, model, max_forward_rows).picture
 
 
 def whole_canvas_jobs(rng: random.Random) -> list[tuple[Scene, RenderJob]]:

@@ -17,10 +17,11 @@ Bytes = npt.NDArray[np.uint8]
 Names = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_NAMES = (*PALETTE, "ink")
+COLOR_NAMES = (*PALETTE, "ink")
 _COLORS = np.array([*PALETTE.values(), INK], dtype=np.float64)
-_INK = len(_NAMES) - 1
-_SMALLEST_SHAPE = 0.03
+INK_NAME = len(COLOR_NAMES) - 1
+"""Indices of colours are those of COLOR_NAMES; this one is the ink's."""
+SMALLEST_SHAPE = 0.03
 """A shape covers at least this share of its area; less is dirt."""
 
 
@@ -33,8 +34,8 @@ def nearest_colors(picture: Bytes) -> Names:
 def main_color(picture: Bytes, where: Mask) -> str:
     """The palette colour that most pixels of `where` are nearest to."""
     counts = Counter(nearest_colors(picture)[where].tolist())
-    counts.pop(_INK, None)
-    return _NAMES[counts.most_common(1)[0][0]] if counts else ""
+    counts.pop(INK_NAME, None)
+    return COLOR_NAMES[counts.most_common(1)[0][0]] if counts else ""
 
 
 def rim(shape: tuple[int, ...], pixels: int = CELL) -> Mask:
@@ -48,17 +49,17 @@ def read_scene(picture: Bytes) -> Scene:
     """What a picture of one scene shows; a scene without a shape if none is found."""
     names = nearest_colors(picture)
     background = main_color(picture, rim(names.shape))
-    shape_mask = _largest_piece(names != _NAMES.index(background))
-    if shape_mask.mean() < _SMALLEST_SHAPE:
+    shape_mask = largest_piece(names != COLOR_NAMES.index(background))
+    if shape_mask.mean() < SMALLEST_SHAPE:
         return Scene(background)
-    inner = _eroded(shape_mask, 3)
+    inner = eroded(shape_mask, 3)
     counts = Counter(names[inner].tolist())
-    for other in (_INK, _NAMES.index(background)):
+    for other in (INK_NAME, COLOR_NAMES.index(background)):
         counts.pop(other, None)
     if not counts:
         return Scene(background)
     color = counts.most_common(1)[0][0]
-    return Scene(background, _NAMES[color], _texture(picture, inner, _COLORS[color]), _shape(shape_mask))
+    return Scene(background, COLOR_NAMES[color], _texture(picture, inner, _COLORS[color]), shape_of(shape_mask))
 
 
 def _texture(picture: Bytes, inside: Mask, color: npt.NDArray[np.float64]) -> str:
@@ -71,7 +72,7 @@ def _texture(picture: Bytes, inside: Mask, color: npt.NDArray[np.float64]) -> st
     return min(errors, key=lambda name: errors[name])
 
 
-def _shape(mask: Mask) -> str:
+def shape_of(mask: Mask) -> str:
     """The shape that overlaps best with a mask when it is drawn to the same extent."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
@@ -88,7 +89,7 @@ def _shape(mask: Mask) -> str:
     return max(overlaps, key=lambda name: overlaps[name])
 
 
-def _eroded(mask: Mask, pixels: int) -> Mask:
+def eroded(mask: Mask, pixels: int) -> Mask:
     """The mask without a rim of `pixels`, unless nothing would be left."""
     eroded = mask.copy()
     for _ in range(pixels):
@@ -97,7 +98,7 @@ def _eroded(mask: Mask, pixels: int) -> Mask:
     return eroded if eroded.any() else mask
 
 
-def _largest_piece(mask: Mask) -> Mask:
+def largest_piece(mask: Mask) -> Mask:
     """The largest connected piece (4 neighbours), by spreading the highest label of each piece."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
