@@ -58,23 +58,23 @@ def grid_cost(jobs_per_shard: int | None = None, **fields: Any) -> tuple[int, ..
 
 def test_cells_of_a_grid_share_forwards_and_steps() -> None:
     """Four cells of four steps, a row each. distinct, shards, steps, shared, evaluations, forwards, largest,
-    control rows.
+    control rows, evaluations of the canvas.
     """
-    assert grid_cost() == (4, 1, 16, 0, 16, 4, 4, 0)
-    assert grid_cost(jobs_per_shard=2) == (4, 2, 16, 0, 16, 8, 2, 0)
+    assert grid_cost() == (4, 1, 16, 0, 16, 4, 4, 0, 16)
+    assert grid_cost(jobs_per_shard=2) == (4, 2, 16, 0, 16, 8, 2, 0, 16)
     own = [{"row": row, "column": column, "prompt": f"{row}{column}"} for row in range(2) for column in range(2)]
     fork: dict[str, Any] = {"mode": "Sample then Fork", "fork_at_step": 3, "cells": own}
-    assert grid_cost(**fork) == (4, 1, 3 + 4, 9, 3 + 4, 3 + 1, 4, 0)
+    assert grid_cost(**fork) == (4, 1, 3 + 4, 9, 3 + 4, 3 + 1, 4, 0, 7)
     # The second shard goes on from the state where the first one parted.
-    assert grid_cost(jobs_per_shard=2, **fork) == (4, 2, 3 + 4, 3, 3 + 4, 3 + 1 + 1, 2, 0)
+    assert grid_cost(jobs_per_shard=2, **fork) == (4, 2, 3 + 4, 3, 3 + 4, 3 + 1 + 1, 2, 0, 7)
     # Two that say nothing are one.
-    assert grid_cost(**fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3, 0)
+    assert grid_cost(**fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3, 0, 6)
 
 
 def test_a_forward_has_no_more_rows_than_the_machine_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONAL_MAX_FORWARD_ROWS", "3")
     settings.cache_clear()
-    assert grid_cost() == (4, 1, 16, 0, 16, 8, 3, 0)
+    assert grid_cost() == (4, 1, 16, 0, 16, 8, 3, 0, 16)
 
 
 def test_jobs_with_other_start_images_share_nothing(workdir: Path) -> None:
@@ -152,6 +152,29 @@ def test_many_jobs_can_be_planned(
     assert "Warning: jobs/b.yaml: width 512 is far from" in said
 
 
+def test_windows_count_as_their_share_of_the_canvas(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base of two rows, and from the second step on a region of two on a quarter of the canvas; job a has none."""
+    region = {"prompt": "a red circle", "mask": {"x": 0, "y": 0, "width": 0.5, "height": 0.5}, "window": {}}
+    job = {"prompt": "a sea", "steps": 3, "width": 256, "height": 256, "regions": [region]}
+    (jobs / "d.yaml").write_text(yaml.safe_dump(job))
+    assert run(monkeypatch, "plan", "jobs/[ad].yaml", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    told = [(one["evaluations"], one["canvas_evaluations"]) for one in plan["jobs"]]
+    assert told == [(8, 8.0), (3 * 2 + 2 * 2, 3 * 2 + 2 * 2 / 4)]
+    assert (plan["evaluations"], plan["canvas_evaluations"]) == (18, 15.0)
+    assert run(monkeypatch, "plan", "jobs/[ad].yaml") == 0
+    said = capsys.readouterr().out
+    assert "Of the canvas" in said
+    assert "Evaluations (network rows): 18, the work of 15 of the canvas; forwards (network calls): " in said
+    grid = {"job": job, "rows": 1, "columns": 2}
+    (jobs / "grid.yaml").write_text(yaml.safe_dump(grid))
+    assert run(monkeypatch, "plan", "jobs/grid.yaml", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["evaluations"], plan["canvas_evaluations"]) == (20, 14.0)
+
+
 @pytest.mark.parametrize("command", ["plan", "batch"])
 def test_each_mistake_names_its_file(
     command: str, jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -183,8 +206,10 @@ DONE: dict[str, Any] = {
     "missing": [],
     "shards": 2,
     "counted": [
-        {"drawn": 1, "found": 0, "evaluations": 30, "forwards": 10, "seconds": {"build masks": 0.5, "sample": 1.5}},
-        {"drawn": 0, "found": 1, "evaluations": 0, "forwards": 0, "seconds": {"build masks": 0.25}},
+        {"drawn": 1, "found": 0, "seconds": {"build masks": 0.5, "sample": 1.5}}
+        | {"evaluations": 30, "canvas_evaluations": 12.5, "forwards": 10},
+        {"drawn": 0, "found": 1, "seconds": {"build masks": 0.25}}
+        | {"evaluations": 0, "canvas_evaluations": 0.0, "forwards": 0},
     ],
 }
 
@@ -212,7 +237,8 @@ def test_what_was_drawn_ends_with_totals(
     *paths, said = capsys.readouterr().out.splitlines()
     assert paths == ["out/[a]/x.png", "out/[a]/y.png", "out/[a]/sheet.png"]
     assert said.startswith(
-        "1 drawn, 1 found finished, 1 equal to another, 0 missing; 30 evaluations in 10 forwards, 2 shards, "
+        "1 drawn, 1 found finished, 1 equal to another, 0 missing; "
+        "30 evaluations, the work of 12.5 of the canvas, in 10 forwards, 2 shards, "
     )
     assert re.search(r"[0-9.]+ s \(start [0-9.]+, load [0-9.]+, sample [0-9.]+, write [0-9.]+\)$", said)
     assert run(monkeypatch, *command, "--json") == 0
@@ -225,6 +251,7 @@ def test_what_was_drawn_ends_with_totals(
         "found": 1,
         "missing": 0,
         "evaluations": 30,
+        "canvas_evaluations": 12.5,
         "forwards": 10,
         "shards": 2,
     }

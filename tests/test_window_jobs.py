@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prefect_regional_diffusion.flows.drawing.draw_shard import draw_shard
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import PLACE, TIME_IDS, Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
@@ -24,6 +26,8 @@ from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdap
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.window import Window
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_controls import MODELS, control_models, control_picture, used
@@ -230,3 +234,34 @@ def test_sd3_draws_windows_as_planned() -> None:
     record = record_of(job)
     assert (record["forwards"], record["canvas_evaluations"]) == (planned.forwards, float(planned.canvases))
     assert planned.canvases < planned.evaluations
+
+
+def test_sd3_has_loras_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region with a LoRA shares the forwards of another one elsewhere, and is drawn as in forwards of its own."""
+    tiny_sd3(Path("sd3"))
+    save_lora(tiny_lora("sd3", 1, ("transformer",)).peft(), "sd3-lora.safetensors")
+    upper_left = LEFT | {"mask": {"x": 0, "y": 0, "width": 0.5, "height": 0.5}}
+    plain = large("sd3", regions=[upper_left, LOWER_RIGHT], window="auto", sampler="euler")
+    adapted = LOWER_RIGHT | {"loras": [{"file": "sd3-lora.safetensors", "strength": 0.8}]}
+    job = plain | {"regions": [upper_left, adapted]}
+    without, together = record_of(plain), record_of(job)
+    assert together["forwards"] == without["forwards"]
+    monkeypatch.setenv("REGIONAL_MAX_FORWARD_ROWS", "1")
+    settings.cache_clear()
+    alone = record_of(job, store="alone")
+    assert alone["forwards"] == alone["evaluations"] > together["forwards"]
+    changed = np.abs(picture_of(together) - picture_of(without))
+    assert np.abs(picture_of(together) - picture_of(alone)).max() <= 1
+    assert changed[128:, 128:].mean() > 1
+
+
+def test_what_shards_cost_counts_windows_as_planned() -> None:
+    """Two jobs in one shard, of which one has windows; plan and shard say the same."""
+    jobs = [
+        NamedJob(name=name, job=parse_job(large(regions=[LOWER_RIGHT], steps=2, window=window)))
+        for name, window in (("whole", "canvas"), ("seen", "auto"))
+    ]
+    planned = plan_batch(jobs, {named.name: prepare(named.job) for named in jobs}).cost
+    shard = asyncio.run(draw_shard(jobs))
+    assert (shard["evaluations"], shard["canvas_evaluations"]) == (planned.evaluations, float(planned.canvases))
+    assert shard["canvas_evaluations"] < shard["evaluations"]

@@ -26,7 +26,7 @@ from prefect_regional_diffusion.flows.cli.options import (
     progress,
     warn,
 )
-from prefect_regional_diffusion.flows.cli.printing import say, say_path
+from prefect_regional_diffusion.flows.cli.printing import evaluations_in_words, say, say_path
 from prefect_regional_diffusion.flows.common.environment import trust_the_caller
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
 from prefect_regional_diffusion.flows.common.spent_time import spent
@@ -136,7 +136,7 @@ def totals(result: dict[str, Any]) -> dict[str, Any]:
     stages = Counter[str]()
     for part in shard_results:
         stages.update(part["seconds"])
-    costs = ("drawn", "found", "evaluations", "forwards")
+    costs = ("drawn", "found", "evaluations", "canvas_evaluations", "forwards")
     return {
         "jobs": len(result["images"]) + len(result["missing"]),
         **{name: sum(part[name] for part in shard_results) if shard_results else None for name in costs},
@@ -156,6 +156,7 @@ def _in_words(total: dict[str, Any]) -> str:
     return (
         f"{total['drawn']} drawn, {total['found']} found finished, "
         + (f"{equal} equal to another, " if equal > 0 else "")
-        + f"{total['missing']} missing; {total['evaluations']} evaluations in {total['forwards']} forwards, "
+        + f"{total['missing']} missing; "
+        f"{evaluations_in_words(total['evaluations'], total['canvas_evaluations'])} in {total['forwards']} forwards, "
         f"{shards}, {spent(total['stages'], total['seconds'])}"
     )

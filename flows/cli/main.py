@@ -33,7 +33,7 @@ from prefect_regional_diffusion.flows.cli.options import (
     progress,
     warn,
 )
-from prefect_regional_diffusion.flows.cli.printing import say, say_path
+from prefect_regional_diffusion.flows.cli.printing import evaluations_in_words, say, say_path
 from prefect_regional_diffusion.flows.cli.server_errors import explained
 from prefect_regional_diffusion.flows.common.environment import set_defaults, trust_the_caller
 from prefect_regional_diffusion.flows.common.errors import IncompleteRenderError
@@ -118,9 +118,10 @@ def render(
         return
     for image in record["images"]:
         say_path(image)
+    evaluations = evaluations_in_words(record["evaluations"], record["canvas_evaluations"])
     say(
         f"{record['steps_computed']} steps computed, {record['steps_restored']} restored, "
-        f"{record['evaluations']} evaluations in {record['forwards']} forwards, "
+        f"{evaluations} in {record['forwards']} forwards, "
         f"{spent(record['seconds'], time.monotonic() - stopping.BEGAN)}",
         style="dim",
     )

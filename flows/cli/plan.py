@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob, NamedJob
     from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
     from prefect_regional_diffusion.sampling_core.planning.compile import Cost
+    from prefect_regional_diffusion.sampling_core.planning.shared_cost import BatchCost
     from prefect_regional_diffusion.tasks.runtime.batch_plan import BatchPlan
 
 Plannable = Annotated[
@@ -103,7 +104,7 @@ def _plan_job(file: Path, job: RenderJob, *, as_json: bool) -> None:
         table.add_row(steps, *(written(count) for written in columns.values()))
     console = Console()
     console.print(table)
-    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    _tell_evaluations(console, cost)
     _tell_controls(console, cost.control_rows)
     for saved in facts["saved"]:
         say(f"Saved: {saved}", style="dim")
@@ -163,6 +164,7 @@ def _plan_batch(job_files: Mapping[Path, NamedJob], *, as_json: bool) -> None:
             "job_hash": prepared_job.job_hash,
             "steps": prepared_job.run.steps,
             "evaluations": prepared_job.cost.evaluations,
+            "canvas_evaluations": float(prepared_job.cost.canvases),
             "forwards": prepared_job.cost.forwards,
             "warnings": prepared_job.warnings(),
         }
@@ -171,17 +173,21 @@ def _plan_batch(job_files: Mapping[Path, NamedJob], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"jobs": rows, **_facts(batch_plan)}))
         return
-    table = Table("Job", "Steps", "Evaluations", "Forwards", title="Each alone")
+    columns = {"Steps": "steps", "Evaluations": "evaluations", "Forwards": "forwards"}
+    if any(row["canvas_evaluations"] < row["evaluations"] for row in rows):
+        columns["Of the canvas"] = "canvas_evaluations"
+    table = Table("Job", *columns, title="Each alone")
     for row in rows:
-        table.add_row(cell(row["file"]), *(str(row[column]) for column in ("steps", "evaluations", "forwards")))
+        table.add_row(cell(row["file"]), *(f"{row[column]:.6g}" for column in columns.values()))
     console = Console()
     console.print(table)
     _tell(console, batch_plan, len(job_files), "jobs")
     _warn(f"{row['file']}: {line}" for row in rows for line in row["warnings"])
 
 
-def _facts(batch_plan: BatchPlan) -> dict[str, int]:
-    return {"distinct": batch_plan.distinct, "shards": batch_plan.shards, **batch_plan.cost._asdict()}
+def _facts(batch_plan: BatchPlan) -> dict[str, Any]:
+    facts = {"distinct": batch_plan.distinct, "shards": batch_plan.shards, **batch_plan.cost._asdict()}
+    return facts | {"canvas_evaluations": float(facts.pop("canvases"))}
 
 
 def _tell(console: Console, batch_plan: BatchPlan, number: int, unit: str) -> None:
@@ -189,11 +195,19 @@ def _tell(console: Console, batch_plan: BatchPlan, number: int, unit: str) -> No
     equal = f", {number - batch_plan.distinct} of them equal to another" if number > batch_plan.distinct else ""
     shared = f", and {cost.shared_steps} that others compute as well" if cost.shared_steps else ""
     console.print(f"Together: {number} {unit}{equal}; {cost.steps} steps{shared}", soft_wrap=True)
-    console.print(f"Evaluations (network rows): {cost.evaluations}; forwards (network calls): {cost.forwards}")
+    _tell_evaluations(console, cost)
     _tell_controls(console, cost.control_rows)
     parts = "1 shard" if batch_plan.shards == 1 else f"{batch_plan.shards} shards"
     console.print(f"In one process, {parts}, forwards of up to {cost.most_rows} rows")
     console.print(f"With --parallel-shards or --per-shard, {unit} share fewer forwards and steps", style="dim")
+
+
+def _tell_evaluations(console: Console, cost: Cost | BatchCost) -> None:
+    work = f", the work of {float(cost.canvases):.4g} of the canvas" if cost.canvases < cost.evaluations else ""
+    console.print(
+        f"Evaluations (network rows): {cost.evaluations}{work}; forwards (network calls): {cost.forwards}",
+        soft_wrap=True,
+    )
 
 
 def _tell_controls(console: Console, rows: int) -> None:

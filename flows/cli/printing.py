@@ -30,5 +30,11 @@ def cell(text: object) -> Text:
     return Text(one_line(text, _MOST_CELL), no_wrap=True, overflow="ellipsis")
 
 
+def evaluations_in_words(evaluations: int, canvases: float) -> str:
+    """How many evaluations (network rows), and where windows make them less work, what they are of the whole canvas."""
+    work = f", the work of {canvases:.4g} of the canvas," if canvases < evaluations else ""
+    return f"{evaluations} evaluations{work}"
+
+
 def _print(text: str, style: str, console: Console) -> None:
     console.print(Text(text, style=style), soft_wrap=True)

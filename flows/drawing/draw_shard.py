@@ -52,6 +52,7 @@ async def draw_shard(
         "drawn": len(missing),
         "found": len(runs) - len(missing),
         "evaluations": total.evaluations,
+        "canvas_evaluations": float(total.canvases),
         "forwards": total.forwards,
         "seconds": clock.laps,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -46,6 +47,8 @@ class BatchCost(NamedTuple):
     """Rows of the largest forward."""
     control_rows: int = 0
     """Rows that ControlNets answer."""
+    canvases: Fraction = Fraction(0)
+    """The work of all rows in evaluations of a whole canvas."""
 
 
 class _Counting:
@@ -78,6 +81,7 @@ def batch_cost(shards: Iterable[Sequence[PlannedRun]], max_forward_rows: int | N
                 total.evaluations + count.evaluations,
                 total.forwards + count.forwards,
                 control_rows=total.control_rows + count.control_rows,
+                canvases=total.canvases + count.canvases,
             )
     return total._replace(most_rows=network.most_rows)
 

@@ -133,10 +133,17 @@ def _plan(run: RenderContext) -> str:
     """Rows and forwards per step, as a table."""
     run_cost = cost(run.sampling_run, settings().max_forward_rows, prompts=run.unencoded)
     rows = "\n".join(
-        f"| {first} to {last} | {count.evaluations} | {count.forwards} |" for first, last, count in run_cost.runs()[:40]
+        f"| {first} to {last} | {count.evaluations} | {float(count.canvases):.4g} | {count.forwards} |"
+        for first, last, count in run_cost.runs()[:40]
     )
-    total = f"{run_cost.evaluations} network rows in {run_cost.forwards} forwards.\n\n"
-    return f"{total}| steps | rows per step | forwards per step |\n| --- | --- | --- |\n{rows}\n"
+    work = (
+        f", the work of {float(run_cost.canvases):.4g} of the canvas,"
+        if run_cost.canvases < run_cost.evaluations
+        else ""
+    )
+    total = f"{run_cost.evaluations} network rows{work} in {run_cost.forwards} forwards.\n\n"
+    header = "| steps | rows per step | canvases per step | forwards per step |\n| --- | --- | --- | --- |"
+    return f"{total}{header}\n{rows}\n"
 
 
 def preview(members: Sequence[RunProgress]) -> Image.Image:
