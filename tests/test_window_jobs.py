@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.sampling_core.models.conditioning import PLACE, TIME_IDS, Conditioning, stack
+from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANCE, PLACE, TIME_IDS, Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -153,25 +154,22 @@ def test_it_is_drawn_as_planned_and_goes_on_to_the_same_bits(model: str) -> None
     assert (picture_of(again) == first).all()
 
 
-@pytest.mark.parametrize(
-    ("make", "family"),
-    [(tiny_flux, "FLUX.1 dev"), (tiny_z_image, "Z-Image")],
-)
-def test_families_whose_positions_are_those_of_a_whole_forward_are_asked_of_the_canvas(
-    make: Callable[[Path], str], family: str
-) -> None:
+def flow_job(**fields: Any) -> dict[str, Any]:
+    """A job of the model in the folder `flow`, without what its family has no use for."""
+    job = large("flow") | fields
+    return {name: value for name, value in job.items() if name not in {"cfg", "sampler", "scheduler"}}
+
+
+def test_a_family_that_counts_positions_from_each_corner_is_asked_of_the_canvas() -> None:
     """A window by name is refused before anything is loaded; auto is the canvas, and the plan says so."""
-    make(Path("flow"))
-    job = large("flow", regions=[LEFT | {"window": {"margin": 8}}])
-    for left_out in ("cfg", "sampler", "scheduler"):
-        job.pop(left_out)
+    tiny_z_image(Path("flow"))
     with pytest.raises(BadInput) as found:
-        prepare(parse_job(job))
+        prepare(parse_job(flow_job(regions=[LEFT | {"window": {"margin": 8}}])))
     assert str(found.value) == (
         "regions.0.window: {'full_steps': 0, 'margin': 8} is not allowed; allowed: canvas or auto: "
-        f"{family} takes whole canvases only"
+        "Z-Image takes whole canvases only"
     )
-    plan = prepare(parse_job(job | {"regions": [LEFT], "window": "auto"}))
+    plan = prepare(parse_job(flow_job(regions=[LEFT], window="auto")))
     assert plan.cost.canvases == plan.cost.evaluations
     assert [line for line in plan.savings() if "window" in line] == [
         "window of region 1: the whole canvas, because the model or a control takes no part of it (window: auto)"
@@ -253,6 +251,41 @@ def test_sd3_has_loras_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = np.abs(picture_of(together) - picture_of(without))
     assert np.abs(picture_of(together) - picture_of(alone)).max() <= 1
     assert changed[128:, 128:].mean() > 1
+
+
+def test_flux_has_the_positions_of_the_canvas_in_its_windows() -> None:
+    """The positions that its transformer is given, for a window and for the canvas."""
+    tiny_flux(Path("flow"))
+    model = open_folder("flow")
+    network: Any = model.load_denoiser(Placement())
+    given = list[Tensor]()
+    network._transformer.register_forward_pre_hook(
+        lambda _, args, told: given.append(told["img_ids"]), with_kwargs=True
+    )
+    window, level = Window(12, 20, 16, 18), Level(0.5, 0.5)
+    canvas = torch.randn(1, 16, 32, 40, generator=torch.Generator().manual_seed(1))
+    told = model.load_text_encoder(Placement()).encode("a red circle").joined(Conditioning({GUIDANCE: torch.ones(1)}))
+    placed = told.joined(Conditioning({PLACE: torch.tensor([[window.top, window.left, 32, 40]])}))
+    network(canvas, [level], told)
+    seen = network(window.cut(canvas), [level], placed)
+    on_canvas = given[0].unflatten(0, (16, 20))
+    assert torch.equal(given[1].unflatten(0, (8, 9)), on_canvas[6:14, 10:19])
+    assert (seen - network(window.cut(canvas), [level], told)).abs().max() > 1e-4, "they matter"
+
+
+def test_flux_has_a_forward_for_each_place_of_a_window() -> None:
+    """Three regions of one shape, two of them at one place and so in one forward, and the base: a step of three."""
+    tiny_flux(Path("flow"))
+    corner = LEFT | {"mask": {"x": 0, "y": 0, "width": 0.5, "height": 0.5}}
+    regions = [corner, corner | {"prompt": "grey stones"}, LOWER_RIGHT]
+    job = flow_job(regions=regions, window="auto", width=768, height=768, steps=2)
+    plan = prepare(parse_job(job))
+    crops = [one.crop.window for one in plan.run.plan.participants if one.crop is not None]
+    assert crops == [Window(0, 0, 64, 64), Window(0, 0, 64, 64), Window(32, 32, 64, 64)]
+    count = plan.cost.per_step[-1]
+    assert (count.evaluations, count.forwards, count.canvases) == (4, 3, 1 + 3 * Fraction(4, 9))
+    record = record_of(job)
+    assert (record["forwards"], record["canvas_evaluations"]) == (plan.cost.forwards, float(plan.cost.canvases))
 
 
 def test_what_shards_cost_counts_windows_as_planned() -> None:

@@ -84,7 +84,8 @@ def evaluate(requests: Sequence[Request], context: EvaluationContext) -> tuple[l
 
     Rows with the same latent, window, level, model, adapters, prompt and embedded scale are evaluated once: regions
     that share a negative prompt share that row. Rows with different adapters, and windows of one shape, share a
-    forward. Forwards that exceed `max_forward_rows`, or for which memory does not suffice, are split.
+    forward; those of a model that takes one place for all rows, if it is one. Forwards that exceed `max_forward_rows`,
+    or for which memory does not suffice, are split.
 
     Outside of a request's window the predictions are 0, the mean of clean latents: the participant has no weight
     there, and its solver's memory stays finite.
@@ -95,9 +96,10 @@ def evaluate(requests: Sequence[Request], context: EvaluationContext) -> tuple[l
         distinct.setdefault(_identity(row), row)
     answers: dict[_Identity, Latent] = {}
     total = Count(shared=sum(map(_pictures, rows_by_request)) - _pictures(distinct.values()))
-    groups: dict[tuple[str, torch.Size, Layout], dict[_Identity, Row]] = {}
+    groups: dict[tuple[str, torch.Size, Window | None, Layout], dict[_Identity, Row]] = {}
     for identity, row in distinct.items():
-        kind = (row.prompt.model, _visible_latent(row).shape[1:], _conditioning_of(row, context).layout)
+        place = row.window if row.one_place else None
+        kind = (row.prompt.model, _visible_latent(row).shape[1:], place, _conditioning_of(row, context).layout)
         groups.setdefault(kind, {})[identity] = row
     for group in (part for rows_of_kind in groups.values() for part in _stackable(rows_of_kind, context)):
         denoised, count = _run_forwards(list(group.values()), context)

@@ -43,6 +43,8 @@ class Row(NamedTuple):
     adapters: AdapterKeys = NO_ADAPTERS
     window: Window | None = None
     """The part of the latent that the network sees; None: all of it."""
+    one_place: bool = False
+    """Rows of other windows have forwards of their own."""
 
 
 class ClassifierFreeGuidance(NamedTuple):
@@ -207,7 +209,9 @@ class Request(NamedTuple):
     query: DenoiseRequest
     guidance: Guidance
     window: Window | None = None
+    one_place: bool = False
+    """Its rows share forwards with those of the same window alone."""
 
     def rows(self) -> list[Row]:
         """The rows that answer it, as `guidance` combines them."""
-        return [row._replace(window=self.window) for row in self.guidance.expand(self.query)]
+        return [row._replace(window=self.window, one_place=self.one_place) for row in self.guidance.expand(self.query)]

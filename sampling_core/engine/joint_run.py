@@ -28,6 +28,8 @@ class Crop(NamedTuple):
     window: Window
     guidance: Guidance
     first: int = 0
+    one_place: bool = False
+    """Rows of other windows have forwards of their own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Participant:
     solver: Solver[Any]
     crop: Crop | None = None
     """None: the network always sees the whole canvas."""
+
+    @property
+    def one_place(self) -> bool:
+        """Rows that show a window share forwards with those of the same window alone."""
+        return self.crop is not None and self.crop.one_place
 
     def view(self, step: int) -> tuple[Guidance, Window | None]:
         """How the queries of a step (0-based) are guided, and what the network sees of them."""
@@ -155,7 +162,7 @@ def advance(plan: Plan, state: State) -> RunStep[State]:
     interval, solver_states, active = plan.interval(state.step), _solver_states(plan, state), plan.active(state.step)
     results = yield from lockstep(
         {
-            i: guided(p.solver.step(state.x, solver_states[i], interval), *p.view(state.step))
+            i: guided(p.solver.step(state.x, solver_states[i], interval), *p.view(state.step), one_place=p.one_place)
             for i, (p, _) in active.items()
         }
     )

@@ -38,12 +38,15 @@ def lockstep(steps: Mapping[K, Generator[Y, A, R]]) -> Generator[dict[K, Y], Map
 
 
 def guided(
-    step: Step[Any], guidance: Guidance, window: Window | None = None
+    step: Step[Any], guidance: Guidance, window: Window | None = None, *, one_place: bool = False
 ) -> Generator[Request, DenoisedPrediction, Any]:
-    """A solver's step whose queries say how their answers are guided, and what of the latent the network sees."""
+    """A solver's step whose queries say how their answers are guided, and what of the latent the network sees.
+
+    The last arguments are those of `Request`.
+    """
     try:
         query = next(step)
         while True:
-            query = step.send((yield Request(query, guidance, window)))
+            query = step.send((yield Request(query, guidance, window, one_place)))
     except StopIteration as stop:
         return stop.value

@@ -12,8 +12,9 @@ class ResolvedWindow(NamedTuple):
     """The margin of a region's window in pixels, and the first steps of the run that do not use it.
 
     With `auto` it is used where it saves enough. `least_pixels` is its smallest edge, None if the region's model takes
-    whole canvases only; its edges are at multiples of `multiple`, in pixels. Both follow from the model and the
-    controls: see `fit_to_models` and `fit_controls`.
+    whole canvases only; its edges are at multiples of `multiple`, in pixels. With `one_place`, its rows share forwards
+    with those of the same window alone. These three follow from the model and the controls: see `fit_to_models` and
+    `fit_controls`.
     """
 
     margin: int
@@ -21,6 +22,7 @@ class ResolvedWindow(NamedTuple):
     auto: bool = False
     least_pixels: int | None = 0
     multiple: int = 1
+    one_place: bool = False
 
     @property
     def written(self) -> dict[str, Any]:

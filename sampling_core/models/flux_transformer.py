@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     GUIDANCE,
+    PLACE,
     POOLED_PROMPT_EMBEDS,
     PROMPT_EMBEDS,
     Conditioning,
@@ -115,14 +116,18 @@ class FluxDenoiser:
                 pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
                 encoder_hidden_states=prompts.to(device, dtype),
                 txt_ids=torch.zeros(prompts.shape[1], 3, device=device),
-                img_ids=_positions(rows, columns).to(device),
+                img_ids=_positions(rows, columns, conditioning.tensors.get(PLACE)).to(device),
                 return_dict=False,
             )[0]
         spatial = pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
         return denoised(x, spatial.to(x.device, torch.float32), sigma, "flow").clone()
 
 
-def _positions(rows: int, columns: int) -> Tensor:
-    """Row and column of each token [tokens, 3]; the first of the three numbers tells pictures apart."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+def _positions(rows: int, columns: int, places: Tensor | None) -> Tensor:
+    """Row and column of each token on the canvas [tokens, 3]; the first of the three numbers tells pictures apart.
+
+    All rows of a forward have them, so these show one part of the canvas, `places` [r, 4] (`PLACE`); None: all of it.
+    """
+    top, left = (0, 0) if places is None else (places[0, :2] // PATCH).tolist()
+    row, column = torch.meshgrid(torch.arange(top, top + rows), torch.arange(left, left + columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1).float()

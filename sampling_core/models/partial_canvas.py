@@ -12,3 +12,6 @@ class PartialCanvas(NamedTuple):
     """Edge of the smallest: the model was not trained on less."""
     multiple: int
     """Their edges are at multiples of this, so that its coarsest feature maps coincide with those of the canvas."""
+    one_place: bool = False
+    """All rows of a forward show the same part: the positions of their tokens are an input of the forward, not of a
+    row."""

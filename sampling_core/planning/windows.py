@@ -35,7 +35,7 @@ def fit_window(job: ResolvedJob, index: int, facts: Mapping[str, Facts]) -> Reso
     if window is None:
         return None
     models = [region.settings.model, *([] if job.refiner is None else [job.refiner.model])]
-    least, multiple = 0, 1
+    least, multiple, one_place = 0, 1, False
     for model_facts in (facts[model] for model in models):
         if model_facts.partial is None:
             if not window.auto:
@@ -44,7 +44,8 @@ def fit_window(job: ResolvedJob, index: int, facts: Mapping[str, Facts]) -> Reso
             return window._replace(least_pixels=None)
         least = max(least, model_facts.partial.least_pixels)
         multiple = math.lcm(multiple, model_facts.partial.multiple)
-    return window._replace(least_pixels=least, multiple=multiple)
+        one_place |= model_facts.partial.one_place
+    return window._replace(least_pixels=least, multiple=multiple, one_place=one_place)
 
 
 def crops_of(
@@ -79,7 +80,8 @@ def _crop(
         return None, f"the whole canvas, because its window would be {float(share):.0%} of it"
     part = Canvas(window.width * cell, window.height * cell)
     when = f" after {settings.full_steps} steps" if settings.full_steps else ""
-    crop = Crop(window, guidance.within(window.top * cell, window.left * cell, part), settings.full_steps)
+    guidance_within = guidance.within(window.top * cell, window.left * cell, part)
+    crop = Crop(window, guidance_within, settings.full_steps, settings.one_place)
     return crop, f"{part.width} x {part.height} pixels{when}, {float(share):.0%} of the canvas"
 
 

@@ -50,6 +50,7 @@ from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import (
     open_ip_adapter,
 )
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, apply_loras
+from prefect_regional_diffusion.sampling_core.models.partial_canvas import PartialCanvas
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.single_file.flux_dit import flux_layers
 from prefect_regional_diffusion.sampling_core.models.t5_text import T5_TEXT, t5_states
@@ -70,6 +71,8 @@ PIPELINE = "FluxPipeline"
 _DEV_TOKENS, _SCHNELL_TOKENS = 512, 256
 """Tokens that T5 makes of every prompt."""
 _TRAINED_PIXELS = 1024
+_LEAST_PIXELS = _TRAINED_PIXELS // 2
+"""The model is published for 0.1 to 2 megapixels; this is a quarter of one."""
 
 
 class Index(ModelIndex):
@@ -139,6 +142,7 @@ class Flux(FlowTransformerFolder):
             guidance="embedded" if is_dev else "none",
             takes_loras=True,
             takes_image_prompts=True,
+            partial=PartialCanvas(_LEAST_PIXELS, self.pixel_multiple, one_place=True),
         )
 
     @property
