@@ -22,10 +22,12 @@ from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
 from prefect_regional_diffusion.sampling_core.errors import BadInput
-from prefect_regional_diffusion.sampling_core.text.plain_text import plain
+from prefect_regional_diffusion.sampling_core.text.plain_text import one_line, plain
 from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
+from prefect_regional_diffusion.tasks.ui.picture_events import UNKNOWN, send_picture_event
 
 make_logs_plain()
 
@@ -130,6 +132,10 @@ async def reap(
                         action = "fail"
                     if await _carry_out(client, run, action, bad_input):
                         counts[action] += 1
+                        if action == "give up":
+                            parameters = run.parameters or {}
+                            name = one_line(parameters.get("name", ""), MOST_NAME)
+                            send_picture_event("given-up", UNKNOWN, name, {"flow_run": str(run.id)})
     return counts
 
 

@@ -15,6 +15,7 @@ import tests.typechecking
 
 if TYPE_CHECKING:
     from tests.machine import Machine
+    from tests.on_server import OnServer
 
 CORE = Path(__file__).parents[1] / "sampling_core"
 
@@ -80,6 +81,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with prefect_server(tmp_path_factory.mktemp("server")) as api:
         yield api
+
+
+@pytest.fixture
+def on_server(server: str) -> OnServer:
+    """Does work with a client of the running server, and a deployment and a pool of its own."""
+    from tests.on_server import on_server_at
+
+    return on_server_at(server)
 
 
 @pytest.fixture(scope="session")

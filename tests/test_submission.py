@@ -3,49 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
-from prefect import get_client
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
 from prefect_regional_diffusion.flows.queueing.place import Place, place_of, queue_priorities, seconds_until_begin
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP
 from prefect_regional_diffusion.flows.queueing.submission import submit_once
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
+from tests.on_server import OnServer
 
 JOB: dict[str, Any] = {"job": {"prompt": "a red circle"}, "name": "one"}
-Work = Callable[[PrefectClient, UUID, str], Awaitable[None]]
-
-
-@pytest.fixture
-def on_server(server: str) -> Callable[[Work], None]:
-    """Does something with a deployment of its own, in a pool of its own."""
-
-    async def start(work: Work) -> None:
-        async with get_client() as client:
-            pool = f"pool-{uuid4().hex[:8]}"
-            await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-            flow = await client.create_flow_from_name(f"flow-{uuid4().hex[:8]}")
-            deployment = await client.create_deployment(flow_id=flow, name="x", work_pool_name=pool, tags=["regional"])
-            await work(client, deployment, pool)
-
-    def run(work: Work) -> None:
-        with temporary_settings({PREFECT_API_URL: server}):
-            task: Coroutine[Any, Any, None] = start(work)
-            asyncio.run(task)
-
-    return run
 
 
 @pytest.mark.e2e
-def test_the_same_job_has_one_run(on_server: Callable[[Work], None]) -> None:
+def test_the_same_job_has_one_run(on_server: OnServer) -> None:
     async def work(client: PrefectClient, deployment: UUID, pool: str) -> None:
         first, is_new = await submit_once(client, deployment, JOB, owner="ann")
         assert is_new
@@ -78,9 +54,7 @@ def test_the_same_job_has_one_run(on_server: Callable[[Work], None]) -> None:
     ],
     ids=["running", "completed", "crashed", "failed", "cancelled", "given up"],
 )
-def test_a_run_without_a_result_gets_one_successor(
-    state: State, is_new: bool, on_server: Callable[[Work], None]
-) -> None:
+def test_a_run_without_a_result_gets_one_successor(state: State, is_new: bool, on_server: OnServer) -> None:
     async def work(client: PrefectClient, deployment: UUID, pool: str) -> None:
         first = (await submit_once(client, deployment, JOB)).run
         await client.set_flow_run_state(first.id, state, force=True)
@@ -93,7 +67,7 @@ def test_a_run_without_a_result_gets_one_successor(
 
 
 @pytest.mark.e2e
-def test_a_place_is_that_of_the_turn(on_server: Callable[[Work], None]) -> None:
+def test_a_place_is_that_of_the_turn(on_server: OnServer) -> None:
     async def work(client: PrefectClient, deployment: UUID, pool: str) -> None:
         async def submit(name: str, owner: str, queue: str | None = None) -> FlowRun:
             return (await submit_once(client, deployment, {"name": name}, owner=owner, queue=queue)).run

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
-from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
+from prefect_regional_diffusion.sampling_core.text.plain_text import plain, redacted
 from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.decode import decode
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
@@ -19,7 +19,15 @@ from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.runtime.retention import finish
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
+from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
 from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.picture_events import UNKNOWN, send_picture_event
+
+_IN_EVENT = {
+    *("images", "latents", "store", "model_fingerprint"),
+    *("steps_computed", "steps_restored", "evaluations", "canvas_evaluations", "forwards", "seconds"),
+}
+"""What an event tells of a record."""
 
 
 async def draw_job(
@@ -32,8 +40,22 @@ async def draw_job(
 ) -> dict[str, Any]:
     """The body of the flow `render`, which says what the arguments are and what is returned.
 
-    Raises BadInput, ModelError or StoreError.
+    In a flow run, an event says how it ended. Raises BadInput, ModelError or StoreError.
     """
+    try:
+        record = await _draw(job, checkpoint_steps, store, out, name, keep)
+    except Exception as error:
+        send_picture_event("failed", UNKNOWN, name, {"reason": plain(error)})
+        raise
+    numbers = record.model_dump(mode="json", include=_IN_EVENT)
+    signed = await asyncio.to_thread(signed_urls, record.images)
+    send_picture_event("finished", record.job_hash, name, numbers | {"urls": signed})
+    return record.as_json()
+
+
+async def _draw(
+    job: RenderJob, checkpoint_steps: int | None, store: str | None, out: str | None, name: str, keep: Keep | None
+) -> Record:
     clock = Clock()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
@@ -69,4 +91,4 @@ async def draw_job(
     )
     keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
     await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
-    return record.as_json()
+    return record

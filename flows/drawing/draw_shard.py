@@ -13,6 +13,7 @@ from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
+from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
 from prefect_regional_diffusion.tasks.check_jobs import prepare_all
 from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
@@ -22,6 +23,7 @@ from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, finish
 from prefect_regional_diffusion.tasks.save_images import keep_pictures
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.store import Store
+from prefect_regional_diffusion.tasks.ui.picture_events import send_picture_event
 
 _PICTURES = 8
 """Decoded in one task: more tasks at once are more than a server on SQLite can record."""
@@ -81,4 +83,6 @@ async def _draw(
         await writes.drain_to(settings().max_pending_writes)
     await writes.drain_to(0)
     clock.lap("write")
+    for name, run in runs.items():
+        send_picture_event("finished", run.job_hash, name, {"store": redacted(run.store.url)})
     return batch.cost, dict(zip(runs.values(), batch.run_records.result(), strict=True))

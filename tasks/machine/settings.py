@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     store_retry_seconds: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
     max_pending_writes: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
     preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
+    signed_url_hours: float = Field(
+        0.0, ge=0, le=168, description="How long addresses of pictures in a bucket hold, in events; 0: there are none"
+    )
     max_forward_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
     max_job_bytes: int = Field(500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288")
     max_canvas_pixels: int = Field(4096 * 4096, gt=0, description="Largest canvas, width x height")

@@ -1,0 +1,85 @@
+"""Which runs Prefect's worker takes from its pool: in the order of their turns, and near to the models that it holds.
+
+Prefect's server hands out the oldest runs of a pool, at most as many as it has room for. How many that are is left to
+it, and so is what a pause or a queue's own limit says; which ones is decided here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from prefect.client.schemas.responses import WorkerFlowRunResponse
+
+from prefect_regional_diffusion.deployments.affinity import Affinity
+from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
+from prefect_regional_diffusion.flows.queueing.place import due_runs, online_workers, runs_at_work
+from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun, WorkQueue
+
+_COUNT_SECONDS = 60.0
+"""How long a count of the pool's workers holds."""
+
+
+class Dispatch:
+    """What one worker takes next."""
+
+    def __init__(self, load_seconds: float | None) -> None:
+        """`load_seconds`: about how long a model takes to load; None: this worker keeps no models from run to run."""
+        self._affinity = Affinity(load_seconds) if load_seconds else None
+        self._held = frozenset[str]()
+        """Models and adapters of the run that was taken last: they are still in memory, or about to be."""
+        self._workers, self._counted = 0, float("-inf")
+
+    async def choose(
+        self, client: PrefectClient, pool: str, offered: Sequence[WorkerFlowRunResponse]
+    ) -> list[WorkerFlowRunResponse]:
+        """As many runs of a pool as the server offers, or fewer: others than these, where their turn comes first."""
+        queues = {queue.id: queue for queue in await client.read_work_queues(work_pool_name=pool)}
+        offered_runs = {response.flow_run.id: response for response in offered}
+        due = {run.id: run for run in await due_runs(client, pool) if _is_free(run, queues, offered_runs.keys())}
+        at_work = [waiting_run(run) for run in await runs_at_work(client, pool)]
+        waiting = [waiting_run(run, _priority(run, queues)) for run in due.values()]
+        turns = fair_order(waiting, Counter(run.owner for run in at_work))
+        chosen = await self._near(client, pool, turns, at_work) if self._affinity else turns
+        pool_id = offered[0].work_pool_id
+        return [
+            offered_runs.get(run.id) or _response(due[run.id], pool_id, offered[0].work_queue_id)
+            for run in chosen[: len(offered)]
+        ]
+
+    async def _near(
+        self, client: PrefectClient, pool: str, turns: list[WaitingRun], at_work: list[WaitingRun]
+    ) -> list[WaitingRun]:
+        """The one run to take now, if there is one."""
+        assert self._affinity is not None
+        if time.monotonic() - self._counted > _COUNT_SECONDS:
+            self._workers, self._counted = await online_workers(client, pool), time.monotonic()
+        models = frozenset(name for run in at_work for name in run.models)
+        chosen = self._affinity.choose(turns, self._held, models, time.time(), alone=self._workers <= 1)
+        if chosen is None:
+            return []
+        self._held = chosen.models | chosen.adapters
+        return [chosen]
+
+
+def _is_free(run: FlowRun, queues: dict[UUID, WorkQueue], offered: Collection[UUID]) -> bool:
+    """Whether a run may be taken: the server offers it, or its queue is not paused and has no limit of its own."""
+    queue = queues.get(run.work_queue_id) if run.work_queue_id else None
+    return run.id in offered or (queue is not None and not queue.is_paused and queue.concurrency_limit is None)
+
+
+def _priority(run: FlowRun, queues: dict[UUID, WorkQueue]) -> int:
+    queue = queues.get(run.work_queue_id) if run.work_queue_id else None
+    return (queue and queue.priority) or 1
+
+
+def _response(run: FlowRun, pool: UUID, queue: UUID) -> WorkerFlowRunResponse:
+    return WorkerFlowRunResponse(work_pool_id=pool, work_queue_id=run.work_queue_id or queue, flow_run=run)

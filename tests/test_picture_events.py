@@ -1,0 +1,98 @@
+"""What became of a picture, told by a real server: as events, and to a webhook."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
+from tests import forked, s3
+from tests.processes import post, regional
+
+SET_UP = """
+import sys
+from prefect_regional_diffusion.deployments.automations import main
+sys.argv[1:] = ["--webhook", sys.argv[1]]
+main()
+"""
+JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address, and what is posted to it."""
+    posted = list[dict[str, Any]]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/pictures", posted
+        server.shutdown()
+
+
+@pytest.mark.e2e
+def test_each_picture_is_told_to_a_webhook(
+    tmp_path: Path, env: dict[str, str], server: str, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, posted = hook
+    for _ in range(2):  # the second time, nothing is made twice
+        forked.run([sys.executable, "-c", SET_UP, address], cwd=tmp_path, env=env).check_returncode()
+    (tmp_path / "job.json").write_text(json.dumps(JOB))
+    drawn = forked.run(regional("render", "job.json", "--json"), cwd=tmp_path, env=env)
+    record = json.loads(drawn.stdout)
+    refused = forked.run(regional("render", "job.json", "--set", "model=nowhere"), cwd=tmp_path, env=env)
+    assert refused.returncode
+
+    def events() -> list[dict[str, Any]]:
+        return post(server, "events/filter", {"filter": {"event": {"prefix": ["regional.picture."]}}})["events"]
+
+    deadline = time.monotonic() + 120
+    while (len(events()) < 2 or len(posted) < 2) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert sorted(event["event"] for event in events()) == ["regional.picture.failed", "regional.picture.finished"]
+    told = {message["event"].rpartition(".")[2]: message["picture"] for message in posted}
+    assert len(posted) == 2
+    finished, failed = told["finished"], told["failed"]
+    assert finished["job_hash"] == record["job_hash"]
+    assert finished["name"] == "job"
+    assert finished["images"] == record["images"]
+    assert finished["urls"] == []
+    assert {name: finished[name] for name in ("evaluations", "forwards", "seconds")} == {
+        name: record[name] for name in ("evaluations", "forwards", "seconds")
+    }
+    assert failed["job_hash"] == "unknown"
+    assert "nowhere" in failed["reason"]
+
+
+@pytest.mark.e2e
+def test_a_picture_in_a_bucket_has_an_address_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with s3.s3_server(tmp_path, "pictures") as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        s3.client(endpoint).put_object(Bucket="pictures", Key="a b.png", Body=b"picture")
+        for name, value in {"ENDPOINT": endpoint, "KEY": s3.KEY, "SECRET": s3.SECRET}.items():
+            monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
+        places = ["s3://pictures/a b.png", str(tmp_path / "a.png")]
+        assert signed_urls(places) == []
+        monkeypatch.setenv("REGIONAL_SIGNED_URL_HOURS", "2")
+        settings.cache_clear()
+        (url,) = signed_urls(places)
+        assert s3.SECRET not in url
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.read() == b"picture"
