@@ -73,7 +73,7 @@ SchedulerName = Literal[
     "GITS",
 ]
 
-CompositionName = Literal["joint", "sequential"]
+CompositionName = Literal["joint", "attention", "sequential"]
 PromptSyntax = Literal["plain", "comfyui", "a1111"]
 """The dialect that a prompt is written in (`sampling_core.text.prompt_syntax`)."""
 OverlapRule = Literal["weight", "order"]

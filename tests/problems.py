@@ -14,6 +14,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierF
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase, State, start
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, span
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels, beta_levels, flow_levels
@@ -33,7 +34,9 @@ class GaussianData:
     def __init__(self, spread: float = 0.5, mean: float = 0.3) -> None:
         self.spread, self.mean = spread, mean
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         alpha = torch.tensor([level.alpha for level in levels], dtype=x.dtype)[:, None, None, None]
         sigma = torch.tensor([level.sigma for level in levels], dtype=x.dtype)[:, None, None, None]
         variance = (alpha * self.spread) ** 2 + sigma**2
@@ -46,14 +49,23 @@ class GaussianData:
 
 
 class PromptColors:
-    """A denoiser that answers each row with the constant its embedding holds, and remembers what it was asked."""
+    """A denoiser that answers each row with the constant its embedding holds, and remembers what it was asked.
+
+    A row of several prompts is answered with the sum of their constants times their weights.
+    """
 
     def __init__(self) -> None:
         self.forwards: list[tuple[int, tuple[Level, ...]]] = []
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         self.forwards.append((len(x), tuple(levels)))
-        return conditioning[PROMPT_EMBEDS][:, :1, :1, None].expand_as(x).clone()
+        answers = conditioning[PROMPT_EMBEDS][:, :1, :1, None].expand_as(x).clone()
+        for answer, row in zip(answers, adapters, strict=False):
+            if row.prompts:
+                answer[:] = sum(p.conditioning[PROMPT_EMBEDS][0, 0, 0] * p.weight for p in row.prompts)
+        return answers
 
 
 def single(solver: str, sigma_schedule: Sequence[Level], x: Tensor, cfg: float = 1.0) -> Plan:

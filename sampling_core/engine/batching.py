@@ -21,6 +21,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
 )
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import RowPrompt
 from prefect_regional_diffusion.sampling_core.models.row_adapters import LoadedAdapters, RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction
@@ -82,10 +83,10 @@ def evaluate(requests: Sequence[Request], context: EvaluationContext) -> tuple[l
 
     Prompts of several lengths share it if their family says that shorter ones may be repeated.
 
-    Rows with the same latent, window, level, model, adapters, prompt and embedded scale are evaluated once: regions
-    that share a negative prompt share that row. Rows with different adapters, and windows of one shape, share a
-    forward; those of a model that takes one place for all rows, if it is one. Forwards that exceed `max_forward_rows`,
-    or for which memory does not suffice, are split.
+    Rows with the same latent, window, level, model, adapters, prompts and embedded scale are evaluated once: regions
+    that share a negative prompt share that row. Rows with different adapters or numbers of prompts, and windows of one
+    shape, share a forward; those of a model that takes one place for all rows, if it is one. Forwards that exceed
+    `max_forward_rows`, or for which memory does not suffice, are split.
 
     Outside of a request's window the predictions are 0, the mean of clean latents: the participant has no weight
     there, and its solver's memory stays finite.
@@ -112,12 +113,13 @@ def evaluate(requests: Sequence[Request], context: EvaluationContext) -> tuple[l
     return guided, total
 
 
-_Identity = tuple[int, Window | None, Level, PromptKey, float | None, AdapterKeys]
+_Identity = tuple[int, Window | None, Level, PromptKey, float | None, AdapterKeys, tuple[tuple[PromptKey, int], ...]]
 
 
 def _identity(row: Row) -> _Identity:
-    """Two rows with the same identity get the same answer; latents are compared as objects, not by value."""
-    return id(row.x), row.window, row.level, row.prompt, row.guidance, row.adapters
+    """Two rows with the same identity get the same answer; tensors are compared as objects, not by value."""
+    shares = tuple((share.key, id(share.weight)) for share in row.shares)
+    return id(row.x), row.window, row.level, row.prompt, row.guidance, row.adapters, shares
 
 
 def _stackable(group: dict[_Identity, Row], context: EvaluationContext) -> Iterable[dict[_Identity, Row]]:
@@ -155,8 +157,9 @@ def _on_canvas(row: Row, denoised: Tensor) -> Latent:
 
 
 def _adapters(row: Row, context: EvaluationContext) -> RowAdapters:
-    """The loaded adapters of a row, as its window shows them."""
-    adapters = context.adapters(row.prompt.model, row.adapters)
+    """The loaded adapters of a row and the prompts that share it, as its window shows them."""
+    prompts = tuple(RowPrompt(context.conditionings[share.key], share.weight) for share in row.shares)
+    adapters = context.adapters(row.prompt.model, row.adapters)._replace(prompts=prompts)
     return adapters if row.window is None else adapters.within(row.window, _lattice(row))
 
 

@@ -121,12 +121,16 @@ def _prompt_inputs(guidance: ClassifierFreeGuidance | EmbeddedGuidance, known_na
         negative = guidance.negative_sizes if isinstance(guidance, ClassifierFreeGuidance) else None
         inputs.append({"sizes": [guidance.sizes, negative]})
     if guidance.syntax != "plain":
-        names = {name for prompt in guidance.prompts for name in embedding_names(prompt, guidance.syntax)}
+        prompts = [key.prompt for key in guidance.prompt_keys]
+        names = {name for prompt in prompts for name in embedding_names(prompt, guidance.syntax)}
         inputs += [guidance.syntax, {name: known_names.embeddings[name] for name in names}]
     if guidance.adapters.controls:
         inputs.append({"controls": _hashable(guidance.adapters.controls, known_names)})
     if guidance.adapters.image_prompts:
         inputs.append({"image_prompts": _hashable(guidance.adapters.image_prompts, known_names)})
+    negative_map = guidance.negative_map if isinstance(guidance, ClassifierFreeGuidance) else None
+    if guidance.positive_map is not None or negative_map is not None:
+        inputs.append({"prompt_maps": [_hashable(one, known_names) for one in (guidance.positive_map, negative_map)]})
     return inputs
 
 

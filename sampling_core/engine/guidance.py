@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prefect_regional_diffusion.sampling_core.engine.prompt_map import PromptMap
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKeys
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers.base import DenoisedPrediction, DenoiseRequest
-from prefect_regional_diffusion.sampling_core.tensors.types import Latent
+from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Mask
 from prefect_regional_diffusion.sampling_core.tensors.window import Window
 
 
@@ -27,6 +28,13 @@ class PromptKey(NamedTuple):
     sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     loras: LoraKeys = ()
+
+
+class PromptShare(NamedTuple):
+    """One of several prompts of a row: its weight [h, w] at each cell of the canvas."""
+
+    key: PromptKey
+    weight: Mask
 
 
 class Row(NamedTuple):
@@ -45,6 +53,8 @@ class Row(NamedTuple):
     """The part of the latent that the network sees; None: all of it."""
     one_place: bool = False
     """Rows of other windows have forwards of their own."""
+    shares: tuple[PromptShare, ...] = ()
+    """The prompts that share the row, `prompt` first; their weights sum to 1 at every cell. Empty: `prompt` alone."""
 
 
 class ClassifierFreeGuidance(NamedTuple):
@@ -64,18 +74,23 @@ class ClassifierFreeGuidance(NamedTuple):
     adapters: AdapterKeys = NO_ADAPTERS
     negative_sizes: SizeConditioning | None = None
     """Of rows with the negative prompt, where they are other ones."""
+    positive_map: PromptMap | None = None
+    """Prompts that share the positive row, `positive` first; None: that one alone."""
+    negative_map: PromptMap | None = None
+    """The same of the negative row."""
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
-        """The prompts that queries are evaluated with."""
+        """The prompts that queries are evaluated with, the first of each row."""
         if math.isclose(self.cfg, 1.0) and not self.always_both:
             return (self.positive,)
         return (self.negative, self.positive)
 
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
-        """The same with the model whose text encoders read them."""
-        return self._keys(self.prompts)
+        """All prompts of all rows, with the model whose text encoders read them."""
+        negative = self._row_keys(negative=True) if len(self.prompts) > 1 else ()
+        return (*negative, *self._row_keys(negative=False))
 
     @property
     def models(self) -> tuple[tuple[str, AdapterKeys], ...]:
@@ -84,14 +99,8 @@ class ClassifierFreeGuidance(NamedTuple):
 
     def expand(self, query: DenoiseRequest) -> list[Row]:
         """The rows of a query; the negative one is asked without guidance too where the solver wants it."""
-        negative, positive = (self.adapters.at(query.level.sigma, negative=of) for of in (True, False))
-        rows = [(self.negative, negative), (self.positive, positive)]
-        evaluated = rows if query.unconditional or len(self.prompts) > 1 else rows[1:]
-        keys = self._keys([prompt for prompt, _ in evaluated])
-        return [
-            Row(query.x, query.level, key, adapters=adapters)
-            for key, (_, adapters) in zip(keys, evaluated, strict=True)
-        ]
+        asks_both = query.unconditional or len(self.prompts) > 1
+        return [self._row(query, negative=negative) for negative in ([True, False] if asks_both else [False])]
 
     def within(self, top: int, left: int, canvas: Canvas) -> ClassifierFreeGuidance:
         """The same for rows that show a part of the canvas, in pixels."""
@@ -105,13 +114,18 @@ class ClassifierFreeGuidance(NamedTuple):
         negative, positive = denoised
         return DenoisedPrediction(negative + self.cfg * (positive - negative), negative)
 
-    def _keys(self, prompts: Sequence[str | None]) -> tuple[PromptKey, ...]:
-        """Of prompts of which the last one is the positive one."""
-        negative = self.sizes if self.negative_sizes is None else self.negative_sizes
-        sizes = [negative] * (len(prompts) - 1) + [self.sizes]
+    def _row(self, query: DenoiseRequest, *, negative: bool) -> Row:
+        keys, adapters = self._row_keys(negative=negative), self.adapters.at(query.level.sigma, negative=negative)
+        shares = _shares(keys, self.negative_map if negative else self.positive_map)
+        return Row(query.x, query.level, keys[0], adapters=adapters, shares=shares)
+
+    def _row_keys(self, *, negative: bool) -> tuple[PromptKey, ...]:
+        """Of the prompts of a row."""
+        prompt, prompt_map = (self.negative, self.negative_map) if negative else (self.positive, self.positive_map)
+        sizes = self.negative_sizes if negative and self.negative_sizes is not None else self.sizes
         return tuple(
-            PromptKey(self.model, prompt, size, syntax=self.syntax, loras=self.adapters.loras)
-            for prompt, size in zip(prompts, sizes, strict=True)
+            PromptKey(self.model, prompt, sizes, syntax=self.syntax, loras=self.adapters.loras)
+            for prompt in ((prompt,) if prompt_map is None else prompt_map.prompts)
         )
 
 
@@ -124,16 +138,22 @@ class EmbeddedGuidance(NamedTuple):
     sizes: SizeConditioning | None = None
     syntax: PromptSyntax = "plain"
     adapters: AdapterKeys = NO_ADAPTERS
+    positive_map: PromptMap | None = None
+    """Prompts that share the row, `positive` first; None: that one alone."""
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
-        """The prompt that queries are evaluated with."""
+        """The prompt that queries are evaluated with, the first of the row."""
         return (self.positive,)
 
     @property
     def prompt_keys(self) -> tuple[PromptKey, ...]:
-        """The same with the model whose text encoders read it."""
-        return (PromptKey(self.model, self.positive, self.sizes, syntax=self.syntax, loras=self.adapters.loras),)
+        """All prompts of the row, with the model whose text encoders read them."""
+        prompts = (self.positive,) if self.positive_map is None else self.positive_map.prompts
+        return tuple(
+            PromptKey(self.model, prompt, self.sizes, syntax=self.syntax, loras=self.adapters.loras)
+            for prompt in prompts
+        )
 
     @property
     def models(self) -> tuple[tuple[str, AdapterKeys], ...]:
@@ -144,7 +164,9 @@ class EmbeddedGuidance(NamedTuple):
         """The row of a query. Raises ValueError for one that asks for the unconditional prediction: there is none."""
         if query.unconditional:
             raise ValueError("a model with embedded guidance has no unconditional prediction")
-        return [Row(query.x, query.level, self.prompt_keys[0], self.scale, self.adapters.at(query.level.sigma))]
+        keys, adapters = self.prompt_keys, self.adapters.at(query.level.sigma)
+        shares = _shares(keys, self.positive_map)
+        return [Row(query.x, query.level, keys[0], self.scale, adapters, shares=shares)]
 
     def within(self, top: int, left: int, canvas: Canvas) -> EmbeddedGuidance:
         """The same for rows that show a part of the canvas, in pixels."""
@@ -197,6 +219,11 @@ class ExpertGuidance(NamedTuple):
     def combine(self, denoised: Sequence[Latent]) -> DenoisedPrediction:
         """The guided prediction from the answers to `expand`, in its order."""
         return self.upper.combine(denoised)
+
+
+def _shares(keys: Sequence[PromptKey], prompt_map: PromptMap | None) -> tuple[PromptShare, ...]:
+    """What the prompts of a row have of the canvas."""
+    return () if prompt_map is None else tuple(map(PromptShare, keys, prompt_map.weights))
 
 
 Guidance = ClassifierFreeGuidance | EmbeddedGuidance | ExpertGuidance

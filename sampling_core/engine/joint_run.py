@@ -32,15 +32,24 @@ class Crop(NamedTuple):
     """Rows of other windows have forwards of their own."""
 
 
+class GuidanceChange(NamedTuple):
+    """From step `first` (0-based) on, a participant is guided by other prompts or other weights of them."""
+
+    first: int
+    guidance: Guidance
+
+
 @dataclass(frozen=True)
 class Participant:
-    """The base or a region: what it asks for, and how it steps."""
+    """The base, a region, or several of them that share their rows: what it asks for, and how it steps."""
 
     name: str
     guidance: Guidance
     solver: Solver[Any]
     crop: Crop | None = None
     """None: the network always sees the whole canvas."""
+    changes: tuple[GuidanceChange, ...] = ()
+    """How it is guided later, in the order of steps, each where a phase begins; not together with a crop."""
 
     @property
     def one_place(self) -> bool:
@@ -49,21 +58,24 @@ class Participant:
 
     def view(self, step: int) -> tuple[Guidance, Window | None]:
         """How the queries of a step (0-based) are guided, and what the network sees of them."""
-        if self.crop is None or step < self.crop.first:
-            return self.guidance, None
-        return self.crop.guidance, self.crop.window
+        if self.crop is not None and step >= self.crop.first:
+            return self.crop.guidance, self.crop.window
+        later = (change.guidance for change in reversed(self.changes) if change.first <= step)
+        return next(later, self.guidance), None
 
 
 class PlanPhase(NamedTuple):
     """From step `first` (0-based) on: each participant's weight, None where it takes no part.
 
     The weights sum to 1 at every latent cell. Participants in `reset_history` begin without multistep history, because
-    their last states had another noise than the latent.
+    their last states had another noise than the latent. `drawn` are the base (0) and the regions (from 1) that have a
+    share of the canvas, whichever participants they belong to.
     """
 
     first: int
     weights: tuple[Mask | None, ...]
     reset_history: frozenset[int] = frozenset()
+    drawn: frozenset[int] = frozenset({0})
 
 
 class InpaintConstraint(NamedTuple):
@@ -95,8 +107,8 @@ class Plan:
 
     @property
     def base_only_steps(self) -> int:
-        """How many steps, the first ones, are the first participant's alone."""
-        return next((step for step in range(self.steps) if set(self.active(step)) != {0}), self.steps)
+        """How many steps, the first ones, are the base's alone."""
+        return next((step for step in range(self.steps) if self.phase(step).drawn != frozenset({0})), self.steps)
 
     @property
     def prompts(self) -> tuple[PromptKey, ...]:
@@ -171,10 +183,13 @@ def advance(plan: Plan, state: State) -> RunStep[State]:
 
 def _solver_states(plan: Plan, state: State) -> Sequence[Any]:
     """The participants' solver states at the beginning of the next step."""
-    first, _, reset_history = plan.phase(state.step)
-    if state.step != first:
+    phase = plan.phase(state.step)
+    if state.step != phase.first:
         return state.solvers
-    return [p.solver.init(state.x) if i in reset_history else state.solvers[i] for i, p in enumerate(plan.participants)]
+    return [
+        p.solver.init(state.x) if i in phase.reset_history else state.solvers[i]
+        for i, p in enumerate(plan.participants)
+    ]
 
 
 def _merge(plan: Plan, state: State, results: Mapping[int, tuple[Latent, Any]]) -> State:

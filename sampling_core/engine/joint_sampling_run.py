@@ -26,13 +26,16 @@ class JointSamplingRun:
     """A run with joint composition. `noised` [b, c, h, w] is where the plan's schedule begins.
 
     `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
-    `windows` is what there is to say of the windows of its regions, one sentence each.
+    `windows` is what there is to say of the windows of its regions, `shared_rows` what of prompts that share a row, one
+    sentence each; `regions` is the number of regions.
     """
 
     plan: Plan
     noised: Latent
     origin: tuple[InitialNoise, Latent]
     windows: tuple[str, ...] = ()
+    shared_rows: tuple[str, ...] = ()
+    regions: int = 0
 
     @property
     def steps(self) -> int:
@@ -82,12 +85,12 @@ class JointSamplingRun:
             sentences.append(
                 "prompt: the regions cover the canvas from the first step, so the base prompt is never used"
             )
-        taking_part = {i for step in range(self.steps) for i in self.plan.active(step)}
+        drawn = {i for step in range(self.steps) for i in self.plan.phase(step).drawn}
         # A soft edge alone can lose every cell to a neighbour whose sampler carries another noise.
         sentences += [
             f"regions.{i - 1}: other regions or the base have all of it, so it is never drawn"
-            for i in range(1, len(self.plan.participants))
-            if i not in taking_part
+            for i in range(1, self.regions + 1)
+            if i not in drawn
         ]
         return sentences
 
@@ -106,10 +109,10 @@ class JointSamplingRun:
         ]
         if unguided:
             sentences.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
-        return [*sentences, *(f"window of {sentence}" for sentence in self.windows)]
+        return [*sentences, *self.shared_rows, *(f"window of {sentence}" for sentence in self.windows)]
 
     def _steps_without_base(self) -> int:
-        return sum(0 not in self.plan.active(step) for step in range(self.steps))
+        return sum(0 not in self.plan.phase(step).drawn for step in range(self.steps))
 
     def segments(self) -> list[Segment]:
         """One for each stretch of steps with the same participants, weights and windows; the first one also has the

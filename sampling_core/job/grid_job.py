@@ -82,8 +82,8 @@ class GridJob(FrozenModel):
         return self
 
     def _check_fork(self) -> None:
-        if self.job.composition != "joint":
-            raise validation_error("job.composition", self.job.composition, "joint with Sample then Fork")
+        if self.job.composition == "sequential":
+            raise validation_error("job.composition", "sequential", "joint or attention with Sample then Fork")
         if self.job.steps < 2:
             raise validation_error("job.steps", self.job.steps, "2 or more with Sample then Fork")
         if len(self.job.regions) >= MOST_REGIONS:

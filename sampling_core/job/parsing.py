@@ -68,7 +68,7 @@ def _check_node(data: object, prefix: str) -> None:
         return
     job = cast("Mapping[str, object]", data)
     is_changed = job.get("node") not in (None, DEFAULT_NODE.model_dump(mode="json"))
-    if is_changed and job.get("composition", "joint") == "joint":
+    if is_changed and job.get("composition", "joint") != "sequential":
         raise BadJob([BadInput(f"{prefix}node", job["node"], "left out, unless there is composition: sequential")])
 
 

@@ -107,7 +107,7 @@ class ResolvedJob:
 
     `batch_size` is the number of pictures that are drawn; `batch_index`, if it is not empty, says which of the batch
     they are. `base_only_steps` is 0 without regions, and `denoise` is 1 wherever the whole schedule is taken. With
-    joint composition, `node` is as in a job that does not speak of one.
+    joint and attention composition, `node` is as in a job that does not speak of one.
     """
 
     composition: CompositionName
@@ -214,7 +214,8 @@ def resolve(job: JobFields) -> ResolvedJob:
     """Fill in what is inherited. The job's fields must go together, as those of a RenderJob do."""
     canvas = (job.height, job.width)
     return ResolvedJob(
-        composition=job.composition,
+        # Without regions there is nothing to share.
+        composition="joint" if job.composition == "attention" and not job.regions else job.composition,
         width=job.width,
         height=job.height,
         seed=job.seed,
@@ -240,14 +241,20 @@ def base_only_steps(job: JobFields) -> int:
     """First steps of the base alone. Left empty, their number depends on the composition."""
     if job.base_only_steps is not None:
         return job.base_only_steps
-    default = 1 if job.composition == "joint" else 2 if isinstance(job.node, RegionalSampler) else 0
+    match job.composition:
+        case "joint":
+            default = 1
+        case "attention":
+            default = 0
+        case "sequential":
+            default = 2 if isinstance(job.node, RegionalSampler) else 0
     return min(default, job.steps - 1)
 
 
 def _region(job: JobFields, index: int, region: Region) -> ResolvedRegion:
     has_variation = region.variation_strength > 0
     is_only_region = len(job.regions) == 1
-    shares_by_weight = job.composition == "joint" and job.overlap == "weight" and not is_only_region
+    shares_by_weight = job.composition != "sequential" and job.overlap == "weight" and not is_only_region
     return ResolvedRegion(
         name=region.name or f"region {index + 1}",
         settings=_settings(job, region, index),
@@ -280,7 +287,7 @@ def _settings(job: JobFields, region: Region | None, index: int = 0) -> Particip
         image_prompts=resolved_image_prompts(job, region, index),
     )
     sampler = settings.sampler
-    if job.composition == "joint":
+    if job.composition != "sequential":
         # ComfyUI's suffix for where the noise is drawn. The Impact Pack treats some of these samplers in another way.
         sampler = cast("SamplerName", sampler.removesuffix("_gpu"))
     # With guidance off, the negative prompt is evaluated for CFG++ alone.

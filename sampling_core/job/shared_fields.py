@@ -154,7 +154,9 @@ class JobFields(FrozenModel):
         json_schema_extra=_no_default,
     )
     base_only_steps: Annotated[StrictInt, Field(ge=0, le=999)] | None = Field(
-        None, title="Base-only steps", description="First steps without regions. Empty: 1, of RegionalSampler 2"
+        None,
+        title="Base-only steps",
+        description="First steps without regions. Empty: 1, with attention composition 0, of RegionalSampler 2",
     )
     denoise: Number = Field(1.0, gt=0, le=1, title="Denoise", description="1 starts from pure noise")
     sampler: SamplerName = Field(
@@ -175,7 +177,8 @@ class JobFields(FrozenModel):
     composition: CompositionName = Field(
         "joint",
         title="Composition",
-        description="joint: every region takes every step at once; sequential: what an original node does",
+        description="joint: every region takes every step at once, with settings of its own; attention: the prompts of "
+        "all regions share one row, at the cost of one; sequential: what an original node does",
     )
     regions: tuple[Region, ...] = Field((), max_length=MOST_REGIONS, title="Regions")
     loras: tuple[Lora, ...] = Field(

@@ -24,7 +24,9 @@ SEQUENTIAL_ONLY = ("node",)
 SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
 JOINT_ONLY = ("overlap", "window", "noise", "protect", "refiner")
 JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step", "window")
-"""Fields of a job and of its regions that the other composition does not use."""
+"""Fields of a job and of its regions that sequential composition does not use, and those that no other does."""
+OF_ROWS = ("sampler", "cfg", "model", "loras", "controls", "image_prompts", "window")
+"""Fields of a region that need a row of its own, which attention composition does not have."""
 _REGIONS = {
     "RegionalSampler": (1, 64, "1 or more regions"),
     "RegionalSamplerAdvanced": (1, 64, "1 or more regions"),
@@ -41,10 +43,12 @@ def check_composition(job: JobFields) -> None:
     for i, control in enumerate(job.controls):
         if control.place == "region":
             raise validation_error(f"controls.{i}.place", "region", "canvas; a region's own controls lie on its mask")
-    if job.composition == "joint":
-        _check_joint(job)
-    else:
+    if job.composition == "sequential":
         _check_sequential(job)
+    else:
+        _check_joint(job)
+    if job.composition == "attention":
+        _check_attention(job)
 
 
 def check_prompts(job: JobFields) -> None:
@@ -66,14 +70,16 @@ def check_prompt(field: str, prompt: str, syntax: PromptSyntax) -> None:
 
 def _check_joint(job: JobFields) -> None:
     if job.node != DEFAULT_NODE:
-        raise validation_error("node", job.node.name, "left out with joint composition")
+        raise validation_error("node", job.node.name, f"left out with {job.composition} composition")
     for field, sampler in {"sampler": job.sampler, **_region_values(job, "sampler")}.items():
         if sampler in CHOOSE_THEIR_STEPS:
-            raise validation_error(field, sampler, "a sampler that takes the given steps, with joint composition")
+            raise validation_error(
+                field, sampler, f"a sampler that takes the given steps, with {job.composition} composition"
+            )
     for name in SEQUENTIAL_ONLY_OF_REGIONS:
         for field, value in _region_values(job, name).items():
             if value != _default(job.regions[0], name):
-                raise validation_error(field, value, "left out with joint composition")
+                raise validation_error(field, value, f"left out with {job.composition} composition")
 
     for i, region in enumerate(job.regions):
         first, last = region.start_at_step, region.end_at_step
@@ -85,6 +91,17 @@ def _check_joint(job: JobFields) -> None:
         raise validation_error("protect", f"{len(job.protect)} masks", "left out where there is no init_image")
 
 
+def _check_attention(job: JobFields) -> None:
+    if job.window != _default(job, "window"):
+        allowed = "canvas: all regions share one row; composition: joint has windows"
+        raise validation_error("window", _written(job, "window"), allowed)
+    for i, region in enumerate(job.regions):
+        for name in OF_ROWS:
+            if getattr(region, name) is not None:
+                allowed = "left out: all regions share one row, with the job's; composition: joint gives each its own"
+                raise validation_error(f"regions.{i}.{name}", _written(region, name), allowed)
+
+
 def _check_sequential(job: JobFields) -> None:
     node = job.node
     least, most, allowed = _REGIONS[node.name]
@@ -92,9 +109,7 @@ def _check_sequential(job: JobFields) -> None:
         raise validation_error("regions", f"{len(job.regions)} regions", f"{allowed} with {node.name}")
     for name in JOINT_ONLY:
         if getattr(job, name) != type(job).model_fields[name].default:
-            # As somebody wrote it, and not as Python shows a model.
-            value = job.model_dump(mode="json", include={name}, exclude_unset=True)[name]
-            raise validation_error(name, value, "left out with sequential composition")
+            raise validation_error(name, _written(job, name), "left out with sequential composition")
     for name in JOINT_ONLY_OF_REGIONS:
         for field, value in _region_values(job, name).items():
             if value != _default(job.regions[0], name):
@@ -146,6 +161,11 @@ def _check_range(job: JobFields) -> None:
 
 def _region_values(job: JobFields, name: str) -> dict[str, object]:
     return {f"regions.{i}.{name}": getattr(region, name) for i, region in enumerate(job.regions)}
+
+
+def _written(part: Region | JobFields, name: str) -> object:
+    """A field as somebody wrote it, and not as Python shows a model."""
+    return part.model_dump(mode="json", include={name}, exclude_unset=True)[name]
 
 
 def _default(part: Region | JobFields, name: str) -> object:

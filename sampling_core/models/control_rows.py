@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import RowPrompts, attending_to_prompts
 from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
 
 
@@ -49,17 +50,22 @@ class RowControl(NamedTuple):
 
 
 class RowInputs(NamedTuple):
-    """Inputs of a UNet and of its ControlNets: latents [r, c, h, w], timesteps [r], and the rest by row."""
+    """Inputs of a UNet and of its ControlNets: latents [r, c, h, w], timesteps [r], and the rest by row.
+
+    `prompts` are the tokens of the rows' first prompts, `shares` all prompts of rows that have several.
+    """
 
     sample: Tensor
     timesteps: Tensor
     prompts: Tensor
     added_cond: Mapping[str, Tensor]
+    shares: Sequence[RowPrompts]
 
     def of(self, index: Tensor) -> RowInputs:
         """Some of the rows."""
         added_cond = {name: tensor[index] for name, tensor in self.added_cond.items()}
-        return RowInputs(self.sample[index], self.timesteps[index], self.prompts[index], added_cond)
+        shares = [self.shares[i] for i in index.tolist()]
+        return RowInputs(self.sample[index], self.timesteps[index], self.prompts[index], added_cond, shares)
 
 
 def residuals(rows: Sequence[Sequence[RowControl]], inputs: RowInputs) -> dict[str, Any]:
@@ -122,14 +128,16 @@ def _controlnet_residuals(group: Sequence[_ControlNetRow], inputs: RowInputs) ->
     """The residuals of one ControlNet: those of each place in the encoder, and that of the middle."""
     index = _row_index([row.row for row in group], inputs)
     row_inputs = inputs.of(index)
-    down, middle = group[0].hint.network(
-        row_inputs.sample,
-        row_inputs.timesteps,
-        encoder_hidden_states=row_inputs.prompts,
-        controlnet_cond=torch.cat([row.hint.picture for row in group]),
-        added_cond_kwargs=row_inputs.added_cond or None,
-        return_dict=False,
-    )
+    network = group[0].hint.network
+    with attending_to_prompts(network, row_inputs.shares, row_inputs.prompts) as tokens:
+        down, middle = network(
+            row_inputs.sample,
+            row_inputs.timesteps,
+            encoder_hidden_states=tokens,
+            controlnet_cond=torch.cat([row.hint.picture for row in group]),
+            added_cond_kwargs=row_inputs.added_cond or None,
+            return_dict=False,
+        )
     return _RowTensors(index, _scaled([*down, middle], [row.strength for row in group], inputs))
 
 

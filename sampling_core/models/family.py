@@ -117,6 +117,8 @@ class Facts:
     """Whether ControlNets and T2I-Adapters can steer its denoiser."""
     takes_image_prompts: bool = False
     """Whether its denoiser can attend to images, by IP-Adapters."""
+    takes_prompt_maps: bool = False
+    """Whether several prompts can share a row of its denoiser, each with a weight at each cell."""
     embedding_widths: Mapping[str, int] = field(default_factory=dict[str, int])
     """Features of a token for each text encoder, in their order, under the names that textual inversions have."""
     repeatable: frozenset[str] = frozenset()

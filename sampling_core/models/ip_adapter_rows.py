@@ -80,12 +80,12 @@ class _Layer:
         if queries is None:
             raise RuntimeError("a layer of attention has no queries")
         for image, strength, rows in self._uses:
-            image_states = _attend(queries.index_select(0, rows), image, heads)
+            image_states = attend(queries.index_select(0, rows), image, heads)
             states = states.index_add(0, rows, strength * image_states)
         return states
 
 
-def _attend(queries: Tensor, image: KeysValues, heads: int) -> Tensor:
+def attend(queries: Tensor, image: KeysValues, heads: int) -> Tensor:
     """Attention of queries [r, places, width] to an image."""
 
     def by_head(tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the rows of one forward have beside their latents, levels and prompts: each row its own."""
+"""What the rows of one forward have beside their latents, levels and first prompts: each row its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect_regional_diffusion.sampling_core.models.control_rows import Adapter
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import ImageLayers, RowImage
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers, LowRank
 from prefect_regional_diffusion.sampling_core.models.model_key import AdapterKeys, LoraKeys
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import RowPrompt
 from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
 
 ControlName = tuple[str, str]
@@ -28,10 +29,15 @@ class RowAdapters(NamedTuple):
     loras: LoraLayers = _NO_LORAS
     controls: tuple[RowControl, ...] = ()
     images: tuple[RowImage, ...] = ()
+    prompts: tuple[RowPrompt, ...] = ()
+    """All prompts that share the row, that of its conditioning first; none if it has that one alone."""
 
     def within(self, window: Window, lattice: Lattice) -> RowAdapters:
         """The same for a row that shows a window of a canvas of `lattice` cells, and of what lies on it."""
-        return self._replace(controls=tuple(control.within(window, lattice) for control in self.controls))
+        return self._replace(
+            controls=tuple(control.within(window, lattice) for control in self.controls),
+            prompts=tuple(prompt.within(window, lattice) for prompt in self.prompts),
+        )
 
 
 @dataclass(frozen=True)

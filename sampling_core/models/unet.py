@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
 from prefect_regional_diffusion.sampling_core.models.control_rows import RowInputs, residuals
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_unet
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import attending_to_prompts, pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -44,18 +45,26 @@ class UNetDenoiser:
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         tensors = {name: tensor.to(device, dtype) for name, tensor in conditioning.tensors.items()}
+        shares = [row.prompts for row in adapters]
+        if POOLED_PROMPT_EMBEDS in tensors:
+            tensors[POOLED_PROMPT_EMBEDS] = pooled(tensors[POOLED_PROMPT_EMBEDS], shares)
         added_cond = {
             name_in_network: tensors[name] for name, name_in_network in _ADDED_COND_NAMES.items() if name in tensors
         }
         sample = scaled_input(x, sigma, self._levels.prediction).to(device, dtype)
-        rows = RowInputs(sample, timesteps, tensors[PROMPT_EMBEDS], added_cond)
+        rows = RowInputs(sample, timesteps, tensors[PROMPT_EMBEDS], added_cond, shares)
         loras, images = [row.loras for row in adapters], [row.images for row in adapters]
-        unet = uncompiled(self._unet) if any(loras) or any(images) else self._unet
-        with lora_rows.apply_loras(unet, loras), attending_in_unet(unet, images):
+        hooked = any(loras) or any(images) or any(shares)
+        unet = uncompiled(self._unet) if hooked else self._unet
+        with (
+            lora_rows.apply_loras(unet, loras),
+            attending_to_prompts(unet, shares, tensors[PROMPT_EMBEDS]) as tokens,
+            attending_in_unet(unet, images),
+        ):
             output: Tensor = unet(
                 sample,
                 timesteps,
-                encoder_hidden_states=tensors[PROMPT_EMBEDS],
+                encoder_hidden_states=tokens,
                 added_cond_kwargs=added_cond or None,
                 return_dict=False,
                 **residuals([row.controls for row in adapters], rows),

@@ -63,7 +63,7 @@ def tensor_bytes(jobs: Iterable[ResolvedJob]) -> int:
 
 def own_bytes(job: ResolvedJob) -> int:
     """Of that, what a job does not share with those that have the same masks and pictures: weights and latents."""
-    return _latent_bytes(job) + (_weight_bytes(job) if job.composition == "joint" else 0)
+    return _latent_bytes(job) + (_weight_bytes(job) if job.composition != "sequential" else 0)
 
 
 def most_pictures(job: RenderJob) -> int:
@@ -86,7 +86,7 @@ def _pictures_name(job: ResolvedJob) -> str:
 
 def _mask_bytes(job: ResolvedJob) -> int:
     """Of all masks of a job: on the latent lattice, or in pixels as the original nodes take them."""
-    cell = PIXELS_PER_CELL if job.composition == "joint" else 1
+    cell = PIXELS_PER_CELL if job.composition != "sequential" else 1
     return sum((height // cell) * (width // cell) for height, width in (mask.size for mask in job.masks)) * _NUMBER
 
 
@@ -97,7 +97,7 @@ def _picture_bytes(job: ResolvedJob) -> int:
 
 
 def _weight_bytes(job: ResolvedJob) -> int:
-    """Joint composition: a weight for each participant and stage; a stage begins where a region enters or leaves."""
+    """A weight for the base and each region in each stage; a stage begins where a region enters or leaves."""
     windows = [(region.start_at_step, region.end_at_step) for region in job.regions]
     stages = len({job.base_only_steps, *(step for window in windows for step in window if step is not None)}) + 1
     return stages * (len(job.regions) + 1) * _cells(job) * _NUMBER
@@ -122,7 +122,7 @@ def _latent_bytes(job: ResolvedJob) -> int:
 
 def _whole_passes(job: ResolvedJob) -> bool:
     """Whether one source of noise serves all steps; the regional nodes begin a pass for every step."""
-    return job.composition == "joint" or isinstance(job.node, TwoSamplersForMask | MaskGridNKSamplersAdvanced)
+    return job.composition != "sequential" or isinstance(job.node, TwoSamplersForMask | MaskGridNKSamplersAdvanced)
 
 
 def _cells(job: ResolvedJob) -> int:

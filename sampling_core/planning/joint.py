@@ -1,11 +1,13 @@
-"""A job with joint composition -> its run."""
+"""A job with joint or attention composition -> its run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from prefect_regional_diffusion.sampling_core.engine.guidance import Guidance
 from prefect_regional_diffusion.sampling_core.engine.joint_run import InpaintConstraint, Participant, Plan, PlanPhase
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -18,6 +20,12 @@ from prefect_regional_diffusion.sampling_core.masks.region_weights import (
 )
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, Variation, add_noise
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise, Shape, span
+from prefect_regional_diffusion.sampling_core.planning.arrangement import (
+    MemberShare,
+    by_group,
+    groups_of,
+    guidance_changes,
+)
 from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.planning.windows import check_full_steps, crops_of
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
@@ -44,16 +52,30 @@ def joint(
     guidances = [guidance_of(settings, job, sigmas) for settings in job.participants]
     crops, sentences = crops_of(job, phases, guidances, (rows, columns))
     names = ("base", *(region.name for region in job.regions))
-    participants = tuple(
-        Participant(name, guidance, SOLVERS[settings.sampler], crop)
-        for name, settings, guidance, crop in zip(names, job.participants, guidances, crops, strict=True)
-    )
+
+    def guided(shares: tuple[MemberShare, ...]) -> Guidance:
+        return guidance_of(shares[0].settings, job, sigmas, shares)
+
+    participants, shared_rows = list[Participant](), list[str]()
+    groups = groups_of(job)
+    for group in groups:
+        first = group[0]
+        participant = Participant(
+            names[first], guidances[first], SOLVERS[job.participants[first].sampler], crops[first]
+        )
+        if len(group) > 1:
+            name = ", ".join(names[i] for i in group)
+            changes = guidance_changes(group, phases, job.participants, guided)
+            participant = replace(participant, name=name, guidance=changes[0].guidance, changes=changes[1:])
+            shared_rows.append(f"{name}: their prompts share one row, each with its weight in the network's attention")
+        participants.append(participant)
+    group_phases = tuple(by_group(phase, groups) for phase in phases)
     noise = _initial_noise(job, masks, shape)
     noise_latent = noise.draw()
     inpaint = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, noise_latent)
-    plan = Plan(sigma_levels, phases, participants, levels, _noise(job, shape, sigma_levels), inpaint)
+    plan = Plan(sigma_levels, group_phases, tuple(participants), levels, _noise(job, shape, sigma_levels), inpaint)
     noised = add_noise(clean, noise_latent, sigma_levels[0], levels)
-    return JointSamplingRun(plan, noised, (noise, clean), tuple(sentences))
+    return JointSamplingRun(plan, noised, (noise, clean), tuple(sentences), tuple(shared_rows), len(job.regions))
 
 
 def _kind(sampler: str) -> str:
@@ -92,9 +114,9 @@ def _phases(
         for i, weight in zip(taking_part, partition, strict=True):
             weights[i] = weight if bool((weight > 0).any()) else None
         kinds_differ = phases and len(set(kinds)) > 1
-        phases.append(
-            PlanPhase(step, tuple(weights), _gaining(phases[-1].weights, weights) if kinds_differ else frozenset())
-        )
+        reset_history = _gaining(phases[-1].weights, weights) if kinds_differ else frozenset[int]()
+        drawn = frozenset(i for i, weight in enumerate(weights) if weight is not None)
+        phases.append(PlanPhase(step, tuple(weights), reset_history, drawn))
     return tuple(phases)
 
 

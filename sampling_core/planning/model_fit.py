@@ -12,6 +12,7 @@ from prefect_regional_diffusion.sampling_core.engine.guidance import (
     ExpertGuidance,
     Guidance,
 )
+from prefect_regional_diffusion.sampling_core.engine.prompt_map import merged
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.job.resolved import ParticipantSettings, ResolvedJob
 from prefect_regional_diffusion.sampling_core.job.resolved_refiner import ResolvedRefiner
@@ -19,6 +20,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_sizes import Resolved
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.model_key import NO_ADAPTERS, AdapterKeys, LoraKey
 from prefect_regional_diffusion.sampling_core.names import CFG_PP, PromptSyntax
+from prefect_regional_diffusion.sampling_core.planning.arrangement import MemberShare
 from prefect_regional_diffusion.sampling_core.planning.control_fit import control_keys
 from prefect_regional_diffusion.sampling_core.planning.image_prompt_fit import image_prompt_keys
 from prefect_regional_diffusion.sampling_core.planning.windows import fit_window
@@ -29,13 +31,16 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
 
     Fitting again changes nothing.
 
-    Raises BadInput for a size, a dialect, a LoRA, a control, an image prompt, a negative prompt, a scale, a sampler or
-    a window for which a model has no use.
+    Raises BadInput for a size, a composition, a dialect, a LoRA, a control, an image prompt, a negative prompt, a
+    scale, a sampler or a window for which a model has no use.
     """
     for model in job.models:
         if job.sizes is not None and not facts[model].size_conditioned:
             family = facts[model].family
             raise BadInput("size_conditioning", _sizes_text(job.sizes), f"left out: sizes are no input of {family}")
+        if job.composition == "attention" and not facts[model].takes_prompt_maps:
+            allowed = f"joint: no two prompts share a row of {facts[model].family}"
+            raise BadInput("composition", job.composition, allowed)
     for field, model in job.models_by_field.items():
         if facts[model].refiner and field != "refiner.model":
             raise BadInput(field, model, f"a model for all noise levels: {facts[model].family} goes into refiner.model")
@@ -117,9 +122,13 @@ def _check_syntax(syntax: PromptSyntax, model_facts: Facts) -> None:
         raise BadInput("prompt_syntax", syntax, allowed)
 
 
-def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float]) -> Guidance:
+def guidance_of(
+    settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequence[float], shares: Sequence[MemberShare] = ()
+) -> Guidance:
     """How a participant of a job is guided. Its LoRAs, controls and image prompts are known by their content
     (`fit_loras`, `fit_controls`, `fit_image_prompts`); `sigmas` are those of the job's schedule, noisiest first.
+
+    If it stands for several members that share its rows, `shares` has them all; `settings` are the first one's.
 
     Raises BadInput for a control, an image prompt or a refiner that acts in no step.
     """
@@ -129,19 +138,33 @@ def guidance_of(settings: ParticipantSettings, job: ResolvedJob, sigmas: Sequenc
         controls=control_keys(settings.controls, sigmas),
         image_prompts=image_prompt_keys(settings, sigmas),
     )
+    positive, positive_map = settings.prompt, None
+    negative, negative_map = settings.negative_prompt, None
+    if shares:
+        weights = [share.weight for share in shares]
+        positive, positive_map = merged([share.settings.prompt for share in shares], weights)
+        negative, negative_map = merged([share.settings.negative_prompt for share in shares], weights)
     if settings.embedded:
         return EmbeddedGuidance(
-            settings.cfg, settings.prompt, settings.model, sizes, syntax=settings.prompt_syntax, adapters=adapters
+            settings.cfg,
+            positive,
+            settings.model,
+            sizes,
+            syntax=settings.prompt_syntax,
+            adapters=adapters,
+            positive_map=positive_map,
         )
     guidance = ClassifierFreeGuidance(
         settings.cfg,
-        settings.prompt,
-        settings.negative_prompt,
+        positive,
+        negative,
         always_both=settings.sampler in CFG_PP,
         model=settings.model,
         sizes=sizes,
         syntax=settings.prompt_syntax,
         adapters=adapters,
+        positive_map=positive_map,
+        negative_map=negative_map,
     )
     return guidance if job.refiner is None else _with_refiner(guidance, job, job.refiner, sigmas)
 
@@ -154,17 +177,23 @@ def _with_refiner(
     first = math.ceil(refiner.start * steps - 1e-9)
     if first >= steps:
         raise BadInput("refiner.start", refiner.start, f"at most {(steps - 1) / steps:g}: there are {steps} steps")
-    negative = guidance.negative
-    if not negative:
-        is_none = refiner.empty_negative == "none" and guidance.syntax == "plain" and len(guidance.prompts) > 1
-        negative = None if is_none else ""
+    is_none = refiner.empty_negative == "none" and guidance.syntax == "plain" and len(guidance.prompts) > 1
+    empty = None if is_none else ""
+    negative_map = guidance.negative_map
+    if negative_map is not None:
+        negative_map = replace(negative_map, prompts=tuple(prompt or empty for prompt in negative_map.prompts))
     sizes = _size_conditioning(job) if refiner.size_conditioned else None
     negative_sizes = sizes
     if sizes is not None and refiner.scored:
         negative_sizes = sizes._replace(aesthetic_score=refiner.negative_aesthetic_score)
         sizes = sizes._replace(aesthetic_score=refiner.aesthetic_score)
     lower = guidance._replace(
-        negative=negative, model=refiner.model, sizes=sizes, adapters=NO_ADAPTERS, negative_sizes=negative_sizes
+        negative=guidance.negative or empty,
+        model=refiner.model,
+        sizes=sizes,
+        adapters=NO_ADAPTERS,
+        negative_sizes=negative_sizes,
+        negative_map=negative_map,
     )
     return ExpertGuidance(guidance, lower, sigmas[first])
 

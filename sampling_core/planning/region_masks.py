@@ -26,7 +26,7 @@ def region_masks(
 ) -> tuple[AnyMask, ...]:
     """Each region's mask, grown and feathered; of a grid, its tile's. `photos` holds the mask files by path.
 
-    On the latent lattice for joint composition, in pixels for sequential, whose nodes resize masks themselves.
+    In pixels for sequential composition, whose nodes resize masks themselves; on the latent lattice for the others.
     Equal masks are drawn once, also those of other jobs that are in `cache`; with that, `digests` must have the SHA-256
     of each mask file by path. Raises BadInput for a canvas that is no multiple of the cell, for colours that their map
     does not have, and for regions that are empty or smaller than one latent cell.
@@ -52,7 +52,7 @@ def _draw_mask(job: ResolvedJob, mask: ResolvedMask, photos: Mapping[str, RgbIma
     pixels = draw.rasterized(mask, photos)
     draw.check_extent(pixels, cell, mask.field, mask.shape.model_dump(exclude={"kind"}))
     pixels = draw.feathered(draw.grown(pixels, mask.grow), mask.feather)
-    return draw.to_lattice(pixels, cell) if job.composition == "joint" else pixels
+    return draw.to_lattice(pixels, cell) if job.composition != "sequential" else pixels
 
 
 def protected_pixels(job: ResolvedJob, photos: Mapping[str, RgbImage]) -> PixelMask | None:

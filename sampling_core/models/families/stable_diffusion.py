@@ -99,6 +99,7 @@ class StableDiffusion(BetaUNetFolder):
             takes_loras=True,
             takes_controls=True,
             takes_image_prompts=True,
+            takes_prompt_maps=True,
             embedding_widths={"clip_l": self.text_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

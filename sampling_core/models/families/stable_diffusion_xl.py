@@ -122,6 +122,7 @@ class StableDiffusionXL(BetaUNetFolder):
             takes_loras=True,
             takes_controls=True,
             takes_image_prompts=True,
+            takes_prompt_maps=True,
             embedding_widths={"clip_l": self.text_width - self.second_width, "clip_g": self.second_width},
             repeatable=frozenset({PROMPT_EMBEDS}),
         )

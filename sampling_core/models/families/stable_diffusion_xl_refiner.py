@@ -80,6 +80,7 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
             family="the refiner of Stable Diffusion XL",
             refiner=True,
             takes_loras=False,
+            takes_prompt_maps=True,
             takes_controls=False,
             takes_image_prompts=False,
             embedding_widths={"clip_g": self.second_width},
