@@ -117,7 +117,7 @@ def test_equal_cells_are_drawn_once() -> None:
         ),
         (
             {"mode": "Sample then Fork", "job": JOB | {"composition": "sequential"}},
-            "job.composition: 'sequential' is not allowed; allowed: joint with Sample then Fork",
+            "job.composition: 'sequential' is not allowed; allowed: joint or attention with Sample then Fork",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (
             "composition",
             "Joint",
-            "composition: 'Joint' is not allowed; allowed: joint (did you mean this?), sequential",
+            "composition: 'Joint' is not allowed; allowed: joint (did you mean this?), attention, sequential",
         ),
         ("guidance_scale", 7, "guidance_scale: 7 is not allowed; allowed: cfg (did you mean this?), "),
         ("num_inference_steps", 7, "num_inference_steps: 7 is not allowed; allowed: steps (did you mean this?), "),

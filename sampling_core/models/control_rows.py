@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.models.prompt_rows import RowPrompts, attending_to_prompts
+from prefect_regional_diffusion.sampling_core.models.cross_attention_rows import attending_to_prompts
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import RowPrompts
 from prefect_regional_diffusion.sampling_core.tensors.window import Lattice, Window
 
 

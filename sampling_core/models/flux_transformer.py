@@ -27,8 +27,10 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Width,
 )
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_flux
+from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -102,20 +104,24 @@ class FluxDenoiser:
     ) -> Rows:
         dtype, device = self._dtype, self._transformer.device
         sigma = sigma_column(levels, x)
-        prompts, scale = conditioning[PROMPT_EMBEDS], conditioning.tensors.get(GUIDANCE)
+        scale = conditioning.tensors.get(GUIDANCE)
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         # A token is the channels of its cells, one channel after the other.
         tokens = pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
         loras, images = [row.loras for row in adapters], [row.images for row in adapters]
-        transformer = uncompiled(self._transformer) if any(loras) or any(images) else self._transformer
+        shares = [row.prompts for row in adapters]
+        prompts = joined_prompts(conditioning[PROMPT_EMBEDS].to(device, dtype), shares, PATCH, tokens.shape[1])
+        hooked = any(loras) or any(images) or any(shares)
+        transformer = uncompiled(self._transformer) if hooked else self._transformer
         with apply_loras(transformer, loras), attending_in_flux(transformer, images):
             velocity: Tensor = transformer(
                 hidden_states=tokens.to(device, dtype),
                 timestep=sigma.flatten().to(device),
                 guidance=None if scale is None else scale.to(device),
-                pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
-                encoder_hidden_states=prompts.to(device, dtype),
-                txt_ids=torch.zeros(prompts.shape[1], 3, device=device),
+                pooled_projections=pooled(conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype), shares),
+                encoder_hidden_states=prompts.tokens,
+                txt_ids=torch.zeros(prompts.tokens.shape[1], 3, device=device),
+                joint_attention_kwargs=None if prompts.bias is None else {"attention_mask": prompts.bias},
                 img_ids=_positions(rows, columns, conditioning.tensors.get(PLACE)).to(device),
                 return_dict=False,
             )[0]

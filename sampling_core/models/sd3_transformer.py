@@ -25,8 +25,10 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import biased_sd3_attention, joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
@@ -101,15 +103,23 @@ class SD3Denoiser:
     ) -> Rows:
         dtype, device = self._dtype, self._transformer.device
         sigma, places = sigma_column(levels, x), conditioning.tensors.get(PLACE)
-        loras = [row.loras for row in adapters]
+        loras, shares = [row.loras for row in adapters], [row.prompts for row in adapters]
         plain = uncompiled(self._transformer)
-        transformer = plain if any(loras) or places is not None else self._transformer
-        with apply_loras(plain, loras), _at_places(plain.pos_embed, places):
+        patch: int = plain.pos_embed.patch_size
+        picture = (x.shape[2] // patch) * (x.shape[3] // patch)
+        prompts = joined_prompts(conditioning[PROMPT_EMBEDS].to(device, dtype), shares, patch, picture)
+        hooked = any(loras) or any(shares) or places is not None
+        transformer = plain if hooked else self._transformer
+        with (
+            apply_loras(plain, loras),
+            _at_places(plain.pos_embed, places),
+            biased_sd3_attention(plain, prompts.picture_first),
+        ):
             velocity: Tensor = transformer(
                 hidden_states=x.to(device, dtype),
                 timestep=(sigma.flatten() * 1000).to(device),
-                encoder_hidden_states=conditioning[PROMPT_EMBEDS].to(device, dtype),
-                pooled_projections=conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype),
+                encoder_hidden_states=prompts.tokens,
+                pooled_projections=pooled(conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype), shares),
                 return_dict=False,
             )[0]
         return denoised(x, velocity.to(x.device, torch.float32), sigma, "flow").clone()

@@ -17,9 +17,10 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
     Conditioning,
 )
 from prefect_regional_diffusion.sampling_core.models.control_rows import RowInputs, residuals
+from prefect_regional_diffusion.sampling_core.models.cross_attention_rows import attending_to_prompts
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_unet
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
-from prefect_regional_diffusion.sampling_core.models.prompt_rows import attending_to_prompts, pooled
+from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows

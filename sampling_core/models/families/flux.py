@@ -141,6 +141,7 @@ class Flux(FlowTransformerFolder):
             ),
             guidance="embedded" if is_dev else "none",
             takes_loras=True,
+            takes_prompt_maps=True,
             takes_image_prompts=True,
             partial=PartialCanvas(_LEAST_PIXELS, self.pixel_multiple, one_place=True),
         )

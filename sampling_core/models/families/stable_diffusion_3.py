@@ -134,6 +134,7 @@ class StableDiffusion3(FlowTransformerFolder):
             # Of 1024 pixels: 768, as of Stable Diffusion XL; tokens have the positions of the whole canvas.
             partial=PartialCanvas(edge * 3 // 4, self.pixel_multiple),
             takes_loras=True,
+            takes_prompt_maps=True,
             most_pixels=self.transformer.pos_embed_max_size * self.pixel_multiple,
         )
 
