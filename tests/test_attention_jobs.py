@@ -197,6 +197,23 @@ def test_adapters_of_the_job_act_on_all_prompts(family: str, monkeypatch: pytest
     assert compared == [3, 3]
 
 
+def test_a_prompt_changes_its_region_and_little_else() -> None:
+    """On the embedded model, which is trained."""
+    regions = [
+        {"prompt": "a red plain circle on a yellow background", "mask": LEFT},
+        {
+            "prompt": "a green striped square on a blue background",
+            "mask": {"x": 0.5, "y": 0, "width": 0.5, "height": 1},
+        },
+    ]
+    job = asked("embedded", prompt="a black background", regions=regions, steps=8, cfg=1.5, width=256)
+    one = picture_of(record_of(job))
+    job["regions"] = [regions[0] | {"prompt": "a cyan dotted triangle on a purple background"}, regions[1]]
+    change = np.abs(picture_of(record_of(job)) - one).mean(axis=(0, 2))
+    assert change[:112].mean() > 40
+    assert change[144:].mean() < 0.2 * change[:112].mean()
+
+
 def test_a_family_without_it_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="composition: 'attention' is not allowed; allowed: joint: no two prompts share"):
         prepare(parse_job(asked("z-image")))

@@ -85,7 +85,7 @@ def test_a_region_with_the_base_s_prompt_changes_nothing() -> None:
     assert apart(picture_of(record_of()), same) < 0.1
 
 
-@pytest.mark.parametrize("composition", ["joint", "sequential"])
+@pytest.mark.parametrize("composition", ["joint", "attention", "sequential"])
 @pytest.mark.parametrize("model", ["xl", "sd"])
 def test_it_goes_on_to_the_same_bits(composition: str, model: str) -> None:
     fields: dict[str, Any] = {"model": model, "regions": [REGION], "composition": composition, "sampler": "dpmpp_2m"}

@@ -160,10 +160,16 @@ def test_classifier_free_guidance(fields: dict[str, Any], kind: str, place: Plac
     assert share_alike(ours, drawn(job_of(kind))) < 0.95
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd3 without T5", "flux dev", "flux schnell", "z-image"])
-def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str, place: Placed) -> None:
+@pytest.mark.parametrize(
+    ("kind", "composition"),
+    [
+        *((kind, "joint") for kind in ("sd3", "sd3 without T5", "flux dev", "flux schnell", "z-image")),
+        *((kind, "attention") for kind in ("sd3 without T5", "flux schnell")),
+    ],
+)
+def test_regions_are_drawn_and_resumed_to_the_same_bits(kind: str, composition: str, place: Placed) -> None:
     place(kind)
-    job = job_of(kind, regions=REGIONS)
+    job = job_of(kind, regions=REGIONS, composition=composition)
     whole = drawn(job, 2)
     base = drawn(job | {"regions": []})
     assert share_alike(whole[:, :64], base[:, :64]) < 0.9

@@ -197,7 +197,7 @@ def picture(name: str, text: str | None) -> Path:
     return Path(name)
 
 
-@pytest.mark.parametrize("composition", ["joint", "sequential"])
+@pytest.mark.parametrize("composition", ["joint", "attention", "sequential"])
 def test_the_job_of_a_picture_is_drawn_again_from_its_png_or_its_record(composition: str, workdir: Path) -> None:
     """Both have every field, `node` among them, also where nobody has touched it."""
     job = parse_job(JOB | {"composition": composition, "seed": 7})

@@ -102,6 +102,19 @@ def test_deterministic_samplers_keep_the_level_to_the_last_digits(layout: str, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prompts_that_share_a_row_keep_the_level(layout: str, kind: str) -> None:
+    """To the bits of a run of the base alone: the denoiser answers all prompts alike, and there is one participant."""
+    for sampler in (*DETERMINISTIC, "dpmpp_2m_sde"):
+        alone, shared = (
+            run_of(KINDS[kind], regions, 4, sampler=sampler, composition="attention")
+            for regions in ([], LAYOUTS[layout])
+        )
+        for (_, wanted), (_, noise) in zip(noises(alone), noises(shared), strict=True):
+            assert torch.equal(noise, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["overlapping", "windows", "away for a step", "eight"])
 def test_regions_of_which_a_part_of_the_canvas_is_seen_keep_the_level(layout: str, kind: str) -> None:
     """To the bits of regions that the network sees the canvas for: it answers each cell by itself."""
