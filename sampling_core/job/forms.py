@@ -1,7 +1,7 @@
-"""RenderJob as forms show it: the same model, without the fields that one of the two compositions does not use.
+"""RenderJob as forms show it: the same model, without the fields that its compositions do not use.
 
 Hidden fields may still be written by callers and job files, so the schema with hidden fields is open; the model itself
-still refuses unknown fields. So a job of either composition can be sent to either deployment.
+still refuses unknown fields. So a job of any composition can be sent to either deployment.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def _sequential(job: RenderJob) -> RenderJob:
     return job
 
 
-JointJob = Annotated[RenderJob, _Form(("composition", *SEQUENTIAL_ONLY), SEQUENTIAL_ONLY_OF_REGIONS)]
-"""A job as forms for joint composition show it."""
+JointJob = Annotated[RenderJob, _Form(SEQUENTIAL_ONLY, SEQUENTIAL_ONLY_OF_REGIONS)]
+"""A job as forms for joint and attention composition show it."""
 
 NodeJob = Annotated[
     RenderJob,
