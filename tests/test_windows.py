@@ -122,7 +122,7 @@ def test_windows_of_one_shape_share_a_forward_and_are_put_back() -> None:
     assert sorted(network.shapes) == [(4, 4, 8, 8), (10, 4, 4, 4)]
     assert count == Count(14, 2, shared=2, outside=Fraction(10) * 3 / 4)
     assert count.canvases == 4 + Fraction(10, 4)
-    for (query, guidance, place), answer in zip(asked, answers, strict=True):
+    for (query, guidance, place, _), answer in zip(asked, answers, strict=True):
         seen = query.x if place is None else place.cut(query.x)
         (alone,), _ = evaluate(
             [Request(query._replace(x=seen), guidance)], EvaluationContext({"embedded": network}, told)
@@ -273,9 +273,48 @@ def test_auto_takes_a_window_where_that_saves_enough() -> None:
     assert [one.crop is not None for one in asked_for.plan.participants] == [False, True, True]
     sentences = savings(auto, cost(auto))
     assert "window of region 1: 72 x 72 pixels, 8% of the canvas" in sentences
-    assert "window of region 2: the whole canvas, because its window would be 82% of it" in sentences
+    assert (
+        "window of region 2: the whole canvas, because a window of 82% would save less than 0.25 evaluations of the "
+        "canvas a step (window: auto)"
+    ) in sentences
     assert any(line.startswith("27 rows are the work of") for line in sentences)
     assert not [line for line in savings(run_of(job(CORNER)), cost(run_of(job(CORNER)))) if "window" in line]
+
+
+HALVES = [
+    {"mask": {"x": x, "y": 0, "width": width, "height": 1}, "prompt": f"half {x}"}
+    for x, width in ((0, 0.5), (0.5, 0.5))
+]
+TWO_FIFTHS = [{"mask": {"x": x, "y": 0, "width": 0.40625, "height": 1}, "prompt": f"at {x}"} for x in (0, 0.59375)]
+
+
+@pytest.mark.parametrize(
+    ("regions", "fields", "used"),
+    [
+        # With guidance, a whole row shares its negative row, and a window has its own: 2 + 2 rows of the canvas with
+        # the base either way, but without it 2 x 2 halves against 3.
+        (TWO_FIFTHS, {"cfg": 4.0}, [False, False]),
+        (HALVES, {"cfg": 4.0}, [True, True]),
+        # Without guidance there is one row of each.
+        (TWO_FIFTHS, {"cfg": 1.0}, [True, True]),
+        # Nobody else has this negative prompt.
+        ([TWO_FIFTHS[0] | {"negative_prompt": "noise"}, TWO_FIFTHS[1]], {"cfg": 4.0}, [True, False]),
+        # It takes part in few steps, and not in those of most regions.
+        ([*HALVES, CORNER | {"end_at_step": 1, "start_at_step": 0}], {"cfg": 4.0}, [True, True, True]),
+    ],
+)
+def test_auto_counts_the_rows_that_a_window_adds(
+    regions: list[dict[str, Any]], fields: dict[str, Any], used: list[bool]
+) -> None:
+    whole, auto = (run_of(job(*regions, window=window, **fields)) for window in ("canvas", "auto"))
+    assert [one.crop is not None for one in auto.plan.participants[1:]] == used
+    assert cost(auto).canvases < cost(whole).canvases if any(used) else cost(auto) == cost(whole)
+
+
+def test_a_window_as_large_as_the_canvas_is_explained() -> None:
+    everywhere = {"mask": {"x": 0, "y": 0, "width": 1, "height": 1}, "prompt": "all"}
+    run = run_of(job(everywhere, window={}))
+    assert "window of region 1: the whole canvas, because its window would be all of it" in savings(run, cost(run))
 
 
 @pytest.mark.parametrize(

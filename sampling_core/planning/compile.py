@@ -10,17 +10,16 @@ from itertools import groupby
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, without_adapters
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
-from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
+from prefect_regional_diffusion.sampling_core.planning.counting import counting_context
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.prompt_signs import sign_warnings
 from prefect_regional_diffusion.sampling_core.planning.sequential import sequential
-from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, ModelLevels
-from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask, Rows
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
+from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask, Latent, Mask
 
 
 def compose(
@@ -82,15 +81,6 @@ class Cost:
         return [(pairs[0][0], pairs[-1][0], count) for pairs, count in stretches]
 
 
-class _NoNetwork:
-    """Answers every query with its own input: the loop runs, and nothing is computed."""
-
-    def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
-    ) -> Rows:
-        return x
-
-
 def cost(
     run: SamplingRun[Any], max_forward_rows: int | None = None, most: float = math.inf, prompts: Unencoded | None = None
 ) -> Cost:
@@ -99,13 +89,7 @@ def cost(
     It ends with the step in which the evaluations become more than `most`. Without `prompts`, all are of one length.
     """
     run = run.noiseless()
-    models = {key.model for key in run.prompts}
-    context = EvaluationContext(
-        dict.fromkeys(models, _NoNetwork()),
-        told_in_counting(run.prompts, prompts or {}),
-        max_forward_rows,
-        adapters=without_adapters,
-    )
+    context = counting_context(run.prompts, prompts or {}, max_forward_rows)
     per_step: list[Count] = []
     evaluations = 0
     for _, count in iterate(run, run.initial_state(), context):

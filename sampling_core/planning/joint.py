@@ -50,7 +50,7 @@ def joint(
     kinds = [_kind(settings.sampler) for settings in job.participants]
     phases = _phases(job, masks, kinds, sigma_levels, shape)
     guidances = [guidance_of(settings, job, sigmas) for settings in job.participants]
-    crops, sentences = crops_of(job, phases, guidances, (rows, columns))
+    crops, sentences = crops_of(job, phases, guidances, sigma_levels, (rows, columns))
     names = ("base", *(region.name for region in job.regions))
 
     def guided(shares: tuple[MemberShare, ...]) -> Guidance:

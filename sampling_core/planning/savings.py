@@ -17,5 +17,6 @@ def savings(run: SamplingRun[Any], cost: Cost) -> list[str]:
             "count once"
         )
     if cost.canvases < cost.evaluations:
-        found.append(f"{cost.evaluations} rows are the work of {float(cost.canvases):.4g}, as windows are smaller")
+        work = f"{float(cost.canvases):.4g} evaluations of the canvas"
+        found.append(f"{cost.evaluations} rows are the work of {work}: in windows, the network sees a part of it")
     return [*found, *run.savings()]

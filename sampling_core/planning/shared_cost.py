@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
-from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, without_adapters
+from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.engine.cache_keys import SegmentKey, state_name
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
-from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded, told_in_counting
+from prefect_regional_diffusion.sampling_core.planning.counting import counting_context
+from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
@@ -115,10 +116,4 @@ def _newest(planned_run: PlannedRun, stored_states: dict[str, dict[str, Tensor]]
 def _counting_context(runs: Sequence[PlannedRun], network: Denoiser, max_forward_rows: int | None) -> EvaluationContext:
     prompts = {key for planned_run in runs for key in planned_run.run.prompts}
     layouts = {key: layout for planned_run in runs for key, layout in planned_run.prompts.items()}
-    models = {key.model for key in prompts}
-    return EvaluationContext(
-        dict.fromkeys(models, network),
-        told_in_counting(prompts, layouts),
-        max_forward_rows,
-        adapters=without_adapters,
-    )
+    return counting_context(prompts, layouts, max_forward_rows, network)
