@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.layouts.figures import Figure, bars, figures, table, values
-from benchmarks.layouts.methods import METHODS, Measured, measure, refusal
+from benchmarks.layouts.methods import METHODS, Measured, Method, measure, refusal
 from benchmarks.layouts.scenes import GRIDS, KINDS, Layout, random_layout
 from benchmarks.whole_model import embedded_model
 
@@ -50,35 +50,36 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     torch.set_num_threads(1)
-    example, methods = layouts("partition", 4, options.edge, 1)[0], list[str]()
-    chosen = [method for method in METHODS if method.name in options.methods]
-    for method in chosen:
+    example, methods = layouts("partition", 4, options.edge, 1)[0], list[Method]()
+    for method in (method for method in METHODS if method.name in options.methods):
         reason = refusal(method, example, options.steps)
         if reason is None:
-            methods.append(method.name)
+            methods.append(method)
         else:
             print(f"{method.name} is left out: {reason}")
     model, report, passed = embedded_model(), dict[str, object](), True
     for kind, count in product(options.kinds, options.regions):
-        of_methods: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+        title, of_methods = f"{kind}, {count} regions", {m.name: list[dict[str, float]]() for m in methods}
         for i, layout in enumerate(layouts(kind, count, options.edge, options.layouts)):
-            drawn = {m.name: measure(model, m, layout, options.steps) for m in chosen if m.name in methods}
+            drawn = {m.name: measure(model, m, layout, options.steps) for m in methods}
             for name, measured in drawn.items():
                 of_methods[name].append(values(measured))
             if options.pictures:
                 options.pictures.mkdir(parents=True, exist_ok=True)
                 _side_by_side([*drawn.values()]).save(options.pictures / f"{kind}-{count}-{i}.png")
-        title = f"{kind}, {count} regions"
-        means: dict[str, dict[str, Figure]] = {name: figures(rows) for name, rows in of_methods.items()}
-        print(table(title, means), flush=True)
-        report[title] = {"figures": means, "layouts": of_methods}
+            report[title] = {"figures": _means(of_methods), "layouts": of_methods}
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=2).replace("NaN", "null") + "\n")
+        print(table(title, _means(of_methods)), flush=True)
         if {"whole", "windows"} <= of_methods.keys() and (kind, count) == ("partition", 16):
             for bar, holds in bars(of_methods["windows"], of_methods["whole"]).items():
                 print(f"{'passed' if holds else 'FAILED'}: {bar}")
                 passed &= holds
-        if options.json:
-            options.json.write_text(json.dumps(report, indent=2).replace("NaN", "null") + "\n")
     return 0 if passed else 1
+
+
+def _means(of_methods: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Figure]]:
+    return {name: figures(of_layouts) for name, of_layouts in of_methods.items()}
 
 
 def _side_by_side(drawn: Sequence[Measured]) -> Image.Image:
