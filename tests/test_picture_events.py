@@ -25,6 +25,11 @@ from prefect_regional_diffusion.deployments.automations import main
 sys.argv[1:] = ["--webhook", sys.argv[1]]
 main()
 """
+REFUSED = """
+import asyncio
+from prefect_regional_diffusion.flows.render import render
+asyncio.run(render({"prompt": "x", "model": "nowhere"}, name="refused"))
+"""
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
 
 
@@ -57,7 +62,8 @@ def test_each_picture_is_told_to_a_webhook(
     (tmp_path / "job.json").write_text(json.dumps(JOB))
     drawn = forked.run(regional("render", "job.json", "--json"), cwd=tmp_path, env=env)
     record = json.loads(drawn.stdout)
-    refused = forked.run(regional("render", "job.json", "--set", "model=nowhere"), cwd=tmp_path, env=env)
+    # The command line refuses such a job before there is a run.
+    refused = forked.run([sys.executable, "-c", REFUSED], cwd=tmp_path, env=env)
     assert refused.returncode
 
     def events() -> list[dict[str, Any]]:
@@ -77,7 +83,7 @@ def test_each_picture_is_told_to_a_webhook(
     assert {name: finished[name] for name in ("evaluations", "forwards", "seconds")} == {
         name: record[name] for name in ("evaluations", "forwards", "seconds")
     }
-    assert failed["job_hash"] == "unknown"
+    assert (failed["job_hash"], failed["name"]) == ("unknown", "refused")
     assert "nowhere" in failed["reason"]
 
 
