@@ -16,6 +16,7 @@ from torch import Tensor
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.models.configurations import Shape
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
+from prefect_regional_diffusion.sampling_core.models.meta_device import without_memory
 from prefect_regional_diffusion.sampling_core.models.narrow_weights import looks_at_types, narrow_dtypes, widen_in_use
 from prefect_regional_diffusion.sampling_core.models.offloading import note_loaded, stream_layers
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
@@ -87,7 +88,7 @@ def _as_model_errors(source: NetworkSource, work: Callable[[], T]) -> T:
 
 def _build_on_meta(source: NetworkSource) -> tuple[Any, Mapping[str, str], Mapping[str, Shape]]:
     """The network without memory, its tensors' canonical names by its own ones, and their shapes by canonical name."""
-    with torch.device("meta"):
+    with without_memory():
         network = source.build()
     names = {name: source.canonical_name(name) for name in network.state_dict()}
     shapes = {source.canonical_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -111,10 +112,10 @@ def _build_and_fill(source: NetworkSource, placement: Placement) -> Any:
     network.load_state_dict({network_name: tensors[name] for network_name, name in names.items()}, assign=True)
     buffers = source.buffers()
     for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:
-            owner, _, buffer_name = name.rpartition(".")
-            setattr(network.get_submodule(owner), buffer_name, buffers[source.canonical_name(name)].to(device))
-    network.to(device).eval()
+        value = buffers[source.canonical_name(name)] if buffer.is_meta else buffer
+        owner, _, buffer_name = name.rpartition(".")
+        setattr(network.get_submodule(owner), buffer_name, value.to(device))
+    network.eval()
     widen_in_use(network, [network_name for network_name, name in names.items() if name in narrow], placement.dtype)
     note_loaded(network)
     if placement.offload == "sequential":
