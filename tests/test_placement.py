@@ -19,7 +19,12 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import GUIDANC
 from prefect_regional_diffusion.sampling_core.models.family import PARTS, Canvas, Checkpoint, Denoiser, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_rows import combined
-from prefect_regional_diffusion.sampling_core.models.offloading import OffloadedNetworks, networks_loaded
+from prefect_regional_diffusion.sampling_core.models.offloading import (
+    OffloadedNetworks,
+    computing_device,
+    networks_loaded,
+    stream_layers,
+)
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
@@ -146,6 +151,16 @@ def test_layers_that_come_and_go_give_the_same_bits(folder: Path, weights: Any) 
     whole, _ = answers(checkpoint, Placement(weights=weights))
     streamed, _ = answers(checkpoint, Placement(weights=weights, offload="sequential"))
     assert all(same(whole, streamed))
+
+
+@pytest.mark.parametrize("folder", ["sd"], indirect=True)
+def test_inputs_belong_where_the_network_itself_says(folder: Path) -> None:
+    with networks_loaded() as networks:
+        open_folder(str(folder)).load_denoiser(Placement())
+    (network,) = networks
+    assert computing_device(network) == network.device == torch.device("cpu")
+    stream_layers(network, "cpu:0")  # another name for it, so that the two are told apart
+    assert computing_device(network) == network.device == torch.device("cpu:0")
 
 
 @pytest.mark.parametrize("folder", FLOWS, indirect=True)

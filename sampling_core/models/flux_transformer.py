@@ -29,6 +29,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_flux
 from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
+from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -102,7 +103,7 @@ class FluxDenoiser:
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._dtype, self._transformer.device
+        dtype, device = self._dtype, computing_device(self._transformer)
         sigma = sigma_column(levels, x)
         scale = conditioning.tensors.get(GUIDANCE)
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH

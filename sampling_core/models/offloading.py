@@ -7,9 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
+
+_streamed_to: WeakKeyDictionary[Any, torch.device] = WeakKeyDictionary()
 _networks: ContextVar[list[Any] | None] = ContextVar("networks", default=None)
 
 
@@ -37,6 +41,13 @@ def stream_layers(network: Any, device: str) -> None:
 
     streams = torch.device(device).type == "cuda"
     apply_group_offloading(network, torch.device(device), offload_type="leaf_level", use_stream=streams)
+    _streamed_to[network] = torch.device(device)
+
+
+def computing_device(network: Any) -> torch.device:
+    """Where a network's inputs belong. Its own `device` says the same, after walking over all layers."""
+    network = uncompiled(network)
+    return _streamed_to.get(network) or next(network.parameters()).device
 
 
 class OffloadedNetworks:

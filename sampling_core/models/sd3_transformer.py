@@ -27,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
 )
 from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import biased_sd3_attention, joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
+from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -101,7 +102,7 @@ class SD3Denoiser:
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._dtype, self._transformer.device
+        dtype, device = self._dtype, computing_device(self._transformer)
         sigma, places = sigma_column(levels, x), conditioning.tensors.get(PLACE)
         loras, shares = [row.loras for row in adapters], [row.prompts for row in adapters]
         plain = uncompiled(self._transformer)

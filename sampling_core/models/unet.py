@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import (
 from prefect_regional_diffusion.sampling_core.models.control_rows import RowInputs, residuals
 from prefect_regional_diffusion.sampling_core.models.cross_attention_rows import attending_to_prompts
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_unet
+from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, scaled_input, sigma_column
 from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
@@ -42,7 +43,7 @@ class UNetDenoiser:
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._dtype, self._unet.device
+        dtype, device = self._dtype, computing_device(self._unet)
         sigma = sigma_column(levels, x)
         timesteps = torch.tensor([self._levels.timestep_of(level.sigma) for level in levels], device=device)
         tensors = {name: tensor.to(device, dtype) for name, tensor in conditioning.tensors.items()}

@@ -24,6 +24,7 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Width,
 )
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
+from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
 from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
@@ -133,7 +134,7 @@ class ZImageDenoiser:
     def __call__(
         self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
     ) -> Rows:
-        dtype, device = self._dtype, self._transformer.device
+        dtype, device = self._dtype, computing_device(self._transformer)
         sigma = sigma_column(levels, x)
         prompts = conditioning[PROMPT_EMBEDS].to(device, dtype)
         lengths = conditioning[PROMPT_LENGTH].tolist()
