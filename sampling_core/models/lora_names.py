@@ -68,8 +68,9 @@ def layer_names(folder: str, layers: Collection[str], first_layers: Weights) -> 
 
 def _unet_names(layers: Collection[str]) -> LayersByName:
     flat = {layer.replace(".", "_"): layer for layer in layers}
+    levels = _Levels.of(flat)
     spellings = {
-        layer: (f"unet.{layer}", f"lora_unet_{name}", f"lora_unet_{_ldm_name(name, flat)}")
+        layer: (f"unet.{layer}", f"lora_unet_{name}", f"lora_unet_{_ldm_name(name, levels)}")
         for name, layer in flat.items()
     }
     return {name: (LayerRows(layer),) for layer, names in spellings.items() for name in names}
@@ -99,7 +100,22 @@ def _transformer_names(layers: Collection[str], first_layers: Weights) -> Layers
     return dotted | underscored
 
 
-def _ldm_name(name: str, flat: Collection[str]) -> str:
+class _Levels(NamedTuple):
+    """Of a UNet: residual layers of each level on the way down, and the levels with attention on the way up."""
+
+    layers: int
+    with_attention: frozenset[str]
+
+    @classmethod
+    def of(cls, names: Collection[str]) -> _Levels:
+        blocks = [match.groups() for match in map(_IN_BLOCK.fullmatch, names) if match]
+        return cls(
+            len({number for side, level, kind, number, _ in blocks if (side, level, kind) == ("down", "0", "resnets")}),
+            frozenset(level for side, level, kind, _, _ in blocks if (side, kind) == ("up", "attentions")),
+        )
+
+
+def _ldm_name(name: str, levels: _Levels) -> str:
     """A layer of a UNet as Stability's code (`ldm`) calls it, which numbers all blocks in one sequence."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
@@ -111,14 +127,12 @@ def _ldm_name(name: str, flat: Collection[str]) -> str:
         return name
     direction, level, kind, number, rest = block.groups()
     # On the way up, a level has one layer more, and no place of its own for the step to the next level.
-    layers = len({other.split("_")[4] for other in flat if other.startswith("down_blocks_0_resnets_")})
-    first = int(level) * (layers + 1) + (1 if direction == "down" else 0)
+    first = int(level) * (levels.layers + 1) + (1 if direction == "down" else 0)
     match kind:
         case "downsamplers":
-            return f"input_blocks_{first + layers}_0_op"
+            return f"input_blocks_{first + levels.layers}_0_op"
         case "upsamplers":
-            has_attention = any(other.startswith(f"up_blocks_{level}_attentions_") for other in flat)
-            return f"output_blocks_{first + layers}_{2 if has_attention else 1}_{rest}"
+            return f"output_blocks_{first + levels.layers}_{2 if level in levels.with_attention else 1}_{rest}"
         case _:
             side, part = ("input" if direction == "down" else "output"), (1 if kind == "attentions" else 0)
             return f"{side}_blocks_{first + int(number)}_{part}_{_OF_RESNETS.get(rest, rest)}"
