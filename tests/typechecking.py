@@ -1,27 +1,41 @@
-"""What tests put around every annotated call of the core: types are checked by beartype, shapes by jaxtyping.
+"""What tests put around every annotated call of the core: types are checked by beartype, shapes by the code below.
 
-`jaxtyping.jaxtyped` does the same, but binds a call's arguments to their names, and checks them once more with what is
-returned: on small tensors that took longer than what was called.
+`jaxtyping` does the same for shapes, with more of its own work than what is called takes on small tensors. Here it is
+what annotations are written with.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, cast, get_args, get_type_hints
 
 import jaxtyping
+import torch
 from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
 
 # An int is fine where a float is asked for, as for the static checker.
-_typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
-_jaxtyped = jaxtyping.jaxtyped
+_CONF = BeartypeConf(is_pep484_tower=True)
+_typed = beartype(conf=_CONF)
+
+
+class _Calls(threading.local):
+    """This thread's innermost call that has axes, and the sizes that they have got so far."""
+
+    sizes: dict[str, int] | None = None
+
+
+_calls = _Calls()
 
 
 def install(modules: list[str]) -> None:
     """Check these modules whenever they are imported from now on."""
+    tensors = type(jaxtyping.AbstractArray)
+    tensors.__instancecheck__, tensors.__instancecheck_str__ = _fits, _misfit
     jaxtyping.install_import_hook(modules, f"{__name__}.checked")
     # The hook decorates every function and class with it.
     jaxtyping.jaxtyped = lambda typechecker: typechecker
@@ -30,16 +44,15 @@ def install(modules: list[str]) -> None:
 def checked(made: Any) -> Any:
     """A function, or a dataclass, whose arguments and result are checked. Raises `BeartypeCallHintViolation`.
 
-    An axis has one size within a call. What a generator yields is not checked.
+    An axis has one size within a call. Of a generator, the arguments are checked, by `TypeCheckError`.
     """
     if isinstance(made, type):
         if is_dataclass(made) and "__init__" in vars(made):
             made.__init__ = checked(made.__init__)
         return made
-    if inspect.isgeneratorfunction(made):
-        # beartype's own wrapper would look at the arguments later, among another call's axes.
-        return _jaxtyped(made, typechecker=_typed)
     made.__annotations__ = {name: _hint(made, hint) for name, hint in made.__annotations__.items()}
+    if inspect.isgeneratorfunction(made):
+        return _generator(made)
     typed = cast("Callable[..., Any]", _typed(made))
     return _with_axes_of_its_own(typed) if any(map(_has_axes, made.__annotations__.values())) else typed
 
@@ -59,10 +72,72 @@ def _has_axes(hint: Any) -> bool:
     return (isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)) or any(map(_has_axes, get_args(hint)))
 
 
+def _fits(hint: Any, value: object) -> bool:
+    return not _misfit(hint, value)
+
+
+def _misfit(hint: Any, value: object) -> str:
+    """Why a value is no tensor of such a type, or of sizes that its axes have not in this call; or nothing."""
+    if not isinstance(value, torch.Tensor) or not _is_of_type(hint, value.dtype):
+        return "it is no tensor of such numbers"
+    any_before, axes = _axes_of(hint)
+    shape = value.shape
+    if len(shape) < len(axes) or (len(shape) > len(axes) and not any_before):
+        return f"it has {len(shape)} axes"
+    before = _calls.sizes or {}
+    found: dict[str, int] = {}
+    for axis, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
+        known = axis if isinstance(axis, int) else before.get(axis, found.setdefault(axis, size))
+        if known != size:
+            return f"{axis} is {size} there, and {known} elsewhere"
+    if _calls.sizes is not None:
+        _calls.sizes.update(found)
+    return ""
+
+
+@cache
+def _is_of_type(hint: Any, dtype: torch.dtype) -> bool:
+    return str(dtype).removeprefix("torch.") in hint.dtypes
+
+
+@cache
+def _axes_of(hint: Any) -> tuple[bool, list[str | int]]:
+    """Whether any others may come before them, and the axes: names, and sizes that are given."""
+    assert hint.array_type is torch.Tensor
+    names: list[str] = hint.dim_str.split()
+    any_before = names[:1] == ["..."]
+    axes = names[any_before:]
+    assert all(axis.isidentifier() or axis.isdigit() for axis in axes), f"{hint.dim_str!r} has more than names"
+    return any_before, [int(axis) if axis.isdigit() else axis for axis in axes]
+
+
 def _with_axes_of_its_own(typed: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(typed)
     def call(*arguments: Any, **named: Any) -> Any:
-        with _jaxtyped("context"):
+        outer, _calls.sizes = _calls.sizes, {}
+        try:
             return typed(*arguments, **named)
+        finally:
+            _calls.sizes = outer
+
+    return call
+
+
+def _generator(made: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype's own wrapper would look at the arguments later, among another call's axes."""
+    parameters = inspect.signature(made).parameters
+    assert all(one.kind is not one.VAR_POSITIONAL for one in parameters.values()), made
+    hints = [(name, made.__annotations__[name]) for name in parameters if name in made.__annotations__]
+
+    @_with_axes_of_its_own
+    def check(given: dict[str, Any]) -> None:
+        for name, hint in hints:
+            if name in given and not is_bearable(given[name], hint, conf=_CONF):
+                raise jaxtyping.TypeCheckError(f"{made.__qualname__}: {name} is no {hint}")
+
+    @wraps(made)
+    def call(*arguments: Any, **named: Any) -> Any:
+        check(dict(zip(parameters, arguments, strict=False)) | named)
+        return made(*arguments, **named)
 
     return call
