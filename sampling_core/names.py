@@ -74,6 +74,9 @@ SchedulerName = Literal[
 ]
 
 CompositionName = Literal["joint", "attention", "sequential"]
+ArrangementName = Literal["rows", "attention", "auto"]
+"""Who has a row in joint composition: each region one of its own; or prompts that differ in nothing else one together;
+or whichever of the two is less work."""
 PromptSyntax = Literal["plain", "comfyui", "a1111"]
 """The dialect that a prompt is written in (`sampling_core.text.prompt_syntax`)."""
 OverlapRule = Literal["weight", "order"]

@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import BadJob, parse_g
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
-from prefect_regional_diffusion.sampling_core.planning.compile import cost, warnings
+from prefect_regional_diffusion.sampling_core.planning.compile import compose, cost, warnings
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
@@ -286,3 +286,92 @@ def test_a_second_model_draws_the_last_steps_with_the_same_prompts() -> None:
     assert [key.prompt for key in guidance.lower.prompt_keys] == ["", "blur", "base", "region 0"]
     assert {key.model for key in guidance.lower.prompt_keys} == {"other"}
     assert guidance.lower.positive_map is guidance.upper.positive_map
+
+
+HEUN: dict[str, Any] = {"mask": MIDDLE | {"center_x": 0.7, "radius_x": 0.2}, "sampler": "heun", "feather": 12}
+
+
+def mixed(*regions: dict[str, Any], **fields: Any) -> RenderJob:
+    """A job of joint composition in which prompts may share a row."""
+    return job(*regions, **({"composition": "joint", "arrangement": "attention", "base_only_steps": 1} | fields))
+
+
+def test_regions_that_differ_in_their_prompts_share_a_row_beside_others() -> None:
+    """The base and two regions; a second pair that has another sampler; and one alone with another cfg."""
+    regions = [{"mask": LEFT}, HEUN, {"mask": MIDDLE}, HEUN | {"mask": LEFT}, {"mask": MIDDLE, "cfg": 3.0}]
+    run = run_of(mixed(*regions, sampler="euler"))
+    names = [one.name for one in run.plan.participants]
+    assert names == ["base, region 1, region 3", "region 2, region 4", "region 5"]
+    # Three positive rows and the negative one that all have, and Heun's second question with one of its own.
+    assert cost(run).per_step == (Count(2, 1), *[Count(6, 2, 2)] * 3, Count(4, 1, 2))
+    assert [count for _, count in walked(run, PromptColors())] == list(cost(run).per_step)
+
+
+@pytest.mark.parametrize("layout", ["one", "soft", "cover", "eight"])
+def test_a_mixed_run_has_each_prompt_where_rows_have_it(layout: str) -> None:
+    """Solvers of one order that answer alike: what a cell gets hangs on the weights alone."""
+    regions = [*LAYOUTS[layout], HEUN]
+    ends = [
+        walked(run_of(mixed(*regions, arrangement=name, sampler="euler")), PromptColors())[-1][0].x
+        for name in ("rows", "attention")
+    ]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop", range(5))
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
+def test_a_mixed_run_resumes_bit_equal_at_every_step(stop: int, sampler: str) -> None:
+    regions = [*LAYOUTS["steps"], HEUN, HEUN | {"mask": LEFT, "start_at_step": 2}]
+    asked = mixed(*regions, sampler=sampler, cfg=2.5)
+    states = [run_of(asked).initial_state(), *(state for state, _ in walked(run_of(asked), PromptColors()))]
+    resumed = run_of(asked).from_tensors(load(save(run_of(asked).to_tensors(states[stop]))))
+    assert torch.equal(walked(run_of(asked), PromptColors(), resumed)[-1][0].x, states[-1].x)
+
+
+def test_windows_that_were_asked_for_keep_their_rows() -> None:
+    corner = {"mask": {"x": 0, "y": 0, "width": 0.25, "height": 0.25}}
+    free, asked = corner | {"window": "auto"}, corner | {"window": {"margin": 8}}
+    run = run_of(mixed(free, asked, {"mask": MIDDLE}, width=256, height=256))
+    assert [one.name for one in run.plan.participants] == ["base, region 1, region 3", "region 2"]
+    assert [one.crop is None for one in run.plan.participants] == [True, False]
+
+
+def composed(asked: RenderJob) -> JointSamplingRun:
+    empty = torch.zeros(asked.pictures, 4, asked.height // 8, asked.width // 8)
+    run = compose(resolve(asked), {"embedded": LEVELS}, empty, region_masks(resolve(asked), {}, 8))
+    assert isinstance(run, JointSamplingRun)
+    return run
+
+
+def test_auto_is_what_evaluates_least_and_says_why() -> None:
+    shared = composed(mixed({"mask": LEFT}, {"mask": MIDDLE}, arrangement="auto"))
+    assert len(shared.plan.participants) == 1
+    assert "arrangement (auto): attention, as it is 10 evaluations of the canvas, and rows are 18" in shared.savings()
+    quarters = [
+        {"mask": {"x": x, "y": y, "width": 0.5, "height": 0.5}, "window": {"margin": 0}}
+        for x in (0, 0.5)
+        for y in (0, 0.5)
+    ]
+    alone = composed(mixed(*quarters, arrangement="auto", width=256, height=256))
+    assert len(alone.plan.participants) == 5
+    (line,) = [line for line in alone.savings() if line.startswith("arrangement")]
+    assert line.startswith("arrangement (auto): rows, as attention would be 10 evaluations")
+
+
+def test_keys_tell_arrangements_apart_and_rows_are_as_ever() -> None:
+    regions = [{"mask": LEFT}, {"mask": MIDDLE}]
+    names = [
+        segment_keys(composed(mixed(*regions, arrangement=name)).segments(), "", {})[-1].name
+        for name in ("rows", "attention", "auto")
+    ]
+    assert names[1] == names[2] != names[0]
+    plain = job(*regions, composition="joint", base_only_steps=1)
+    assert segment_keys(composed(plain).segments(), "", {})[-1].name == names[0]
+    assert job_hash(resolve(plain)) == job_hash(resolve(mixed(*regions, arrangement="rows")))
+    assert len({job_hash(resolve(mixed(*regions, arrangement=name))) for name in ("rows", "attention", "auto")}) == 3
+
+
+@pytest.mark.parametrize("composition", ["attention", "sequential"])
+def test_an_arrangement_is_for_joint_composition(composition: str) -> None:
+    with pytest.raises(BadJob, match="arrangement: 'auto' is not allowed; allowed: left out with"):
+        job({"mask": LEFT}, composition=composition, arrangement="auto", sampler="euler")

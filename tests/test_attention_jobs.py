@@ -218,3 +218,39 @@ def test_a_family_without_it_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="composition: 'attention' is not allowed; allowed: joint: no two prompts share"):
         prepare(parse_job(asked("z-image")))
     prepare(parse_job(asked("z-image", regions=[])))
+    with pytest.raises(
+        BadInput, match="arrangement: 'attention' is not allowed; allowed: rows or auto: no two prompts"
+    ):
+        prepare(parse_job(asked("z-image", composition="joint", arrangement="attention")))
+    rows, auto = (
+        prepare(parse_job(asked("z-image", composition="joint", arrangement=name))) for name in ("rows", "auto")
+    )
+    assert rows.cost == auto.cost
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_rows_and_rows_of_their_own_are_one_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joint composition: the base and two regions share a row, two others theirs, and one has another cfg."""
+    seen = list[list[int]]()
+
+    def compare(answers: Answers, given: tuple[Any, ...]) -> None:
+        x, levels, told, adapters = given
+        seen.append(sorted(len(row.prompts) for row in adapters))
+        found = answers(*given)
+        for i in range(len(x)):
+            row = slice(i, i + 1)
+            alone = answers(x[row], levels[row], told.rows(row), adapters[row])
+            torch.testing.assert_close(found[row], alone, atol=1e-5 * max(1.0, levels[i].sigma), rtol=0)
+
+    watched(family, monkeypatch, compare)
+    corner = {"x": 0.75, "y": 0.5, "width": 0.25, "height": 0.5}
+    pair = [{"prompt": name, "mask": corner, "feather": 16, "sampler": "dpmpp_2m"} for name in ("snow", "blue water")]
+    single = {"prompt": "a dog", "mask": corner, "cfg": 3.0}
+    job = asked(
+        family, composition="joint", arrangement="attention", regions=[*REGIONS, *pair, single], base_only_steps=1
+    )
+    planned, record = prepare(parse_job(job)), record_of(job)
+    negatives = ROWS[family] - 1
+    assert seen == [[0] * (1 + negatives) + [2, 3]] * 3
+    assert [count.evaluations for count in planned.cost.per_step] == [ROWS[family], *[3 + negatives] * 3]
+    assert (record["evaluations"], record["forwards"]) == (planned.cost.evaluations, planned.cost.forwards)

@@ -136,6 +136,7 @@ OTHERS: dict[type[BaseModel], dict[str, Other]] = {
         "batch_size": Other(2),
         "batch_index": Other([1], JOB | {"batch_size": 2}),
         "overlap": Other("order", TWO_REGIONS),
+        "arrangement": Other("attention", TWO_REGIONS),
         "window": Other({"margin": 8}, JOB | {"width": 256}),
         "noise": Other("comfyui", JOB | {"sampler": "euler_ancestral"}),
         "init_image": Other("other.png", STARTED),

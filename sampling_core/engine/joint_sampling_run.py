@@ -26,7 +26,7 @@ class JointSamplingRun:
     """A run with joint composition. `noised` [b, c, h, w] is where the plan's schedule begins.
 
     `origin` is what `noised` was made of. Keys of states name it by that: its last bits depend on the processor.
-    `windows` is what there is to say of the windows of its regions, `shared_rows` what of prompts that share a row, one
+    `windows` is what there is to say of the windows of its regions, `arrangement` what of prompts that share a row, one
     sentence each; `regions` is the number of regions.
     """
 
@@ -34,7 +34,7 @@ class JointSamplingRun:
     noised: Latent
     origin: tuple[InitialNoise, Latent]
     windows: tuple[str, ...] = ()
-    shared_rows: tuple[str, ...] = ()
+    arrangement: tuple[str, ...] = ()
     regions: int = 0
 
     @property
@@ -109,7 +109,7 @@ class JointSamplingRun:
         ]
         if unguided:
             sentences.append(f"guidance is off (cfg 1), so there are no negative rows: {', '.join(unguided)}")
-        return [*sentences, *self.shared_rows, *(f"window of {sentence}" for sentence in self.windows)]
+        return [*sentences, *self.arrangement, *(f"window of {sentence}" for sentence in self.windows)]
 
     def _steps_without_base(self) -> int:
         return sum(0 not in self.plan.phase(step).drawn for step in range(self.steps))

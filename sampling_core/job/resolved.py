@@ -36,6 +36,7 @@ from prefect_regional_diffusion.sampling_core.job.resolved_window import Resolve
 from prefect_regional_diffusion.sampling_core.job.shared_fields import JobFields, Region
 from prefect_regional_diffusion.sampling_core.names import (
     CFG_PP,
+    ArrangementName,
     CompositionName,
     Fit,
     OverlapRule,
@@ -53,8 +54,8 @@ class ParticipantSettings(NamedTuple):
 
     `negative_prompt` is empty where guidance is off, as it is not evaluated there; what was written is then
     `idle_negative`, for messages. None is no prompt at all. With `embedded`, `cfg` is an input of the model, which
-    evaluates one prompt; with `size_conditioned`, sizes are inputs of it. These follow from the model: see
-    `fit_to_models`.
+    evaluates one prompt; with `size_conditioned`, sizes are inputs of it; if it `shares_rows`, several prompts can
+    have one row of it. These follow from the model: see `fit_to_models`.
     """
 
     prompt: str
@@ -71,6 +72,7 @@ class ParticipantSettings(NamedTuple):
     prompt_syntax: PromptSyntax = "plain"
     embedded: bool = False
     size_conditioned: bool = False
+    shares_rows: bool = True
 
     @property
     def embedding_names(self) -> list[str]:
@@ -122,6 +124,7 @@ class ResolvedJob:
     batch_size: int
     batch_index: tuple[int, ...]
     overlap: OverlapRule
+    arrangement: ArrangementName
     noise: StepNoiseName
     init_image: str | None
     init_fit: Fit
@@ -227,6 +230,7 @@ def resolve(job: JobFields) -> ResolvedJob:
         batch_size=len(job.batch_index) or job.batch_size,
         batch_index=job.batch_index,
         overlap=job.overlap if len(job.regions) > 1 else "weight",
+        arrangement=job.arrangement if job.regions else "rows",
         noise=job.noise,
         init_image=job.init_image,
         init_fit=job.init_fit,

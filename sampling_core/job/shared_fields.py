@@ -27,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.job.mask_shapes import MaskShape
 from prefect_regional_diffusion.sampling_core.job.refiner import Refiner, SizeConditioning
 from prefect_regional_diffusion.sampling_core.job.window import WindowField
 from prefect_regional_diffusion.sampling_core.names import (
+    ArrangementName,
     CompositionName,
     Fit,
     OverlapRule,
@@ -212,6 +213,12 @@ class JobFields(FrozenModel):
         title="Window",
         description="What the network sees when it evaluates a region. canvas: all of it; auto: the part around the "
         "region, where that saves enough; or such a part with a margin. Joint composition only",
+    )
+    arrangement: ArrangementName = Field(
+        "rows",
+        title="Arrangement",
+        description="rows: each region has a row of its own; attention: regions that differ in their prompts alone "
+        "share one; auto: whichever of these is less work. Joint composition only",
     )
     noise: StepNoiseName = Field(
         "per_step",

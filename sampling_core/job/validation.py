@@ -22,7 +22,7 @@ LONGEST_SCHEDULE = 1000
 
 SEQUENTIAL_ONLY = ("node",)
 SEQUENTIAL_ONLY_OF_REGIONS = ("scheduler", "sigma_factor")
-JOINT_ONLY = ("overlap", "window", "noise", "protect", "refiner")
+JOINT_ONLY = ("overlap", "window", "arrangement", "noise", "protect", "refiner")
 JOINT_ONLY_OF_REGIONS = ("weight", "start_at_step", "end_at_step", "window")
 """Fields of a job and of its regions that sequential composition does not use, and those that no other does."""
 OF_ROWS = ("sampler", "cfg", "model", "loras", "controls", "image_prompts", "window")
@@ -95,6 +95,8 @@ def _check_attention(job: JobFields) -> None:
     if job.window != _default(job, "window"):
         allowed = "canvas: all regions share one row; composition: joint has windows"
         raise validation_error("window", _written(job, "window"), allowed)
+    if job.arrangement != _default(job, "arrangement"):
+        raise validation_error("arrangement", job.arrangement, "left out with attention composition: all share one row")
     for i, region in enumerate(job.regions):
         for name in OF_ROWS:
             if getattr(region, name) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from prefect_regional_diffusion.sampling_core.tensors.types import Mask
 
 Group = tuple[int, ...]
 """The base (0) and regions (from 1) that are one participant, in their order: they differ in their prompts alone."""
+_LIKE = "their prompts share one row, each with its weight in the network's attention"
 
 
 class MemberShare(NamedTuple):
@@ -23,10 +25,33 @@ class MemberShare(NamedTuple):
     weight: Mask
 
 
-def groups_of(job: ResolvedJob) -> tuple[Group, ...]:
-    """Attention composition: one group of all. Joint composition: each by itself."""
-    everyone = range(len(job.regions) + 1)
-    return (tuple(everyone),) if job.composition == "attention" else tuple((i,) for i in everyone)
+def groups_of(job: ResolvedJob, guidances: Sequence[Guidance]) -> tuple[Group, ...]:
+    """Who has a row together: with attention composition all; with joint composition each alone, unless the job's
+    arrangement lets those share a row that differ in nothing but their prompts.
+
+    Who has a window that was asked for has a row for it. `guidances` are of the base and all regions.
+    """
+    if job.composition == "attention":
+        return (tuple(range(len(guidances))),)
+    groups: dict[object, list[int]] = {}
+    for i, (settings, guidance) in enumerate(zip(job.participants, guidances, strict=True)):
+        window = job.regions[i - 1].window if i else None
+        alone = job.arrangement != "attention" or not settings.shares_rows or (window is not None and not window.auto)
+        alike = (settings.sampler, settings.cfg, guidance.models)
+        groups.setdefault(i if alone else alike, []).append(i)
+    return tuple(map(tuple, groups.values()))
+
+
+def without_windows(job: ResolvedJob, groups: Sequence[Group]) -> ResolvedJob:
+    """The job without the windows of regions that share a row, which is of the whole canvas."""
+    sharing = {i for group in groups if len(group) > 1 for i in group}
+    regions = (region._replace(window=None) if i in sharing else region for i, region in enumerate(job.regions, 1))
+    return replace(job, regions=tuple(regions))
+
+
+def told_of(groups: Sequence[Group], names: Sequence[str]) -> tuple[str, ...]:
+    """One sentence for each group of several; `names` are of the base and all regions."""
+    return tuple(f"{', '.join(names[i] for i in group)}: {_LIKE}" for group in groups if len(group) > 1)
 
 
 def by_group(phase: PlanPhase, groups: Sequence[Group]) -> PlanPhase:

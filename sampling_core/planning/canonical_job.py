@@ -28,7 +28,7 @@ INERT: dict[type, set[str]] = {
     ResolvedControl: {"field"},
     ResolvedWindow: {"least_pixels", "multiple"},
     ResolvedRefiner: {"size_conditioned", "scored", "empty_negative"},
-    ParticipantSettings: {"idle_negative", "embedded", "size_conditioned"},
+    ParticipantSettings: {"idle_negative", "embedded", "size_conditioned", "shares_rows"},
 }
 """Fields that change no picture, or follow from the model, by type. Every other field of a resolved job is hashed: by
 `canonical_job`, in a form of its own or else as it stands."""
@@ -47,6 +47,7 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
         "batch_size",
         "batch_index",
         "overlap",
+        "arrangement",
         "noise",
         "init_image",
         "init_fit",
@@ -62,6 +63,8 @@ def canonical_job(job: ResolvedJob, digests: Mapping[str, str] | None = None) ->
     canonical |= canonical_start(job, digests)
     if job.overlap != "weight":
         canonical["overlap"] = job.overlap
+    if job.arrangement != "rows":
+        canonical["arrangement"] = job.arrangement
     if job.noise != "per_step" and any(SOLVERS[settings.sampler].order == 0 for settings in job.participants):
         canonical["noise"] = job.noise
     if job.sizes is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby
 from typing import Any
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
+from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
 from prefect_regional_diffusion.sampling_core.planning.counting import counting_context
@@ -36,7 +37,27 @@ def compose(
     """
     if job.composition == "sequential":
         return sequential(job, levels, clean, masks)
+    if job.arrangement == "auto":
+        return _least_work(job, levels[job.base.model], clean, masks, protected)
     return joint(job, levels[job.base.model], clean, masks, protected)
+
+
+def _least_work(
+    job: ResolvedJob, levels: ModelLevels, clean: Latent, masks: Sequence[Mask], protected: Mask | None
+) -> JointSamplingRun:
+    """The run in the arrangement that evaluates least of the canvas: rows of their own, unless sharing them saves."""
+    rows, attention = (
+        joint(replace(job, arrangement=arrangement), levels, clean, masks, protected)
+        for arrangement in ("rows", "attention")
+    )
+    work_of_rows, work_of_attention = cost(rows).canvases, cost(attention).canvases
+    saves = work_of_attention < work_of_rows
+    reason = (
+        f"as it is {float(work_of_attention):.4g} evaluations of the canvas, and rows are {float(work_of_rows):.4g}"
+    )
+    kept = f"as attention would be {float(work_of_attention):.4g} evaluations of the canvas, too, or more"
+    run, why = (attention, f"attention, {reason}") if saves else (rows, f"rows, {kept}")
+    return replace(run, arrangement=(f"arrangement (auto): {why}", *run.arrangement))
 
 
 @dataclass(frozen=True)

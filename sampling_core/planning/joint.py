@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -25,6 +26,8 @@ from prefect_regional_diffusion.sampling_core.planning.arrangement import (
     by_group,
     groups_of,
     guidance_changes,
+    told_of,
+    without_windows,
 )
 from prefect_regional_diffusion.sampling_core.planning.model_fit import guidance_of
 from prefect_regional_diffusion.sampling_core.planning.windows import check_full_steps, crops_of
@@ -50,32 +53,32 @@ def joint(
     kinds = [_kind(settings.sampler) for settings in job.participants]
     phases = _phases(job, masks, kinds, sigma_levels, shape)
     guidances = [guidance_of(settings, job, sigmas) for settings in job.participants]
-    crops, sentences = crops_of(job, phases, guidances, sigma_levels, (rows, columns))
     names = ("base", *(region.name for region in job.regions))
+    groups = groups_of(job, guidances)
+    whole = without_windows(job, groups)
+    crops, sentences = crops_of(whole, phases, guidances, sigma_levels, (rows, columns))
 
     def guided(shares: tuple[MemberShare, ...]) -> Guidance:
         return guidance_of(shares[0].settings, job, sigmas, shares)
 
-    participants, shared_rows = list[Participant](), list[str]()
-    groups = groups_of(job)
+    participants = list[Participant]()
     for group in groups:
         first = group[0]
-        participant = Participant(
-            names[first], guidances[first], SOLVERS[job.participants[first].sampler], crops[first]
-        )
-        if len(group) > 1:
+        solver = SOLVERS[job.participants[first].sampler]
+        participant = Participant(names[first], guidances[first], solver, crops[first])
+        changes = guidance_changes(group, phases, job.participants, guided) if len(group) > 1 else ()
+        if changes:
             name = ", ".join(names[i] for i in group)
-            changes = guidance_changes(group, phases, job.participants, guided)
             participant = replace(participant, name=name, guidance=changes[0].guidance, changes=changes[1:])
-            shared_rows.append(f"{name}: their prompts share one row, each with its weight in the network's attention")
         participants.append(participant)
-    group_phases = tuple(by_group(phase, groups) for phase in phases)
+    group_phases = _with_resets([by_group(phase, groups) for phase in phases], kinds_differ=len(set(kinds)) > 1)
     noise = _initial_noise(job, masks, shape)
     noise_latent = noise.draw()
     inpaint = None if protected is None else InpaintConstraint(_seam(protected, kinds), clean, noise_latent)
     plan = Plan(sigma_levels, group_phases, tuple(participants), levels, _noise(job, shape, sigma_levels), inpaint)
     noised = add_noise(clean, noise_latent, sigma_levels[0], levels)
-    return JointSamplingRun(plan, noised, (noise, clean), tuple(sentences), tuple(shared_rows), len(job.regions))
+    told = told_of(groups, names)
+    return JointSamplingRun(plan, noised, (noise, clean), tuple(sentences), told, len(job.regions))
 
 
 def _kind(sampler: str) -> str:
@@ -86,7 +89,9 @@ def _kind(sampler: str) -> str:
 def _phases(
     job: ResolvedJob, masks: Sequence[Mask], kinds: Sequence[str], sigma_levels: Sequence[Level], shape: Shape
 ) -> tuple[PlanPhase, ...]:
-    """Who takes part from which step on. Some schedules have more or fewer steps than were asked for."""
+    """Who of the base and all regions takes part from which step on. Some schedules have more or fewer steps than were
+    asked for.
+    """
     steps = len(sigma_levels) - 1
     step_ranges: list[tuple[int, int]] = []
     for i, region in enumerate(job.regions):
@@ -113,11 +118,18 @@ def _phases(
         partition = hard_partition((base, *shares), [kinds[i] for i in taking_part])
         for i, weight in zip(taking_part, partition, strict=True):
             weights[i] = weight if bool((weight > 0).any()) else None
-        kinds_differ = phases and len(set(kinds)) > 1
-        reset_history = _gaining(phases[-1].weights, weights) if kinds_differ else frozenset[int]()
         drawn = frozenset(i for i, weight in enumerate(weights) if weight is not None)
-        phases.append(PlanPhase(step, tuple(weights), reset_history, drawn))
+        phases.append(PlanPhase(step, tuple(weights), drawn=drawn))
     return tuple(phases)
+
+
+def _with_resets(phases: Sequence[PlanPhase], *, kinds_differ: bool) -> tuple[PlanPhase, ...]:
+    """The phases, in which those begin without a history that gain cells, if there are several kinds of noise."""
+    resets = [
+        _gaining(before.weights, phase.weights) if kinds_differ else frozenset[int]()
+        for before, phase in pairwise(phases)
+    ]
+    return (phases[0], *(phase._replace(reset_history=reset) for phase, reset in zip(phases[1:], resets, strict=True)))
 
 
 def _gaining(weights_before: Sequence[Mask | None], weights_after: Sequence[Mask | None]) -> frozenset[int]:

@@ -44,6 +44,11 @@ def fit_to_models(job: ResolvedJob, facts: Mapping[str, Facts]) -> ResolvedJob:
     for field, model in job.models_by_field.items():
         if facts[model].refiner and field != "refiner.model":
             raise BadInput(field, model, f"a model for all noise levels: {facts[model].family} goes into refiner.model")
+    if job.arrangement == "attention" and not any(
+        facts[settings.model].takes_prompt_maps for settings in job.participants
+    ):
+        allowed = f"rows or auto: no two prompts share a row of {facts[job.base.model].family}"
+        raise BadInput("arrangement", job.arrangement, allowed)
     base = _fit_participant(job.base, facts, {name: name for name in _FIELDS})
     regions = tuple(
         region._replace(
@@ -81,7 +86,9 @@ def _fit_participant(
         first = settings.image_prompts[0]
         raise BadInput(f"{first.field}.file", first.file, f"left out: {model_facts.family} takes no image prompts")
     settings = settings._replace(
-        embedded=model_facts.guidance == "embedded", size_conditioned=model_facts.size_conditioned
+        embedded=model_facts.guidance == "embedded",
+        size_conditioned=model_facts.size_conditioned,
+        shares_rows=model_facts.takes_prompt_maps,
     )
     if model_facts.guidance == "cfg":
         guided = settings.sampler in CFG_PP or not math.isclose(settings.cfg, 1.0)
