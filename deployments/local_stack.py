@@ -30,6 +30,8 @@ class LocalStack:
     port: int
     sqlite: bool = False
     """Whether SQLite is insisted on, whatever is installed."""
+    plain: bool = False
+    """Whether its workers have no resident process."""
 
     @property
     def cluster(self) -> Cluster:

@@ -72,6 +72,7 @@ def up(machine: LocalStack) -> None:
             "--name",
             f"{pool} here",
             *limit,
+            *(["--plain"] if machine.plain else []),
         ]
         _start(machine, f"worker-{pool}", worker, environment)
     print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log)")
@@ -220,8 +221,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT", "4200")))
     parser.add_argument("--folder", type=Path, default=Path(".regional/up"), help="database, logs, process files")
     parser.add_argument("--sqlite", action="store_true", help="SQLite, where PostgreSQL is installed, too")
+    parser.add_argument("--plain", action="store_true", help="workers that start an interpreter for each run")
     arguments = parser.parse_args()
-    machine = LocalStack(arguments.folder.resolve(), arguments.port, arguments.sqlite)
+    machine = LocalStack(arguments.folder.resolve(), arguments.port, arguments.sqlite, arguments.plain)
     if arguments.down:
         down(machine)
         return

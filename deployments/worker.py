@@ -32,6 +32,10 @@ _GRACE_SECONDS = 25
 """For a run to notice; clouds give a machine 30 s and more."""
 
 
+_KEEP = 100
+"""Runs that one process draws with its models in memory: more, and what libraries leak would add up."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m prefect_regional_diffusion.deployments.worker", description=(__doc__ or "").splitlines()[0]
@@ -40,11 +44,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="runs at once [no limit]")
     parser.add_argument("--name", help="of the worker in the UI [by Prefect]")
     parser.add_argument("--plain", action="store_true", help="a new interpreter for each run, as Prefect starts them")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=_KEEP,
+        metavar="RUNS",
+        help=f"a process that draws takes so many runs, its models in memory [{_KEEP}]; 1: a new one for each",
+    )
     arguments = parser.parse_args()
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
-    resident = None if arguments.plain else _resident()
+    resident = None if arguments.plain else _resident(arguments.keep)
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker"]
     command += [OPTION, resident.path] if resident else []
     command += ["worker", "start", "--type", "process", "--pool", arguments.pool]
@@ -53,11 +64,11 @@ def main() -> None:
     keep_running(command, resident)
 
 
-def _resident() -> Resident | None:
+def _resident(most_runs: int) -> Resident | None:
     if not is_possible():
         return None
     try:
-        return Resident()
+        return Resident(max(1, most_runs))
     except OSError as error:
         print(f"There is no resident process ({plain(error)}); each run starts an interpreter.", flush=True)
         return None

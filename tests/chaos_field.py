@@ -15,7 +15,7 @@ from prefect_regional_diffusion.deployments import background_processes as proce
 from tests import s3
 from tests.fault_proxy import FaultProxy
 from tests.machine import Machine
-from tests.processes import post
+from tests.processes import post, processes_of, with_variable
 from tests.stepped_clock import SteppedClock
 
 BUCKET = "chaos"
@@ -74,19 +74,8 @@ class Field:
         return self.machine.run(run_id)["state_type"] == "RUNNING"
 
     def process(self, run_id: str) -> psutil.Process | None:
-        """The process of a run."""
-        return next(iter(_with_variable("PREFECT__FLOW_RUN_ID", run_id)), None)
-
-
-def _with_variable(name: str, value: str) -> list[psutil.Process]:
-    matches = list[psutil.Process]()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                matches.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return matches
+        """The process that executes a run."""
+        return next(iter(processes_of(run_id)), None)
 
 
 @contextmanager
@@ -141,7 +130,7 @@ def field(*, with_disks: bool, with_clock: bool) -> Generator[Field]:
             if clock is not None:
                 clock.step(3600)
             machine.up("--down")
-            leftovers = _with_variable(processes.OWNER_TAG, str(machine.folder))
+            leftovers = with_variable(processes.OWNER_TAG, str(machine.folder))
             assert not leftovers, f"`make down` has left {leftovers}"
 
 

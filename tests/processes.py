@@ -11,12 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -27,6 +29,33 @@ def environment(prefect_home: Path, api: str | None = None) -> dict[str, str]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REGIONAL_"))}
     variables |= {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     return variables | ({"PREFECT_API_URL": api} if api else {})
+
+
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """All living processes that were started with an environment variable, but this one."""
+
+    def has(process: psutil.Process) -> bool:
+        return process.pid != os.getpid() and process.environ().get(name) == value
+
+    return _living(has)
+
+
+def processes_of(run_id: str) -> list[psutil.Process]:
+    """The living processes of a flow run: that which executes it comes first, and then its hand-off, if there is one.
+
+    A forked process does not show its environment; it has a name.
+    """
+    forked = _living(lambda process: process.name() == f"run-{run_id[:8]}")
+    return [*forked, *with_variable("PREFECT__FLOW_RUN_ID", run_id)]
+
+
+def _living(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and holds(process):
+                found.append(process)
+    return found
 
 
 def regional(*arguments: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""A resident process whose children execute a piece of code: `python -m tests.resident_parent FD FD`.
+"""A resident process whose children execute a piece of code: `python -m tests.resident_parent FD FD RUNS`.
 
 It is in the variable PREFECT__CODE of a request's environment.
 """
@@ -11,9 +11,9 @@ import sys
 from prefect_regional_diffusion.deployments.resident import child, parent
 
 
-def command(listener: int, keeper: int) -> list[str]:
+def command(listener: int, keeper: int, most_runs: int) -> list[str]:
     """Its command; as that of `parent`."""
-    return [sys.executable, "-m", "tests.resident_parent", str(listener), str(keeper)]
+    return [sys.executable, "-m", "tests.resident_parent", *map(str, (listener, keeper, most_runs))]
 
 
 def steady(variables: dict[str, str]) -> dict[str, str]:
@@ -21,9 +21,9 @@ def steady(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name != "PYTEST_CURRENT_TEST"}
 
 
-def run_code() -> int:
-    """In the place of Prefect's engine; returns the exit code."""
-    return child.code_of(lambda: exec(os.environ["PREFECT__CODE"], {}))
+def run_code() -> tuple[int, bool]:
+    """In the place of Prefect's engine."""
+    return child.ending(lambda: exec(os.environ["PREFECT__CODE"], {}))
 
 
 if __name__ == "__main__":

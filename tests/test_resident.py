@@ -25,6 +25,7 @@ from tests.processes import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("resident"), pytest.mark.timeout(300)]
 
+DRAWING = "prefect_regional_diffusion.flows.render.render"
 FLOW = "prefect_regional_diffusion.flows.reap.reap"
 
 
@@ -33,7 +34,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.env = folder, resident_parent.steady(environment(folder))
-        self.resident = keeping.Resident()
+        self.resident = keeping.Resident(most_runs=3)
         self._closed = threading.Event()
         self._keeper = threading.Thread(target=self._keep)
         self._keeper.start()
@@ -66,13 +67,14 @@ class Site:
             start_new_session=True,
         )
 
-    def waiting(self, then: str = "") -> tuple[subprocess.Popen[str], psutil.Process]:
+    def waiting(self, then: str = "", **variables: str) -> tuple[subprocess.Popen[str], psutil.Process]:
         """The hand-off and the child of a run that waits until a file is there."""
         file = self.folder / f"go-{time.monotonic_ns()}"
         process = self.start(
             "import os, pathlib, time\n"
             "print(os.getpid(), flush=True)\n"
-            f"while not pathlib.Path({str(file)!r}).exists(): time.sleep(0.05)\n{then}"
+            f"while not pathlib.Path({str(file)!r}).exists(): time.sleep(0.05)\n{then}",
+            **variables,
         )
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
@@ -214,6 +216,63 @@ def test_a_flow_that_is_none_of_ours_starts_an_interpreter(site: Site) -> None:
     assert ended == 1
 
 
+STATE = """
+import os, random, sys
+import numpy, torch
+numbers = torch.rand(2).tolist()
+print(os.getpid(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark, os.getcwd(),
+      os.environ.get("LEFT"), "left" in sys.path, numbers, sys.argv, flush=True)
+"""
+DISTURB = """
+torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); torch.backends.cudnn.benchmark = True
+torch.manual_seed(1); os.chdir("/"); os.environ["LEFT"] = "x"; sys.path.append("left"); sys.argv = ["left"]
+"""
+
+
+def drawn(site: Site, code: str, **variables: str) -> tuple[str, str]:
+    """Process and words of a run of a flow that draws."""
+    out, ended = said(site.start(code, **({"PREFECT__FLOW_ENTRYPOINT": DRAWING} | variables)))
+    assert ended == 0, out
+    process, _, words = out.partition(" ")
+    return process, words
+
+
+def test_a_process_that_draws_takes_three_runs_and_each_begins_as_the_first(site: Site) -> None:
+    processes, words = zip(*(drawn(site, STATE + DISTURB) for _ in range(4)), strict=True)
+    assert len({*processes[:3]}) == 1
+    assert processes[3] != processes[0]
+    assert len({*words}) == 1
+
+
+def test_a_run_that_ends_otherwise_than_well_is_the_last_of_its_process(site: Site) -> None:
+    for end in ("sys.exit(0)", "raise ValueError", "os.kill(os.getpid(), 15)"):
+        first, _ = drawn(site, STATE)
+        out, _ = said(site.start(STATE + end, PREFECT__FLOW_ENTRYPOINT=DRAWING))
+        assert out.startswith(first), "it should have been the process that waited"
+        assert drawn(site, STATE)[0] != first
+        said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
+
+
+def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_process(site: Site) -> None:
+    first, _ = drawn(site, STATE)
+    second, _ = drawn(site, STATE, REGIONAL_STORE="elsewhere")
+    assert second != first
+    assert not psutil.pid_exists(int(first))
+    waiting = psutil.Process(int(second))
+    assert waiting.name() == "waits-for-runs"
+    site.parent.kill()
+    waiting.wait(10)
+
+
+def test_runs_at_the_same_time_have_a_process_each(site: Site) -> None:
+    process, child = site.waiting(PREFECT__FLOW_ENTRYPOINT=DRAWING)
+    other, _ = drawn(site, STATE)
+    assert other != str(child.pid)
+    site.let_go()
+    assert said(process)[1] == 0
+    assert drawn(site, STATE)[0] == str(child.pid)
+
+
 def test_where_nobody_serves_an_interpreter_starts(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", handoff.__file__, str(tmp_path / "nobody")]
     env = environment(tmp_path) | {"PREFECT__FLOW_RUN_ID": "x"}
@@ -225,7 +284,7 @@ def test_where_nobody_serves_an_interpreter_starts(tmp_path: Path) -> None:
 def test_nobody_else_may_enter_and_nothing_is_left(site: Site) -> None:
     folder = Path(site.resident.path).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    other = keeping.Resident()
+    other = keeping.Resident(1)
     place = Path(other.path).parent
     assert place.exists()
     other.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from prefect_regional_diffusion.deployments.postgres import installed_programs
 from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 from tests.forked import run
 from tests.machine import Machine
-from tests.processes import EXAMPLES, ROOT, post, regional
+from tests.processes import EXAMPLES, ROOT, post, processes_of, regional, with_variable
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 HAS_POSTGRES = installed_programs() is not None
@@ -102,8 +101,7 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
 
     # Its process, with -9. The worker sees that and reports a crash; the reaper comes by and starts it again.
     wait_for_progress()
-    (process,) = machine.worker().children()
-    process.kill()
+    processes_of(run)[0].kill()
     machine.wait_for("the crash", lambda: machine.run(run)["state_type"] == "CRASHED")
     machine.wait_for("the second start", lambda: machine.run(run)["run_count"] == 2, seconds=300)
 
@@ -115,14 +113,13 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
     psutil.wait_procs([keeper], timeout=60)
     waiting = machine.run(run)["state"]
     assert (waiting["type"], waiting["name"]) == ("SCHEDULED", "AwaitingRetry"), waiting
-    assert not [p for p in psutil.process_iter() if _runs(p, run)], "it runs on without a worker"
+    assert not processes_of(run), "it runs on without a worker"
     machine.up()
 
     # Worker and process at once, with -9: nobody is left to say so.
     wait_for_progress()
-    worker = machine.worker()
-    (process,) = worker.children()
-    worker.kill()
+    process = processes_of(run)[0]
+    machine.worker().kill()
     process.kill()
     time.sleep(40)  # its last heartbeat must be 45 s old, and the reaper's own process takes its time to start
     machine.reap(running_seconds=45, second_look_seconds=31)
@@ -156,8 +153,7 @@ def test_a_grid_whose_own_process_is_killed_ends_with_all_its_cells(machine: Mac
         return {run["id"]: (run["state_type"], run["run_count"]) for run in found}
 
     machine.wait_for("a shard at work", lambda: list(store.glob("latents/*/*")))
-    (process,) = [process for process in psutil.process_iter() if _runs(process, grid)]
-    process.kill()
+    processes_of(grid)[0].kill()
     machine.wait_for("the crash", lambda: machine.run(grid)["state_type"] == "CRASHED")
     begun = shards()
     assert len(begun) == 2
@@ -201,7 +197,7 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
         assert machine.run(run)["run_count"] == 1
     finally:
         # The other tests need its place.
-        for process in [process for process in psutil.process_iter() if _runs(process, run)]:
+        for process in processes_of(run):
             process.kill()
         machine.delete(f"flow_runs/{run}")
     failed = machine.run(mistaken)
@@ -212,8 +208,7 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
 def test_down_leaves_nothing_running(machine: Machine) -> None:
     said = machine.up("--down")
     assert said.count("stopped") == PARTS
-    left = [process for process in psutil.process_iter() if _marked(process, machine.folder)]
-    assert not left
+    assert not with_variable(processes.OWNER_TAG, str(machine.folder))
     # Twice does no harm, and a file from before a reboot does not make it kill a stranger.
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -225,17 +220,3 @@ def test_down_leaves_nothing_running(machine: Machine) -> None:
     finally:
         stranger.kill()
         stranger.wait()
-
-
-def _marked(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return process.environ().get(processes.OWNER_TAG) == str(folder)
-    except (psutil.Error, OSError):
-        return False
-
-
-def _runs(process: psutil.Process, run_id: str) -> bool:
-    try:
-        return process.pid != os.getpid() and process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
-    except (psutil.Error, OSError):
-        return False

@@ -4,9 +4,10 @@
 start. To the worker it is the run's process: it has the run's environment, passes signals on, and the run dies with it.
 Where nobody serves the run it becomes what Prefect would have started, `prefect.engine`.
 
-Over the socket: a `Request` with three descriptors; the answer `ready` or `no`; then a byte for "go", and one for each
-signal. The child says `ending CODE` as its last act, its parent `ended CODE` once it is dead; a negative code is
-a signal. So the code is known, too, if the parent has died meanwhile; whoever dies without a word was killed.
+Over the socket: a `Request` with three descriptors; the answer `ready` (of the child) or `no` (of its parent); then a
+byte for "go", and one for each signal. The child says `ending CODE` as its last act, its parent `ended CODE` once it is
+dead; a negative code is a signal. So the code is known, too, if the parent has died meanwhile; whoever dies without a
+word was killed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds for an answer: a resident process that starts anew imports the libraries first."""
 STREAMS = (0, 1, 2)
 READY, NO = b"ready\n", b"no\n"
@@ -45,26 +47,26 @@ def is_own(connection: socket.socket) -> bool:
     return user == os.getuid()
 
 
-def send_request(connection: socket.socket, request: Request) -> None:
-    """Send it, with this process' streams. Raises OSError."""
+def send_request(connection: socket.socket, request: Request, descriptors: Sequence[int] = STREAMS) -> None:
+    """Send it, with descriptors. Raises OSError."""
     text = json.dumps(request).encode()
-    socket.send_fds(connection, [_LENGTH.pack(len(text))], STREAMS)
+    socket.send_fds(connection, [_LENGTH.pack(len(text))], descriptors)
     connection.sendall(text)
 
 
-def receive_request(connection: socket.socket) -> tuple[Request, list[int]]:
-    """The request and the descriptors that came with it. Raises OSError, ValueError or TypeError for anything else."""
-    header, streams, _, _ = socket.recv_fds(connection, _LENGTH.size, len(STREAMS))
-    for stream in streams:
-        os.set_inheritable(stream, False)
+def receive_request(connection: socket.socket, descriptors: int = len(STREAMS)) -> tuple[Request, list[int]]:
+    """The request, and as many descriptors with it. Raises OSError, ValueError or TypeError for anything else."""
+    header, received, _, _ = socket.recv_fds(connection, _LENGTH.size, descriptors)
+    for descriptor in received:
+        os.set_inheritable(descriptor, False)
     try:
-        if len(streams) == len(STREAMS):
-            return Request(*json.loads(_text(connection, header))), streams
+        if len(received) == descriptors:
+            return Request(*json.loads(_text(connection, header))), received
     except BaseException:
-        _close(streams)
+        close_all(received)
         raise
-    _close(streams)
-    raise ValueError("a request has three descriptors")
+    close_all(received)
+    raise ValueError("descriptors are missing")
 
 
 def _text(connection: socket.socket, header: bytes) -> bytes:
@@ -79,9 +81,9 @@ def _text(connection: socket.socket, header: bytes) -> bytes:
     return bytes(text)
 
 
-def _close(streams: list[int]) -> None:
-    for stream in streams:
-        os.close(stream)
+def close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def main(path: str) -> None:

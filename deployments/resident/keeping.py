@@ -22,8 +22,9 @@ _LONGEST_PAUSE = 60.0
 class Resident:
     """A resident process, for as long as this object is not closed."""
 
-    def __init__(self) -> None:
-        """Raises OSError where there can be no socket."""
+    def __init__(self, most_runs: int) -> None:
+        """`most_runs`: of one child, one after the other. Raises OSError where there can be no socket."""
+        self._most_runs = most_runs
         # Nobody else may enter it; whoever may send to the socket has code run as this user.
         self._folder = Path(tempfile.mkdtemp(prefix="regional-worker-"))
         self._listener = socket.socket(socket.AF_UNIX)
@@ -59,10 +60,10 @@ class Resident:
                 self._start(now)
 
     def _start(self, now: float) -> None:
-        end = self._pipe[0]
+        listener, end = self._listener.fileno(), self._pipe[0]
         self._started, self._due = now, 0.0
-        self._process = subprocess.Popen(  # noqa: S603 - the command is spelled in `parent`
-            command(self._listener.fileno(), end), pass_fds=[self._listener.fileno(), end], start_new_session=True
+        self._process = subprocess.Popen(  # noqa: S603 - the command is spelled below
+            command(listener, end, self._most_runs), pass_fds=[listener, end], start_new_session=True
         )
 
     def close(self) -> None:
@@ -82,6 +83,10 @@ def is_possible() -> bool:
     return sys.platform == "linux"
 
 
-def command(listener: int, keeper: int) -> list[str]:
-    """The command of a resident process that has these descriptors: a listening socket, and the end of a pipe."""
-    return [sys.executable, "-m", "prefect_regional_diffusion.deployments.resident.parent", str(listener), str(keeper)]
+def command(listener: int, keeper: int, most_runs: int) -> list[str]:
+    """The command of a resident process. It has two descriptors: a listening socket, and the end of a pipe.
+
+    A child of it takes at most `most_runs`, one after the other.
+    """
+    module = "prefect_regional_diffusion.deployments.resident.parent"
+    return [sys.executable, "-m", module, *map(str, (listener, keeper, most_runs))]

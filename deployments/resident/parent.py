@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
-import selectors
+import select
 import signal
 import socket
 import sys
@@ -18,13 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
-from prefect_regional_diffusion.deployments.resident.child import Child
+from prefect_regional_diffusion.deployments.resident.child import Child, Run
+from prefect_regional_diffusion.deployments.resident.children import Children
 from prefect_regional_diffusion.deployments.resident.fitness import adopt, code_on_disk, differing, without_run
-from prefect_regional_diffusion.deployments.resident.handoff import NO, READY, Request, is_own, receive_request
+from prefect_regional_diffusion.deployments.resident.handoff import NO, close_all, is_own, receive_request
 from prefect_regional_diffusion.deployments.resident.keeping import command
 
+_ENGINE = ("prefect.engine", "prefect.flow_engine", "prefect.task_engine")
 _FLOWS = "prefect_regional_diffusion.flows."
-_DRAWING = ("original_node", "recurring", "render", "shard")
+_DRAWING = tuple(f"{_FLOWS}{name}." for name in ("original_node", "recurring", "render", "shard"))
+"""Entrypoints of flows that load models."""
 _FOR_DRAWING = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
@@ -38,49 +41,36 @@ _REQUEST_SECONDS = 5
 class Parent:
     """Serves the requests at a socket until nobody holds the other end of a pipe."""
 
-    def __init__(self, listener: socket.socket, keeper: int) -> None:
-        """`keeper`: the end of a pipe from which nothing is read but its end."""
-        self._listener, self._keeper = listener, keeper
+    def __init__(self, listener: socket.socket, keeper: int, most_runs: int) -> None:
+        """`keeper`: the end of a pipe from which nothing is read but its end. `most_runs`: see `Children`."""
+        self._listener, self._keeper, self._most_runs = listener, keeper, most_runs
         self._environment, self._code = dict(os.environ), code_on_disk()
         self._flows: set[str] = set()
-        self._runs: dict[int, socket.socket] = {}
-        """Connections to the hand-offs of runs, by the number of the child."""
-        self._dead, wake = socket.socketpair()
-        for end in (self._dead, wake):
+        self._children = Children(most_runs)
+        self._dead, self._wake = socket.socketpair()
+        for end in (self._dead, self._wake):
             end.setblocking(False)
-        self._wake = wake
-
-    def _load(self, entrypoint: str) -> None:
-        """Import a flow, and what its runs import late. Raises whatever its modules raise."""
-        if entrypoint in self._flows:
-            return
-        module = entrypoint.rpartition(".")[0]
-        if not module.startswith(_FLOWS):
-            raise ValueError(f"{entrypoint} is no flow of ours")
-        for name in (module, *(_FOR_DRAWING if module.removeprefix(_FLOWS) in _DRAWING else ())):
-            import_module(name)
-        self._flows.add(entrypoint)
-        _end_idle_threads()
-        gc.collect()
-        gc.freeze()  # or the first collection of each child would copy all memory
 
     def serve(self) -> Child | None:
         """Fork for each request. Returns in children, and in the parent (None) when there is no worker any more."""
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        with selectors.PollSelector() as selector:
-            for source in (self._listener, self._dead, self._keeper):
-                selector.register(source, selectors.EVENT_READ)
-            while True:
-                for key, _ in selector.select():
-                    if key.fileobj is self._dead:
-                        self._report_ended()
-                    elif key.fileobj == self._keeper:
-                        return None
-                    else:
-                        child = self._accept()
-                        if child is not None:
-                            return child
+        while True:
+            sources = (*self._children.source, self._dead, self._keeper, self._listener)
+            readable, _, _ = select.select(sources, (), ())
+            source = readable[0]
+            if source is self._dead:
+                with suppress(BlockingIOError):
+                    self._dead.recv(1 << 16)
+                self._children.reap()
+            elif source == self._keeper:
+                return None
+            elif source is self._listener:
+                child = self._accept()
+                if child is not None:
+                    return child
+            else:
+                self._children.hear()
 
     def _accept(self) -> Child | None:
         if code_on_disk() != self._code:
@@ -96,74 +86,67 @@ class Parent:
             connection.close()
             return None
         try:
-            return self._fork(connection, request, streams)
+            return self._start(Run(connection, request, streams))
         finally:
-            for stream in streams:
-                os.close(stream)
+            close_all(streams)
 
-    def _fork(self, connection: socket.socket, request: Request, streams: list[int]) -> Child | None:
-        problem = self._problem(request)
+    def _start(self, run: Run) -> Child | None:
+        entrypoint = run.request.environment.get("PREFECT__FLOW_ENTRYPOINT", "")
+        problem = self._problem(run.request.environment, entrypoint)
         if problem:
-            print(f"A run starts an interpreter: {problem}", flush=True)
+            print(f"A run starts an interpreter: {problem}.", flush=True)
             with suppress(OSError):
-                connection.sendall(NO)
-            connection.close()
+                run.connection.sendall(NO)
+            run.connection.close()
             return None
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            self._leave()
-            return Child(connection, request, [os.dup(stream) for stream in streams])
-        self._runs[pid] = connection
-        with suppress(OSError):
-            connection.sendall(READY)
-        return None
+        child = self._children.take(run, self._environment, is_kept=entrypoint.startswith(_DRAWING))
+        if child is not None:
+            # Nothing of the parent is open in a child.
+            signal.set_wakeup_fd(-1)
+            for end in (self._listener, self._dead, self._wake):
+                end.close()
+            os.close(self._keeper)
+        return child
 
-    def _problem(self, request: Request) -> str | None:
+    def _problem(self, environment: dict[str, str], entrypoint: str) -> str | None:
         """Make this process one whose child can be that of the run; returns why it cannot."""
-        environment = without_run(request.environment)
+        environment = without_run(environment)
         names = differing(self._environment, environment, has_flows=bool(self._flows))
         if names:
             # Unanswered, its hand-off goes on alone; the next one will be served.
             self._become_new(environment, f"runs have another {', '.join(names)}")
-        if environment != self._environment:
-            adopt(environment)
-            self._environment = environment
+        if not entrypoint.startswith(_FLOWS):
+            return "its flow is none of ours"
         try:
-            self._load(request.environment.get("PREFECT__FLOW_ENTRYPOINT", ""))
+            for module in _ENGINE:
+                import_module(module)
+            if environment != self._environment:
+                adopt(environment)
+                self._environment = environment
+            self._load(entrypoint)
         except Exception as error:  # noqa: BLE001 - a new interpreter will meet the same, and the run's log tells of it
-            return f"the flow cannot be imported here ({type(error).__name__})"
+            return f"it cannot be imported here ({type(error).__name__})"
         return None if _threads() == 1 else "the resident process has threads"
 
-    def _leave(self) -> None:
-        """Nothing of the parent is open in a child: neither its socket nor the connections of other runs."""
-        signal.set_wakeup_fd(-1)
-        for end in (self._listener, self._dead, self._wake, *self._runs.values()):
-            end.close()
-        os.close(self._keeper)
-
-    def _report_ended(self) -> None:
-        """Tell the hand-off of each child that has ended its exit code, as `subprocess` counts."""
-        with suppress(BlockingIOError):
-            self._dead.recv(1 << 16)
-        with suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if not pid:
-                    return
-                connection = self._runs.pop(pid, None)
-                if connection is None:  # from before this process became a new one
-                    continue
-                with suppress(OSError):  # the hand-off was killed
-                    connection.sendall(b"ended %d\n" % os.waitstatus_to_exitcode(status))
-                connection.close()
+    def _load(self, entrypoint: str) -> None:
+        """Import a flow, and what its runs import late. Raises whatever its modules raise."""
+        if entrypoint in self._flows:
+            return
+        module = entrypoint.rpartition(".")[0]
+        for name in (module, *(_FOR_DRAWING if entrypoint.startswith(_DRAWING) else ())):
+            import_module(name)
+        self._flows.add(entrypoint)
+        _end_idle_threads()
+        gc.collect()
+        gc.freeze()  # or the first collection of each child would copy all memory
 
     def _become_new(self, environment: dict[str, str], why: str) -> None:
         """Import everything anew, in this process. Its children go on, and tell their hand-offs how they end."""
         print(f"The resident process starts anew: {why}.", flush=True)
         for number in (self._listener.fileno(), self._keeper):
             os.set_inheritable(number, True)
-        os.execve(sys.executable, command(self._listener.fileno(), self._keeper), environment)  # noqa: S606 - itself
+        again = command(self._listener.fileno(), self._keeper, self._most_runs)
+        os.execve(sys.executable, again, environment)  # noqa: S606 - itself
 
 
 def _end_idle_threads() -> None:
@@ -181,12 +164,8 @@ def _threads() -> int:
 
 def main() -> Callable[[], None] | None:
     """Serve. Returns what a child is to do, which is then the whole program: its frames have nothing of the parent."""
-    import_module("prefect.engine")
-    import_module("prefect.flow_engine")
-    import_module("prefect.task_engine")
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    parent = Parent(listener, int(sys.argv[2]))
-    child = parent.serve()
+    listener, keeper, most_runs = map(int, sys.argv[1:])
+    child = Parent(socket.socket(fileno=listener), keeper, most_runs).serve()
     return child.run if child is not None else None
 
 

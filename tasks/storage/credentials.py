@@ -68,6 +68,11 @@ def _texts(options: object) -> Iterator[str]:
             yield from _texts(value)
 
 
+def forget_block() -> None:
+    """Ask the server anew for the block's options: a process that has ended a run does so for the next one."""
+    _of_block.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _of_block(name: str) -> dict[str, Any]:
     """The options in a Prefect Secret block; read once, so that a run keeps what it began with."""

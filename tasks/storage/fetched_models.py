@@ -76,6 +76,12 @@ def fetched(field: str, url: str) -> str:
         return _fetched[url]
 
 
+def forget_fetched() -> None:
+    """Look at stores anew: a process that has ended a run does so for the next one. What is on the disk stays there."""
+    with _one_at_a_time:
+        _fetched.clear()
+
+
 def is_fetched(path: str) -> bool:
     """Whether this process has fetched what lies at a real path."""
     real_path = Path(path)
