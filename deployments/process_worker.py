@@ -1,7 +1,7 @@
 """Prefect's process worker, as `deployments.worker` starts it: runs are started as their pool says, and not otherwise.
 
 Where the pool names no working directory, a run has the worker's own. Runs of our own flows are handed to a resident
-process (`resident`) if there is one.
+process (`resident`) if there is one. Which runs are taken is decided by `dispatch`.
 
 Prefect's server checks `job_variables` where a run of a deployment is asked for, but not where a run is made without
 (`POST /flow_runs/`), and its workers take whatever has reached them.
@@ -9,6 +9,7 @@ Prefect's server checks `job_variables` where a run of a deployment is asked for
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from anyio.abc import TaskStatus
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 from pydantic import PrivateAttr
 
-from prefect_regional_diffusion.deployments.resident.keeping import OPTION
+from prefect_regional_diffusion.deployments import dispatch
+from prefect_regional_diffusion.deployments.resident import keeping as resident
 from prefect_regional_diffusion.deployments.resident.starting import own_entrypoint, run_handed_off
 
 if TYPE_CHECKING:
@@ -80,10 +82,14 @@ def main() -> None:
     """The command line of Prefect, with this worker in the place of its own."""
     from prefect.cli import app
 
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(resident.OPTION, dest="socket")
+    parser.add_argument(dispatch.OPTION, dest="load_seconds", type=float)
+    own, sys.argv[1:] = parser.parse_known_args()
     ProcessWorker.job_configuration = AsThePoolSays
-    if sys.argv[1:2] == [OPTION]:
-        hand_off_runs(sys.argv[2])
-        del sys.argv[1:3]
+    dispatch.take_turns(own.load_seconds)
+    if own.socket:
+        hand_off_runs(own.socket)
     app()
 
 

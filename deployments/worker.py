@@ -21,6 +21,7 @@ from types import FrameType
 
 import psutil
 
+from prefect_regional_diffusion.deployments import dispatch
 from prefect_regional_diffusion.deployments.resident.keeping import OPTION, Resident, is_possible
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
@@ -31,9 +32,11 @@ _RUN_ID = "PREFECT__FLOW_RUN_ID"
 _GRACE_SECONDS = 25
 """For a run to notice; clouds give a machine 30 s and more."""
 
-
 _KEEP = 100
 """Runs that one process draws with its models in memory: more, and what libraries leak would add up."""
+
+_LOAD_SECONDS = 20.0
+"""Of Stable Diffusion XL or FLUX.1 from a local disk, roughly."""
 
 
 def main() -> None:
@@ -51,6 +54,14 @@ def main() -> None:
         metavar="RUNS",
         help=f"a process that draws takes so many runs, its models in memory [{_KEEP}]; 1: a new one for each",
     )
+    parser.add_argument(
+        dispatch.OPTION,
+        type=float,
+        default=_LOAD_SECONDS,
+        metavar="SECONDS",
+        help="about how long a model takes to load: so much it is worth to take runs of a model that is in memory "
+        f"first, and to leave others to other workers [{_LOAD_SECONDS:.0f}]",
+    )
     arguments = parser.parse_args()
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
@@ -58,6 +69,9 @@ def main() -> None:
     resident = None if arguments.plain else _resident(arguments.keep)
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker"]
     command += [OPTION, resident.path] if resident else []
+    # Who has one slot has one GPU, and keeps the models of the last run on it.
+    if resident and arguments.keep > 1 and arguments.limit == 1:
+        command += [dispatch.OPTION, str(arguments.load_seconds)]
     command += ["worker", "start", "--type", "process", "--pool", arguments.pool]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
