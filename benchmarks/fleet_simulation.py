@@ -101,6 +101,7 @@ class _Simulation:
         self.workers = [_Worker(Affinity(mean_load)) for _ in range(fleet.workers)]
         self.waiting: OrderedDict[int, WaitingRun] = OrderedDict()
         self.running = Counter[str]()
+        self.last_starts: dict[str, float] = {}
         self.left = [job.seconds for job in jobs]
         self.started: dict[int, float] = {}
         self.ended: dict[int, float] = {}
@@ -163,12 +164,15 @@ class _Simulation:
         if self.policy == "first come":
             return shown[0]
         at_work = frozenset(self.jobs[other.job].model for other in self.workers if other.job is not None)
-        return worker.affinity.choose(fair_order(shown, self.running), frozenset(worker.models), at_work, now)
+        return worker.affinity.choose(
+            fair_order(shown, self.running, self.last_starts), frozenset(worker.models), at_work, now
+        )
 
     def start(self, worker: _Worker, number: int, now: float) -> None:
         del self.waiting[number]
         job = self.jobs[number]
         self.running[job.owner] += 1
+        self.last_starts[job.owner] = now
         loading = 0.0
         if job.model in worker.models:
             worker.models.move_to_end(job.model)

@@ -18,7 +18,12 @@ from prefect.workers.process import ProcessWorker
 
 from prefect_regional_diffusion.deployments.affinity import Affinity
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
-from prefect_regional_diffusion.flows.queueing.place import due_runs, online_workers, runs_at_work
+from prefect_regional_diffusion.flows.queueing.place import (
+    due_runs,
+    last_starts,
+    online_workers,
+    runs_at_work,
+)
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.secrets import reason_of
@@ -57,7 +62,8 @@ class Dispatch:
         due = {run.id: run for run in await due_runs(client, pool) if _is_free(run, queues, offered_runs.keys())}
         at_work = [waiting_run(run) for run in await runs_at_work(client, pool)]
         waiting = [waiting_run(run, _priority(run, queues)) for run in due.values()]
-        turns = fair_order(waiting, Counter(run.owner for run in at_work))
+        running = Counter(run.owner for run in at_work)
+        turns = fair_order(waiting, running, await last_starts(client, pool))
         chosen = await self._near(client, pool, turns, at_work) if self._affinity else turns
         pool_id = offered[0].work_pool_id
         return [

@@ -31,11 +31,15 @@ RUNS = st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 5), st.integers
 )
 
 
-@given(RUNS, st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3)))
+RUNNING = st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3))
+LAST_STARTS = st.dictionaries(st.sampled_from("xyz"), st.floats(0, 10))
+
+
+@given(RUNS, RUNNING, LAST_STARTS)
 def test_everybody_has_a_turn_in_the_order_of_their_own_runs(
-    waiting: list[WaitingRun], running: dict[str, int]
+    waiting: list[WaitingRun], running: dict[str, int], last_starts: dict[str, float]
 ) -> None:
-    order = fair_order(waiting, running)
+    order = fair_order(waiting, running, last_starts)
     assert sorted(order) == sorted(waiting)
     assert [item.priority for item in order] == sorted(item.priority for item in waiting)
     for owner in "xyz":
@@ -43,9 +47,11 @@ def test_everybody_has_a_turn_in_the_order_of_their_own_runs(
         assert own == sorted(own, key=lambda item: (item.priority, item.due, item.id))
 
 
-@given(RUNS, st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3)))
-def test_nobody_gets_two_runs_more_than_somebody_who_waits(waiting: list[WaitingRun], running: dict[str, int]) -> None:
-    order = [item for item in fair_order(waiting, running) if item.priority == 1]
+@given(RUNS, RUNNING, LAST_STARTS)
+def test_nobody_gets_two_runs_more_than_somebody_who_waits(
+    waiting: list[WaitingRun], running: dict[str, int], last_starts: dict[str, float]
+) -> None:
+    order = [item for item in fair_order(waiting, running, last_starts) if item.priority == 1]
     taken = {owner: running.get(owner, 0) for owner in "xyz"}
     for position, item in enumerate(order):
         others = {later.owner for later in order[position + 1 :]} - {item.owner}
@@ -55,14 +61,23 @@ def test_nobody_gets_two_runs_more_than_somebody_who_waits(waiting: list[Waiting
 
 def test_five_beside_five_hundred_take_turns() -> None:
     waiting = [run(number, "many") for number in range(500)] + [run(500 + number, "few") for number in range(5)]
-    assert [item.owner for item in fair_order(waiting, {"many": 1})[:6]] == [
-        "few",
-        "many",
-        "few",
-        "many",
-        "few",
-        "many",
-    ]
+    # Nothing is at work: who had the last turn is not the next one.
+    for running, last_starts in [({"many": 1}, {}), ({}, {"many": 2.0}), ({}, {"many": 2.0, "few": 1.0})]:
+        order = fair_order(waiting, running, last_starts)
+        assert [item.owner for item in order[:6]] == ["few", "many"] * 3
+    assert fair_order(waiting, {}, {"many": 1.0, "few": 2.0})[0].owner == "many"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_five_beside_five_hundred_wait_at_most_twice_as_long_as_alone(workers: int) -> None:
+    fleet = Fleet(workers, {"a": 15.0})
+    many = [Job(0.0, "many", "a", 10.0) for _ in range(500)]
+    few = [Job(100.0 + number, "few", "a", 10.0) for number in range(5)]
+    warming = [Job(0.0, "few", "a", 10.0) for _ in range(workers)]
+    alone = simulate(fleet, warming + few, "affinity").turnarounds[-5:]
+    beside = simulate(fleet, many + few, "affinity").turnarounds[-5:]
+    # Nobody is thrown out: what is being drawn when they come is drawn to its end.
+    assert sum(beside) <= 2 * sum(alone) + 5 * 11
 
 
 def test_who_holds_nothing_takes_the_first() -> None:

@@ -74,6 +74,13 @@ async def runs_at_work(client: PrefectClient, pool: str) -> list[FlowRun]:
     return await _runs(client, pool, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
 
 
+async def last_starts(client: PrefectClient, pool: str) -> dict[str, float]:
+    """When the last run of each owner began in a pool, in seconds since 1970, as far as the newest 50 runs tell."""
+    begun = {"state": {"type": {"any_": ["RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}
+    runs = await _newest(client, pool, begun, "START_TIME_DESC", 50)
+    return {owner_of(run.tags): run.start_time.timestamp() for run in reversed(runs) if run.start_time}
+
+
 async def place_of(client: PrefectClient, run: UUID, pool: str) -> Place | None:
     """The place of a run in a pool, or None once it is not waiting any more."""
     due, at_work = await due_runs(client, pool), await runs_at_work(client, pool)
@@ -81,6 +88,7 @@ async def place_of(client: PrefectClient, run: UUID, pool: str) -> Place | None:
     order = fair_order(
         (waiting_run(other, priorities.get(other.work_queue_name or "", 1)) for other in due),
         Counter(owner_of(other.tags) for other in at_work),
+        await last_starts(client, pool),
     )
     position = next((number for number, other in enumerate(order, 1) if other.id == run), None)
     if position is None:
@@ -122,13 +130,17 @@ async def _runs(client: PrefectClient, pool: str, criteria: dict[str, Any]) -> l
 
 async def _last_durations(client: PrefectClient, pool: str) -> list[float]:
     """Seconds that the runs took which completed last in a pool."""
+    runs = await _newest(client, pool, {"state": {"type": {"any_": ["COMPLETED"]}}}, "END_TIME_DESC", 10)
+    return [run.total_run_time.total_seconds() for run in runs]
+
+
+async def _newest(client: PrefectClient, pool: str, criteria: dict[str, Any], sort: str, limit: int) -> list[FlowRun]:
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
-    runs = await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["COMPLETED"]}}}),
+    return await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(criteria),
         work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
-        sort=FlowRunSort.END_TIME_DESC,
-        limit=10,
+        sort=FlowRunSort(sort),
+        limit=limit,
     )
-    return [run.total_run_time.total_seconds() for run in runs]
