@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
@@ -62,7 +62,7 @@ class ProcessState:
         self._switches = [switch.get() for switch in _SWITCHES]
         self._random = torch.get_rng_state()
         self._warnings = list(warnings.filters)
-        self._most_memory: int | None = None
+        self._most_memory = 0
 
     def restore(self) -> bool:
         """Set it back, and send what the run has left to be sent; returns whether the process may go on."""
@@ -71,7 +71,7 @@ class ProcessState:
         os.environ.update(self._environment)
         os.fchdir(self._folder)
         sys.path[:] = self._path
-        warnings.filters[:] = self._warnings
+        cast("list[object]", warnings.filters)[:] = self._warnings
         for switch, value in zip(_SWITCHES, self._switches, strict=True):
             if switch.get() != value:
                 switch.set(value)
@@ -85,6 +85,6 @@ class ProcessState:
 
     def _has_grown(self) -> bool:
         memory = psutil.Process().memory_info().rss
-        if self._most_memory is None:
+        if not self._most_memory:
             self._most_memory = memory + _MOST_GROWTH
         return memory > self._most_memory + loaded_parts().bytes
