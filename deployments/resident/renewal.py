@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
-from prefect._internal.concurrency.services import QueueService
 from torch.backends import cuda, cudnn, mkldnn
 
+from prefect_regional_diffusion.deployments.resident.prefect_internals import QueueService
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.storage.credentials import forget_block
 from prefect_regional_diffusion.tasks.storage.fetched_models import forget_fetched

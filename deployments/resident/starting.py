@@ -1,7 +1,6 @@
 """The worker's side: the processes of our own flows' runs are hand-offs to a resident process.
 
 Others' deployments, those with pull steps or a storage, and pools with a command of their own are started by Prefect.
-All that is used of Prefect without being its public interface is imported here.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskStatus
-from prefect.runner._flow_run_executor import FlowRunExecutorContext
-from prefect.runner._starter_engine import EngineCommandStarter
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorkerResult
 
 from prefect_regional_diffusion.deployments.resident import handoff
+from prefect_regional_diffusion.deployments.resident.prefect_internals import (
+    EngineCommandStarter,
+    FlowRunExecutorContext,
+)
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
