@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,8 +12,10 @@ from typing import NamedTuple
 import psutil
 
 from prefect_regional_diffusion.deployments import background_processes as processes
+from prefect_regional_diffusion.deployments import resident
 from tests.chaos_field import BUCKET, Field
 from tests.fault_proxy import Fault as Failure
+from tests.processes import processes_of
 
 
 class Target(NamedTuple):
@@ -61,6 +64,33 @@ def _take_machine_away(field: Field, target: Target) -> bool:
     psutil.wait_procs([keeper], timeout=60)
     field.up()
     return True
+
+
+def _kill_hand_off(field: Field, target: Target) -> bool:
+    """What the worker started for the run: the process that executes it goes, too."""
+    *_, started = processes_of(target.run_id) or [None]
+    if started is None:
+        return False
+    with suppress(psutil.NoSuchProcess):
+        started.kill()
+    return True
+
+
+def _kill_resident(field: Field, target: Target) -> bool:
+    """The process of which the run was forked; the run goes on, and the next one is forked of another."""
+    keeper = processes.running(field.machine.folder, "worker-gpu")
+    assert keeper is not None
+    for child in keeper.children():
+        with suppress(psutil.Error):
+            if any(argument.endswith("resident.parent") for argument in child.cmdline()):
+                child.kill()
+    return field.goes_on(target.run_id)
+
+
+def _change_code(field: Field, target: Target) -> bool:
+    """A module is written anew while the run goes on, as by an update."""
+    os.utime(Path(resident.__file__))
+    return field.goes_on(target.run_id)
 
 
 def _take_server_away(field: Field, target: Target) -> bool:
@@ -166,6 +196,9 @@ FAULTS: dict[str, Fault] = {
     "run killed": Fault(_kill_run),
     "worker and run killed": Fault(_kill_worker_and_run),
     "SIGTERM": Fault(_take_machine_away),
+    "hand-off killed": Fault(_kill_hand_off),
+    "resident process killed": Fault(_kill_resident, ends_process=False),
+    "code changes": Fault(_change_code, ends_process=False),
     "state truncated": Fault(_damage_and_kill, earliest=2, lost=1),
     "reads break off": Fault(_kill_and_halve("cut", None)),
     "reads arrive by half": Fault(_kill_and_halve("short", 2), earliest=3, lost=2),
