@@ -273,6 +273,25 @@ def test_runs_at_the_same_time_have_a_process_each(site: Site) -> None:
     assert drawn(site, STATE)[0] == str(child.pid)
 
 
+IMPORTS = """
+import torch
+calls = []
+torch.cuda.is_available = lambda: calls.append("is_available")
+torch.cuda.device_count = lambda: calls.append("device_count")
+from prefect_regional_diffusion.deployments.resident import parent
+for flow in ("render.render", "shard.shard", "recurring.recurring", "original_node.original_node", "grid.grid"):
+    parent.import_flow("prefect_regional_diffusion.flows." + flow)
+print(calls, parent.threads())
+"""
+
+
+def test_importing_asks_no_gpu_and_leaves_one_thread(tmp_path: Path) -> None:
+    """A process that has asked the driver has children that cannot use it."""
+    env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("OMP_NUM")}
+    process = subprocess.run([sys.executable, "-c", IMPORTS], env=env, capture_output=True, text=True, check=False)
+    assert process.stdout == "[] 1\n", process.stderr
+
+
 def test_where_nobody_serves_an_interpreter_starts(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", handoff.__file__, str(tmp_path / "nobody")]
     env = environment(tmp_path) | {"PREFECT__FLOW_RUN_ID": "x"}

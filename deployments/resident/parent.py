@@ -11,12 +11,14 @@ from __future__ import annotations
 import gc
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 from prefect_regional_diffusion.deployments.resident.child import Child, Run
 from prefect_regional_diffusion.deployments.resident.children import Children
@@ -64,6 +66,8 @@ class Parent:
                     self._dead.recv(1 << 16)
                 self._children.reap()
             elif source == self._keeper:
+                # It may have been killed: then nobody else removes what it made.
+                shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
                 return None
             elif source is self._listener:
                 child = self._accept()
@@ -123,22 +127,12 @@ class Parent:
             if environment != self._environment:
                 adopt(environment)
                 self._environment = environment
-            self._load(entrypoint)
+            if entrypoint not in self._flows:
+                import_flow(entrypoint)
+                self._flows.add(entrypoint)
         except Exception as error:  # noqa: BLE001 - a new interpreter will meet the same, and the run's log tells of it
             return f"it cannot be imported here ({type(error).__name__})"
-        return None if _threads() == 1 else "the resident process has threads"
-
-    def _load(self, entrypoint: str) -> None:
-        """Import a flow, and what its runs import late. Raises whatever its modules raise."""
-        if entrypoint in self._flows:
-            return
-        module = entrypoint.rpartition(".")[0]
-        for name in (module, *(_FOR_DRAWING if entrypoint.startswith(_DRAWING) else ())):
-            import_module(name)
-        self._flows.add(entrypoint)
-        _end_idle_threads()
-        gc.collect()
-        gc.freeze()  # or the first collection of each child would copy all memory
+        return None if threads() == 1 else "the resident process has threads"
 
     def _become_new(self, environment: dict[str, str], why: str) -> None:
         """Import everything anew, in this process. Its children go on, and tell their hand-offs how they end."""
@@ -147,6 +141,16 @@ class Parent:
             os.set_inheritable(number, True)
         again = command(self._listener.fileno(), self._keeper, self._most_runs)
         os.execve(sys.executable, again, environment)  # noqa: S606 - itself
+
+
+def import_flow(entrypoint: str) -> None:
+    """Import a flow, and what its runs import late. Raises whatever its modules raise."""
+    module = entrypoint.rpartition(".")[0]
+    for name in (module, *(_FOR_DRAWING if entrypoint.startswith(_DRAWING) else ())):
+        import_module(name)
+    _end_idle_threads()
+    gc.collect()
+    gc.freeze()  # or the first collection of each child would copy all memory
 
 
 def _end_idle_threads() -> None:
@@ -158,7 +162,8 @@ def _end_idle_threads() -> None:
     os.waitpid(pid, 0)
 
 
-def _threads() -> int:
+def threads() -> int:
+    """Threads of this process, those of libraries too."""
     return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names, as the kernel lists them
 
 
