@@ -36,9 +36,10 @@ METHODS = (
     Method("margin", _ORDER | {"window": {"margin": 32}}),
     Method("full-steps", _ORDER | {"window": {"full_steps": 3}}),
     Method("attention", _ORDER | {"composition": "attention"}, prompts_only=True),
-    Method("mixed", _ORDER | {"composition": "mixed"}),
+    Method("mixed", _ORDER | {"arrangement": "auto"}),
 )
-"""Joint composition is `whole` (rows of the whole canvas) and windows: bare, with 32 pixels around, after 3 steps."""
+"""Joint composition is `whole` (rows of the whole canvas) and windows: bare, with 32 pixels around, after 3 steps.
+`mixed` lets regions with one sampler and guidance share a row."""
 
 
 class Measured(NamedTuple):

@@ -217,8 +217,7 @@ def resolve(job: JobFields) -> ResolvedJob:
     """Fill in what is inherited. The job's fields must go together, as those of a RenderJob do."""
     canvas = (job.height, job.width)
     return ResolvedJob(
-        # Without regions there is nothing to share.
-        composition="joint" if job.composition == "attention" and not job.regions else job.composition,
+        composition=job.composition if job.regions or job.composition != "attention" else "joint",
         width=job.width,
         height=job.height,
         seed=job.seed,
@@ -245,13 +244,9 @@ def base_only_steps(job: JobFields) -> int:
     """First steps of the base alone. Left empty, their number depends on the composition."""
     if job.base_only_steps is not None:
         return job.base_only_steps
-    match job.composition:
-        case "joint":
-            default = 1
-        case "attention":
-            default = 0
-        case "sequential":
-            default = 2 if isinstance(job.node, RegionalSampler) else 0
+    default = 1 if job.composition == "joint" else 0
+    if job.composition == "sequential" and isinstance(job.node, RegionalSampler):
+        default = 2
     return min(default, job.steps - 1)
 
 
