@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.family import (
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.planning.compile import compose
+from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 
 ON_CPU = Placement()
@@ -53,7 +54,7 @@ def run_on(checkpoint: Checkpoint, job: RenderJob) -> SamplingRun[Any]:
     facts, canvas = checkpoint.facts, Canvas(job.width, job.height)
     cell = facts.vae_scale_factor
     empty = torch.zeros(1, facts.latent_channels, canvas.height // cell, canvas.width // cell)
-    resolved = resolve(job)
+    resolved = fit_to_models(resolve(job), {job.model: facts})
     return compose(
         resolved, {job.model: checkpoint.noise_schedule(canvas, job.steps)}, empty, region_masks(resolved, {}, cell)
     )

@@ -16,6 +16,10 @@ from benchmarks.layouts.methods import METHODS, refusal
 from benchmarks.layouts.scenes import KINDS, Box, Layout, random_layout
 from benchmarks.layouts.scores import change, scores
 from benchmarks.reading import Bytes
+from benchmarks.whole_model import run_on
+from prefect_regional_diffusion.sampling_core.models.folder import open_folder
+from prefect_regional_diffusion.sampling_core.planning.compile import cost
+from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from training.canvases import place
 from training.scenes import CELL, INK, PALETTE, rgb
 
@@ -136,6 +140,13 @@ def test_methods_draw_the_same_layouts() -> None:
             assert reason.startswith("composition: ")
     assert len(known) >= 5
     assert all(job == known[0] for job in known)
+
+
+@pytest.mark.parametrize("name", ["windows", "margin", "full-steps"])
+def test_methods_cost_what_is_planned_for_their_jobs(name: str) -> None:
+    """Windows of nine boxes, whose edges are between the multiples and below the least edge of the model."""
+    job = next(method for method in METHODS if method.name == name).job(layout_of("gaps", 9, 384), 4)
+    assert cost(run_on(open_folder("embedded"), job)) == prepare(job).cost
 
 
 def test_bars_compare_pairs() -> None:
