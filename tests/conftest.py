@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 import tests.typechecking
+from tests.made_once import keep_in
 
 if TYPE_CHECKING:
     from tests.machine import Machine
@@ -42,10 +43,23 @@ settings.register_profile("shared machine", deadline=None, max_examples=60)
 settings.load_profile("shared machine")
 
 
-def pytest_collection_finish() -> None:
-    """What imports have made stays to the end: no later collection looks at it, and tests of memory collect often."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What imports make stays to the end: no collection looks at it, and tests of memory collect often."""
+    gc.disable()  # while modules are imported, that is a fifth of the time
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What `tests/made_once.py` makes is shared by the processes of a run."""
+    ours = tmp_path_factory.getbasetemp()
+    keep_in((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "made-once")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from tests.made_once import made_once
 from tests.tiny_models import clip_config, clip_tokenizer, letters, lively, tiny_vae
 
 
@@ -78,6 +79,7 @@ def flow_vae(sizes: FlowSizes, scale: float, shift: float) -> AutoencoderKL:
     return tiny_vae(sizes.vae, 16, scaling_factor=scale, shift_factor=shift, **apart)
 
 
+@made_once
 def tiny_sd3(
     folder: Path,
     seed: int = 0,
@@ -123,6 +125,7 @@ def tiny_sd3(
     return str(folder)
 
 
+@made_once
 def tiny_flux(folder: Path, seed: int = 0, sizes: FlowSizes = SMALL, *, schnell: bool = False) -> str:
     """The name of a new folder of FLUX.1 dev, or schnell."""
     torch.manual_seed(seed)
@@ -172,6 +175,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     )
 
 
+@made_once
 def tiny_z_image(
     folder: Path,
     seed: int = 0,

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from tests.made_once import made_once
 from tests.tiny_models import lively
 
 
@@ -32,6 +33,7 @@ SMALL = EncoderSizes()
 OTHER = EncoderSizes(width=48, projection=40, pixels=48, patch=16, layers=2)
 
 
+@made_once
 def tiny_image_encoder(folder: Path, seed: int = 0, sizes: EncoderSizes = SMALL) -> str:
     """The name of a new folder of CLIP's image encoder."""
     torch.manual_seed(seed)

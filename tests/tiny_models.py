@@ -21,6 +21,8 @@ from diffusers import (
 from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.made_once import made_once
+
 BETAS: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -122,6 +124,7 @@ def unet_of(folder: str | Path) -> UNet:
     return UNet.from_pretrained(folder, subfolder="unet", local_files_only=True)
 
 
+@made_once
 def tiny_sd(
     folder: Path,
     seed: int = 0,
@@ -149,6 +152,7 @@ def tiny_sd(
     return str(folder)
 
 
+@made_once
 def tiny_refiner(folder: Path, seed: int = 0, sizes: Sizes = SMALL, **scheduler: Any) -> str:
     """The name of a new folder of the refiner of Stable Diffusion XL, whose latents are those of a `tiny_sdxl`."""
     torch.manual_seed(seed)
@@ -179,6 +183,7 @@ def tiny_refiner(folder: Path, seed: int = 0, sizes: Sizes = SMALL, **scheduler:
     return str(folder)
 
 
+@made_once
 def tiny_sdxl(
     folder: Path,
     seed: int = 0,
