@@ -124,10 +124,11 @@ class Network:
 @pytest.fixture(
     params=[(model, plus) for model in MODELS for plus in (False, True) if not (plus and model == "flux")],
     ids=lambda given: f"{given[0]}{' plus' if given[1] else ''}",
+    scope="module",
 )
-def network(request: pytest.FixtureRequest, tmp_path: Path) -> Network:
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Network:
     model, plus = request.param
-    return Network(model, tmp_path, plus=plus)
+    return Network(model, tmp_path_factory.mktemp("network"), plus=plus)
 
 
 def test_rows_of_one_forward_attend_to_images_of_their_own(network: Network) -> None:
