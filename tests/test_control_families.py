@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*decode_latents:FutureWarning"),  # of its pipeline for adapters
 ]
 
-WIDTH, HEIGHT = 192, 128
+WIDTH, HEIGHT = 96, 64
 FIRST_THREE = (True, True, False)
 """Stable Diffusion 1 has attention on all levels but the last."""
 

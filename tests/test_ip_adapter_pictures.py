@@ -38,6 +38,7 @@ from tests.tiny_models import tiny_sd, tiny_sdxl
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' own
 ]
+WIDTH, HEIGHT = 96, 64
 
 
 class Used(NamedTuple):
@@ -57,7 +58,14 @@ def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job_of(*used: Used, **fields: Any) -> dict[str, Any]:
-    job = {"model": "model", "prompt": "A red Circle, on blue!", "width": 192, "height": 128, "seed": 3, "steps": 4}
+    job = {
+        "model": "model",
+        "prompt": "A red Circle, on blue!",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "seed": 3,
+        "steps": 4,
+    }
     job |= {"cfg": 4.0, "sampler": "euler", "scheduler": "simple"}
     return job | {"image_prompts": [one.in_job() for one in used]} | fields
 
@@ -160,7 +168,7 @@ def test_beside_a_controlnet() -> None:
     tiny_sdxl(Path("model"))
     image_prompt_files(Path(), "model")
     tiny_controlnet("model", "net", 1)
-    steering = Image.open(control_picture("edges.png", 1, 192, 128))
+    steering = Image.open(control_picture("edges.png", 1, WIDTH, HEIGHT))
     used = Used(PLAIN, "red.png", 0.7)
     job = job_of(used, controls=[{"file": "net", "image": "edges.png", "strength": 0.7}])
     ours = drawn(job)
@@ -183,7 +191,7 @@ def test_flux_draws_what_the_pipeline_draws(model: str) -> None:
     image_prompt_files(Path(), "model", flux=True)
     save_adapter(flux_adapter("model", 5, xlabs=True), "xlabs.safetensors")
     uses = [Used(PLAIN, "red.png", 0.8), Used("xlabs.safetensors", "blue.png", 0.5)]
-    shift, entries = (1.0, 1000) if schnell else (flux_shift(192, 128), 10_000)
+    shift, entries = (1.0, 1000) if schnell else (flux_shift(WIDTH, HEIGHT), 10_000)
     job = job_of(*uses, cfg=1.0 if schnell else 3.5)
     ours = drawn(job)
     asked: dict[str, Any] = {"max_sequence_length": 256} if schnell else {"guidance_scale": 3.5}
