@@ -110,7 +110,8 @@ def test_three_regions_with_loras_and_a_controlnet_take_one_forward_a_step(
 @pytest.mark.parametrize("composition", ["joint", "sequential"])
 @pytest.mark.parametrize("model", MODELS)
 def test_it_goes_on_to_the_same_bits(model: str, composition: str) -> None:
-    job = three_regions(model) | {"composition": composition, "controls": [used(model, "t", "2.png", start=0.3)]}
+    controls = [used(model, "t", "2.png", start=0.3)]
+    job = three_regions(model) | {"composition": composition, "controls": controls, "width": 64, "height": 64}
     whole = record_of(job)
     first = picture_of(whole)
     record_of(job, 1, "cut")

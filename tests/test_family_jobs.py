@@ -89,6 +89,7 @@ def test_a_region_with_the_base_s_prompt_changes_nothing() -> None:
 @pytest.mark.parametrize("model", ["xl", "sd"])
 def test_it_goes_on_to_the_same_bits(composition: str, model: str) -> None:
     fields: dict[str, Any] = {"model": model, "regions": [REGION], "composition": composition, "sampler": "dpmpp_2m"}
+    fields |= {"width": 96, "height": 64}
     whole = record_of(store=".regional/store/whole", **fields)
     first = picture_of(whole)
     record_of(1, ".regional/store/cut", **fields)

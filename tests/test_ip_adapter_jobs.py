@@ -147,7 +147,7 @@ def test_rows_without_images_are_those_of_a_job_without_any() -> None:
 @pytest.mark.parametrize("composition", ["joint", "sequential"])
 def test_it_goes_on_to_the_same_bits(family: str, composition: str, placed: Callable[[str], None]) -> None:
     placed(family)
-    job = three_regions(composition=composition)
+    job = three_regions(composition=composition, width=64, height=64)
     job["regions"][0]["image_prompts"][0] |= {"start": 0.25, "end": 0.75}
     whole = latent_of(record_of(job))
     record_of(job, 1, "cut")

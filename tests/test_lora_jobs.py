@@ -111,7 +111,7 @@ def test_a_region_s_lora_draws_in_its_region() -> None:
 @pytest.mark.parametrize("composition", ["joint", "sequential"])
 @pytest.mark.parametrize("model", UNETS)
 def test_it_goes_on_to_the_same_bits(model: str, composition: str) -> None:
-    job = three_regions(model) | {"composition": composition}
+    job = three_regions(model) | {"composition": composition, "width": 64, "height": 64}
     whole = record_of(job)
     first = picture_of(whole)
     record_of(job, 1, "cut")
