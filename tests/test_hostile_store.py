@@ -318,6 +318,12 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> RenderContext:
     return ready(root)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The state that the run has after two steps, whatever store it is for."""
+    return whole_state(ready(tmp_path_factory.mktemp("store")))
+
+
 def drawn_again(run: RenderContext) -> int:
     """Sample what the store does not have, as a flow does; the steps that it has then."""
 
@@ -404,11 +410,14 @@ STATES: dict[str, Callable[[dict[str, Any]], bytes]] = {
 
 @pytest.mark.parametrize("planted", STATES.values(), ids=STATES.keys())
 def test_what_is_no_state_of_the_run_counts_as_absent(
-    planted: Callable[[dict[str, Any]], bytes], root: Path, run: RenderContext, caplog: pytest.LogCaptureFixture
+    planted: Callable[[dict[str, Any]], bytes],
+    root: Path,
+    run: RenderContext,
+    whole: dict[str, torch.Tensor],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With one line; and the state is computed again, and then it is there."""
-    state = whole_state(run)
-    file = placed(root / f"{run.state_key(2)}.safetensors", planted(state))
+    file = placed(root / f"{run.state_key(2)}.safetensors", planted(dict(whole)))
     assert found(run).done == 0
     assert len(counted_absent(caplog)) == 1
     assert run.state_key(2) in counted_absent(caplog)[0]
