@@ -112,6 +112,25 @@ def test_a_forward_may_be_split(most: int) -> None:
     assert parts[0][1] == Count(6, -(-6 // most))
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"composition": "joint", "arrangement": "attention"}], ids=["attention", "mixed"]
+)
+def test_without_room_a_forward_is_split(fields: dict[str, Any]) -> None:
+    class Small(PromptColors):
+        def __call__(self, x: Tensor, *others: Any) -> Tensor:
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("no room")
+            return super().__call__(x, *others)
+
+    asked = job(*LAYOUTS["soft"], batch_size=3, negative_prompt="ugly", **fields)
+    small = Small()
+    whole, parts = (walked(run_of(asked), network) for network in (PromptColors(), small))
+    assert torch.equal(parts[-1][0].x, whole[-1][0].x)
+    assert max(rows for rows, _ in small.forwards) == 2
+    assert max(count.forwards for _, count in whole) == 1
+    assert parts[0][1].evaluations == whole[0][1].evaluations
+
+
 def test_regions_take_part_in_their_steps() -> None:
     run = run_of(job(*LAYOUTS["steps"]))
     prompts = [[key.prompt for key in run.plan.participants[0].view(step)[0].prompt_keys] for step in range(5)]
