@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-PAGE = 200
+_PAGE = 200
 """Most runs that a server names at once."""
 
 _PAGES = 5
@@ -105,7 +105,7 @@ async def queue_priorities(client: PrefectClient, pool: str) -> dict[str, int]:
 
 async def online_workers(client: PrefectClient, pool: str) -> int:
     """How many workers of a pool send heartbeats."""
-    workers = await client.read_workers_for_work_pool(pool, limit=PAGE)
+    workers = await client.read_workers_for_work_pool(pool, limit=_PAGE)
     return sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers)
 
 
@@ -119,11 +119,11 @@ async def _runs(client: PrefectClient, pool: str, criteria: dict[str, Any]) -> l
             flow_run_filter=FlowRunFilter.model_validate(criteria),
             work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-            limit=PAGE,
-            offset=page * PAGE,
+            limit=_PAGE,
+            offset=page * _PAGE,
         )
         found += runs
-        if len(runs) < PAGE:
+        if len(runs) < _PAGE:
             break
     return found
 
