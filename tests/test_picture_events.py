@@ -17,7 +17,7 @@ import pytest
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
 from tests import forked, s3
-from tests.processes import post, regional
+from tests.processes import post, prefect_server, regional
 
 SET_UP = """
 import sys
@@ -50,6 +50,14 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/pictures", posted
         server.shutdown()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of this test's own: pictures of other tests are no business of its webhook."""
+    (tmp_path / "server").mkdir()
+    with prefect_server(tmp_path / "server") as api:
+        yield api
 
 
 @pytest.mark.e2e
