@@ -1,4 +1,4 @@
-"""Two Prefect servers on one PostgreSQL database, asked at once: no run is lost, none is made twice, nobody gets a 5xx."""
+"""Two Prefect servers on one PostgreSQL database, asked at once: no run is lost or made twice, nobody gets a 5xx."""
 
 from __future__ import annotations
 
