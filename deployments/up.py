@@ -188,13 +188,17 @@ async def _set_up_server(machine: LocalStack) -> None:
 
     from prefect_regional_diffusion.deployments.automations import ensure_automations
     from prefect_regional_diffusion.deployments.pools import ensure_pool, fixed_template
+    from prefect_regional_diffusion.tasks.machine.blocks import ModelCatalog, RegionalStore
 
     base = fixed_template("process")
     async with get_client() as client:
         await ensure_pool(client, "control", "process", base, limit=None)
         await ensure_pool(client, "gpu", "process", base, limit=1)
         await ensure_automations(client)
-    print("pools and automations: set up", flush=True)
+        # A server that was started elsewhere need not have this package; forms for its blocks are in the UI from now on.
+        for kind in (RegionalStore, ModelCatalog):
+            await kind.aregister_type_and_schema(client=client)
+    print("pools, automations and blocks: set up", flush=True)
 
 
 def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prefect_regional_diffusion.sampling_core.job.mask_shapes import ColorMap, Ellipse, Image, Polygon, Rectangle
     from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
     from prefect_regional_diffusion.sampling_core.job.shared_fields import Region
+    from prefect_regional_diffusion.tasks.machine.blocks import ModelCatalog, RegionalStore
 
 __all__ = [
     "BadInput",
@@ -41,11 +42,13 @@ __all__ = [
     "GridJob",
     "Image",
     "JobPlan",
+    "ModelCatalog",
     "ModelError",
     "Polygon",
     "Rectangle",
     "Region",
     "RegionalError",
+    "RegionalStore",
     "RenderJob",
     "RenderResult",
     "ServerError",
@@ -64,6 +67,7 @@ _MODULES = {
     "sampling_core.job.mask_shapes": ("ColorMap", "Ellipse", "Image", "Polygon", "Rectangle"),
     "sampling_core.job.render_job": ("RenderJob",),
     "sampling_core.job.shared_fields": ("Region",),
+    "tasks.machine.blocks": ("ModelCatalog", "RegionalStore"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -69,8 +69,8 @@ def test_keys_are_used_and_kept_nowhere(way: str, s3: str, tmp_path: Path) -> No
             env |= {"REGIONAL_S3_KEY": KEY, "REGIONAL_S3_SECRET": SECRET, "REGIONAL_S3_ENDPOINT": s3}
         else:
             env |= {"REGIONAL_STORE_BLOCK": "s3-keys"}
-            options = {"key": KEY, "secret": SECRET, "endpoint_url": s3}
-            code = f"from prefect.blocks.system import Secret; Secret(value={options!r}).save('s3-keys')"
+            options = {"s3_key": KEY, "s3_secret": SECRET, "s3_endpoint": s3}
+            code = f"from prefect_regional_diffusion import RegionalStore; RegionalStore(**{options!r}).save('s3-keys')"
             run([sys.executable, "-W", "ignore", "-c", code], cwd=work, env=env).check_returncode()
         done = run(command, cwd=work, env=env)
         assert done.returncode == 0, done.stderr

@@ -257,7 +257,7 @@ def test_homes(options: tuple[str, ...], tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_secret_block_needs_a_server(tmp_path: Path) -> None:
+def test_a_block_needs_a_server(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"REGIONAL_STORE_BLOCK": "keys"}
     command = regional("render", JOB, "--store", "s3://latents/x")
     done = run(command, cwd=tmp_path, env=env)

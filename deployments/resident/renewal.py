@@ -14,8 +14,9 @@ import torch
 from torch.backends import cuda, cudnn, mkldnn
 
 from prefect_regional_diffusion.deployments.resident.prefect_internals import QueueService
+from prefect_regional_diffusion.tasks.machine.model_catalog import forget_catalog
+from prefect_regional_diffusion.tasks.machine.store_settings import forget_store_block
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
-from prefect_regional_diffusion.tasks.storage.credentials import forget_block
 from prefect_regional_diffusion.tasks.storage.fetched_models import forget_fetched
 
 _MOST_GROWTH = 2 << 30
@@ -78,7 +79,8 @@ class ProcessState:
         torch.set_rng_state(self._random)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(torch.initial_seed())
-        forget_block()
+        forget_store_block()
+        forget_catalog()
         forget_fetched()
         gc.collect()
         return not self._has_grown()

@@ -43,11 +43,12 @@ def trust_the_caller() -> None:
     for name, value in {
         "REGIONAL_ASSET_ROOTS": "/",
         "REGIONAL_MODEL_STORES": "*",
+        "REGIONAL_CATALOG_ROOTS": "*",
         "REGIONAL_ALLOWED_STORES": "*",
         "REGIONAL_ALLOWED_OUTPUTS": "*",
     }.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("REGIONAL_STORE_BLOCK"):
+    if os.environ.get("REGIONAL_STORE_BLOCK") or os.environ.get("REGIONAL_CATALOG_BLOCK"):
         from prefect_regional_diffusion.flows.server.local import use_auth_string
 
         use_auth_string()

@@ -11,6 +11,7 @@ from typing import Literal
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
 from prefect_regional_diffusion.tasks.inputs.path_policy import is_url, lora_place, model_place
+from prefect_regional_diffusion.tasks.machine.model_catalog import catalog
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.fetched_models import fetched
 
@@ -46,7 +47,30 @@ def existing_place(field: str, name: str, kind: FolderKind) -> str | None:
     for candidate in _candidates(name, kind):
         if os.path.lexists(candidate):
             return place_of(field, candidate)
-    return None
+    return _place_in_catalog(field, name, kind)
+
+
+def _place_in_catalog(field: str, name: str, kind: FolderKind) -> str | None:
+    """Where the file lies that the catalog calls so; None if it has no such name, or a repository of that name."""
+    listed = listed_place(name)
+    if listed is None or not (is_url(listed) or listed.startswith("/")):
+        return None
+    try:
+        place = _place_function(kind)(field, listed)
+    except BadInput as error:
+        # Jobs come from others than catalogs do: they are not told where things are.
+        raise BadInput(field, name, f"{error.allowed}; the catalog's place for it is not under these") from None
+    if is_url(place):
+        return fetched(field, place)
+    if not os.path.lexists(place):
+        raise ModelError(field, name, "does not exist: this machine has nothing at the catalog's place for it")
+    return place
+
+
+def listed_place(name: str) -> str | None:
+    """What the catalog has for a name, which is nowhere on this machine."""
+    typed_path = typed_name(name)
+    return catalog().models.get(typed_path) if typed_path is not None else None
 
 
 def missing(field: str, name: str, kind: FolderKind) -> ModelError:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput, ModelError
 from prefect_regional_diffusion.tasks.inputs.file_names import typed_name
-from prefect_regional_diffusion.tasks.inputs.file_search import existing_place, missing
+from prefect_regional_diffusion.tasks.inputs.file_search import existing_place, listed_place, missing
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
@@ -37,7 +37,7 @@ def find_model(field: str, name: str) -> FoundModel:
     place = existing_place(field, name, "model")
     if place is not None:
         return FoundModel(place)
-    typed_path = typed_name(name)
+    typed_path = listed_place(name) or typed_name(name)
     repository = (
         _REPOSITORY.fullmatch(typed_path) if typed_path is not None and ".." not in PurePath(typed_path).parts else None
     )

@@ -13,7 +13,9 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.tasks.machine.model_catalog import catalog
 from prefect_regional_diffusion.tasks.machine.settings import ANYWHERE, settings
+from prefect_regional_diffusion.tasks.machine.store_settings import store_settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PLAIN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://[A-Za-z0-9._@-]*(:\d+)?(/[A-Za-z0-9._=+ -]+)*")
@@ -63,9 +65,13 @@ def model_place(field: str, name: str, rule: str = "") -> str:
 
 def _weights_place(field: str, name: str, allowed: str) -> str:
     """Real path of a model's file under the roots, or its URL in a bucket that models may be fetched from."""
-    roots, stores = (*settings().asset_roots, *settings().model_folders), settings().model_stores
+    of_catalog = _catalog_roots()
+    if settings().catalog_block:
+        of_catalog_text = _setting_text("roots of the catalog", of_catalog or ("none",))
+        allowed += f"; or under {of_catalog_text} (REGIONAL_CATALOG_ROOTS)"
     if not is_url(name):
-        return _inside(field, name, roots, allowed)
+        return _inside(field, name, (*settings().asset_roots, *settings().model_folders, *of_catalog), allowed)
+    stores = (*settings().model_stores, *of_catalog)
     allowed += f"; or s3://bucket/name under {_setting_text('REGIONAL_MODEL_STORES', stores or ('none',))}"
     if _PLAIN_URL.fullmatch(name) is None or "@" in name:
         # An address may have a secret in it.
@@ -73,6 +79,15 @@ def _weights_place(field: str, name: str, allowed: str) -> str:
     if not name.startswith("s3://"):
         raise BadInput(field, name, allowed)
     return _inside(field, name, stores, allowed)
+
+
+def _catalog_roots() -> list[str]:
+    """Roots of the catalog of models that this machine lets it have: a server's block gives jobs no others."""
+    places: list[str] = []
+    for root in catalog().roots:
+        with suppress(BadInput):
+            places.append(_inside("roots", root, settings().catalog_roots, "under REGIONAL_CATALOG_ROOTS"))
+    return places
 
 
 def embedding_places(name: str) -> list[str]:
@@ -128,7 +143,7 @@ def control_place(field: str, name: str) -> str:
 
 def store_place(url: str | None) -> str:
     """Folder or URL of the store that a run asked for; None: the machine's own. Raises BadInput."""
-    own_store = settings().store
+    own_store = store_settings().store
     allowed = f"a place under {_setting_text('REGIONAL_ALLOWED_STORES', (own_store, *settings().allowed_stores))}"
     return _inside(
         "store",
@@ -140,7 +155,7 @@ def store_place(url: str | None) -> str:
 
 def out_place(folder: str | None) -> str:
     """Folder for pictures that a run asked for; None: the machine's own. Raises BadInput."""
-    own_folder = settings().out
+    own_folder = store_settings().out
     allowed = f"a folder under {_setting_text('REGIONAL_ALLOWED_OUTPUTS', (own_folder, *settings().allowed_outputs))}"
     if folder:
         return _inside("out", folder, (own_folder, *settings().allowed_outputs), allowed)

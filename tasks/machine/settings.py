@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     s3_region: str | None = Field(None, description="Region of the bucket")
     s3_key: SecretStr | None = Field(None, description="Access key; empty: what the environment has for AWS")
     s3_secret: SecretStr | None = Field(None, description="Secret of the access key")
-    store_block: str | None = Field(None, description="Prefect Secret block with fsspec options of the store, as JSON")
+    store_block: str | None = Field(None, description="Prefect block `Regional Store` with what is not set here of it")
+    catalog_block: str | None = Field(None, description="Prefect block `Model Catalog` with names of models")
+    catalog_roots: Places = Field(
+        (), description="Where roots of the catalog may lie that models are then read from, too; * is anywhere"
+    )
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Numbers of the networks; `auto`: float32 on a CPU, else what suits the model"
