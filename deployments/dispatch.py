@@ -11,10 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-import httpx
 from prefect.client.schemas.responses import WorkerFlowRunResponse
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.workers.process import ProcessWorker
 
 from prefect_regional_diffusion.deployments.affinity import Affinity
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
@@ -25,19 +22,12 @@ from prefect_regional_diffusion.flows.queueing.place import (
     runs_at_work,
 )
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
-from prefect_regional_diffusion.tasks.machine.logs import plain_logger
-from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun, WorkQueue
-
-logger = plain_logger(__name__)
-
-OPTION = "--load-seconds"
-"""Of `process_worker`, before those of Prefect's command line: about how long a model takes to load."""
 
 _COUNT_SECONDS = 60.0
 """How long a count of the pool's workers holds."""
@@ -50,8 +40,17 @@ class Dispatch:
         """`load_seconds`: about how long a model takes to load; None: this worker keeps no models from run to run."""
         self._affinity = Affinity(load_seconds) if load_seconds else None
         self._held = frozenset[str]()
-        """Models and adapters of the run that was taken last: they are still in memory, or about to be."""
+        """Models and adapters of the run that was started last: they are still in memory, or about to be."""
         self._workers, self._counted = 0, float("-inf")
+
+    def note_start(self, run: FlowRun) -> None:
+        """This worker, and no other, has got a run."""
+        started = waiting_run(run)
+        self._held = started.models | started.adapters
+
+    def note_loss(self) -> None:
+        """A run has not ended well, and its process with it: no model is in memory any more."""
+        self._held = frozenset()
 
     async def choose(
         self, client: PrefectClient, pool: str, offered: Sequence[WorkerFlowRunResponse]
@@ -80,10 +79,7 @@ class Dispatch:
             self._workers, self._counted = await online_workers(client, pool), time.monotonic()
         models = frozenset(name for run in at_work for name in run.models)
         chosen = self._affinity.choose(turns, self._held, models, time.time(), alone=self._workers <= 1)
-        if chosen is None:
-            return []
-        self._held = chosen.models | chosen.adapters
-        return [chosen]
+        return [] if chosen is None else [chosen]
 
 
 def _is_free(run: FlowRun, queues: dict[UUID, WorkQueue], offered: Collection[UUID]) -> bool:
@@ -99,22 +95,3 @@ def _priority(run: FlowRun, queues: dict[UUID, WorkQueue]) -> int:
 
 def _response(run: FlowRun, pool: UUID, queue: UUID) -> WorkerFlowRunResponse:
     return WorkerFlowRunResponse(work_pool_id=pool, work_queue_id=run.work_queue_id or queue, flow_run=run)
-
-
-def take_turns(load_seconds: float | None) -> None:
-    """From now on, Prefect's worker takes runs as `Dispatch` says; as Prefect does where the server is in trouble."""
-    dispatch = Dispatch(load_seconds)
-    get_runs = ProcessWorker._get_scheduled_flow_runs  # pyright: ignore[reportPrivateUsage]
-
-    async def get_chosen_runs(self: ProcessWorker) -> list[WorkerFlowRunResponse]:
-        offered = await get_runs(self)
-        limiter = self._limiter  # pyright: ignore[reportPrivateUsage]
-        if not offered or (limiter is not None and limiter.available_tokens < 1):
-            return offered
-        try:
-            return await dispatch.choose(self.client, self.work_pool.name, offered)
-        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            logger.warning("Runs are taken in the order of their submission: %s", reason_of(error))
-            return offered
-
-    ProcessWorker._get_scheduled_flow_runs = get_chosen_runs  # pyright: ignore[reportPrivateUsage]

@@ -1,32 +1,38 @@
-"""Prefect's process worker, as `deployments.worker` starts it: runs are started as their pool says, and not otherwise.
+"""The process that takes runs from a pool and starts theirs: `deployments.worker` starts it, and keeps it running.
 
-Where the pool names no working directory, a run has the worker's own. Runs of our own flows are handed to a resident
-process (`resident`) if there is one. Which runs are taken is decided by `dispatch`.
+`python -m prefect_regional_diffusion.deployments.process_worker gpu --limit 1`
 
 Prefect's server checks `job_variables` where a run of a deployment is asked for, but not where a run is made without
-(`POST /flow_runs/`), and its workers take whatever has reached them.
+(`POST /flow_runs/`), and its workers take whatever has reached them. This one starts a run as its pool says.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import httpx
 from anyio.abc import TaskStatus
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 from pydantic import PrivateAttr
 
-from prefect_regional_diffusion.deployments import dispatch
-from prefect_regional_diffusion.deployments.resident import keeping as resident
+from prefect_regional_diffusion.deployments.dispatch import Dispatch
+from prefect_regional_diffusion.deployments.resident.fitness import VERSION
 from prefect_regional_diffusion.deployments.resident.starting import own_entrypoint, run_handed_off
+from prefect_regional_diffusion.tasks.machine.logs import plain_logger
+from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
+
+logger = plain_logger(__name__)
 
 
 class AsThePoolSays(ProcessJobConfiguration):
@@ -57,40 +63,95 @@ class AsThePoolSays(ProcessJobConfiguration):
         self, flow_run: FlowRun, deployment: DeploymentResponse | None = None, *others: Any, **named: Any
     ) -> None:
         super().prepare_for_flow_run(flow_run, deployment, *others, **named)
+        self.env[VERSION] = flow_run.deployment_version or ""
         self._entrypoint = own_entrypoint(deployment)
 
 
-def hand_off_runs(path: str) -> None:
-    """From now on, Prefect's worker hands runs of our own flows to the resident process at a socket."""
-    run_as_prefect = ProcessWorker.run
+class RegionalWorker(ProcessWorker):
+    """Prefect's process worker, which takes runs in the order of their turns and hands ours to a resident process."""
+
+    job_configuration: type[ProcessJobConfiguration] = AsThePoolSays
+
+    def __init__(
+        self,
+        pool: str,
+        *,
+        limit: int | None = None,
+        name: str | None = None,
+        resident: str | None = None,
+        load_seconds: float | None = None,
+    ) -> None:
+        """
+        Args:
+            pool: Name of a work pool of type process.
+            limit: Most runs at once; None: as many as the pool has.
+            name: Of the worker in the UI; None: Prefect makes one.
+            resident: Path of a resident process' socket; None: each run starts an interpreter.
+            load_seconds: See `Dispatch`.
+        """
+        super().__init__(work_pool_name=pool, limit=limit, name=name)
+        self._resident, self._dispatch = resident, Dispatch(load_seconds)
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        """Its name in Prefect's list of workers, where `process` is Prefect's own; its type is that, too."""
+        return "regional"
+
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        """Runs to take now: which ones is decided by `Dispatch`, or by the server where that is in trouble."""
+        offered = await super()._get_scheduled_flow_runs()
+        if not offered or (self._limiter is not None and self._limiter.available_tokens < 1):
+            return offered
+        try:
+            return await self._dispatch.choose(self.client, self.work_pool.name, offered)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            logger.warning("Runs are taken in the order of their submission: %s", reason_of(error))
+            return offered
 
     async def run(
-        self: ProcessWorker,
+        self,
         flow_run: FlowRun,
         configuration: ProcessJobConfiguration,
         task_status: TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
+        """Start the process of a run, and wait for its end."""
+        self._dispatch.note_start(flow_run)
         entrypoint = configuration.entrypoint if isinstance(configuration, AsThePoolSays) else None
-        if entrypoint is None:
-            return await run_as_prefect(self, flow_run, configuration, task_status)
-        return await run_handed_off(flow_run, configuration, path, entrypoint, task_status or anyio.TASK_STATUS_IGNORED)
+        if self._resident is None or entrypoint is None:
+            result = await super().run(flow_run, configuration, task_status)
+        else:
+            status = task_status or anyio.TASK_STATUS_IGNORED
+            result = await run_handed_off(flow_run, configuration, self._resident, entrypoint, status)
+        if result.status_code:
+            self._dispatch.note_loss()
+        return result
 
-    ProcessWorker.run = run
+
+async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
+    """Take runs until this process gets SIGINT or SIGTERM; runs that go on then are ended."""
+    from prefect.utilities.processutils import setup_signal_handlers_worker
+
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    try:
+        await worker.start(with_healthcheck=with_healthcheck)
+    except asyncio.CancelledError:
+        print(f"Worker {worker.name!r} stopped!", flush=True)
 
 
 def main() -> None:
-    """The command line of Prefect, with this worker in the place of its own."""
-    from prefect.cli import app
+    from prefect.logging.configuration import setup_logging
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(resident.OPTION, dest="socket")
-    parser.add_argument(dispatch.OPTION, dest="load_seconds", type=float)
-    own, sys.argv[1:] = parser.parse_known_args()
-    ProcessWorker.job_configuration = AsThePoolSays
-    dispatch.take_turns(own.load_seconds)
-    if own.socket:
-        hand_off_runs(own.socket)
-    app()
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pool")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--resident", metavar="SOCKET", help="path of a resident process' socket")
+    parser.add_argument("--load-seconds", type=float, help="of a model; without it, no model is kept from run to run")
+    parser.add_argument("--with-healthcheck", action="store_true", help="answer at PREFECT_WORKER_WEBSERVER_PORT")
+    options = vars(parser.parse_args())
+    with_healthcheck = options.pop("with_healthcheck")
+    setup_logging()
+    asyncio.run(work(RegionalWorker(**options), with_healthcheck=with_healthcheck))
 
 
 if __name__ == "__main__":

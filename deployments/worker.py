@@ -21,8 +21,7 @@ from types import FrameType
 
 import psutil
 
-from prefect_regional_diffusion.deployments import dispatch
-from prefect_regional_diffusion.deployments.resident.keeping import OPTION, Resident, is_possible
+from prefect_regional_diffusion.deployments.resident.keeping import Resident, is_possible
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 
@@ -39,45 +38,55 @@ _LOAD_SECONDS = 20.0
 """Of Stable Diffusion XL or FLUX.1 from a local disk, roughly."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    options = argparse.ArgumentParser(
         prog="python -m prefect_regional_diffusion.deployments.worker", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("pool", help="name of a work pool of type process")
-    parser.add_argument("--limit", type=int, help="runs at once [no limit]")
-    parser.add_argument("--name", help="of the worker in the UI [by Prefect]")
-    parser.add_argument("--plain", action="store_true", help="a new interpreter for each run, as Prefect starts them")
-    parser.add_argument(
+    options.add_argument("pool", help="name of a work pool of type process")
+    options.add_argument("--limit", type=int, help="runs at once [no limit]")
+    options.add_argument("--name", help="of the worker in the UI [by Prefect]")
+    options.add_argument(
+        "--with-healthcheck",
+        action="store_true",
+        help="answer GET /health at PREFECT_WORKER_WEBSERVER_HOST and _PORT, as Prefect's workers do",
+    )
+    options.add_argument("--plain", action="store_true", help="a new interpreter for each run, as Prefect starts them")
+    options.add_argument(
         "--keep",
         type=int,
         default=_KEEP,
         metavar="RUNS",
         help=f"a process that draws takes so many runs, its models in memory [{_KEEP}]; 1: a new one for each",
     )
-    parser.add_argument(
-        dispatch.OPTION,
+    options.add_argument(
+        "--load-seconds",
         type=float,
         default=_LOAD_SECONDS,
         metavar="SECONDS",
         help="about how long a model takes to load: so much it is worth to take runs of a model that is in memory "
         f"first, and to leave others to other workers [{_LOAD_SECONDS:.0f}]",
     )
-    arguments = parser.parse_args()
+    return options
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
     resident = None if arguments.plain else _resident(arguments.keep)
-    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker"]
-    command += [OPTION, resident.path] if resident else []
+    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker", arguments.pool]
+    command += ["--resident", resident.path] if resident else []
     # Who has one slot has one GPU, and keeps the models of the last run on it.
     if resident and arguments.keep > 1 and arguments.limit == 1:
-        command += [dispatch.OPTION, str(arguments.load_seconds)]
-    command += ["worker", "start", "--type", "process", "--pool", arguments.pool]
+        command += ["--load-seconds", str(arguments.load_seconds)]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
     keep_running(command, resident)
 
 
+    command += ["--with-healthcheck"] if arguments.with_healthcheck else []
 def _resident(most_runs: int) -> Resident | None:
     if not is_possible():
         return None

@@ -31,6 +31,11 @@ class Pool:
         self.names[run.id] = name
         return run.id
 
+    async def start(self, run: UUID) -> None:
+        """The worker gets a run that it has taken, and starts it."""
+        self.dispatch.note_start(await self.client.read_flow_run(run))
+        await self.client.set_flow_run_state(run, Running(), force=True)
+
     async def take(self) -> list[str]:
         """The names of the runs that the worker takes now, as if it had room for all."""
         offered = await self.client.get_scheduled_flow_runs_for_work_pool(work_pool_name=self.pool)
@@ -77,10 +82,26 @@ def test_a_worker_stays_with_its_model(on_server: OnServer) -> None:
         pool = Pool(client, deployment, name, load_seconds=1000.0)
         runs = [await pool.submit(f"{model} {number}", model=model) for number in (1, 2) for model in ("a", "b")]
         assert await pool.take() == ["a 1"]
-        await client.set_flow_run_state(runs[0], Running(), force=True)
+        await pool.start(runs[0])
         assert await pool.take() == ["a 2"]
-        await client.set_flow_run_state(runs[2], Running(), force=True)
+        await pool.start(runs[2])
         # Nobody else is there: the other model's runs are not left to them.
+        assert await pool.take() == ["b 1"]
+
+    on_server(work)
+
+
+def test_a_model_is_held_by_the_worker_that_has_started_its_run(on_server: OnServer) -> None:
+    async def work(client: PrefectClient, deployment: UUID, name: str) -> None:
+        pool = Pool(client, deployment, name, load_seconds=1000.0)
+        first, *_ = [await pool.submit(run, model=run[0]) for run in ("a 1", "b 1", "a 2", "b 2")]
+        assert await pool.take() == ["a 1"]
+        # Another worker was faster: this one still holds nothing, and takes what is due.
+        await client.set_flow_run_state(first, Running(), force=True)
+        assert await pool.take() == ["b 1"]
+        await pool.start(first)
+        assert await pool.take() == ["a 2"]
+        pool.dispatch.note_loss()
         assert await pool.take() == ["b 1"]
 
     on_server(work)

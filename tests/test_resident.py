@@ -255,6 +255,45 @@ def test_a_run_that_ends_otherwise_than_well_is_the_last_of_its_process(site: Si
 
 def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_process(site: Site) -> None:
     first, _ = drawn(site, STATE)
+MEMORY = """
+import resource
+import psutil
+steps = []
+size = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))
+while len(steps) < 1000:
+    steps.append(torch.zeros(1 << 22))
+"""
+
+
+def test_a_run_without_memory_ends_alone_and_the_next_one_has_all_of_it(site: Site) -> None:
+    """A limit that the kernel holds (RLIMIT_AS): allocations fail, in torch first and then in whatever comes next."""
+    said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
+    first, _ = drawn(site, STATE)
+    out, ended = said(site.start(STATE + MEMORY, PREFECT__FLOW_ENTRYPOINT=DRAWING))
+    assert out.startswith(first), "it should have been the process that waited"
+    assert "can't allocate memory" in out
+    assert ended == 1
+    second, _ = drawn(site, "import resource; assert resource.getrlimit(resource.RLIMIT_AS)[0] < 0\n" + STATE)
+    assert second != first
+
+
+def test_a_process_serves_one_version_of_each_deployment(site: Site) -> None:
+    """A deployment that was made anew may mean other code; several deployments are served in turn."""
+
+    def of(deployment: str, version: str) -> str:
+        process, _ = drawn(site, STATE, PREFECT__DEPLOYMENT_ID=deployment, PREFECT__DEPLOYMENT_VERSION=version)
+        return process
+
+    said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
+    first = of("render", "1")
+    assert of("shard", "7") == first
+    second = of("render", "2")
+    assert second != first
+    assert not psutil.pid_exists(int(first))
+    assert of("render", "2") == second
+
+
     second, _ = drawn(site, STATE, REGIONAL_STORE="elsewhere")
     assert second != first
     assert not psutil.pid_exists(int(first))

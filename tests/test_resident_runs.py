@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 import prefect_regional_diffusion.deployments.resident as resident_package
@@ -32,6 +33,8 @@ def test_what_is_used_of_prefect_beside_its_public_interface_is_as_it_was() -> N
     executor = inspect.signature(prefect_internals.FlowRunExecutorContext.create_executor).parameters
     assert list(executor) == ["self", "flow_run", "starter", "resolve_flow", "propose_submitting", "hook_runner"]
     assert list(inspect.signature(ProcessWorker.run).parameters) == ["self", "flow_run", "configuration", "task_status"]
+    assert list(inspect.signature(ProcessWorker._get_scheduled_flow_runs).parameters) == ["self"]
+    assert inspect.getsource(BaseWorker.get_and_submit_flow_runs).count("self._get_scheduled_flow_runs()") == 1
     assert "at_exit" in inspect.signature(prefect_internals.QueueService.drain_all).parameters
     engine = inspect.getsource(prefect_internals.engine)
     assert 'os.environ.get("PREFECT__FLOW_RUN_ID")' in engine

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from unittest.mock import MagicMock, Mock
+from unittest.mock import AsyncMock, MagicMock, Mock
 from uuid import uuid4
 
 import psutil
@@ -18,8 +19,12 @@ from prefect.client.schemas.responses import (
     StateRejectDetails,
 )
 from prefect.states import Cancelled, Completed, Crashed
+from prefect.utilities.dispatch import lookup_type
+from prefect.workers.base import BaseWorker
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from prefect_regional_diffusion.deployments import worker
+from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays, RegionalWorker
 
 RUN = str(uuid4())
 REFUSED = OrchestrationResult(
@@ -76,3 +81,23 @@ def test_a_run_that_has_ended_is_left_alone(hand_back: HandBack) -> None:
     out, err, server = hand_back(Completed(), ACCEPTED)
     assert not out + err
     assert not server.set_flow_run_state.called
+
+
+def test_ours_is_beside_prefects_own_in_its_list_of_workers() -> None:
+    assert lookup_type(BaseWorker, "process") is ProcessWorker
+    assert lookup_type(BaseWorker, "regional") is RegionalWorker
+    assert RegionalWorker.type == "process", "or no pool of that type would take it"
+
+
+def test_a_worker_notes_the_models_of_runs_that_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that none are left where the process of one did not end well."""
+    ours = RegionalWorker("gpu", load_seconds=20)
+    dispatch = Mock()
+    monkeypatch.setattr(ours, "_dispatch", dispatch)
+    run = FlowRun(flow_id=uuid4())
+    for code, losses in ((0, 0), (1, 1)):
+        result = ProcessWorkerResult(status_code=code, identifier="1")
+        monkeypatch.setattr(ProcessWorker, "run", AsyncMock(return_value=result))
+        assert asyncio.run(ours.run(run, AsThePoolSays())) is result
+        dispatch.note_start.assert_called_with(run)
+        assert dispatch.note_loss.call_count == losses

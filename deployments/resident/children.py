@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from prefect_regional_diffusion.deployments.resident.child import Child, Run
+from prefect_regional_diffusion.deployments.resident.fitness import deployment_of
 from prefect_regional_diffusion.deployments.resident.handoff import send_request
 
 
@@ -23,6 +24,8 @@ class Warm:
     """Where it gets runs, and tells that it has ended one."""
     environment: Mapping[str, str]
     """What its runs have, beside what belongs to each."""
+    versions: dict[str, str]
+    """Of the deployments that it has served, by their ids."""
     is_waiting: bool = False
 
 
@@ -55,7 +58,8 @@ class Children:
         return self._fork(run, None) if self._warm else self._fork_warm(run, environment)
 
     def _give(self, warm: Warm, run: Run, environment: Mapping[str, str]) -> bool:
-        if warm.environment != environment:
+        deployment, version = deployment_of(run.request.environment)
+        if warm.environment != environment or warm.versions.setdefault(deployment, version) != version:
             return False
         try:
             send_request(warm.socket, run.request, [*run.streams, run.connection.fileno()])
@@ -71,7 +75,7 @@ class Children:
         if child is None:
             its.close()
             pid = next(reversed(self._runs))
-            self._warm = Warm(pid, ours, dict(environment))
+            self._warm = Warm(pid, ours, dict(environment), dict([deployment_of(run.request.environment)]))
         else:
             ours.close()
         return child

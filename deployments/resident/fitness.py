@@ -15,6 +15,9 @@ terminal's size, behind Python's back."""
 _SETTINGS = "PREFECT_"
 """Prefect's own can be read again, but a flow keeps some defaults from the time when it was declared."""
 _OF_A_RUN = "PREFECT__"
+_DEPLOYMENT = f"{_OF_A_RUN}DEPLOYMENT_ID"
+VERSION = f"{_OF_A_RUN}DEPLOYMENT_VERSION"
+"""Environment variable in which `process_worker` tells a run's process the version of its deployment."""
 _ROOTS = sorted({Path(folder).resolve() for folder in prefect_regional_diffusion.__path__})
 
 Code = frozenset[tuple[str, int, int]]
@@ -41,6 +44,11 @@ def _state(path: Path) -> tuple[str, int, int]:
 def without_run(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without what Prefect tells the process of one run."""
     return {name: value for name, value in environment.items() if not name.startswith(_OF_A_RUN)}
+
+
+def deployment_of(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Id and version of the deployment that a run was made of; empty where there is none."""
+    return environment.get(_DEPLOYMENT, ""), environment.get(VERSION, "")
 
 
 def adopt(environment: Mapping[str, str]) -> None:

@@ -11,8 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-OPTION = "--resident"
-"""Of `process_worker`, before those of Prefect's command line: the path of the socket."""
 _BACKLOG = 256
 _SHORTEST_LIFE = 60
 """Seconds: a process that ends sooner is started again after a while only, for it may do so again."""
