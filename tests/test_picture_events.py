@@ -7,16 +7,22 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Crashed
 
+from prefect_regional_diffusion.flows.queueing.run_states import TAG
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
 from tests import forked, s3
+from tests.on_server import on_server_at
 from tests.processes import post, prefect_server, regional
 
 SET_UP = """
@@ -29,6 +35,11 @@ REFUSED = """
 import asyncio
 from prefect_regional_diffusion.flows.render import render
 asyncio.run(render({"prompt": "x", "model": "nowhere"}, name="refused"))
+"""
+REAP = """
+import asyncio
+from prefect_regional_diffusion.flows.reap import reap
+print(asyncio.run(reap(crashed_seconds=30, restarts=0)))
 """
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 2}
 
@@ -60,6 +71,18 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield api
 
 
+def events(server: str) -> list[dict[str, Any]]:
+    """All that a server was told of pictures."""
+    return post(server, "events/filter", {"filter": {"event": {"prefix": ["regional.picture."]}}})["events"]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Or until two minutes have gone by: what is looked at next then fails."""
+    deadline = time.monotonic() + 120
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 @pytest.mark.e2e
 def test_each_picture_is_told_to_a_webhook(
     tmp_path: Path, env: dict[str, str], server: str, hook: tuple[str, list[dict[str, Any]]]
@@ -74,13 +97,9 @@ def test_each_picture_is_told_to_a_webhook(
     refused = forked.run([sys.executable, "-c", REFUSED], cwd=tmp_path, env=env)
     assert refused.returncode
 
-    def events() -> list[dict[str, Any]]:
-        return post(server, "events/filter", {"filter": {"event": {"prefix": ["regional.picture."]}}})["events"]
-
-    deadline = time.monotonic() + 120
-    while (len(events()) < 2 or len(posted) < 2) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert sorted(event["event"] for event in events()) == ["regional.picture.failed", "regional.picture.finished"]
+    wait_until(lambda: len(events(server)) >= 2 and len(posted) >= 2)
+    told_here = sorted(event["event"] for event in events(server))
+    assert told_here == ["regional.picture.failed", "regional.picture.finished"]
     told = {message["event"].rpartition(".")[2]: message["picture"] for message in posted}
     assert len(posted) == 2
     finished, failed = told["finished"], told["failed"]
@@ -93,6 +112,27 @@ def test_each_picture_is_told_to_a_webhook(
     }
     assert (failed["job_hash"], failed["name"]) == ("unknown", "refused")
     assert "nowhere" in failed["reason"]
+
+
+@pytest.mark.e2e
+def test_a_run_that_the_reaper_gives_up_is_told_once(tmp_path: Path, env: dict[str, str], server: str) -> None:
+    crashed = list[FlowRun]()
+
+    async def crash(client: PrefectClient, deployment: UUID, _pool: str) -> None:
+        run = await client.create_flow_run_from_deployment(deployment, parameters={"name": "lost"}, tags=[TAG])
+        await client.set_flow_run_state(run.id, Crashed(), force=True)
+        crashed.append(run)
+
+    on_server_at(server)(crash)
+    time.sleep(30.5)  # the reaper believes no younger crash
+    for given_up in (1, 0):
+        reaped = forked.run([sys.executable, "-c", REAP], cwd=tmp_path, env=env)
+        assert f"'give up': {given_up}," in reaped.stdout, reaped.stderr
+    wait_until(lambda: bool(events(server)))
+    (event,) = events(server)
+    assert event["event"] == "regional.picture.given-up"
+    assert event["resource"]["prefect.resource.id"] == "regional.picture.unknown"
+    assert event["payload"] == {"job_hash": "unknown", "name": "lost", "flow_run": str(crashed[0].id)}
 
 
 @pytest.mark.e2e
