@@ -12,6 +12,7 @@ import typer
 from prefect_regional_diffusion.flows.cli import stopping
 from prefect_regional_diffusion.flows.cli.options import JobFile, Overrides
 from prefect_regional_diffusion.flows.cli.printing import say
+from prefect_regional_diffusion.flows.queueing.time_limit import checked_minutes
 from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line, plain_address
@@ -47,6 +48,13 @@ def submit(
         str | None,
         typer.Option(metavar="NAME", help="Work queue of the pool. Those with the better priority go first."),
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="The run fails when it has taken longer; what it has drawn by then stays in the store.",
+        ),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="A new run, even if the same job was submitted before.")
     ] = False,
@@ -65,7 +73,9 @@ def submit(
 
     flow, data = addressed(read_any(job, set_ or []))
     parameters = {"job": data, "name": job.stem[:80]}
-    wanted = _Wanted(_owner(owner), queue, again)
+    if time_limit is not None:
+        checked_minutes("--time-limit", time_limit)
+    wanted = _Wanted(_owner(owner), queue, again, time_limit)
     if not stopping.run(_submit_run(flow, pool, parameters, wanted, watch)):
         raise typer.Exit(NOT_COMPLETED)
 
@@ -86,6 +96,7 @@ class _Wanted(NamedTuple):
     owner: str
     queue: str | None
     again: bool
+    time_limit: float | None
 
 
 def _owner(name: str) -> str:

@@ -11,3 +11,7 @@ class IncompleteRenderError(RuntimeError):
     def __init__(self, message: str, done: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.done = done
+
+
+class TimeLimitError(RuntimeError):
+    """A run has taken longer than it may. The message says how far it came."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.flows.common.time_limit import TimeLimit
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.tasks.encode import encode_image_prompts, encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
@@ -35,12 +36,17 @@ class SampledBatch(NamedTuple):
 
 
 async def sample_batch(
-    runs: Mapping[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
+    runs: Mapping[str, RenderContext],
+    checkpoint_steps: int | None,
+    writes: PendingWrites,
+    clock: Clock,
+    limit: TimeLimit,
 ) -> SampledBatch:
     """Runs (at least one) by name, all of the same models and with one store, sampled to their last step.
 
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
     """
+    Raises TimeLimitError where the time is over.
     contexts = list(runs.values())
     # First: image encoders and adapters are let go before anything else is loaded, and refused if they do not load.
     with_images = [run for run in contexts if run.images]
@@ -64,7 +70,12 @@ async def sample_batch(
         restored_steps, _ = batch.steps_done()
         report_step(*batch.steps_done())
         artifacts = RunArtifacts(batch)
-        chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, artifacts.renew)
+
+        def after_chunk() -> None:
+            artifacts.renew()
+            limit.check(*batch.steps_done())
+
+        chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, after_chunk)
         writes.start(artifacts.end())
     clock.lap("sample")
     cost = reduce(Count.plus, (chunk.cost for chunk in chunks), Count())

@@ -9,6 +9,7 @@ from typing import Any
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.flows.common.time_limit import time_limit_of_this_run
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain, redacted
 from prefect_regional_diffusion.tasks.build_masks import build_masks
@@ -40,7 +41,7 @@ async def draw_job(
 ) -> dict[str, Any]:
     """The body of the flow `render`, which says what the arguments are and what is returned.
 
-    In a flow run, an event says how it ended. Raises BadInput, ModelError or StoreError.
+    In a flow run, an event says how it ended. Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
     try:
         record = await _draw(job, checkpoint_steps, store, out, name, keep)
@@ -56,7 +57,7 @@ async def draw_job(
 async def _draw(
     job: RenderJob, checkpoint_steps: int | None, store: str | None, out: str | None, name: str, keep: Keep | None
 ) -> Record:
-    clock = Clock()
+    clock, limit = Clock(), time_limit_of_this_run()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
@@ -65,7 +66,7 @@ async def _draw(
     async with PendingWrites() as writes:
         run = await writes.first_result(partial(build_masks, job, store_url))
         clock.lap("build masks")
-        batch = await sample_batch({name: run}, checkpoint_steps, writes, clock)
+        batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
         (finished,) = batch.members
         pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
         clock.lap("decode")

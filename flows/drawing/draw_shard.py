@@ -11,6 +11,7 @@ from typing import Any
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.spent_time import Clock
+from prefect_regional_diffusion.flows.common.time_limit import TimeLimit, time_limit_of_this_run
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
@@ -34,9 +35,9 @@ async def draw_shard(
 ) -> dict[str, Any]:
     """The body of the flow `shard`, which says what the arguments are and what is returned.
 
-    Raises BadInput, ModelError or StoreError.
+    Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
-    total, store_url, clock = Count(), store_place(store), Clock()
+    total, store_url, clock, limit = Count(), store_place(store), Clock(), time_limit_of_this_run()
     await asyncio.to_thread(Store(store_url).check, patient=True)
     async with PendingWrites() as writes:
         runs = await writes.first_result(partial(prepare_all, jobs, store_url))
@@ -46,7 +47,7 @@ async def draw_shard(
         unfinished = await _unfinished_records([run for name, run in runs.items() if rendered[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models_of), key=_models_of):
-            count, records = await _draw(dict(group), checkpoint_steps, writes, clock)
+            count, records = await _draw(dict(group), checkpoint_steps, writes, clock, limit)
             total, unfinished = total.plus(count), unfinished | records
         # Only now: until all are drawn, one may go on from a state of another.
         await finish(unfinished, keep or settings().keep, "branch_points")
@@ -71,10 +72,14 @@ async def _unfinished_records(runs: Sequence[RenderContext]) -> dict[RenderConte
 
 
 async def _draw(
-    runs: dict[str, RenderContext], checkpoint_steps: int | None, writes: PendingWrites, clock: Clock
+    runs: dict[str, RenderContext],
+    checkpoint_steps: int | None,
+    writes: PendingWrites,
+    clock: Clock,
+    limit: TimeLimit,
 ) -> tuple[Count, dict[RenderContext, RunRecord]]:
     """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
-    batch = await sample_batch(runs, checkpoint_steps, writes, clock)
+    batch = await sample_batch(runs, checkpoint_steps, writes, clock, limit)
     # A picture's record names its last state.
     await writes.drain_to(0)
     for first in range(0, len(runs), _PICTURES):

@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
+from prefect_regional_diffusion.flows.queueing.time_limit import TIME_LIMIT
 from prefect_regional_diffusion.flows.queueing.waiting_run import OWNER
 from prefect_regional_diffusion.flows.server.errors import no_deployment
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -94,7 +95,7 @@ async def _start(parameters: dict[str, Any], key: str) -> FlowRun:
             DEPLOYMENT,
             parameters=parameters,
             timeout=0,
-            tags=[TAG, *(tag for tag in flow_run.get_tags() or () if tag.startswith(OWNER))],
+            tags=[TAG, *(tag for tag in flow_run.get_tags() or () if tag.startswith((OWNER, TIME_LIMIT)))],
             idempotency_key=key,
             flow_run_name=f"shard {parameters['name']}",
         )

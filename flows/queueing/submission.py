@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from prefect_regional_diffusion.flows.queueing.run_states import TAG, ended_badly
+from prefect_regional_diffusion.flows.queueing.time_limit import limit_tags
 from prefect_regional_diffusion.flows.queueing.waiting_run import OWNER
 from prefect_regional_diffusion.sampling_core.hashing import content_hash
 
@@ -35,6 +36,7 @@ async def submit_once(
     owner: str = "",
     queue: str | None = None,
     again: bool = False,
+    time_limit: float | None = None,
 ) -> Submission:
     """The run of a deployment with these parameters: one that waits, is at work or has completed, or else a new one.
 
@@ -48,9 +50,10 @@ async def submit_once(
         owner: Whose run it is: owners take turns. Empty: nobody's in particular.
         queue: The work queue of the pool; its priority goes before turns. None: the deployment's.
         again: Ask for a new run in any case.
+        time_limit: Minutes that a new run may take; one that is found keeps its own. None: what the deployment says.
     """
     call = uuid4().hex
-    tags = [TAG, *([f"{OWNER}{owner}"] if owner else [])]
+    tags = [TAG, *([f"{OWNER}{owner}"] if owner else []), *limit_tags(time_limit)]
     key = content = content_hash(parameters)
     if again:
         key = f"{content}/{call}"
