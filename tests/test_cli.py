@@ -239,6 +239,7 @@ def test_examples_have_nothing_to_warn_of(
         ("grid", "Default: in this process."),
         ("batch", "Default: 32."),
         ("submit", "Default: that of the flow that draws the job."),
+        ("submit", "Default: the deployment's."),
     ],
 )
 def test_help_says_what_is_done_by_default(

@@ -128,6 +128,7 @@ def test_a_batch_draws_each_file(tmp_path: Path, env: dict[str, str]) -> None:
         (["batch", "../*.yaml"], "files: '../*.yaml' is not allowed; allowed: a pattern below"),
         (["batch", "*.nothing"], "files: *.nothing finds no job files in /"),
         (["submit", SEEDS], "Prefect server http"),
+        (["submit", SEEDS, "--time-limit", "0"], "--time-limit: 0.0 is not allowed; allowed: minutes, more than 0 and"),
         (
             ["submit", SEEDS, "--pool", "moon"],
             "--pool: 'moon' is not allowed; allowed: a pool with a deployment of grid",

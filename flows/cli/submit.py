@@ -52,7 +52,7 @@ def submit(
         float | None,
         typer.Option(
             metavar="MINUTES",
-            help="The run fails when it has taken longer; what it has drawn by then stays in the store.",
+            help="A run that takes longer fails; what it has drawn stays in the store. Default: the deployment's.",
         ),
     ] = None,
     again: Annotated[
