@@ -28,7 +28,7 @@ from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable in which Prefect gives a process the id of its flow run."""
 
-_GRACE_SECONDS = 25
+GRACE_SECONDS = 25
 """For a run to notice; clouds give a machine 30 s and more."""
 
 _KEEP = 100
@@ -75,6 +75,9 @@ def main() -> None:
     # Runs of a worker are watched in the UI: there, logs are wanted.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     set_defaults()
+    if arguments.limit == 1 and is_possible():
+        # Who has one slot has a GPU to itself, unless told otherwise.
+        os.environ.setdefault("REGIONAL_DEVICE_LOCK", "auto")
     resident = None if arguments.plain else _resident(arguments.keep)
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker", arguments.pool]
     command += ["--resident", resident.path] if resident else []
@@ -83,10 +86,10 @@ def main() -> None:
         command += ["--load-seconds", str(arguments.load_seconds)]
     command += ["--limit", str(arguments.limit)] if arguments.limit else []
     command += ["--name", arguments.name] if arguments.name else []
+    command += ["--with-healthcheck"] if arguments.with_healthcheck else []
     keep_running(command, resident)
 
 
-    command += ["--with-healthcheck"] if arguments.with_healthcheck else []
 def _resident(most_runs: int) -> Resident | None:
     if not is_possible():
         return None
@@ -160,7 +163,7 @@ def _runs_of(worker: psutil.Process) -> dict[psutil.Process, str]:
 def _wait_for_end(runs: list[psutil.Process]) -> None:
     """Until all are dead; their parent is frozen, so they stay as zombies."""
     timer = threading.Event()
-    for _ in range(_GRACE_SECONDS * 10):
+    for _ in range(GRACE_SECONDS * 10):
         if not any(_alive(run) for run in runs):
             return
         timer.wait(0.1)

@@ -5,6 +5,7 @@ With the engine, a server and workers: test_up.py.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ import pytest
 
 import prefect_regional_diffusion.deployments.resident as resident_package
 from prefect_regional_diffusion.deployments.resident import handoff, keeping
+from prefect_regional_diffusion.tasks.machine.device_lock import DeviceLock
 from tests import resident_parent
 from tests.processes import environment
 
@@ -253,8 +255,6 @@ def test_a_run_that_ends_otherwise_than_well_is_the_last_of_its_process(site: Si
         said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
 
 
-def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_process(site: Site) -> None:
-    first, _ = drawn(site, STATE)
 MEMORY = """
 import resource
 import psutil
@@ -294,6 +294,8 @@ def test_a_process_serves_one_version_of_each_deployment(site: Site) -> None:
     assert of("render", "2") == second
 
 
+def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_process(site: Site) -> None:
+    first, _ = drawn(site, STATE)
     second, _ = drawn(site, STATE, REGIONAL_STORE="elsewhere")
     assert second != first
     assert not psutil.pid_exists(int(first))
@@ -310,6 +312,30 @@ def test_runs_at_the_same_time_have_a_process_each(site: Site) -> None:
     site.let_go()
     assert said(process)[1] == 0
     assert drawn(site, STATE)[0] == str(child.pid)
+
+
+LOCK = """
+import asyncio
+from prefect_regional_diffusion.tasks.machine.device_lock import take_device
+from prefect_regional_diffusion.tasks.machine.settings import settings
+settings.cache_clear()
+asyncio.run(take_device())
+"""
+
+
+def test_a_waiting_process_ends_when_another_one_wants_its_device(site: Site) -> None:
+    name = f"test-{time.monotonic_ns()}"
+    first, _ = drawn(site, STATE + LOCK, REGIONAL_DEVICE_LOCK=name)
+    assert drawn(site, STATE + LOCK, REGIONAL_DEVICE_LOCK=name)[0] == first, "nobody wanted it"
+    other = DeviceLock()
+    asyncio.run(asyncio.wait_for(other.take(name), 30))
+    assert not psutil.pid_exists(int(first)) or psutil.Process(int(first)).status() == psutil.STATUS_ZOMBIE
+    assert other.socket is not None
+    waits = site.start(LOCK + "print('has it')", PREFECT__FLOW_ENTRYPOINT=DRAWING, REGIONAL_DEVICE_LOCK=name)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waits.wait(3)
+    other.socket.close()
+    assert said(waits) == ("has it\n", 0)
 
 
 IMPORTS = """

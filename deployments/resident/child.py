@@ -1,7 +1,7 @@
 """A forked process becomes that of a run, and executes it as `python -m prefect.engine` does.
 
 One that may take more runs waits for the next one with its models in memory, unless a run has ended in another way than
-well.
+well, or another process waits for the device that they are on.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import atexit
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -118,6 +119,9 @@ class Child:
         _call_process("waits-for-runs")
         try:
             self._more.sendall(b"\0")
+            if _is_device_wanted(self._more):
+                # A run that has been sent already is taken; no other one can be sent any more.
+                self._more.shutdown(socket.SHUT_RD)
             request, descriptors = receive_request(self._more, DESCRIPTORS)
         except (OSError, ValueError):
             os._exit(0)  # nobody has more
@@ -129,6 +133,14 @@ def _state() -> ProcessState:
     from prefect_regional_diffusion.deployments.resident.renewal import ProcessState
 
     return ProcessState()
+
+
+def _is_device_wanted(more: socket.socket) -> bool:
+    """Wait until there is something to read, or another process wants the device; returns whether that is so."""
+    from prefect_regional_diffusion.tasks.machine.device_lock import device_lock
+
+    lock = device_lock.socket
+    return lock is not None and lock in select.select([more, lock], (), ())[0]
 
 
 def _call_process(name: str) -> None:

@@ -15,6 +15,7 @@ from prefect_regional_diffusion.flows.common.time_limit import TimeLimit
 from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.tasks.encode import encode_image_prompts, encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
+from prefect_regional_diffusion.tasks.machine.device_lock import take_device
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, begin
@@ -45,9 +46,10 @@ async def sample_batch(
     """Runs (at least one) by name, all of the same models and with one store, sampled to their last step.
 
     Their masks are known, and may still be being written. Each goes on from its newest state in the store.
-    """
     Raises TimeLimitError where the time is over.
+    """
     contexts = list(runs.values())
+    await take_device()
     # First: image encoders and adapters are let go before anything else is loaded, and refused if they do not load.
     with_images = [run for run in contexts if run.images]
     if with_images:

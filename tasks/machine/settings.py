@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         (), description="Where roots of the catalog may lie that models are then read from, too; * is anywhere"
     )
     device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
+    device_lock: str = Field(
+        "none",
+        pattern=r"^[\w.-]{1,80}$",
+        description="Whether processes of a machine have models on a device one at a time: `auto` (on a GPU), "
+        "a name that they share (on any device), or `none`",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Numbers of the networks; `auto`: float32 on a CPU, else what suits the model"
     )
