@@ -51,6 +51,34 @@ def _kill_run(field: Field, target: Target) -> bool:
     return True
 
 
+def _kill_as_memory_runs_out(field: Field, target: Target) -> bool:
+    """SIGKILL while the process is given pages, in the midst of a step: what the kernel does where there are none left.
+
+    Who sends the signal is the difference: a limit of the kernel's own (a cgroup) is not for a test to set everywhere.
+    """
+    process = field.process(target.run_id)
+    if process is None:
+        return False
+    status = Path(f"/proc/{process.pid}/stat")
+
+    def faults() -> int:
+        # After the name, in parentheses, the eighth field counts pages that were given to it.
+        return int(status.read_text().rpartition(")")[2].split()[7])
+
+    with suppress(psutil.NoSuchProcess, OSError):
+        before, deadline = faults(), time.monotonic() + 20
+        while faults() - before < _PAGES and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if faults() - before >= _PAGES:
+            process.kill()
+            return True
+    return False
+
+
+_PAGES = 64
+"""A quarter of a megabyte."""
+
+
 def _kill_worker_and_run(field: Field, target: Target) -> bool:
     field.machine.worker().kill()
     return _kill_run(field, target)
@@ -194,6 +222,7 @@ def _step_clock(field: Field, target: Target) -> bool:
 
 FAULTS: dict[str, Fault] = {
     "run killed": Fault(_kill_run),
+    "out of memory": Fault(_kill_as_memory_runs_out),
     "worker and run killed": Fault(_kill_worker_and_run),
     "SIGTERM": Fault(_take_machine_away),
     "hand-off killed": Fault(_kill_hand_off),
