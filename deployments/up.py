@@ -195,7 +195,7 @@ async def _set_up_server(machine: LocalStack) -> None:
         await ensure_pool(client, "control", "process", base, limit=None)
         await ensure_pool(client, "gpu", "process", base, limit=1)
         await ensure_automations(client)
-        # A server that was started elsewhere need not have this package; forms for its blocks are in the UI from now on.
+        # A server elsewhere need not have this package; forms for its blocks are in the UI from now on.
         for kind in (RegionalStore, ModelCatalog):
             await kind.aregister_type_and_schema(client=client)
     print("pools, automations and blocks: set up", flush=True)

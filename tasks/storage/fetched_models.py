@@ -28,6 +28,7 @@ from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.storage.credentials import storage_options
+from prefect_regional_diffusion.tasks.storage.fetch_progress import FetchProgress
 from prefect_regional_diffusion.tasks.storage.fetched_space import lock_file, make_room
 from prefect_regional_diffusion.tasks.storage.retry import retry_transient
 
@@ -102,9 +103,11 @@ def _fetch(field: str, url: str) -> str:
         missing = [remote_object for remote_object in objects if remote_object.name not in digests]
         if missing:
             make_room(field, url, cache, entry, sum(remote_object.size for remote_object in objects))
-            logger.info("fetching %s: %d bytes", url, sum(remote_object.size for remote_object in missing))
+            missing_bytes = sum(remote_object.size for remote_object in missing)
+            logger.info("fetching %s: %d bytes", url, missing_bytes)
+            progress = FetchProgress(url, missing_bytes)
             for remote_object in missing:
-                digests[remote_object.name] = _download(field, url, system, entry, remote_object)
+                digests[remote_object.name] = _download(field, url, system, entry, remote_object, progress)
                 _write_record(entry, digests)
             if _list_objects(field, url, system, path) != objects:
                 raise ModelError(field, url, _CHANGED)
@@ -156,13 +159,16 @@ def _checked_digests(entry: Path, url: str) -> dict[str, str]:
     return {name: digest for name, digest in record.items() if name in files and files.digest(name).hex() == digest}
 
 
-def _download(field: str, url: str, system: Any, entry: Path, remote_object: RemoteObject) -> str:
+def _download(
+    field: str, url: str, system: Any, entry: Path, remote_object: RemoteObject, progress: FetchProgress
+) -> str:
     """Fetch an object block by block, after what is there of it, and name it when it is whole. Returns its SHA-256."""
     file = entry / _CONTENT / remote_object.name
     part = entry / _PARTS / hashlib.sha256(remote_object.name.encode()).hexdigest()
     for folder in (file.parent, part.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with part.open("a+b") as stream:
+        progress.advance(stream.seek(0, os.SEEK_END))
         while (size := stream.seek(0, os.SEEK_END)) < remote_object.size:
             end = min(size + _BLOCK_BYTES, remote_object.size)
             read_block = partial(system.cat_file, remote_object.path, start=size, end=end)
@@ -171,6 +177,7 @@ def _download(field: str, url: str, system: Any, entry: Path, remote_object: Rem
                 raise ModelError(field, url, _CHANGED)
             stream.write(block)
             stream.flush()
+            progress.advance(len(block))
         os.fsync(stream.fileno())
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
