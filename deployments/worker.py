@@ -10,6 +10,7 @@ Runs that ask for a command or an environment of their own are refused (`process
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from types import FrameType
 
 import psutil
 
+from prefect_regional_diffusion.deployments.metrics.endpoint import Endpoint
 from prefect_regional_diffusion.deployments.resident.keeping import Resident, is_possible
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
+from prefect_regional_diffusion.tasks.machine.metrics import SOCKET
 
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable in which Prefect gives a process the id of its flow run."""
@@ -67,6 +70,15 @@ def parser() -> argparse.ArgumentParser:
         help="about how long a model takes to load: so much it is worth to take runs of a model that is in memory "
         f"first, and to leave others to other workers [{_LOAD_SECONDS:.0f}]",
     )
+    options.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve metrics of the runs to Prometheus there [no metrics]"
+    )
+    options.add_argument(
+        "--metrics-address",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="at which they are served, to everybody who reaches it [127.0.0.1]",
+    )
     return options
 
 
@@ -78,6 +90,9 @@ def main() -> None:
     if arguments.limit == 1 and is_possible():
         # Who has one slot has a GPU to itself, unless told otherwise.
         os.environ.setdefault("REGIONAL_DEVICE_LOCK", "auto")
+    # Before anything is started: their environment says where runs tell what they measure.
+    if arguments.metrics_port is not None:
+        _serve_metrics(arguments.pool, arguments.metrics_address, arguments.metrics_port)
     resident = None if arguments.plain else _resident(arguments.keep)
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker", arguments.pool]
     command += ["--resident", resident.path] if resident else []
@@ -98,6 +113,17 @@ def _resident(most_runs: int) -> Resident | None:
     except OSError as error:
         print(f"There is no resident process ({plain(error)}); each run starts an interpreter.", flush=True)
         return None
+
+
+def _serve_metrics(pool: str, address: str, port: int) -> None:
+    """Serve metrics until this process ends; ends it with a sentence where that is not possible."""
+    try:
+        endpoint = Endpoint(pool, address, port)
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Metrics cannot be served at {plain(address)}, port {port}: {plain(error)}")
+    atexit.register(endpoint.close)
+    os.environ[SOCKET] = endpoint.collector.path
+    print(f"Metrics: {endpoint.url}", flush=True)
 
 
 def keep_running(command: list[str], resident: Resident | None = None) -> None:

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.tasks.encode import encode_image_prompts, encode_prompts, encode_start
 from prefect_regional_diffusion.tasks.load_model import load_model
 from prefect_regional_diffusion.tasks.machine.device_lock import take_device
+from prefect_regional_diffusion.tasks.machine.metrics import tell
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.retention import RunRecord, begin
@@ -70,6 +71,7 @@ async def sample_batch(
                 await load_model(model, batch)
         clock.lap("load model")
         restored_steps, _ = batch.steps_done()
+        tell("steps", restored_steps, "restored")
         report_step(*batch.steps_done())
         artifacts = RunArtifacts(batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from prefect_regional_diffusion.tasks.machine.metrics import tell
 from prefect_regional_diffusion.tasks.machine.step_listener import began
 
 PARTS = {
@@ -13,6 +14,9 @@ PARTS = {
     "sample": ("sample",),
 }
 """Stages of a record by the part that the summary shows; all others, which decode and write, are `write`."""
+
+WRITE = "write"
+_PART_OF = {stage: part for part, stages in PARTS.items() for stage in stages}
 
 
 class Clock:
@@ -26,6 +30,7 @@ class Clock:
         """What was done since the last lap was this."""
         now = time.monotonic()
         self.laps[stage] = round(self.laps.get(stage, 0.0) + now - self._last, 3)
+        tell("work_seconds", now - self._last, _PART_OF.get(stage, WRITE))
         self._last = now
 
 
@@ -40,5 +45,5 @@ def spent(stages: Mapping[str, float], total: float) -> str:
         end_times.append(round(min(elapsed, total), 1))
     end_times.append(round(total, 1))
     parts = [end - begin for begin, end in zip([0.0, *end_times], end_times, strict=False)]
-    breakdown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, "write"], parts, strict=True))
+    breakdown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in zip([*PARTS, WRITE], parts, strict=True))
     return f"{end_times[-1]:.1f} s ({breakdown})"

@@ -16,6 +16,7 @@ from prefect_regional_diffusion.tasks.build_masks import build_masks
 from prefect_regional_diffusion.tasks.decode import decode
 from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
+from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.runtime.retention import finish
@@ -44,7 +45,9 @@ async def draw_job(
     In a flow run, an event says how it ended. Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
     try:
-        record = await _draw(job, checkpoint_steps, store, out, name, keep)
+        with measured_run(job.pictures):
+            record = await _draw(job, checkpoint_steps, store, out, name, keep)
+            tell("pictures", len(record.images), "finished" if record.steps_computed else "found")
     except Exception as error:
         send_picture_event("failed", UNKNOWN, name, {"reason": plain(error)})
         raise

@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.text.plain_text import redacted
 from prefect_regional_diffusion.tasks.check_jobs import prepare_all
 from prefect_regional_diffusion.tasks.inputs.path_policy import store_place
+from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.rendered_images import is_rendered
@@ -37,6 +38,13 @@ async def draw_shard(
 
     Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
+    with measured_run(sum(job.job.pictures for job in jobs)):
+        return await _draw_missing(jobs, checkpoint_steps, store, keep)
+
+
+async def _draw_missing(
+    jobs: list[NamedJob], checkpoint_steps: int | None, store: str | None, keep: Keep | None
+) -> dict[str, Any]:
     total, store_url, clock, limit = Count(), store_place(store), Clock(), time_limit_of_this_run()
     await asyncio.to_thread(Store(store_url).check, patient=True)
     async with PendingWrites() as writes:
@@ -44,6 +52,7 @@ async def draw_shard(
         clock.lap("build masks")
         rendered = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
         missing = {name: run for name, run in runs.items() if not rendered[name]}
+        tell("pictures", sum(run.job.pictures for name, run in runs.items() if rendered[name]), "found")
         unfinished = await _unfinished_records([run for name, run in runs.items() if rendered[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models_of), key=_models_of):
@@ -88,6 +97,7 @@ async def _draw(
         await writes.drain_to(settings().max_pending_writes)
     await writes.drain_to(0)
     clock.lap("write")
+    tell("pictures", sum(run.job.pictures for run in runs.values()), "finished")
     for name, run in runs.items():
         send_picture_event("finished", run.job_hash, name, {"store": redacted(run.store.url)})
     return batch.cost, dict(zip(runs.values(), batch.run_records.result(), strict=True))

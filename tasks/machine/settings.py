@@ -197,8 +197,8 @@ def settings() -> Settings:
         raise BadInput(name, found, " or ".join(dict.fromkeys(allowed))) from None
 
 
-_NO_SETTINGS = ("UP", "UP_PART", "SCREENSHOTS")
-"""Variables `REGIONAL_*` that others read: `make up` and `make down`, tests."""
+_NO_SETTINGS = ("UP", "UP_PART", "METRICS_SOCKET", "SCREENSHOTS")
+"""Variables `REGIONAL_*` that others read: `make up` and `make down`, runs of a worker with metrics, tests."""
 
 
 def unknown_variables() -> list[str]:

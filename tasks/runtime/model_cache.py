@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, cast
@@ -26,6 +27,7 @@ from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.attention import use_attention
 from prefect_regional_diffusion.tasks.machine.load_listener import report_load
+from prefect_regional_diffusion.tasks.machine.metrics import is_first_use, tell
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
     GuardedAutoencoder,
@@ -117,7 +119,11 @@ def _of_model(
 
 @contextmanager
 def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[], Any]) -> Generator[Any]:
+    began, loaded = time.monotonic(), False
+
     def load_checked() -> tuple[Any, OffloadedNetworks]:
+        nonlocal began, loaded
+        began, loaded = time.monotonic(), True
         if source.fingerprint() != key.weights:
             raise source.files.error("is not the model any more that the job was planned with: its files changed")
         if settings().attention != "auto":
@@ -127,6 +133,12 @@ def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[]
         return part, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
 
     with loaded_parts().using(key, source.bytes, load_checked) as (part, offloaded), offloaded.on_device():
+        first = is_first_use(key)
+        if loaded:
+            tell("model_loads", 1, key.part)
+            tell("model_load_seconds", time.monotonic() - began, key.part)
+        elif first:
+            tell("model_hits", 1, key.part)
         yield part
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import Member, advance_together
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext
 from prefect_regional_diffusion.sampling_core.models.family import Denoiser
+from prefect_regional_diffusion.tasks.machine.metrics import tell
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.step_listener import report_step
 from prefect_regional_diffusion.tasks.runtime.loaded_adapters import load_adapters
@@ -92,7 +93,7 @@ class RunBatch:
 
     def advance(self, steps: int) -> Chunk:
         """So many steps. Raises StoreError if prompts of a run are nowhere."""
-        started, total = time.monotonic(), Count()
+        started, total, (done, _) = time.monotonic(), Count(), self.steps_done()
         for _ in range(steps):
             unfinished = [i for i, member in enumerate(self.members) if member.left]
             members = [
@@ -106,7 +107,10 @@ class RunBatch:
             )
             total = total.plus(count)
             report_step(*self.steps_done())
-        return Chunk(steps, total, time.monotonic() - started)
+        chunk = Chunk(steps, total, time.monotonic() - started)
+        tell("steps", self.steps_done()[0] - done, "computed")
+        _tell_cost(chunk)
+        return chunk
 
     def steps_done(self) -> tuple[int, int]:
         """Steps of all runs together: finished ones, and all."""
@@ -118,3 +122,10 @@ class RunBatch:
     def states(self) -> dict[TensorKey, RunProgress]:
         """The members that have taken a step, by the keys of their present states; equal states once."""
         return {member.state_key: member for member in self.members if member.done}
+
+
+def _tell_cost(chunk: Chunk) -> None:
+    tell("evaluations", chunk.cost.evaluations)
+    tell("canvas_evaluations", float(chunk.cost.canvases))
+    tell("forwards", chunk.cost.forwards)
+    tell("sampling_seconds", chunk.seconds)

@@ -1,0 +1,1 @@
+"""Metrics of a worker for Prometheus: what its runs tell, collected, and an endpoint."""
