@@ -19,8 +19,8 @@ from tests.drawn_together import Drawn, drawn_together
 from tests.recordings import SCALING, Case, Recordings, tolerance
 
 GOLDENS = Path(__file__).parent / "goldens"
-TOGETHER = 64
-"""Cases whose runs share forwards."""
+TOGETHER = 256
+"""Cases whose runs share forwards: the more, the fewer forwards of the few that take the most steps."""
 
 
 @dataclass(frozen=True)
