@@ -28,7 +28,7 @@ class TensorSpec(NamedTuple):
     @property
     def most_bytes(self) -> int:
         """Bytes of the largest tensor that fits."""
-        return self.dtype.itemsize * math.prod(max(size) if isinstance(size, range) else size for size in self.shape)
+        return self.dtype.itemsize * math.prod(size[-1] if isinstance(size, range) else size for size in self.shape)
 
 
 Specs = Mapping[str, TensorSpec]
