@@ -107,8 +107,18 @@ def ready(store: Path) -> RenderContext:
 
 
 def found(run: RenderContext) -> RunProgress:
-    """The run with what the store has of it."""
-    return asyncio.run(newest(run))
+    """The run with what the store has of it.
+
+    It is no task's result: where a loop ends, Python puts its task, and all numbers of a result, into a message that
+    nobody reads (`signal.signal` tries whether the handler of before is one of its names).
+    """
+    progress = list[RunProgress]()
+
+    async def look() -> None:
+        progress.append(await newest(run))
+
+    asyncio.run(look())
+    return progress[0]
 
 
 def whole_state(run: RenderContext) -> dict[str, Tensor]:
