@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.fan_out.draw_batch import draw_batch
 from prefect_regional_diffusion.flows.grid import JobsPerShard, ParallelShards, Seconds
@@ -14,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 
 
-@flow(name="batch", flow_run_name=named_after("batch"), persist_result=False)
+@flow(name="batch", flow_run_name=named_after("batch"), persist_result=False, result_storage=NO_RESULTS)
 async def batch(
     jobs: Annotated[tuple[NamedJob, ...], Field(max_length=1000)] = (),
     files: str = "",

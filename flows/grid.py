@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.fan_out.draw_grid import draw_grid
 from prefect_regional_diffusion.flows.render import Name
@@ -18,7 +19,7 @@ JobsPerShard = Annotated[int | None, Field(ge=1, le=MOST_PER_SHARD)]
 Seconds = Annotated[float, Field(ge=1)]
 
 
-@flow(name="grid", flow_run_name=named_after("grid"), persist_result=False)
+@flow(name="grid", flow_run_name=named_after("grid"), persist_result=False, result_storage=NO_RESULTS)
 async def grid(
     job: GridJob,
     parallel_shards: ParallelShards = None,

@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect import flow
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.flows.render import CheckpointSteps, Name
@@ -12,7 +13,7 @@ from prefect_regional_diffusion.sampling_core.job.forms import EXAMPLE, NodeJob
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 
 
-@flow(name="original-node", flow_run_name=named_after("original-node"), persist_result=False)
+@flow(name="original-node", flow_run_name=named_after("original-node"), persist_result=False, result_storage=NO_RESULTS)
 async def original_node(
     job: NodeJob = EXAMPLE,
     checkpoint_steps: CheckpointSteps = None,

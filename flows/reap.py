@@ -22,6 +22,7 @@ from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -88,7 +89,7 @@ def decide(observation: Observation, now: datetime, timeouts: LivenessTimeouts) 
     return "start again" if observation.restarts < timeouts.restarts else "give up"
 
 
-@flow(name="reap", persist_result=False)
+@flow(name="reap", persist_result=False, result_storage=NO_RESULTS)
 async def reap(
     running_seconds: Annotated[float, Field(ge=45)] = 100,
     pending_seconds: Annotated[float, Field(gt=0)] = 300,

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import AfterValidator, Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.render import CheckpointSteps, render
 from prefect_regional_diffusion.sampling_core.job.fields import Text, validation_error
@@ -38,7 +39,7 @@ def _run_name() -> str:
     return f"{one_line(parameters.get('name', 'recurring'), MOST_NAME)} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
 
 
-@flow(name="recurring", flow_run_name=_run_name, persist_result=False)
+@flow(name="recurring", flow_run_name=_run_name, persist_result=False, result_storage=NO_RESULTS)
 async def recurring(
     job: JointJob,
     seed: Change = "by date",

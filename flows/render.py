@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.sampling_core.job.forms import JointJob
@@ -18,7 +19,7 @@ CheckpointSteps = Annotated[int | None, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(max_length=80)]
 
 
-@flow(name="render", flow_run_name=named_after("render"), persist_result=False)
+@flow(name="render", flow_run_name=named_after("render"), persist_result=False, result_storage=NO_RESULTS)
 async def render(
     job: JointJob,
     checkpoint_steps: CheckpointSteps = None,

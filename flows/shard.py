@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import named_after
 from prefect_regional_diffusion.flows.drawing.draw_shard import draw_shard
 from prefect_regional_diffusion.flows.render import CheckpointSteps, Name
@@ -14,7 +15,7 @@ from prefect_regional_diffusion.sampling_core.job.sharding import MOST_PER_SHARD
 from prefect_regional_diffusion.tasks.machine.settings import Keep
 
 
-@flow(name="shard", flow_run_name=named_after("shard"), persist_result=False)
+@flow(name="shard", flow_run_name=named_after("shard"), persist_result=False, result_storage=NO_RESULTS)
 async def shard(
     jobs: Annotated[list[NamedJob], Field(min_length=1, max_length=MOST_PER_SHARD)],
     checkpoint_steps: CheckpointSteps = None,

@@ -35,6 +35,8 @@ class SampledBatch(NamedTuple):
     restored_steps: int
     computed_steps: int
     cost: Count
+    artifacts: RunArtifacts
+    """Of the UI, which is still to be told of the end."""
 
 
 async def sample_batch(
@@ -80,7 +82,7 @@ async def sample_batch(
             limit.check(*batch.steps_done())
 
         chunks = await sample_in_chunks(batch, checkpoint_steps, inputs, writes, after_chunk)
-        writes.start(artifacts.end())
     clock.lap("sample")
     cost = reduce(Count.plus, (chunk.cost for chunk in chunks), Count())
-    return SampledBatch(batch.members, run_records, restored_steps, sum(chunk.steps for chunk in chunks), cost)
+    computed_steps = sum(chunk.steps for chunk in chunks)
+    return SampledBatch(batch.members, run_records, restored_steps, computed_steps, cost, artifacts)

@@ -66,33 +66,35 @@ async def _draw(
     # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
     await map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
     clock.lap("open store")
-    async with PendingWrites() as writes:
-        run = await writes.first_result(partial(build_masks, job, store_url))
-        clock.lap("build masks")
-        batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
-        (finished,) = batch.members
-        pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
-        clock.lap("decode")
-    clock.lap("write")
+    async with PendingWrites() as updates:
+        async with PendingWrites() as writes:
+            run = await writes.first_result(partial(build_masks, job, store_url))
+            clock.lap("build masks")
+            batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
+            updates.start(batch.artifacts.end())
+            (finished,) = batch.members
+            pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
+            clock.lap("decode")
+        clock.lap("write")
 
-    record = Record(
-        job=portable_job(run.job),
-        files=run.files,
-        job_hash=run.job_hash,
-        model_fingerprint=run.model_keys[run.job.model].digest,
-        latents=finished.state_key,
-        store=redacted(store_url),
-        images=list(pictures),
-        steps_computed=batch.computed_steps,
-        steps_restored=batch.restored_steps,
-        evaluations=batch.cost.evaluations,
-        canvas_evaluations=float(batch.cost.canvases),
-        forwards=batch.cost.forwards,
-        seconds=clock.laps,
-        devices=finished.devices,
-        numerics={"latents": run.numerics, "pictures": run.picture_numerics},
-        versions=versions(),
-    )
-    keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
-    await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
+        record = Record(
+            job=portable_job(run.job),
+            files=run.files,
+            job_hash=run.job_hash,
+            model_fingerprint=run.model_keys[run.job.model].digest,
+            latents=finished.state_key,
+            store=redacted(store_url),
+            images=list(pictures),
+            steps_computed=batch.computed_steps,
+            steps_restored=batch.restored_steps,
+            evaluations=batch.cost.evaluations,
+            canvas_evaluations=float(batch.cost.canvases),
+            forwards=batch.cost.forwards,
+            seconds=clock.laps,
+            devices=finished.devices,
+            numerics={"latents": run.numerics, "pictures": run.picture_numerics},
+            versions=versions(),
+        )
+        keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
+        await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
     return record

@@ -47,7 +47,7 @@ async def _draw_missing(
 ) -> dict[str, Any]:
     total, store_url, clock, limit = Count(), store_place(store), Clock(), time_limit_of_this_run()
     await asyncio.to_thread(Store(store_url).check, patient=True)
-    async with PendingWrites() as writes:
+    async with PendingWrites() as updates, PendingWrites() as writes:
         runs = await writes.first_result(partial(prepare_all, jobs, store_url))
         clock.lap("build masks")
         rendered = dict(zip(runs, await map_concurrently(is_rendered, runs.values()), strict=True))
@@ -56,7 +56,7 @@ async def _draw_missing(
         unfinished = await _unfinished_records([run for name, run in runs.items() if rendered[name]])
         # Models that differ do not fit on a card at once: those with the same ones are drawn together.
         for _, group in groupby(sorted(missing.items(), key=_models_of), key=_models_of):
-            count, records = await _draw(dict(group), checkpoint_steps, writes, clock, limit)
+            count, records = await _draw(dict(group), checkpoint_steps, writes, updates, clock, limit)
             total, unfinished = total.plus(count), unfinished | records
         # Only now: until all are drawn, one may go on from a state of another.
         await finish(unfinished, keep or settings().keep, "branch_points")
@@ -84,11 +84,16 @@ async def _draw(
     runs: dict[str, RenderContext],
     checkpoint_steps: int | None,
     writes: PendingWrites,
+    updates: PendingWrites,
     clock: Clock,
     limit: TimeLimit,
 ) -> tuple[Count, dict[RenderContext, RunRecord]]:
-    """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs."""
+    """Pictures of runs with the same models into the store; what that cost, and what the store knows of the runs.
+
+    No picture waits for `updates` of the UI.
+    """
     batch = await sample_batch(runs, checkpoint_steps, writes, clock, limit)
+    updates.start(batch.artifacts.end())
     # A picture's record names its last state.
     await writes.drain_to(0)
     for first in range(0, len(runs), _PICTURES):

@@ -91,19 +91,23 @@ class RunArtifacts:
         """Show where the run ended."""
         await self._renewal
         if self._has_server:
-            await best_effort(self._show_progress())
+            updates = [self._show_progress()]
             # A run that was too fast for a preview shows what it became.
             if self._preview is None and settings().preview_seconds > 0:
-                await best_effort(self._show_preview())
+                updates.append(self._show_preview())
+            await asyncio.gather(*map(best_effort, updates))
 
     async def _begin(self) -> None:
         if not self._has_server:
             return
-        await self._show_progress()
+        shown = [self._show_progress()]
         if len(self._batch.members) == 1:
-            run = self._batch.members[0].run
-            plan = await asyncio.to_thread(_plan, run)
-            await create_markdown(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+            shown.append(self._show_plan(self._batch.members[0].run))
+        await asyncio.gather(*map(best_effort, shown))
+
+    async def _show_plan(self, run: RenderContext) -> None:
+        plan = await asyncio.to_thread(_plan, run)
+        await create_markdown(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
         await self._bar.show(*self._batch.steps_done(), self._words)
