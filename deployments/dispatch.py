@@ -76,7 +76,7 @@ class Dispatch:
         """The one run to take now, if there is one."""
         assert self._affinity is not None
         if time.monotonic() - self._counted > _COUNT_SECONDS:
-            self._workers, self._counted = await online_workers(client, pool), time.monotonic()
+            self._workers, self._counted = len(await online_workers(client, pool)), time.monotonic()
         models = frozenset(name for run in at_work for name in run.models)
         chosen = self._affinity.choose(turns, self._held, models, time.time(), alone=self._workers <= 1)
         return [] if chosen is None else [chosen]

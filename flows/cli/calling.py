@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefect_regional_diffusion.flows.server.configured import may_be_configured
+from prefect_regional_diffusion.sampling_core.errors import BadInput
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
     from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
 AsFlowRun = Annotated[
@@ -57,3 +60,16 @@ def server_for(as_flow_run: bool) -> Server | None:
     from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
     return Server(TemporaryServer())
+
+
+def client_of_server() -> PrefectClient:
+    """A client of the server at PREFECT_API_URL. Raises BadInput where that names none."""
+    from prefect import get_client
+    from prefect.settings import get_current_settings
+
+    from prefect_regional_diffusion.flows.server.local import use_auth_string
+
+    if not get_current_settings().api.url:
+        raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
+    use_auth_string()
+    return get_client()

@@ -17,7 +17,7 @@ import typer
 
 from prefect_regional_diffusion.flows.cli import grid as cli_grid
 from prefect_regional_diffusion.flows.cli import plan as cli_plan
-from prefect_regional_diffusion.flows.cli import stopping, submit
+from prefect_regional_diffusion.flows.cli import stopping, submit, top
 from prefect_regional_diffusion.flows.cli import store as cli_store
 from prefect_regional_diffusion.flows.cli.calling import AsFlowRun, server_for
 from prefect_regional_diffusion.flows.cli.options import (
@@ -131,6 +131,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_grid.grid)
 app.command()(cli_grid.batch)
 app.command()(submit.submit)
+app.command()(top.top)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from prefect_regional_diffusion.flows.cli import stopping
+from prefect_regional_diffusion.flows.cli.calling import client_of_server
 from prefect_regional_diffusion.flows.cli.options import JobFile, Overrides
 from prefect_regional_diffusion.flows.cli.printing import say
 from prefect_regional_diffusion.flows.queueing.time_limit import checked_minutes
@@ -109,16 +110,9 @@ def _owner(name: str) -> str:
 
 async def _submit_run(flow: str, pool: str | None, parameters: dict[str, Any], wanted: _Wanted, watch: bool) -> bool:
     """Find or create the run and, if asked, follow it; False if it ended otherwise than completed."""
-    from prefect import get_client
-    from prefect.settings import get_current_settings
-
     from prefect_regional_diffusion.flows.queueing.submission import submit_once
-    from prefect_regional_diffusion.flows.server.local import use_auth_string
 
-    if not get_current_settings().api.url:
-        raise BadInput("PREFECT_API_URL", "", "the address of a Prefect server, such as http://127.0.0.1:4200/api")
-    use_auth_string()
-    async with get_client() as client:
+    async with client_of_server() as client:
         deployment = await _deployment(client, flow, pool)
         stopping.say(lambda: "stopped before the server had answered; it may have the run")
         run, is_new = await submit_once(client, deployment.id, parameters, **wanted._asdict())

@@ -9,8 +9,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from prefect_regional_diffusion.flows.queueing.durations import estimated
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
-from prefect_regional_diffusion.flows.queueing.waiting_run import owner_of, waiting_run
+from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, owner_of, waiting_run
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -38,14 +39,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if not self.workers:
             return f"Waits, {self.position} of {self.waiting}: no worker is there"
-        about = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        about = "" if self.seconds is None else f", about {estimated(self.seconds)}"
         return f"Waits, {self.position} of {self.waiting}{about}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def seconds_until_begin(position: int, running: int, workers: int, durations: Sequence[float]) -> float | None:
@@ -81,21 +76,44 @@ async def last_starts(client: PrefectClient, pool: str) -> dict[str, float]:
     return {owner_of(run.tags): run.start_time.timestamp() for run in reversed(runs) if run.start_time}
 
 
-async def place_of(client: PrefectClient, run: UUID, pool: str) -> Place | None:
-    """The place of a run in a pool, or None once it is not waiting any more."""
+class Queue(NamedTuple):
+    """The runs of a pool at one moment."""
+
+    order: list[WaitingRun]
+    """Those that wait, in the order of their turns."""
+    due: dict[UUID, FlowRun]
+    """The same, as the server knows them."""
+    at_work: list[FlowRun]
+    workers: list[str]
+    """Names of those that are there."""
+    durations: list[float]
+    """Seconds that the runs took which completed last."""
+
+    def place(self, position: int) -> Place:
+        """Of the run at a position, counted from 1."""
+        workers = len(self.workers)
+        seconds = seconds_until_begin(position, len(self.at_work), workers, self.durations)
+        return Place(position, len(self.order), workers, seconds)
+
+
+async def queue_of(client: PrefectClient, pool: str) -> Queue:
+    """What waits in a pool and what is at work, as the server knows them now."""
     due, at_work = await due_runs(client, pool), await runs_at_work(client, pool)
     priorities = await queue_priorities(client, pool)
     order = fair_order(
-        (waiting_run(other, priorities.get(other.work_queue_name or "", 1)) for other in due),
-        Counter(owner_of(other.tags) for other in at_work),
+        (waiting_run(run, priorities.get(run.work_queue_name or "", 1)) for run in due),
+        Counter(owner_of(run.tags) for run in at_work),
         await last_starts(client, pool),
     )
-    position = next((number for number, other in enumerate(order, 1) if other.id == run), None)
-    if position is None:
-        return None
-    workers = await online_workers(client, pool)
-    durations = await _last_durations(client, pool)
-    return Place(position, len(order), workers, seconds_until_begin(position, len(at_work), workers, durations))
+    workers, durations = await online_workers(client, pool), await _last_durations(client, pool)
+    return Queue(order, {run.id: run for run in due}, at_work, workers, durations)
+
+
+async def place_of(client: PrefectClient, run: UUID, pool: str) -> Place | None:
+    """The place of a run in a pool, or None once it is not waiting any more."""
+    queue = await queue_of(client, pool)
+    position = next((number for number, other in enumerate(queue.order, 1) if other.id == run), None)
+    return None if position is None else queue.place(position)
 
 
 async def queue_priorities(client: PrefectClient, pool: str) -> dict[str, int]:
@@ -103,10 +121,10 @@ async def queue_priorities(client: PrefectClient, pool: str) -> dict[str, int]:
     return {queue.name: queue.priority or 1 for queue in await client.read_work_queues(work_pool_name=pool)}
 
 
-async def online_workers(client: PrefectClient, pool: str) -> int:
-    """How many workers of a pool send heartbeats."""
+async def online_workers(client: PrefectClient, pool: str) -> list[str]:
+    """The names of a pool's workers that send heartbeats."""
     workers = await client.read_workers_for_work_pool(pool, limit=_PAGE)
-    return sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers)
+    return [worker.name for worker in workers if str(getattr(worker.status, "value", worker.status)) == "ONLINE"]
 
 
 async def _runs(client: PrefectClient, pool: str, criteria: dict[str, Any]) -> list[FlowRun]:

@@ -28,6 +28,7 @@ from prefect_regional_diffusion.tasks.ui.prefect_artifacts import (
     update_progress,
 )
 from prefect_regional_diffusion.tasks.ui.preview import as_data_uri
+from prefect_regional_diffusion.tasks.ui.progress_words import PROGRESS, progress_words
 
 logger = plain_logger(__name__)
 
@@ -58,7 +59,7 @@ class ProgressArtifact:
             return
         share = 100 * done / total
         if self._id is None:
-            self._id = await create_progress(share, key="progress", description=label)
+            self._id = await create_progress(share, key=PROGRESS, description=label)
         else:
             await update_progress(self._id, share, label)
         self._words = label
@@ -114,8 +115,7 @@ class RunArtifacts:
 
     @property
     def _words(self) -> str:
-        (done, total), jobs = self._batch.steps_done(), len(self._batch.members)
-        return f"Step {done} of {total}" + (f" in {jobs} jobs" if jobs > 1 else "")
+        return progress_words(*self._batch.steps_done(), len(self._batch.members))
 
     async def _renew(self) -> None:
         await self._show_progress()
