@@ -25,6 +25,7 @@ from pydantic import Field
 from prefect_regional_diffusion.flows.common.results import NO_RESULTS
 from prefect_regional_diffusion.flows.common.run_names import MOST_NAME
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP, TAG
+from prefect_regional_diffusion.flows.queueing.shown_places import try_to_show_places
 from prefect_regional_diffusion.sampling_core.errors import BadInput
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line, plain
 from prefect_regional_diffusion.tasks.machine.prefect_logs import make_logs_plain
@@ -97,7 +98,7 @@ async def reap(
     second_look_seconds: Annotated[float, Field(ge=31)] = 45,
     restarts: Annotated[int, Field(ge=0, le=100)] = 5,
 ) -> dict[str, int]:
-    """Put runs back into the queue that have crashed or were left behind.
+    """Put runs back into the queue that have crashed or were left behind. Those that wait are shown their places.
 
     Args:
         running_seconds: A run that has sent no heartbeat (every 30 s) for so long is dead.
@@ -120,6 +121,7 @@ async def reap(
     )
     counts: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0, "fail": 0}
     async with get_client() as client:
+        await try_to_show_places(client)
         suspects = await _find_suspects(client, timeouts)
         if any(observation.state != StateType.CRASHED for _, observation in suspects):
             await asyncio.sleep(second_look_seconds)
