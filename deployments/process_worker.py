@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,12 @@ async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
     """Take runs until this process gets SIGINT or SIGTERM; runs that go on then are ended."""
     from prefect.utilities.processutils import setup_signal_handlers_worker
 
-    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    say = partial(print, flush=True)
+    setup_signal_handlers_worker(os.getpid(), "the worker", say)
     try:
-        await worker.start(with_healthcheck=with_healthcheck)
+        await worker.start(with_healthcheck=with_healthcheck, printer=say)
     except asyncio.CancelledError:
-        print(f"Worker {worker.name!r} stopped!", flush=True)
+        say(f"Worker {worker.name!r} stopped!")
 
 
 def main() -> None:

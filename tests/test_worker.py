@@ -1,16 +1,19 @@
-"""What a worker says of the runs that it hands back, without a server. With one: test_up.py."""
+"""A worker: what it says of the runs that it hands back, what it notes of those that it starts, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from unittest.mock import AsyncMock, MagicMock, Mock
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 import psutil
 import pytest
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import (
     OrchestrationResult,
@@ -25,6 +28,8 @@ from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from prefect_regional_diffusion.deployments import worker
 from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays, RegionalWorker
+from tests.on_server import OnServer
+from tests.processes import free_port
 
 RUN = str(uuid4())
 REFUSED = OrchestrationResult(
@@ -101,3 +106,36 @@ def test_a_worker_notes_the_models_of_runs_that_it_has_started(monkeypatch: pyte
         assert asyncio.run(ours.run(run, AsThePoolSays())) is result
         dispatch.note_start.assert_called_with(run)
         assert dispatch.note_loss.call_count == losses
+
+
+@pytest.mark.e2e
+def test_a_worker_answers_while_it_asks_for_runs_and_ends_when_it_is_told_to(
+    on_server: OnServer, env: dict[str, str]
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.process_worker"]
+    webserver = {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+
+    async def work(client: PrefectClient, _deployment: UUID, pool: str) -> None:
+        options = ["--name", "here", "--limit", "1", "--load-seconds", "20", "--with-healthcheck"]
+        with subprocess.Popen(
+            [*command, pool, *options], env=env | webserver, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                deadline = time.monotonic() + 200
+                while not (workers := await client.read_workers_for_work_pool(pool)):
+                    assert time.monotonic() < deadline
+                    assert process.poll() is None, process.stderr and process.stderr.read()
+                    await asyncio.sleep(0.5)
+                assert [worker.name for worker in workers] == ["here"]
+                async with httpx.AsyncClient(trust_env=False) as web:
+                    assert (await web.get(f"http://127.0.0.1:{port}/health")).json() == {"message": "OK"}
+            finally:
+                process.terminate()
+                out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        assert "Worker 'here' started!" in out
+        assert "Worker 'here' stopped!" in out
+        assert "warning" not in err.lower()
+
+    on_server(work)
