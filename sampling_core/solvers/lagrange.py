@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from numpy.polynomial import Polynomial
 
@@ -12,6 +13,12 @@ def lagrange_basis(nodes: Sequence[float], origin: float) -> list[Polynomial]:
 
     An origin near the interval that is integrated over keeps high powers from cancelling.
     """
+    return _basis(tuple(nodes), origin)
+
+
+@lru_cache(maxsize=256)
+def _basis(nodes: tuple[float, ...], origin: float) -> list[Polynomial]:
+    """Made once for all regions and jobs that are on the same step: it takes longer than the rest of a step."""
     basis: list[Polynomial] = []
     for j, node in enumerate(nodes):
         polynomial = Polynomial([1.0])
