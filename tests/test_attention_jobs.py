@@ -23,7 +23,6 @@ from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdap
 from prefect_regional_diffusion.sampling_core.models.sd3_transformer import SD3Denoiser
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.reference_pipelines import Picture
 from tests.tiny_controls import control_models
@@ -55,9 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of them; nothing is loaded."""
+    """Copies of them."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def asked(family: str, **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.reference_pipelines import Picture, with_pipeline
 from tests.tiny_controls import control_picture, tiny_adapter, tiny_controlnet
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
@@ -30,9 +29,7 @@ FIRST_THREE = (True, True, False)
 
 
 @pytest.fixture(autouse=True)
-def pictures(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is loaded."""
-    loaded_parts.cache_clear()
+def pictures(workdir: Path) -> None:
     for number in (1, 2):
         control_picture(f"{number}.png", number, WIDTH, HEIGHT)
 

@@ -24,7 +24,6 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.forked import render_json
 from tests.killing import kill_and_render_again
@@ -48,10 +47,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of the models and their controls; nothing is loaded."""
+def models(made: Path, workdir: Path) -> None:
+    """Copies of the models and their controls."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def three_regions(model: str) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from PIL import Image
 
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.reference_pipelines import Picture, share_alike, with_pipeline
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
 
 pytestmark = [
+    pytest.mark.usefixtures("workdir"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' own
 ]
 
@@ -35,11 +35,6 @@ KINDS: dict[str, Callable[[Path, int, Sizes], str]] = {
         *of, vae={"latents_mean": [0.5, -0.25, 0.0, 1.0], "latents_std": [1.5, 0.75, 1.0, 1.25]}
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded_parts.cache_clear()
 
 
 def asked(**fields: Any) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from prefect_regional_diffusion.sampling_core.job.shared_fields import OF_THE_MO
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion_xl import StableDiffusionXL
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Defaults, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import open_model
 from prefect_regional_diffusion.tasks.runtime.preparations import preparations
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
@@ -47,10 +46,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of them; nothing is loaded."""
+def models(made: Path, workdir: Path) -> None:
+    """Copies of them."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def asked(**fields: Any) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.flow_pipelines import Picture, flux_shift, simple, with_flow_pipeline
 from tests.reference_pipelines import share_alike
 from tests.tiny_flow_models import OTHER, SMALL, FlowSizes, tiny_flux, tiny_sd3, tiny_z_image
+
+pytestmark = pytest.mark.usefixtures("workdir")
 
 
 class Kind(NamedTuple):
@@ -97,11 +98,6 @@ def place(made: Callable[[str, int, FlowSizes], Path]) -> Placed:
         shutil.copytree(made(kind, seed, sizes), "model")
 
     return of
-
-
-@pytest.fixture(autouse=True)
-def nothing_loaded(workdir: Path) -> None:
-    loaded_parts.cache_clear()
 
 
 def job_of(kind: str, **fields: Any) -> dict[str, Any]:

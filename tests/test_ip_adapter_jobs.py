@@ -26,7 +26,6 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.flux_transformer import FluxDenoiser
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_flow_models import tiny_flux
 from tests.tiny_ip_adapters import PLAIN, PLUS, image_prompt_files
@@ -57,9 +56,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def placed(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Copies the files of a family; nothing is loaded."""
-    loaded_parts.cache_clear()
+def placed(made: Path, workdir: Path) -> Callable[[str], None]:
+    """Copies the files of a family."""
     return lambda family: shutil.copytree(made / family, workdir, dirs_exist_ok=True)
 
 

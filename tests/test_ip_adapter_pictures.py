@@ -17,7 +17,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.inputs.image_files import middle_square
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.flow_pipelines import flux_shift, simple, with_flow_pipeline
 from tests.reference_pipelines import Adapt, Picture, with_pipeline
 from tests.tiny_controls import control_picture, tiny_controlnet
@@ -36,6 +35,7 @@ from tests.tiny_models import OTHER as OTHER_MODEL
 from tests.tiny_models import tiny_sd, tiny_sdxl
 
 pytestmark = [
+    pytest.mark.usefixtures("workdir"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' own
 ]
 WIDTH, HEIGHT = 96, 64
@@ -50,11 +50,6 @@ class Used(NamedTuple):
 
     def in_job(self) -> dict[str, Any]:
         return self._asdict()
-
-
-@pytest.fixture(autouse=True)
-def nothing_loaded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded_parts.cache_clear()
 
 
 def job_of(*used: Used, **fields: Any) -> dict[str, Any]:

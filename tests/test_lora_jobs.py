@@ -22,7 +22,6 @@ from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_loras import (
     UNETS,
@@ -44,9 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their LoRAs; nothing is loaded."""
+    """Copies of the models and their LoRAs."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def three_regions(model: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.tiny_loras import (
     MODELS,
     UNETS,
@@ -35,10 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def models(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of the models and their LoRAs; nothing is loaded."""
+def models(made: Path, workdir: Path) -> None:
+    """Copies of the models and their LoRAs."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def layers_of(model: str, *weighted: tuple[str, float]) -> LoraLayers:

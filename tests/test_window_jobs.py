@@ -29,7 +29,6 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.tensors.window import Window
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.tiny_controls import MODELS, control_models, control_picture, used
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
@@ -50,9 +49,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their controls; nothing is loaded."""
+    """Copies of the models and their controls."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
-    loaded_parts.cache_clear()
 
 
 def large(model: str = "sd", **fields: Any) -> dict[str, Any]:
