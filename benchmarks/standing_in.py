@@ -1,6 +1,7 @@
-"""The flows `render` and `shard` with a network that takes its time without the processor, as one on a GPU does.
+"""A network that takes its time without the processor, as one on a GPU does; prompts and pictures that cost nothing.
 
-`benchmarks.orchestration` deploys them: what a run takes beyond its forwards is then the orchestration's.
+In processes of `benchmarks.orchestration` they stand in the place of Stable Diffusion's (`stand_ins/sitecustomize.py`):
+what a run takes beyond its forwards is then the orchestration's.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from prefect_regional_diffusion.flows.render import render
-from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion import StableDiffusion
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
@@ -20,8 +19,6 @@ from prefect_regional_diffusion.sampling_core.models.textual_inversion import NO
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, Rows
-
-__all__ = ["FORWARD_SECONDS", "SleepingNetwork", "render", "shard"]
 
 FORWARD_SECONDS = 0.2
 
@@ -64,11 +61,17 @@ class StandInAutoencoder:
         return grey.repeat_interleave(self._cell, 2)[..., None].expand(-1, -1, -1, 3).byte()
 
 
-def _stand_in(name: str, part: Callable[[StableDiffusion], object]) -> None:
-    setattr(StableDiffusion, name, lambda checkpoint, placement: part(checkpoint))
+def put_in_place_of(family: type[StableDiffusion]) -> None:
+    """Have a family's models load these parts, and none of its files."""
+    parts: dict[str, Callable[[StableDiffusion], object]] = {
+        "load_text_encoder": StandInTextEncoder,
+        "load_denoiser": lambda _checkpoint: SleepingNetwork(),
+        "load_autoencoder": StandInAutoencoder,
+    }
+    for name, part in parts.items():
+        setattr(family, name, _loading(part))
+    family.check_weights = lambda self, part: None  # it would import the libraries
 
 
-_stand_in("load_text_encoder", StandInTextEncoder)
-_stand_in("load_denoiser", lambda _: SleepingNetwork())
-_stand_in("load_autoencoder", StandInAutoencoder)
-StableDiffusion.check_weights = lambda self, part: None  # it would import the libraries
+def _loading(part: Callable[[StableDiffusion], object]) -> Callable[[StableDiffusion, object], object]:
+    return lambda checkpoint, _placement: part(checkpoint)

@@ -14,6 +14,7 @@ import psutil
 
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.deployments.local_stack import PARTS
+from prefect_regional_diffusion.deployments.postgres import Cluster
 from tests.processes import ROOT, ask, auth_files, environment, free_port, post
 
 ASKED_HERE = "asked-by=tests"
@@ -74,6 +75,11 @@ class Machine:
         """Start what a test has stopped."""
         if not all(processes.running(self.folder, part) for part in PARTS):
             self.up()
+
+    @property
+    def has_postgres(self) -> bool:
+        """Whether its database is a PostgreSQL of its own."""
+        return Cluster(self.folder / "postgres").exists
 
     @property
     def auth_string(self) -> str:

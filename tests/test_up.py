@@ -45,6 +45,16 @@ def test_runs_are_in_postgres_where_it_is_installed(machine: Machine) -> None:
     assert (machine.folder / "prefect" / "prefect.db").exists() != HAS_POSTGRES
 
 
+def test_blocks_have_forms_in_the_ui(machine: Machine) -> None:
+    kinds = {kind["slug"]: kind for kind in post(machine.api, "block_types/filter", {"limit": 200})}
+    for slug in ("regional-store", "model-catalog"):
+        assert kinds[slug]["logo_url"]
+        schemas = post(
+            machine.api, "block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kinds[slug]["id"]]}}}
+        )
+        assert schemas, slug
+
+
 def test_with_sqlite_a_job_is_drawn_too(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "--sqlite")
     try:
