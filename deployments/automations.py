@@ -18,10 +18,11 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from prefect_regional_diffusion.flows.queueing.run_states import TAG, UPKEEP
 from prefect_regional_diffusion.flows.server.local import use_auth_string
 from prefect_regional_diffusion.tasks.ui.picture_events import PICTURE
 
-TAGS = ("regional", "regional-upkeep")
+TAGS = (TAG, UPKEEP)
 """Only runs with one of these tags are touched: others may have slower heartbeats."""
 
 SILENCE = timedelta(seconds=240)

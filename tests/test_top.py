@@ -19,6 +19,7 @@ from rich.console import Console
 
 from prefect_regional_diffusion.flows.cli.pool_tables import pool_tables
 from prefect_regional_diffusion.flows.queueing.overview import Overview, PoolOverview, RunAtWork, RunThatWaits
+from prefect_regional_diffusion.flows.queueing.run_states import UPKEEP
 from prefect_regional_diffusion.flows.queueing.submission import submit_once
 from prefect_regional_diffusion.tasks.ui.progress_words import PROGRESS, progress_words, steps_in
 from tests import forked
@@ -144,6 +145,9 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         for run in (ended, first):
             await client.set_flow_run_state(run, Running(), force=True)
         await client.set_flow_run_state(ended, Completed(), force=True)
+        for _ in range(2):
+            upkeep = await client.create_flow_run_from_deployment(deployment, tags=[UPKEEP])
+        await client.set_flow_run_state(upkeep.id, Running(), force=True)
         await client.send_worker_heartbeat(name, "gpu here", heartbeat_interval_seconds=30)
         # Once before it crashed, and once since: that counts.
         for words in ("Step 9 of 9", "Step 3 of 20"):
@@ -157,10 +161,11 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         assert (at_work.worker, at_work.steps, at_work.state) == ("gpu here", (3, 20), "Running")
         assert 0 <= at_work.seconds < 120
         assert seen.workers == ("gpu here",)
-        # Bob has none at work: he is first.
-        assert [(run.place, run.name, run.id) for run in seen.waiting] == [
-            (place, who, runs[who]) for place, who in enumerate(("other", "second", "third"), 1)
+        # Bob has none at work: he is first. Upkeep is not shown, and has a turn.
+        assert [(run.name, run.id) for run in seen.waiting] == [
+            (who, runs[who]) for who in ("other", "second", "third")
         ]
+        assert len(seen.waiting) < max(run.place for run in seen.waiting) == 4
         left = [run.seconds_left for run in seen.waiting]
         assert None not in left
         assert left == sorted(left)
@@ -176,17 +181,16 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         assert [(run["id"], run["steps"], run["worker"]) for run in told["at_work"]] == [
             (str(first), [3, 20], "gpu here")
         ]
-        assert [(run["place"], run["name"], run["owner"]) for run in told["waiting"]] == [
-            (1, "other", "bob"),
-            (2, "second", "ann"),
-            (3, "third", "ann"),
+        assert [(run["name"], run["owner"]) for run in told["waiting"]] == [
+            ("other", "bob"),
+            ("second", "ann"),
+            ("third", "ann"),
         ]
+        places = [run["place"] for run in told["waiting"]]
         listing = await asyncio.to_thread(asked)
         assert listing.splitlines()[0] == f"{name}: 1 worker, 1 at work, 3 waiting, paused"
         assert [line.split()[:2] for line in listing.splitlines()[-3:]] == [
-            ["1", "other"],
-            ["2", "second"],
-            ["3", "third"],
+            [str(place), who] for place, who in zip(places, ("other", "second", "third"), strict=True)
         ]
         await asyncio.to_thread(watched, name, tmp_path, env)
 

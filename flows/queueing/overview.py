@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from prefect_regional_diffusion.flows.queueing.place import queue_of
+from prefect_regional_diffusion.flows.queueing.run_states import UPKEEP
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
 from prefect_regional_diffusion.sampling_core.text.plain_text import one_line
 from prefect_regional_diffusion.tasks.ui.progress_words import PROGRESS, steps_in
@@ -66,7 +67,7 @@ class PoolOverview(NamedTuple):
     workers: tuple[str, ...]
     """Names of those that are there, at work or not."""
     at_work: tuple[RunAtWork, ...]
-    """The longest first."""
+    """The longest first; without upkeep, as below."""
     waiting: tuple[RunThatWaits, ...]
     """In the order of their turns."""
 
@@ -93,12 +94,14 @@ class Overview:
 
     async def _pool(self, name: str, *, is_paused: bool) -> PoolOverview:
         queue = await queue_of(self._client, name)
-        workers, bars = await self._worker_names(queue.at_work), await self._bars(queue.at_work)
+        taken = [run for run in queue.at_work if UPKEEP not in run.tags]
+        workers, bars = await self._worker_names(taken), await self._bars(taken)
         now = datetime.now(UTC)
-        at_work = (_at_work(run, workers.get(run.id, ""), bars.get(run.id, ""), now) for run in queue.at_work)
+        at_work = (_at_work(run, workers.get(run.id, ""), bars.get(run.id, ""), now) for run in taken)
         waiting = (
             _that_waits(run, queue.due[run.id], position, queue.place(position).seconds, now)
             for position, run in enumerate(queue.order, 1)
+            if UPKEEP not in queue.due[run.id].tags
         )
         return PoolOverview(
             name=name,

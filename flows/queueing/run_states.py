@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 TAG = "regional"
 """Runs of our deployments have it: the reaper looks after those alone."""
 
+UPKEEP = "regional-upkeep"
+"""Runs of the reaper's deployment have this one instead: nobody has asked for them."""
+
 GIVEN_UP = "GivenUp"
 """Name of the state of a run that crashed too often; its type stays CRASHED."""
 
