@@ -35,7 +35,8 @@ from prefect_regional_diffusion.tasks.machine import metrics
 from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.peak_memory import PeakMemory
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
-from tests.processes import ROOT, ask, free_port, post, processes_of, stop
+from tests import forked
+from tests.processes import ROOT, ask, free_port, post, processes_of, regional, stop
 
 BOARD: dict[str, Any] = json.loads((ROOT / "deployments/metrics/board.json").read_text())
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 3}
@@ -323,6 +324,7 @@ def deployed(server: str, pool: str) -> str:
 def worker(pool: str, port: int, folder: Path, env: dict[str, str]) -> Iterator[Path]:
     """A worker with a resident process and an endpoint; yields its log."""
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.worker", pool, "--limit", "1"]
+    command += ["--name", pool]
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     with (folder / "worker.log").open("w") as log:
         process = subprocess.Popen(
@@ -369,9 +371,14 @@ def test_runs_of_a_resident_process_are_told_at_an_address(tmp_path: Path, env: 
         assert figures["queue_wait_seconds_count"] == 2
         assert figures["queue_wait_seconds_sum"] > figures["work_seconds_total sample"]
 
-        killed = submit(steps=900, width=256, height=256)
+        killed = submit(steps=900, width=512, height=512)
         until(lambda: figures["steps_total computed"] > 6)
         assert figures["runs_in_progress"] == 1
+        # The server knows as much as `regional top` says.
+        told = forked.run(regional("top", "--pool", pool, "--json"), cwd=tmp_path, env=env).stdout
+        (at_work,) = json.loads(told)["pools"][0]["at_work"]
+        assert (at_work["id"], at_work["worker"], at_work["models"]) == (killed, pool, ["embedded"])
+        assert at_work["steps"][1] == 900
         processes_of(killed)[0].kill()
         figures.settle("runs_total interrupted", 1, 60)
         assert (figures["pictures_total interrupted"], figures["runs_in_progress"]) == (1, 0)
