@@ -52,7 +52,8 @@ def _kill_run(field: Field, target: Target) -> bool:
 
 
 def _kill_as_memory_runs_out(field: Field, target: Target) -> bool:
-    """SIGKILL while the process is given pages, in the midst of a step: what the kernel does where there are none left.
+    """SIGKILL when the process is next given many pages: what the kernel does where there are none left. A step takes
+    those of the last one again; so it may come a few steps later.
 
     Who sends the signal is the difference: a limit of the kernel's own (a cgroup) is not for a test to set everywhere.
     """

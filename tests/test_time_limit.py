@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_regional_diffusion.flows.common.errors import TimeLimitError
@@ -99,6 +100,11 @@ def test_a_run_that_takes_too_long_fails_and_the_next_one_goes_on(
         run, said = await drawn(None)
         assert run.state is not None, said
         assert run.state.is_completed(), said
+        # The deployment's limit is that of its runs, whatever is asked for.
+        await client.update_deployment(deployment, DeploymentUpdate(tags=["regional", *limit_tags(5)]))
+        for asked, minutes in ((None, 5), (9, 5), (2, 2)):
+            run, _ = await submit_once(client, deployment, parameters, time_limit=asked, again=True)
+            assert minutes_allowed(run.tags) == minutes
 
     on_server(work)
     (file,) = (tmp_path / "renders").glob("*.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
@@ -38,7 +37,5 @@ def _minutes(tag: str) -> float:
     try:
         minutes = float(text)
     except ValueError:
-        minutes = math.nan
-    if math.isnan(minutes):
-        raise BadInput(f"the tag {TIME_LIMIT}…", text, _ALLOWED)
+        raise BadInput(f"the tag {TIME_LIMIT}…", text, _ALLOWED) from None
     return checked_minutes(f"the tag {TIME_LIMIT}…", minutes)
