@@ -55,6 +55,19 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one process, where it is made once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None and _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares(test: pytest.Function) -> bool:
+    found = test._fixtureinfo.name2fixturedefs.values()  # pyright: ignore[reportPrivateUsage]
+    return any(fixture.scope == "module" for fixtures in found for fixture in fixtures)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def models_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What `tests/made_once.py` makes is shared by the processes of a run."""
