@@ -17,9 +17,6 @@ from fastapi import HTTPException
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import construct_schedule
-from prefect.server.api.validation import validate_job_variables_for_deployment_flow_run
-from prefect.server.schemas.actions import DeploymentFlowRunCreate
-from prefect.server.schemas.core import WorkPool
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
@@ -201,7 +198,11 @@ def test_a_run_has_the_workers_folder_unless_its_pool_names_one(
 
 
 def _ask_for_a_run(base: dict[str, Any], of_deployment: dict[str, Any], of_run: dict[str, Any]) -> None:
-    """Prefect's own check, in its server."""
+    """Prefect's own check, in its server, which takes three seconds to import."""
+    from prefect.server.api.validation import validate_job_variables_for_deployment_flow_run
+    from prefect.server.schemas.actions import DeploymentFlowRunCreate
+    from prefect.server.schemas.core import WorkPool
+
     work_pool = WorkPool(name="gpu", type="any", base_job_template=base, default_queue_id=uuid4())
     deployment = Mock(job_variables=of_deployment, work_queue=Mock(work_pool=work_pool))
     run = DeploymentFlowRunCreate(job_variables=of_run)
