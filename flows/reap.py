@@ -121,8 +121,8 @@ async def reap(
     )
     counts: dict[str, int] = {"start again": 0, "give up": 0, "cancel": 0, "fail": 0}
     async with get_client() as client:
-        await try_to_show_places(client)
         suspects = await _find_suspects(client, timeouts)
+        places = asyncio.create_task(try_to_show_places(client))  # beside it: it holds up no new start
         if any(observation.state != StateType.CRASHED for _, observation in suspects):
             await asyncio.sleep(second_look_seconds)
         for run, observation in suspects:
@@ -139,6 +139,7 @@ async def reap(
                             parameters = run.parameters or {}
                             name = one_line(parameters.get("name", ""), MOST_NAME)
                             send_picture_event("given-up", UNKNOWN, name, {"flow_run": str(run.id)})
+        await places
     return counts
 
 

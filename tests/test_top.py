@@ -14,7 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, WorkPoolUpdate
 from prefect.events import Event, RelatedResource, Resource
 from prefect.events.clients import get_events_client
-from prefect.states import Completed, Running
+from prefect.states import Completed, Pending, Running
 from rich.console import Console
 
 from prefect_regional_diffusion.flows.cli.pool_tables import pool_tables
@@ -140,11 +140,13 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
     async def work(client: PrefectClient, deployment: UUID, name: str) -> None:
         ended = await submitted(client, deployment, "ended", "ann")
         first = await submitted(client, deployment, "first", "ann")
+        about_to = await submitted(client, deployment, "about to", "ann")
         order = [("second", "ann"), ("third", "ann"), ("other", "bob")]
         runs = {who: await submitted(client, deployment, who, owner) for who, owner in order}
         for run in (ended, first):
             await client.set_flow_run_state(run, Running(), force=True)
         await client.set_flow_run_state(ended, Completed(), force=True)
+        await client.set_flow_run_state(about_to, Pending(), force=True)
         for _ in range(2):
             upkeep = await client.create_flow_run_from_deployment(deployment, tags=[UPKEEP])
         await client.set_flow_run_state(upkeep.id, Running(), force=True)
@@ -156,7 +158,9 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         await taken_by("gpu here", first)
         overview = Overview(client)
         (seen,) = await eventually(lambda: overview.pools([name]), lambda pools: pools[0].at_work[0].worker)
-        (at_work,) = seen.at_work
+        at_work, pending = seen.at_work
+        # It has no name of its flow's yet.
+        assert (pending.id, pending.name, pending.state, pending.worker) == (about_to, "about to", "Pending", "")
         assert (at_work.id, at_work.owner, at_work.models) == (first, "ann", ("models/first",))
         assert (at_work.worker, at_work.steps, at_work.state) == ("gpu here", (3, 20), "Running")
         assert 0 <= at_work.seconds < 120
@@ -179,7 +183,8 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         (told,) = json.loads(await asyncio.to_thread(asked, "--json"))["pools"]
         assert (told["name"], told["is_paused"], told["workers"]) == (name, True, ["gpu here"])
         assert [(run["id"], run["steps"], run["worker"]) for run in told["at_work"]] == [
-            (str(first), [3, 20], "gpu here")
+            (str(first), [3, 20], "gpu here"),
+            (str(about_to), None, ""),
         ]
         assert [(run["name"], run["owner"]) for run in told["waiting"]] == [
             ("other", "bob"),
@@ -188,7 +193,7 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
         ]
         places = [run["place"] for run in told["waiting"]]
         listing = await asyncio.to_thread(asked)
-        assert listing.splitlines()[0] == f"{name}: 1 worker, 1 at work, 3 waiting, paused"
+        assert listing.splitlines()[0] == f"{name}: 1 worker, 2 at work, 3 waiting, paused"
         assert [line.split()[:2] for line in listing.splitlines()[-3:]] == [
             [str(place), who] for place, who in zip(places, ("other", "second", "third"), strict=True)
         ]
@@ -201,7 +206,7 @@ def watched(name: str, tmp_path: Path, env: dict[str, str]) -> None:
     """In a terminal it goes on until Ctrl-C, and leaves it as it was."""
     terminal = Terminal(regional("top", "--pool", name), tmp_path, env, f"top {name}")
     try:
-        terminal.until("two looks", lambda: terminal.text.count(f"{name}: 1 worker, 1 at work, 3 waiting, paused") >= 2)
+        terminal.until("two looks", lambda: terminal.text.count(f"{name}: 1 worker, 2 at work, 3 waiting, paused") >= 2)
         terminal.press_ctrl_c()
         assert terminal.wait(20) == 130
         assert terminal.text.splitlines()[-1].endswith("stopped; the runs go on")

@@ -148,7 +148,7 @@ def _at_work(run: FlowRun, worker: str, words: str, now: datetime) -> RunAtWork:
     since = run.state.timestamp if run.state else now
     return RunAtWork(
         id=run.id,
-        name=one_line(run.name, _MOST_NAME),
+        name=_name(run, has_begun=run.start_time is not None),
         owner=known.owner,
         models=_models(known),
         state=run.state_name or "",
@@ -160,17 +160,21 @@ def _at_work(run: FlowRun, worker: str, words: str, now: datetime) -> RunAtWork:
 
 
 def _that_waits(known: WaitingRun, run: FlowRun, place: int, seconds_left: float | None, now: datetime) -> RunThatWaits:
-    # Prefect calls a run by two words until it has begun.
-    name = (run.parameters or {}).get("name") or run.name
     return RunThatWaits(
         id=run.id,
-        name=one_line(name, _MOST_NAME),
+        name=_name(run, has_begun=False),
         owner=known.owner,
         models=_models(known),
         place=place,
         seconds_left=seconds_left,
         seconds=max(now.timestamp() - known.due, 0.0),
     )
+
+
+def _name(run: FlowRun, *, has_begun: bool) -> str:
+    """What people call a run; until it has begun, Prefect calls it by two words of its own."""
+    asked_for = "" if has_begun else (run.parameters or {}).get("name")
+    return one_line(asked_for or run.name, _MOST_NAME)
 
 
 def _models(run: WaitingRun) -> tuple[str, ...]:
