@@ -78,7 +78,7 @@ def test_what_is_said_already_is_not_written_again() -> None:
 @pytest.mark.e2e
 def test_a_run_that_waits_says_its_place_until_it_begins(on_server: OnServer) -> None:
     async def work(client: PrefectClient, deployment: UUID, pool: str) -> None:
-        await client.send_worker_heartbeat(pool, "x", heartbeat_interval_seconds=30)
+        await client.send_worker_heartbeat(pool, "x", heartbeat_interval_seconds=3600)
         runs = list[UUID]()
         for name in ("first", "second", "third"):
             parameters: dict[str, Any] = {"job": {"prompt": name}, "name": name}
