@@ -22,7 +22,7 @@ import pytest
 import prefect_regional_diffusion.deployments.resident as resident_package
 from prefect_regional_diffusion.deployments.resident import handoff, keeping
 from prefect_regional_diffusion.tasks.machine.device_lock import DeviceLock
-from tests import resident_parent
+from tests import forked, resident_parent
 from tests.processes import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("resident"), pytest.mark.timeout(300)]
@@ -312,6 +312,37 @@ def test_runs_at_the_same_time_have_a_process_each(site: Site) -> None:
     site.let_go()
     assert said(process)[1] == 0
     assert drawn(site, STATE)[0] == str(child.pid)
+
+
+SERVICES = """
+import gc, weakref
+from prefect_regional_diffusion.deployments.resident.prefect_internals import QueueService
+from prefect_regional_diffusion.deployments.resident.renewal import ProcessState
+
+class Sender(QueueService):
+    sent = []
+    async def _handle(self, item):
+        self.sent.append(item)
+    def send(self, item):
+        self._queue.put_nowait(item)
+
+state = ProcessState()
+services = []
+for number in range(3):
+    service = Sender.instance()
+    service.send(number)
+    services.append(weakref.ref(service))
+    del service
+    assert state.restore()
+gc.collect()
+print(Sender.sent, [service() for service in services])
+"""
+
+
+def test_what_sends_a_runs_log_and_events_is_gone_once_all_is_sent(tmp_path: Path) -> None:
+    """Or each run would leave 2 MB in a process that is kept."""
+    done = forked.run([sys.executable, "-c", SERVICES], cwd=tmp_path, env=environment(tmp_path))
+    assert done.stdout == "[0, 1, 2] [None, None, None]\n", done.stderr
 
 
 LOCK = """

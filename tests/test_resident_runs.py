@@ -36,6 +36,7 @@ def test_what_is_used_of_prefect_beside_its_public_interface_is_as_it_was() -> N
     assert list(inspect.signature(ProcessWorker._get_scheduled_flow_runs).parameters) == ["self"]
     assert inspect.getsource(BaseWorker.get_and_submit_flow_runs).count("self._get_scheduled_flow_runs()") == 1
     assert "at_exit" in inspect.signature(prefect_internals.QueueService.drain_all).parameters
+    assert prefect_internals.get_global_loop()._on_shutdown is not None
     engine = inspect.getsource(prefect_internals.engine)
     assert 'os.environ.get("PREFECT__FLOW_RUN_ID")' in engine
     assert 'os.environ.get("PREFECT__FLOW_ENTRYPOINT")' in inspect.getsource(prefect_internals.flow_engine.load_flow)

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from prefect import engine, flow_engine
-from prefect._internal.concurrency.services import QueueService
+from prefect._internal.concurrency.services import (
+    QueueService,
+    _QueueServiceBase,  # pyright: ignore[reportPrivateUsage]
+)
+from prefect._internal.concurrency.threads import get_global_loop
 from prefect.runner._flow_run_executor import FlowRunExecutorContext
 from prefect.runner._starter_engine import EngineCommandStarter
 
-__all__ = ["EngineCommandStarter", "FlowRunExecutorContext", "QueueService", "engine", "flow_engine"]
+ServiceBase = _QueueServiceBase
+"""Of all services, those that collect what they send, too."""
+
+__all__ = [
+    "EngineCommandStarter",
+    "FlowRunExecutorContext",
+    "QueueService",
+    "ServiceBase",
+    "engine",
+    "flow_engine",
+    "get_global_loop",
+]
