@@ -1,0 +1,161 @@
+"""How soon a submitted run is at work: `python -m benchmarks.start [--json FILE]`.
+
+One server of `make up` has two pools that draw: `gpu`, whose worker hands runs to a resident process, and `gpu-plain`,
+whose worker starts an interpreter for each, as Prefect does. `regional submit` sends a small job to each in turn, ten
+times, and waits for its end. Then the process of a resident run is killed -9 in the middle, and a run follows.
+
+Seconds are from the run's making to its state Running, and to Completed, on the server's clock. Loads are those of the
+denoiser that the runs' logs tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from tests.machine import ENDS, Machine
+from tests.processes import post, processes_of, regional, stop
+
+PLAIN_POOL = "gpu-plain"
+POOLS = {"resident": "gpu", "plain": PLAIN_POOL}
+SUBMISSIONS = 10
+LIMIT = 0.25
+"""Of the plain worker's time to Running: a resident one's is at most this, in the median."""
+JOB: dict[str, Any] = {"prompt": "a blue background", "steps": 4, "width": 128, "height": 128}
+LONG: dict[str, Any] = {"prompt": "a blue background", "steps": 300, "width": 256, "height": 256}
+
+
+@contextmanager
+def plain_pool(machine: Machine) -> Generator[None]:
+    """A pool beside `gpu`, with a plain worker and a deployment of `render`."""
+    env = machine.env | machine.client | {"PREFECT_HOME": str(machine.folder / "prefect-plain")}
+    make = [sys.executable, "-m", "prefect_regional_diffusion.deployments.pools", PLAIN_POOL, "process", "--limit", "1"]
+    subprocess.run(make, cwd=machine.folder, env=env, check=True, capture_output=True)
+    with temporary_settings({PREFECT_API_URL: machine.api, PREFECT_API_AUTH_STRING: machine.auth_string}):
+        asyncio.run(_deploy_beside())
+    # As often as the worker of `make up` asks the server.
+    env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.worker", PLAIN_POOL, "--limit", "1"]
+    with (machine.folder / "plain.log").open("wb") as log:
+        worker = subprocess.Popen([*command, "--plain"], cwd=machine.folder, env=env, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        stop(worker)
+
+
+async def _deploy_beside() -> None:
+    """The deployment `render` once more, in the plain pool."""
+    async with PrefectClient(PREFECT_API_URL.value(), auth_string=PREFECT_API_AUTH_STRING.value()) as client:
+        of_gpu = await client.read_deployment_by_name("render/render")
+        same = ("path", "entrypoint", "pull_steps", "tags", "parameter_openapi_schema", "enforce_parameter_schema")
+        await client.create_deployment(
+            of_gpu.flow_id,
+            "render-plain",
+            work_pool_name=PLAIN_POOL,
+            **{name: getattr(of_gpu, name) for name in same},
+        )
+
+
+def submit(machine: Machine, folder: Path, kind: str, name: str, job: dict[str, Any]) -> str:
+    """`regional submit` to a pool; returns the run's id."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(job))
+    command = regional("submit", file, "--pool", POOLS[kind], "--again")
+    printed = subprocess.run(
+        command, cwd=folder, env=machine.env | machine.client, check=True, capture_output=True, text=True
+    ).stdout
+    return printed.strip().rpartition("/")[2]
+
+
+def ended(machine: Machine, run: str) -> dict[str, Any]:
+    machine.wait_for("the end of a run", lambda: machine.run(run)["state_type"] in ENDS, seconds=600, pause=0.5)
+    return machine.run(run)
+
+
+def loads(machine: Machine, run: str) -> int:
+    """How many denoisers a run has loaded."""
+    lines = post(machine.api, "logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
+    return sum(line["message"].startswith("loaded") and "denoiser" in line["message"] for line in lines)
+
+
+def seconds(run: dict[str, Any], moment: str) -> float:
+    made, then = (datetime.fromisoformat(run[name]) for name in ("created", moment))
+    return (then - made).total_seconds()
+
+
+def in_turn(machine: Machine, folder: Path) -> dict[str, Any]:
+    """Ten submissions to each pool, one at a time."""
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in POOLS}
+    loaded = dict.fromkeys(POOLS, 0)
+    for number in range(SUBMISSIONS):
+        for kind, done in runs.items():
+            run = submit(machine, folder, kind, f"{kind}-{number}", JOB | {"seed": number})
+            done.append(ended(machine, run))
+            loaded[kind] += loads(machine, run)
+    return {
+        kind: {
+            "running": [round(seconds(run, "start_time"), 1) for run in done],
+            "running_median": round(median(seconds(run, "start_time") for run in done), 2),
+            "completed_median": round(median(seconds(run, "end_time") for run in done), 2),
+            "loads": loaded[kind],
+            "completed": sum(run["state_type"] == "COMPLETED" for run in done),
+        }
+        for kind, done in runs.items()
+    }
+
+
+def kill(machine: Machine, folder: Path) -> dict[str, Any]:
+    """Starts of a run whose process is killed while it samples, and of those before and after it."""
+    before = submit(machine, folder, "resident", "before", JOB | {"seed": 100})
+    ended(machine, before)
+    killed = submit(machine, folder, "resident", "killed", LONG)
+    machine.wait_for("its start", lambda: machine.run(killed)["state_type"] == "RUNNING")
+    after = submit(machine, folder, "resident", "after", JOB | {"seed": 101})
+    processes_of(killed)[0].kill()
+    ends = {name: ended(machine, run) for name, run in {"before": before, "killed": killed, "after": after}.items()}
+    return {name: {"starts": run["run_count"], "state": run["state_type"]} for name, run in ends.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        machine = Machine(folder)
+        stack.callback(machine.up, "--down")
+        machine.up()
+        stack.enter_context(plain_pool(machine))
+        figures = in_turn(machine, folder)
+        figures["ratio"] = round(figures["resident"]["running_median"] / figures["plain"]["running_median"], 3)
+        figures["killed"] = kill(machine, folder)
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+    return 0 if _passes(figures) else 1
+
+
+def _passes(figures: dict[str, Any]) -> bool:
+    starts = {name: run["starts"] for name, run in figures["killed"].items()}
+    all_drawn = all(figures[kind]["completed"] == SUBMISSIONS for kind in POOLS)
+    again_alone = starts == {"before": 1, "killed": 2, "after": 1}
+    return all_drawn and again_alone and figures["ratio"] <= LIMIT and figures["resident"]["loads"] == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
