@@ -15,18 +15,23 @@ from diffusers.loaders import single_file_utils
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoint
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests.original_layouts import configuration_of, written
 from tests.published_models import as_published
-from tests.test_families import drawn, nothing_loaded
+from tests.test_families import drawn
 from tests.tiny_models import OTHER, SMALL, Sizes, tiny_sd, tiny_sdxl
-
-__all__ = ["nothing_loaded"]
 
 KINDS: dict[str, Callable[[Path, int, Sizes], str]] = {
     "sd1": tiny_sd,
     "sd2": lambda *of: tiny_sd(*of, sd2=True, prediction_type="v_prediction"),
     "sdxl": tiny_sdxl,
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(workdir: Path) -> None:
+    """What is drawn is of the file that the test has written, not of a folder's parts that are in memory."""
+    loaded_parts.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,8 @@ from prefect_regional_diffusion.sampling_core.models.folder import open_checkpoi
 from tests.original_flow_layouts import DIFFUSION, beside, original_flow, save
 from tests.original_layouts import Tensors
 from tests.published_models import flux_as_published, sd3_as_published
-from tests.test_families import nothing_loaded
 from tests.test_flow_families import drawn
-from tests.test_single_files import assert_alike, networks, no_network
+from tests.test_single_files import assert_alike, networks, no_network, nothing_loaded
 from tests.tiny_flow_models import OTHER, SMALL, FlowSizes, tiny_flux, tiny_sd3
 
 __all__ = ["no_network", "nothing_loaded"]
