@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,16 +128,41 @@ class RegionalWorker(ProcessWorker):
         return result
 
 
-async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
-    """Take runs until this process gets SIGINT or SIGTERM; runs that go on then are ended."""
-    from prefect.utilities.processutils import setup_signal_handlers_worker
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_TO_STOP = 3.0
+"""For a worker to begin to end; what it waited for may have swallowed that it was cancelled."""
 
+
+async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
+    """Take runs until this process gets SIGINT or SIGTERM; runs that go on then are ended. A second signal kills it."""
+    loop, is_told = asyncio.get_running_loop(), asyncio.Event()
+
+    def stop() -> None:
+        is_told.set()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
     say = partial(print, flush=True)
-    setup_signal_handlers_worker(os.getpid(), "the worker", say)
+    at_work = asyncio.ensure_future(worker.start(with_healthcheck=with_healthcheck, printer=say))
+    told = asyncio.ensure_future(is_told.wait())
+    await asyncio.wait({at_work, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if is_told.is_set():
+        await _stop(worker, at_work)
     try:
-        await worker.start(with_healthcheck=with_healthcheck, printer=say)
+        await at_work
     except asyncio.CancelledError:
         say(f"Worker {worker.name!r} stopped!")
+
+
+async def _stop(worker: RegionalWorker, at_work: asyncio.Future[None]) -> None:
+    """Cancel its work until it ends. Once it ends its runs it is let alone: they have time to store what they have."""
+    at_work.cancel()
+    while not (await asyncio.wait({at_work}, timeout=_SECONDS_TO_STOP))[0]:
+        if worker.is_setup:
+            at_work.cancel()
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock
 from uuid import UUID, uuid4
 
@@ -26,7 +29,7 @@ from prefect.utilities.dispatch import lookup_type
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from prefect_regional_diffusion.deployments import worker
+from prefect_regional_diffusion.deployments import process_worker, worker
 from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays, RegionalWorker
 from tests.on_server import OnServer
 from tests.processes import free_port
@@ -106,6 +109,30 @@ def test_a_worker_notes_the_models_of_runs_that_it_has_started(monkeypatch: pyte
         assert asyncio.run(ours.run(run, AsThePoolSays())) is result
         dispatch.note_start.assert_called_with(run)
         assert dispatch.note_loss.call_count == losses
+
+
+def test_a_worker_ends_when_what_it_waits_for_swallows_that_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deaf:
+        name, is_setup, cancellations = "deaf", True, 0
+
+        async def start(self, **_options: Any) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancellations += 1
+            await asyncio.sleep(60)
+
+    async def told(deaf: Any) -> None:
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(process_worker.work(deaf, with_healthcheck=False), 30)
+
+    monkeypatch.setattr(process_worker, "_SECONDS_TO_STOP", 0.1)
+    deaf = Deaf()
+    asyncio.run(told(deaf))
+    assert deaf.cancellations == 1
+    assert capsys.readouterr().out == "Worker 'deaf' stopped!\n"
 
 
 @pytest.mark.e2e
