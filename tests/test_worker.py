@@ -155,13 +155,14 @@ def test_a_worker_answers_while_it_asks_for_runs_and_ends_when_it_is_told_to(
                     assert process.poll() is None, process.stderr and process.stderr.read()
                     await asyncio.sleep(0.5)
                 assert [worker.name for worker in workers] == ["here"]
+                assert process.stdout
+                assert await asyncio.to_thread(process.stdout.readline) == "Worker 'here' started!\n"
                 async with httpx.AsyncClient(trust_env=False) as web:
                     assert (await web.get(f"http://127.0.0.1:{port}/health")).json() == {"message": "OK"}
             finally:
                 process.terminate()
                 out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
-        assert "Worker 'here' started!" in out
         assert "Worker 'here' stopped!" in out
         assert "warning" not in err.lower()
 
