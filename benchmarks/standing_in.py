@@ -1,11 +1,12 @@
 """A network that takes its time without the processor, as one on a GPU does; prompts and pictures that cost nothing.
 
-In processes of `benchmarks.orchestration` they stand in the place of Stable Diffusion's (`stand_ins/sitecustomize.py`):
-what a run takes beyond its forwards is then the orchestration's.
+In processes of `benchmarks.orchestration` and `benchmarks.fleet` they stand in the place of Stable Diffusion's
+(`stand_ins/sitecustomize.py`): what a run takes beyond its forwards is then the orchestration's.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,9 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent, Pixels, Rows
 
 FORWARD_SECONDS = 0.2
+
+LOAD_SECONDS = "STAND_IN_LOAD_SECONDS"
+"""Environment variable: how long a denoiser takes to load [0]."""
 
 
 class SleepingNetwork:
@@ -65,12 +69,17 @@ def put_in_place_of(family: type[StableDiffusion]) -> None:
     """Have a family's models load these parts, and none of its files."""
     parts: dict[str, Callable[[StableDiffusion], object]] = {
         "load_text_encoder": StandInTextEncoder,
-        "load_denoiser": lambda _checkpoint: SleepingNetwork(),
+        "load_denoiser": _load_denoiser,
         "load_autoencoder": StandInAutoencoder,
     }
     for name, part in parts.items():
         setattr(family, name, _loading(part))
     family.check_weights = lambda self, part: None  # it would import the libraries
+
+
+def _load_denoiser(_checkpoint: StableDiffusion) -> SleepingNetwork:
+    time.sleep(float(os.environ.get(LOAD_SECONDS, "0")))
+    return SleepingNetwork()
 
 
 def _loading(part: Callable[[StableDiffusion], object]) -> Callable[[StableDiffusion, object], object]:

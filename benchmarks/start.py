@@ -11,23 +11,20 @@ denoiser that the runs' logs tell.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from prefect.client.orchestration import PrefectClient
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
+from benchmarks.pools import Pool
 from tests.machine import ENDS, Machine
-from tests.processes import post, processes_of, regional, stop
+from tests.processes import post, processes_of, regional
 
 PLAIN_POOL = "gpu-plain"
 POOLS = {"resident": "gpu", "plain": PLAIN_POOL}
@@ -35,39 +32,7 @@ SUBMISSIONS = 10
 LIMIT = 0.25
 """Of the plain worker's time to Running: a resident one's is at most this, in the median."""
 JOB: dict[str, Any] = {"prompt": "a blue background", "steps": 4, "width": 128, "height": 128}
-LONG: dict[str, Any] = {"prompt": "a blue background", "steps": 300, "width": 256, "height": 256}
-
-
-@contextmanager
-def plain_pool(machine: Machine) -> Generator[None]:
-    """A pool beside `gpu`, with a plain worker and a deployment of `render`."""
-    env = machine.env | machine.client | {"PREFECT_HOME": str(machine.folder / "prefect-plain")}
-    make = [sys.executable, "-m", "prefect_regional_diffusion.deployments.pools", PLAIN_POOL, "process", "--limit", "1"]
-    subprocess.run(make, cwd=machine.folder, env=env, check=True, capture_output=True)
-    with temporary_settings({PREFECT_API_URL: machine.api, PREFECT_API_AUTH_STRING: machine.auth_string}):
-        asyncio.run(_deploy_beside())
-    # As often as the worker of `make up` asks the server.
-    env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.worker", PLAIN_POOL, "--limit", "1"]
-    with (machine.folder / "plain.log").open("wb") as log:
-        worker = subprocess.Popen([*command, "--plain"], cwd=machine.folder, env=env, stdout=log, stderr=log)
-    try:
-        yield
-    finally:
-        stop(worker)
-
-
-async def _deploy_beside() -> None:
-    """The deployment `render` once more, in the plain pool."""
-    async with PrefectClient(PREFECT_API_URL.value(), auth_string=PREFECT_API_AUTH_STRING.value()) as client:
-        of_gpu = await client.read_deployment_by_name("render/render")
-        same = ("path", "entrypoint", "pull_steps", "tags", "parameter_openapi_schema", "enforce_parameter_schema")
-        await client.create_deployment(
-            of_gpu.flow_id,
-            "render-plain",
-            work_pool_name=PLAIN_POOL,
-            **{name: getattr(of_gpu, name) for name in same},
-        )
+LONG: dict[str, Any] = {"prompt": "a blue background", "steps": 300, "width": 512, "height": 512}
 
 
 def submit(machine: Machine, folder: Path, kind: str, name: str, job: dict[str, Any]) -> str:
@@ -139,14 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine = Machine(folder)
         stack.callback(machine.up, "--down")
         machine.up()
-        stack.enter_context(plain_pool(machine))
+        stack.enter_context(Pool(machine, PLAIN_POOL, "--plain")).start_worker()
         figures = in_turn(machine, folder)
         figures["ratio"] = round(figures["resident"]["running_median"] / figures["plain"]["running_median"], 3)
+        print(json.dumps(figures, indent=2), flush=True)
         figures["killed"] = kill(machine, folder)
-    text = json.dumps(figures, indent=2)
-    print(text)
+    print(json.dumps(figures["killed"], indent=2))
     if options.json:
-        options.json.write_text(text + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0 if _passes(figures) else 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from prefect.client.schemas.responses import WorkerFlowRunResponse
@@ -36,21 +36,15 @@ _COUNT_SECONDS = 60.0
 class Dispatch:
     """What one worker takes next."""
 
-    def __init__(self, load_seconds: float | None) -> None:
-        """`load_seconds`: about how long a model takes to load; None: this worker keeps no models from run to run."""
+    def __init__(self, load_seconds: float | None, held: Callable[[], frozenset[str]] = frozenset) -> None:
+        """
+        Args:
+            load_seconds: About how long a model takes to load; None or 0: it does not matter which models are held.
+            held: Names of the models and adapters that this worker has in memory, while it draws nothing.
+        """
         self._affinity = Affinity(load_seconds) if load_seconds else None
-        self._held = frozenset[str]()
-        """Models and adapters of the run that was started last: they are still in memory, or about to be."""
+        self._held = held
         self._workers, self._counted = 0, float("-inf")
-
-    def note_start(self, run: FlowRun) -> None:
-        """This worker, and no other, has got a run."""
-        started = waiting_run(run)
-        self._held = started.models | started.adapters
-
-    def note_loss(self) -> None:
-        """A run has not ended well, and its process with it: no model is in memory any more."""
-        self._held = frozenset()
 
     async def choose(
         self, client: PrefectClient, pool: str, offered: Sequence[WorkerFlowRunResponse]
@@ -78,7 +72,7 @@ class Dispatch:
         if time.monotonic() - self._counted > _COUNT_SECONDS:
             self._workers, self._counted = len(await online_workers(client, pool)), time.monotonic()
         models = frozenset(name for run in at_work for name in run.models)
-        chosen = self._affinity.choose(turns, self._held, models, time.time(), alone=self._workers <= 1)
+        chosen = self._affinity.choose(turns, self._held(), models, time.time(), alone=self._workers <= 1)
         return [] if chosen is None else [chosen]
 
 

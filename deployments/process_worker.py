@@ -24,6 +24,7 @@ from pydantic import PrivateAttr
 
 from prefect_regional_diffusion.deployments.dispatch import Dispatch
 from prefect_regional_diffusion.deployments.resident.fitness import VERSION
+from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from prefect_regional_diffusion.deployments.resident.starting import own_entrypoint, run_handed_off
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.secrets import reason_of
@@ -91,7 +92,9 @@ class RegionalWorker(ProcessWorker):
             load_seconds: See `Dispatch`.
         """
         super().__init__(work_pool_name=pool, limit=limit, name=name)
-        self._resident, self._dispatch = resident, Dispatch(load_seconds)
+        self._resident = resident
+        held = partial(read_held, str(Path(resident).parent)) if resident else frozenset[str]
+        self._dispatch = Dispatch(load_seconds, held)
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -116,16 +119,11 @@ class RegionalWorker(ProcessWorker):
         task_status: TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
         """Start the process of a run, and wait for its end."""
-        self._dispatch.note_start(flow_run)
         entrypoint = configuration.entrypoint if isinstance(configuration, AsThePoolSays) else None
         if self._resident is None or entrypoint is None:
-            result = await super().run(flow_run, configuration, task_status)
-        else:
-            status = task_status or anyio.TASK_STATUS_IGNORED
-            result = await run_handed_off(flow_run, configuration, self._resident, entrypoint, status)
-        if result.status_code:
-            self._dispatch.note_loss()
-        return result
+            return await super().run(flow_run, configuration, task_status)
+        status = task_status or anyio.TASK_STATUS_IGNORED
+        return await run_handed_off(flow_run, configuration, self._resident, entrypoint, status)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

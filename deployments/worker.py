@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         default=_LOAD_SECONDS,
         metavar="SECONDS",
         help="about how long a model takes to load: so much it is worth to take runs of a model that is in memory "
-        f"first, and to leave others to other workers [{_LOAD_SECONDS:.0f}]",
+        f"first, and to leave others to other workers; 0: nothing [{_LOAD_SECONDS:.0f}]",
     )
     options.add_argument(
         "--metrics-port", type=int, metavar="PORT", help="serve metrics of the runs to Prometheus there [no metrics]"

@@ -9,14 +9,17 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prefect.client.schemas.objects import FlowRun
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prefect_regional_diffusion.flows.queueing.waiting_run import waiting_run
 from prefect_regional_diffusion.flows.render import render
 from prefect_regional_diffusion.flows.shard import shard
 from prefect_regional_diffusion.sampling_core.job.grid_job import NamedJob
@@ -24,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.forked import render_json
 from tests.killing import kill_and_render_again
@@ -103,6 +107,15 @@ def test_three_regions_with_loras_and_a_controlnet_take_one_forward_a_step(
     assert rows == [(7, 2)] * 4
     assert (record["forwards"], record["evaluations"]) == (planned.forwards, planned.evaluations) == (4, 28)
     assert planned.control_rows == 8
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_in_memory_is_known_by_the_names_that_waiting_runs_have_for_it(model: str) -> None:
+    loaded_parts.cache_clear()
+    job = three_regions(model)
+    record_of(job)
+    run = waiting_run(FlowRun(flow_id=uuid4(), parameters={"job": job}))
+    assert loaded_parts().names == run.models | run.adapters
 
 
 @pytest.mark.parametrize("composition", ["joint", "sequential"])

@@ -22,7 +22,8 @@ class Pool:
 
     def __init__(self, client: PrefectClient, deployment: UUID, pool: str, load_seconds: float | None = None) -> None:
         self.client, self.deployment, self.pool = client, deployment, pool
-        self.dispatch = Dispatch(load_seconds)
+        self.held = frozenset[str]()
+        self.dispatch = Dispatch(load_seconds, lambda: self.held)
         self.names: dict[UUID, str] = {}
 
     async def submit(self, name: str, owner: str = "", model: str = "a", queue: str | None = None) -> UUID:
@@ -32,8 +33,7 @@ class Pool:
         return run.id
 
     async def start(self, run: UUID) -> None:
-        """The worker gets a run that it has taken, and starts it."""
-        self.dispatch.note_start(await self.client.read_flow_run(run))
+        """The worker, or another one, gets a run and starts it."""
         await self.client.set_flow_run_state(run, Running(), force=True)
 
     async def take(self) -> list[str]:
@@ -77,31 +77,21 @@ def test_what_is_paused_or_has_a_limit_is_left_to_the_server(on_server: OnServer
     on_server(work)
 
 
-def test_a_worker_stays_with_its_model(on_server: OnServer) -> None:
+def test_a_worker_stays_with_its_models(on_server: OnServer) -> None:
     async def work(client: PrefectClient, deployment: UUID, name: str) -> None:
         pool = Pool(client, deployment, name, load_seconds=1000.0)
-        runs = [await pool.submit(f"{model} {number}", model=model) for number in (1, 2) for model in ("a", "b")]
+        runs = {run: await pool.submit(run, model=run[0]) for run in ("a 1", "b 1", "c 1", "a 2", "b 2")}
         assert await pool.take() == ["a 1"]
-        await pool.start(runs[0])
-        assert await pool.take() == ["a 2"]
-        await pool.start(runs[2])
+        pool.held = frozenset("b")
+        assert await pool.take() == ["b 1"]
+        pool.held = frozenset("bc")
+        await pool.start(runs["b 1"])
+        assert await pool.take() == ["c 1"], "the first one of those whose model is there"
+        for run in ("b 2", "c 1"):
+            await pool.start(runs[run])
         # Nobody else is there: the other model's runs are not left to them.
-        assert await pool.take() == ["b 1"]
-
-    on_server(work)
-
-
-def test_a_model_is_held_by_the_worker_that_has_started_its_run(on_server: OnServer) -> None:
-    async def work(client: PrefectClient, deployment: UUID, name: str) -> None:
-        pool = Pool(client, deployment, name, load_seconds=1000.0)
-        first, *_ = [await pool.submit(run, model=run[0]) for run in ("a 1", "b 1", "a 2", "b 2")]
         assert await pool.take() == ["a 1"]
-        # Another worker was faster: this one still holds nothing, and takes what is due.
-        await client.set_flow_run_state(first, Running(), force=True)
-        assert await pool.take() == ["b 1"]
-        await pool.start(first)
-        assert await pool.take() == ["a 2"]
-        pool.dispatch.note_loss()
-        assert await pool.take() == ["b 1"]
+        pool.held = frozenset()
+        assert await pool.take() == ["a 1"]
 
     on_server(work)

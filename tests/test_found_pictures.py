@@ -26,9 +26,9 @@ def loads(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     using = LoadedParts.using
 
-    def asked_for(parts: LoadedParts, key: Any, size: int, load: Any) -> Any:
+    def asked_for(parts: LoadedParts, key: Any, *others: Any) -> Any:
         asked.append(key.part)
-        return using(parts, key, size, load)
+        return using(parts, key, *others)
 
     monkeypatch.setattr(LoadedParts, "using", asked_for)
     return asked

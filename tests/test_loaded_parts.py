@@ -70,6 +70,17 @@ def test_what_is_in_use_stays_and_what_exceeds_the_bound_is_let_go_after_its_use
     assert parts.keys == ()
 
 
+def test_names_are_those_of_what_is_there() -> None:
+    parts = LoadedParts(30)
+    for key, name in (("a", "sdxl"), ("b", None), ("a", "also sdxl"), ("c", "flux")):
+        with parts.using(key, 10, object, name):
+            pass
+    assert parts.names == {"sdxl", "also sdxl", "flux"}
+    with parts.using("d", 20, object):
+        pass
+    assert parts.names == {"flux"}, "a was used before c"
+
+
 def test_what_does_not_load_leaves_nothing_behind() -> None:
     parts = LoadedParts(30)
     with pytest.raises(ZeroDivisionError), parts.using("a", 10, lambda: 1 // 0):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun
 
-from benchmarks.fleet_simulation import Fleet, Job, arrivals, simulate
+from benchmarks.fleet.simulation import Fleet, Job, arrivals, simulate
 from prefect_regional_diffusion.deployments.affinity import HOLD, PATIENCE, QUESTION_SECONDS, Affinity
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run

@@ -21,6 +21,7 @@ import pytest
 
 import prefect_regional_diffusion.deployments.resident as resident_package
 from prefect_regional_diffusion.deployments.resident import handoff, keeping
+from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from prefect_regional_diffusion.tasks.machine.device_lock import DeviceLock
 from tests import forked, resident_parent
 from tests.processes import environment
@@ -303,6 +304,34 @@ def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_proce
     assert waiting.name() == "waits-for-runs"
     site.parent.kill()
     waiting.wait(10)
+
+
+HOLD = """
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+for name in names:
+    with loaded_parts().using(name, 10, object, name):
+        pass
+"""
+
+
+def test_what_is_in_memory_is_known_while_a_process_waits(site: Site) -> None:
+    def held() -> frozenset[str]:
+        return read_held(str(Path(site.resident.path).parent))
+
+    said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
+    assert not held()
+    drawn(site, STATE + "names = ['sdxl']" + HOLD)
+    assert held() == {"sdxl"}
+    last, _ = drawn(site, STATE + "names = ['flux', 'style.safetensors']" + HOLD)
+    assert held() == {"sdxl", "flux", "style.safetensors"}
+    psutil.Process(int(last)).kill()
+    deadline = time.monotonic() + 10
+    while held():
+        assert time.monotonic() < deadline, "it is gone, and nothing is in memory"
+        time.sleep(0.05)
+    drawn(site, STATE + "names = ['sdxl']" + HOLD)
+    said(site.start("raise ValueError", PREFECT__FLOW_ENTRYPOINT=DRAWING))
+    assert not held()
 
 
 def test_runs_at_the_same_time_have_a_process_each(site: Site) -> None:

@@ -18,6 +18,7 @@ from prefect.workers.process import ProcessWorker
 import prefect_regional_diffusion.deployments.resident as resident_package
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.deployments.resident import prefect_internals
+from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from tests.machine import Machine
 from tests.processes import EXAMPLES, post, processes_of
 
@@ -74,6 +75,12 @@ def waiting(machine: Machine) -> psutil.Process:
     return process
 
 
+def held(machine: Machine) -> frozenset[str]:
+    """What the worker takes for being in memory."""
+    command = machine.worker().cmdline()
+    return read_held(str(Path(command[command.index("--resident") + 1]).parent))
+
+
 @pytest.mark.usefixtures("machine")
 class TestRuns:
     pytestmark = on_a_machine
@@ -90,6 +97,7 @@ class TestRuns:
         machine.completed(again)
         assert waiting(machine) == process
         assert "denoiser of embedded" in loaded(machine, first)
+        assert held(machine) == {"embedded"}
         assert "denoiser of embedded" not in loaded(machine, other) + loaded(machine, again)
         assert picture(machine, "warm") == picture(machine, "fresh") != picture(machine, "other")
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock, Mock
+from unittest.mock import MagicMock, Mock
 from uuid import UUID, uuid4
 
 import httpx
@@ -27,10 +27,10 @@ from prefect.client.schemas.responses import (
 from prefect.states import Cancelled, Completed, Crashed
 from prefect.utilities.dispatch import lookup_type
 from prefect.workers.base import BaseWorker
-from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+from prefect.workers.process import ProcessWorker
 
 from prefect_regional_diffusion.deployments import process_worker, worker
-from prefect_regional_diffusion.deployments.process_worker import AsThePoolSays, RegionalWorker
+from prefect_regional_diffusion.deployments.process_worker import RegionalWorker
 from tests.on_server import OnServer
 from tests.processes import free_port
 
@@ -95,20 +95,6 @@ def test_ours_is_beside_prefects_own_in_its_list_of_workers() -> None:
     assert lookup_type(BaseWorker, "process") is ProcessWorker
     assert lookup_type(BaseWorker, "regional") is RegionalWorker
     assert RegionalWorker.type == "process", "or no pool of that type would take it"
-
-
-def test_a_worker_notes_the_models_of_runs_that_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that none are left where the process of one did not end well."""
-    ours = RegionalWorker("gpu", load_seconds=20)
-    dispatch = Mock()
-    monkeypatch.setattr(ours, "_dispatch", dispatch)
-    run = FlowRun(flow_id=uuid4())
-    for code, losses in ((0, 0), (1, 1)):
-        result = ProcessWorkerResult(status_code=code, identifier="1")
-        monkeypatch.setattr(ProcessWorker, "run", AsyncMock(return_value=result))
-        assert asyncio.run(ours.run(run, AsThePoolSays())) is result
-        dispatch.note_start.assert_called_with(run)
-        assert dispatch.note_loss.call_count == losses
 
 
 def test_a_worker_ends_when_what_it_waits_for_swallows_that_it_is_told_to(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from prefect_regional_diffusion.deployments.resident.handoff import READY, Request, close_all, receive_request
+from prefect_regional_diffusion.deployments.resident.held_models import write_held
 
 if TYPE_CHECKING:
     from prefect_regional_diffusion.deployments.resident.renewal import ProcessState
@@ -43,9 +44,12 @@ class Run(NamedTuple):
 class Child:
     """A process that executes a run, and as many more as it may."""
 
-    def __init__(self, run: Run, more: socket.socket | None, most_runs: int) -> None:
-        """`more` is where other runs come from, and where it is told that this one has ended; None: there are none."""
-        self._run, self._more, self._runs_left = run, more, most_runs
+    def __init__(self, run: Run, more: socket.socket | None, most_runs: int, folder: str) -> None:
+        """`more` is where other runs come from, and where it is told that this one has ended; None: there are none.
+
+        In `folder` it is written what is in memory while this process waits.
+        """
+        self._run, self._more, self._runs_left, self._folder = run, more, most_runs, folder
         self._finished = threading.Event()
 
     def run(self) -> NoReturn:
@@ -107,6 +111,7 @@ class Child:
 
     def _wait_for_next(self) -> None:
         assert self._more is not None
+        write_held(self._folder, _names_held())
         self._tell_end(0)
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
@@ -133,6 +138,12 @@ def _state() -> ProcessState:
     from prefect_regional_diffusion.deployments.resident.renewal import ProcessState
 
     return ProcessState()
+
+
+def _names_held() -> frozenset[str]:
+    from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+
+    return loaded_parts().names
 
 
 def _is_device_wanted(more: socket.socket) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from prefect_regional_diffusion.deployments.resident.child import Child, Run
 from prefect_regional_diffusion.deployments.resident.fitness import deployment_of
 from prefect_regional_diffusion.deployments.resident.handoff import send_request
+from prefect_regional_diffusion.deployments.resident.held_models import remove_held
 
 
 @dataclass
@@ -32,9 +33,13 @@ class Warm:
 class Children:
     """Children by the connections to their runs' hand-offs."""
 
-    def __init__(self, most_runs: int) -> None:
-        """A child takes at most so many runs, one after the other; with 1, none is kept."""
-        self._most_runs = most_runs
+    def __init__(self, most_runs: int, folder: str) -> None:
+        """A child takes at most so many runs, one after the other; with 1, none is kept.
+
+        In `folder` that which is kept tells what it has in memory (`held_models`).
+        """
+        self._most_runs, self._folder = most_runs, folder
+        remove_held(folder)  # of a process that was the parent before this one
         self._runs: dict[int, socket.socket] = {}
         self._warm: Warm | None = None
 
@@ -86,7 +91,8 @@ class Children:
         if pid == 0:
             for connection in (*self._runs.values(), *self.source):
                 connection.close()
-            return Child(run._replace(streams=[os.dup(stream) for stream in run.streams]), more, self._most_runs)
+            run = run._replace(streams=[os.dup(stream) for stream in run.streams])
+            return Child(run, more, self._most_runs, self._folder)
         self._runs[pid] = run.connection
         return None
 
@@ -122,6 +128,7 @@ class Children:
         if self._warm and self._warm.pid == pid:
             self._warm.socket.close()
             self._warm = None
+            remove_held(self._folder)
 
     def _tell_ended(self, pid: int, code: int) -> None:
         connection = self._runs.pop(pid, None)

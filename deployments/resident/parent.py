@@ -48,7 +48,8 @@ class Parent:
         self._listener, self._keeper, self._most_runs = listener, keeper, most_runs
         self._environment, self._code = dict(os.environ), code_on_disk()
         self._flows: set[str] = set()
-        self._children = Children(most_runs)
+        self._folder = str(Path(listener.getsockname()).parent)
+        self._children = Children(most_runs, self._folder)
         self._dead, self._wake = socket.socketpair()
         for end in (self._dead, self._wake):
             end.setblocking(False)
@@ -67,7 +68,7 @@ class Parent:
                 self._children.reap()
             elif source == self._keeper:
                 # It may have been killed: then nobody else removes what it made.
-                shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
+                shutil.rmtree(self._folder, ignore_errors=True)
                 return None
             elif source is self._listener:
                 child = self._accept()

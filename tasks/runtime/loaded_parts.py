@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -18,6 +18,7 @@ class _Entry:
     value: Any
     bytes: int
     users: int = 0
+    names: set[str] = field(default_factory=set[str])
 
 
 class LoadedParts:
@@ -45,17 +46,27 @@ class LoadedParts:
         with self._lock:
             return tuple(self._entries)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What jobs call the values that are here, as far as that was said."""
+        with self._lock:
+            return frozenset(name for entry in self._entries.values() for name in entry.names)
+
     @contextmanager
-    def using(self, key: Hashable, size: int, load: Callable[[], Any]) -> Generator[Any]:
+    def using(self, key: Hashable, size: int, load: Callable[[], Any], name: str | None = None) -> Generator[Any]:
         """The value under a key, which stays in memory within the block; it is loaded if it is not there.
 
-        `size` are its bytes. A value that exceeds the bound by itself is evicted after the block.
+        `size` are its bytes, `name` is what the job calls it. A value that exceeds the bound by itself is evicted after
+        the block.
         """
         entry = self._acquire(key)
         if entry is None:
             with self._load_lock:
                 # Another thread may have loaded it meanwhile.
                 entry = self._acquire(key) or self._load_entry(key, size, load)
+        if name is not None:
+            with self._lock:
+                entry.names.add(name)
         try:
             yield entry.value
         finally:

@@ -59,4 +59,6 @@ def _read(lora: Lora, part: LoraPart) -> AbstractContextManager[tuple[LoraLayers
         with report_load(f"LoRA {portable_name(lora.files.model)}", size):
             return lora.read(part)
 
-    return loaded_parts().using((lora.fingerprint(), part, networks), size, load)
+    # Held is a LoRA whose layers of the denoiser are: most have none of the text encoders.
+    name = lora.files.model if part == "denoiser" else None
+    return loaded_parts().using((lora.fingerprint(), part, networks), size, load, name)

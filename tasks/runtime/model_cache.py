@@ -52,12 +52,16 @@ class PartKey(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Where a part comes from: files with their fingerprint, its bytes in memory, and its label in messages."""
+    """Where a part comes from: files with their fingerprint, its bytes in memory, and its label in messages.
+
+    `name` is what jobs call it, if it stands for the whole: a model is in memory if its denoiser is.
+    """
 
     files: ModelFiles
     fingerprint: Callable[[], str]
     bytes: int
     label: str
+    name: str | None
 
 
 def text_encoder(name: str, checkpoint: Checkpoint, key: ModelKey) -> AbstractContextManager[TextEncoder]:
@@ -98,7 +102,7 @@ def control(file: ControlFile, facts: Facts) -> AbstractContextManager[ControlNe
     """A ControlNet or T2I-Adapter for a model of these facts, in the same way."""
     placement = settings().placement(facts)
     label = f"{file.kind} {portable_name(file.files.model)}"
-    source = _Source(file.files, file.fingerprint, file.weight_bytes(placement), label)
+    source = _Source(file.files, file.fingerprint, file.weight_bytes(placement), label, file.files.model)
     return _part(source, PartKey(file.fingerprint(), "control"), placement, lambda: file.load(placement))
 
 
@@ -113,7 +117,8 @@ def _of_model(
     placement = settings().placement(checkpoint.facts)
     part = cast("Part", key.part)
     label = f"{_PART_NAMES[part]} of {portable_name(name)}"
-    source = _Source(checkpoint.files, checkpoint.fingerprint, checkpoint.part_bytes(part, placement), label)
+    whole = name if part == "denoiser" else None
+    source = _Source(checkpoint.files, checkpoint.fingerprint, checkpoint.part_bytes(part, placement), label, whole)
     return _part(source, key, placement, lambda: load(placement))
 
 
@@ -132,7 +137,8 @@ def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[]
             part = load()
         return part, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
 
-    with loaded_parts().using(key, source.bytes, load_checked) as (part, offloaded), offloaded.on_device():
+    held = loaded_parts().using(key, source.bytes, load_checked, source.name)
+    with held as (part, offloaded), offloaded.on_device():
         first = is_first_use(key)
         if loaded:
             tell("model_loads", 1, key.part)

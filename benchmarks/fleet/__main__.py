@@ -1,9 +1,11 @@
-"""A fleet's day, simulated: `python -m benchmarks.fleet [--json FILE]`.
+"""A fleet's day, on real workers and simulated: `python -m benchmarks.fleet [--json FILE]`.
 
-Each mix of jobs is drawn twice by the same workers: as Prefect hands runs out (`first come`), and as ours take them
+Each mix of jobs is drawn twice by as many workers: as Prefect hands runs out (`first come`), and as ours take them
 (`affinity`: turns between owners, and models that are there). Times of loading and drawing are those of Stable
 Diffusion XL and FLUX.1 on one GPU, in round numbers; they are not measured here.
 
+- `workers`: four models in equal parts on four real workers of each kind, side by side on one server; one process of
+  each is killed, one worker of each taken away. Beside it the same jobs simulated, with the seconds measured there
 - `mix`: four models in equal parts on four GPUs, at four loads. Share 1.0 is what they could draw without ever loading
 - `rare`: one model, and another one in 3 of 100 jobs
 - `fairness`: somebody with 5 jobs beside somebody with 500; and the 5 alone, on GPUs that are as warm
@@ -19,11 +21,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.fleet_simulation import Fleet, Job, Policy, Result, arrivals, simulate
+from benchmarks.fleet.on_workers import on_workers
+from benchmarks.fleet.simulation import Fleet, Job, Policy, Result, arrivals, simulate
 
 POLICIES: tuple[Policy, ...] = ("first come", "affinity")
 LOAD_SECONDS = {"sdxl": 15.0, "flux": 40.0}
 DRAW_SECONDS = (5.0, 15.0)
+
+
+def workers(number: int, jobs: int) -> dict[str, Any]:
+    """Four models on real workers, at 40 % of what they could draw without ever loading."""
+    models: dict[str, float] = dict.fromkeys("abcd", 0.25)
+    an_hour = number * 3600 / mean(DRAW_SECONDS) * 0.4
+    mix = arrivals(random.Random(5), 2 * jobs / an_hour, an_hour, models, {"anybody": 1.0}, DRAW_SECONDS)[:jobs]
+    results = dict[str, Any]()
+    for policy, compared in on_workers(mix, number, LOAD_SECONDS["sdxl"]).items():
+        results[policy] = figures(compared.measured)
+        results[f"{policy}, simulated"] = figures(compared.simulated)
+        results[f"{policy}, a run's own seconds"] = {
+            "before its first step": round(compared.start_seconds, 2),
+            "after its last step": round(compared.end_seconds, 2),
+        }
+    return results
 
 
 def figures(result: Result) -> dict[str, float]:
@@ -92,8 +111,13 @@ def fleet() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--workers", type=int, default=4, help="real ones of each kind; 0: simulate alone [4]")
+    parser.add_argument("--jobs", type=int, default=120, help="for the real workers [120]")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {
+    results = dict[str, Any]()
+    if arguments.workers:
+        results[f"{arguments.workers} real workers"] = workers(arguments.workers, arguments.jobs)
+    results |= {
         f"mix of 4 on 4, {name} loads in {seconds:.0f} s, share {share}": mix(seconds, share)
         for name, seconds in LOAD_SECONDS.items()
         for share in (0.25, 0.4, 0.55, 0.75)
