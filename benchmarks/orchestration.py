@@ -57,6 +57,7 @@ CELL: dict[str, Any] = {"prompt": "cell", "steps": 20, "width": 64, "height": 64
 COLUMNS = 16
 ROWS_PER_FORWARD = 8
 STAND_INS = ROOT / "benchmarks" / "stand_ins"
+_MOST_WARM_UPS = 8
 MOST_RUN_RATIO, LEAST_EFFICIENCY = 1.05, 0.75
 """Of a run's seconds to the bare loop's; of the speed of all workers to as many times one's."""
 
@@ -193,6 +194,7 @@ def _measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict[s
             while len(more_workers) + 1 < workers:
                 more_workers.append(_one_more_worker(machine, len(more_workers) + 2))
             _wait_for_workers(machine, workers)
+            _warm_up(machine, workers, more_workers[: workers - 1])
             figures[f"workers: {workers}"] = measured = grid(machine, workers, workers, options.cells)
             seconds[workers] = measured["seconds"]
         few, many = min(seconds), max(seconds)
@@ -225,11 +227,23 @@ def _job_figures(machine: Machine, number: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _waiting(machine: Machine) -> set[int]:
+def _waiting(machine: Machine, more_workers: Sequence[subprocess.Popen[bytes]] = ()) -> set[int]:
     """Processes that have drawn, and have their models in memory for the next run."""
-    worker = processes.running(machine.folder, "worker-gpu")
-    children = worker.children(recursive=True) if worker is not None else []
+    first = processes.running(machine.folder, "worker-gpu")
+    assert first is not None
+    workers = [first, *(psutil.Process(worker.pid) for worker in more_workers)]
+    children = [child for worker in workers for child in worker.children(recursive=True)]
     return {child.pid for child in children if child.name() == "waits-for-runs"}
+
+
+def _warm_up(machine: Machine, workers: int, more_workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Have small grids drawn until each worker has a process that waits: a new one imports the libraries first."""
+    for number in range(_MOST_WARM_UPS):
+        if len(_waiting(machine, more_workers)) == workers:
+            return
+        grid(machine, 1000 * workers + number, workers, COLUMNS)
+        time.sleep(1)
+    assert len(_waiting(machine, more_workers)) == workers, "a worker draws nothing, or keeps no process"
 
 
 def _wait_for_workers(machine: Machine, number: int) -> None:

@@ -81,11 +81,11 @@ def shown(server: str, run_name: str) -> list[str]:
     return sorted(artifact["key"] for artifact in found)
 
 
-def test_a_run_asks_thirteen_times(requests: Counter[str], server: str) -> None:
-    """Five artifacts, one of which changes; no question for where results go, of which there are none."""
+def test_a_run_asks_twelve_times(requests: Counter[str], server: str) -> None:
+    """Four artifacts, one of which changes; no question for where results go, of which there are none."""
     asyncio.run(render(parse_job(JOB), name="counted"))
-    assert requests == BY_PREFECT | {"POST artifacts": 5, "PATCH artifacts/ID": 1}
-    assert shown(server, "render counted") == ["picture", "plan", "preview", "progress", "summary"]
+    assert requests == BY_PREFECT | {"POST artifacts": 4, "PATCH artifacts/ID": 1}
+    assert shown(server, "render counted") == ["picture", "plan", "progress", "summary"]
 
 
 def test_a_shard_asks_ten_times_however_many_cells_it_draws(requests: Counter[str], server: str) -> None:
@@ -96,23 +96,23 @@ def test_a_shard_asks_ten_times_however_many_cells_it_draws(requests: Counter[st
 def test_artifacts_of_the_end_are_made_at_once(
     requests: Counter[str], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bar, the preview, the picture and the summary: each is asked for before another one is answered."""
+    """The bar, the picture and the summary: each is asked for before another one is answered."""
     waiting: list[str] = []
     all_are_here = asyncio.Event()
     send = httpx.AsyncClient.send
 
     async def together(client: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
         kind = artifact_key(request)
-        if kind in {"preview", "picture", "summary", "update"}:
+        if kind in {"picture", "summary", "update"}:
             waiting.append(kind)
-            if len(waiting) == 4:
+            if len(waiting) == 3:
                 all_are_here.set()
             await asyncio.wait_for(all_are_here.wait(), 60)
         return await send(client, request, **options)
 
     monkeypatch.setattr(httpx.AsyncClient, "send", together)
     asyncio.run(render(parse_job(JOB | {"seed": 5})))
-    assert len(waiting) == 4
+    assert len(waiting) == 3
 
 
 def artifact_key(request: httpx.Request) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
@@ -38,9 +40,27 @@ def test_what_is_used_of_prefect_beside_its_public_interface_is_as_it_was() -> N
     assert inspect.getsource(BaseWorker.get_and_submit_flow_runs).count("self._get_scheduled_flow_runs()") == 1
     assert "at_exit" in inspect.signature(prefect_internals.QueueService.drain_all).parameters
     assert prefect_internals.get_global_loop()._on_shutdown is not None
+    clients = inspect.getsource(prefect_internals.orchestration)
+    assert clients.count("ssl.create_default_context(") == 4
+    assert clients.count("certifi.where()") == 2
     engine = inspect.getsource(prefect_internals.engine)
     assert 'os.environ.get("PREFECT__FLOW_RUN_ID")' in engine
     assert 'os.environ.get("PREFECT__FLOW_ENTRYPOINT")' in inspect.getsource(prefect_internals.flow_engine.load_flow)
+
+
+def test_prefects_clients_share_the_certificates_of_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefect_internals.orchestration, "ssl", ssl)
+    prefect_internals.share_tls_contexts()
+    read, made = ssl.SSLContext.load_verify_locations, list[object]()
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_verify_locations", lambda *files, **named: made.append(read(*files, **named))
+    )
+    for kind in (PrefectClient, SyncPrefectClient):
+        kind("http://127.0.0.1:4200/api")
+    assert not made
+    monkeypatch.setattr(prefect_internals.orchestration, "ssl", ssl)
+    PrefectClient("http://127.0.0.1:4200/api")
+    assert made, "it is not there any more that certificates are read"
 
 
 def draw(machine: Machine, name: str, **changes: Any) -> str:

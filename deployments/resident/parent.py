@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -123,8 +124,7 @@ class Parent:
         if not entrypoint.startswith(_FLOWS):
             return "its flow is none of ours"
         try:
-            for module in _ENGINE:
-                import_module(module)
+            _import_engine()
             if environment != self._environment:
                 adopt(environment)
                 self._environment = environment
@@ -142,6 +142,16 @@ class Parent:
             os.set_inheritable(number, True)
         again = command(self._listener.fileno(), self._keeper, self._most_runs)
         os.execve(sys.executable, again, environment)  # noqa: S606 - itself
+
+
+@cache
+def _import_engine() -> None:
+    """What executes runs. Raises whatever its modules raise."""
+    for module in _ENGINE:
+        import_module(module)
+    from prefect_regional_diffusion.deployments.resident.prefect_internals import share_tls_contexts
+
+    share_tls_contexts()
 
 
 def import_flow(entrypoint: str) -> None:

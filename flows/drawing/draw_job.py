@@ -71,7 +71,8 @@ async def _draw(
             run = await writes.first_result(partial(build_masks, job, store_url))
             clock.lap("build masks")
             batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
-            updates.start(batch.artifacts.end())
+            # The picture itself follows.
+            updates.start(batch.artifacts.end(with_preview=False))
             (finished,) = batch.members
             pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
             clock.lap("decode")

@@ -93,7 +93,7 @@ async def _draw(
     No picture waits for `updates` of the UI.
     """
     batch = await sample_batch(runs, checkpoint_steps, writes, clock, limit)
-    updates.start(batch.artifacts.end())
+    updates.start(batch.artifacts.end(with_preview=True))
     # A picture's record names its last state.
     await writes.drain_to(0)
     for first in range(0, len(runs), _PICTURES):

@@ -88,13 +88,12 @@ class RunArtifacts:
             self._renewal.result()
             self._renewal = asyncio.create_task(best_effort(self._renew()))
 
-    async def end(self) -> None:
-        """Show where the run ended."""
+    async def end(self, *, with_preview: bool) -> None:
+        """Show where the run ended; a run that was too fast for a preview shows what it became, if that is wanted."""
         await self._renewal
         if self._has_server:
             updates = [self._show_progress()]
-            # A run that was too fast for a preview shows what it became.
-            if self._preview is None and settings().preview_seconds > 0:
+            if with_preview and self._preview is None and settings().preview_seconds > 0:
                 updates.append(self._show_preview())
             await asyncio.gather(*map(best_effort, updates))
 
