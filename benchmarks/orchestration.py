@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 from safetensors.torch import load
 
+from benchmarks.pools import waiting_processes
 from benchmarks.standing_in import SleepingNetwork
 from benchmarks.whole_model import run_on
 from prefect_regional_diffusion.deployments import background_processes as processes
@@ -231,9 +232,7 @@ def _waiting(machine: Machine, more_workers: Sequence[subprocess.Popen[bytes]] =
     """Processes that have drawn, and have their models in memory for the next run."""
     first = processes.running(machine.folder, "worker-gpu")
     assert first is not None
-    workers = [first, *(psutil.Process(worker.pid) for worker in more_workers)]
-    children = [child for worker in workers for child in worker.children(recursive=True)]
-    return {child.pid for child in children if child.name() == "waits-for-runs"}
+    return waiting_processes([first, *(psutil.Process(worker.pid) for worker in more_workers)])
 
 
 def _warm_up(machine: Machine, workers: int, more_workers: Sequence[subprocess.Popen[bytes]]) -> None:

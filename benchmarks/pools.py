@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+import psutil
 from prefect.client.orchestration import PrefectClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.machine import Machine
 from tests.processes import stop
+
+
+def waiting_processes(workers: Iterable[psutil.Process]) -> set[int]:
+    """Ids of the workers' processes that have drawn, and have their models in memory for the next run."""
+    children = [child for worker in workers for child in worker.children(recursive=True)]
+    return {child.pid for child in children if child.name() == "waits-for-runs"}
 
 
 class Pool:
@@ -55,6 +63,11 @@ class Pool:
                 [*command, "--name", name, *self._options], cwd=folder, env=env, stdout=log, stderr=log
             )
         self.workers.append(process)
+
+    @property
+    def waiting(self) -> set[int]:
+        """Ids of processes that have drawn, and have their models in memory for the next run."""
+        return waiting_processes(psutil.Process(worker.pid) for worker in self.workers)
 
     async def _deploy(self) -> None:
         """The deployment `render` once more, in this pool."""

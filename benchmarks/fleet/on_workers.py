@@ -29,6 +29,7 @@ from tests.machine import Machine
 from tests.processes import ROOT, ask, post, processes_of
 
 POOLS: dict[Policy, str] = {"first come": "first-come", "affinity": "affinity"}
+_MOST_WARM_UPS = 6
 ONE_MODEL_BYTES = 12_000_000
 """What a worker may hold: one embedded model, and not the denoisers of two."""
 
@@ -118,6 +119,7 @@ def on_workers(jobs: Sequence[Job], workers: int, load_seconds: float) -> dict[P
             for _ in range(workers):
                 pool.start_worker()
             _wait_for_workers(machine, pool.name, workers)
+        _warm_up(machine, pools, workers, sorted({job.model for job in jobs}))
         runs = _submit(machine, pools, jobs)
         measured = {policy: [_drawn(machine, run, load_seconds) for run in runs[policy]] for policy in POOLS}
     return {policy: Comparison.of(policy, drawn, jobs, workers, load_seconds) for policy, drawn in measured.items()}
@@ -137,6 +139,23 @@ def _wait_for_workers(machine: Machine, pool: str, number: int) -> None:
     machine.wait_for(f"{number} workers", lambda: len(post(machine.api, path, online)) == number)
 
 
+def _warm_up(machine: Machine, pools: dict[Policy, Pool], workers: int, models: Sequence[str]) -> None:
+    """Have something drawn by each worker: a new one imports the libraries first."""
+    deployments = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
+    for number in range(_MOST_WARM_UPS):
+        if all(len(pool.waiting) == workers for pool in pools.values()):
+            return
+        runs = [
+            _create(machine, pools[policy], deployment, f"warm-{number}-{place}", Job(0.0, "", model, 0.0))
+            for policy, deployment in deployments.items()
+            for place, model in enumerate(models[place % len(models)] for place in range(workers))
+        ]
+        for run in runs:
+            machine.completed(run, seconds=600, pause=1)
+        time.sleep(2)
+    raise AssertionError("a worker draws nothing, or keeps no process")
+
+
 def _submit(machine: Machine, pools: dict[Policy, Pool], jobs: Sequence[Job]) -> dict[Policy, list[str]]:
     """Submit each job to each pool when it arrives, and wait for the end of all; returns the runs' ids."""
     deployments = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
@@ -144,17 +163,8 @@ def _submit(machine: Machine, pools: dict[Policy, Pool], jobs: Sequence[Job]) ->
     start = time.monotonic() - jobs[0].arrival
     for number, job in enumerate(jobs):
         time.sleep(max(0.0, start + job.arrival - time.monotonic()))
-        steps = max(1, round(job.seconds / FORWARD_SECONDS))
-        drawing = {"prompt": "cell", "model": job.model, "seed": number, "steps": steps, "width": 64, "height": 64}
         for policy, deployment in deployments.items():
-            # Stores of their own: what one pool has drawn must not be found by the other.
-            places = {"store": str(machine.store / pools[policy].name), "out": str(machine.out)}
-            order = {
-                "parameters": {"job": drawing, "name": f"{pools[policy].name}-{number}", **places},
-                "tags": [f"owner:{job.owner}"] if job.owner else [],
-            }
-            run = post(machine.api, f"deployments/{deployment}/create_flow_run", order)
-            runs[policy].append(run["id"])
+            runs[policy].append(_create(machine, pools[policy], deployment, str(number), job))
             if number == len(jobs) // 3:
                 _kill_one(machine, pools[policy])
             elif number == 2 * len(jobs) // 3:
@@ -163,6 +173,19 @@ def _submit(machine: Machine, pools: dict[Policy, Pool], jobs: Sequence[Job]) ->
     for run in [run for of_pool in runs.values() for run in of_pool]:
         machine.completed(run, seconds=1800, pause=1)
     return runs
+
+
+def _create(machine: Machine, pool: Pool, deployment: str, name: str, job: Job) -> str:
+    """Ask for a job's run in a pool; returns its id."""
+    steps = max(1, round(job.seconds / FORWARD_SECONDS))
+    drawing = {"prompt": name, "model": job.model, "steps": steps, "width": 64, "height": 64}
+    # Stores of their own: what one pool has drawn must not be found by the other.
+    places = {"store": str(machine.store / pool.name), "out": str(machine.out)}
+    order = {
+        "parameters": {"job": drawing, "name": f"{pool.name}-{name}", **places},
+        "tags": [f"owner:{job.owner}"] if job.owner else [],
+    }
+    return post(machine.api, f"deployments/{deployment}/create_flow_run", order)["id"]
 
 
 def _kill_one(machine: Machine, pool: Pool) -> None:
