@@ -6,6 +6,7 @@ it, and so is what a pause or a queue's own limit says; which ones is decided he
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -50,13 +51,18 @@ class Dispatch:
         self, client: PrefectClient, pool: str, offered: Sequence[WorkerFlowRunResponse]
     ) -> list[WorkerFlowRunResponse]:
         """As many runs of a pool as the server offers, or fewer: others than these, where their turn comes first."""
-        queues = {queue.id: queue for queue in await client.read_work_queues(work_pool_name=pool)}
+        pool_queues, all_due, all_at_work = await asyncio.gather(
+            client.read_work_queues(work_pool_name=pool), due_runs(client, pool), runs_at_work(client, pool)
+        )
+        queues = {queue.id: queue for queue in pool_queues}
         offered_runs = {response.flow_run.id: response for response in offered}
-        due = {run.id: run for run in await due_runs(client, pool) if _is_free(run, queues, offered_runs.keys())}
-        at_work = [waiting_run(run) for run in await runs_at_work(client, pool)]
+        due = {run.id: run for run in all_due if _is_free(run, queues, offered_runs.keys())}
+        at_work = [waiting_run(run) for run in all_at_work]
         waiting = [waiting_run(run, _priority(run, queues)) for run in due.values()]
         running = Counter(run.owner for run in at_work)
-        turns = fair_order(waiting, running, await last_starts(client, pool))
+        # One owner takes all turns: the server need not look for the last ones.
+        starts = await last_starts(client, pool) if len({run.owner for run in waiting}) > 1 else {}
+        turns = fair_order(waiting, running, starts)
         chosen = await self._near(client, pool, turns, at_work) if self._affinity else turns
         pool_id = offered[0].work_pool_id
         return [

@@ -113,7 +113,7 @@ class Machine:
         (flow_run,) = post(self.api, f"flow_runs/filter?{ASKED_HERE}", {"flow_runs": {"id": {"any_": [run_id]}}})
         return flow_run
 
-    def wait_for(self, event: str, check: Callable[[], object], seconds: float = 240, pause: float = 0.2) -> None:
+    def wait_for(self, event: str, check: Callable[[], object], seconds: float = 240, pause: float = 0.4) -> None:
         deadline = time.monotonic() + seconds
 
         def holds() -> bool:
@@ -126,7 +126,7 @@ class Machine:
             assert time.monotonic() < deadline, f"waited in vain: {event}\n{self.logs()}"
             time.sleep(pause)
 
-    def completed(self, run_id: str, seconds: float = 240, pause: float = 0.2) -> dict[str, Any]:
+    def completed(self, run_id: str, seconds: float = 240, pause: float = 0.4) -> dict[str, Any]:
         """The run when it has ended well; the server is asked after each pause."""
         self.wait_for("the end of a run", lambda: self.run(run_id)["state_type"] in ENDS, seconds, pause)
         run = self.run(run_id)
