@@ -39,8 +39,9 @@ class Pool:
         # As often as the worker of `make up` asks the server.
         self._env = self._machine.env | self._machine.client | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
         subprocess.run(make, cwd=self._machine.folder, env=self._env, check=True, capture_output=True)
-        own_server = {PREFECT_API_URL: self._machine.api, PREFECT_API_AUTH_STRING: self._machine.auth_string}
-        with temporary_settings(own_server):
+        with temporary_settings(
+            {PREFECT_API_URL: self._machine.api, PREFECT_API_AUTH_STRING: self._machine.auth_string}
+        ):
             asyncio.run(self._deploy())
         return self
 

@@ -121,7 +121,9 @@ def on_workers(jobs: Sequence[Job], workers: int, load_seconds: float) -> dict[P
             _wait_for_workers(machine, pool.name, workers)
         _warm_up(machine, pools, workers, sorted({job.model for job in jobs}))
         runs = _submit(machine, pools, jobs)
-        measured = {policy: [_drawn(machine, run, load_seconds) for run in runs[policy]] for policy in POOLS}
+        measured: dict[Policy, list[Drawn]] = {
+            policy: [_drawn(machine, run, load_seconds) for run in of_pool] for policy, of_pool in runs.items()
+        }
     return {policy: Comparison.of(policy, drawn, jobs, workers, load_seconds) for policy, drawn in measured.items()}
 
 
@@ -141,7 +143,7 @@ def _wait_for_workers(machine: Machine, pool: str, number: int) -> None:
 
 def _warm_up(machine: Machine, pools: dict[Policy, Pool], workers: int, models: Sequence[str]) -> None:
     """Have something drawn by each worker: a new one imports the libraries first."""
-    deployments = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
+    deployments: dict[Policy, str] = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
     for number in range(_MOST_WARM_UPS):
         if all(len(pool.waiting) == workers for pool in pools.values()):
             return
@@ -158,7 +160,7 @@ def _warm_up(machine: Machine, pools: dict[Policy, Pool], workers: int, models: 
 
 def _submit(machine: Machine, pools: dict[Policy, Pool], jobs: Sequence[Job]) -> dict[Policy, list[str]]:
     """Submit each job to each pool when it arrives, and wait for the end of all; returns the runs' ids."""
-    deployments = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
+    deployments: dict[Policy, str] = {policy: machine.deployment(pool.name)["id"] for policy, pool in pools.items()}
     runs: dict[Policy, list[str]] = {policy: [] for policy in pools}
     start = time.monotonic() - jobs[0].arrival
     for number, job in enumerate(jobs):

@@ -16,7 +16,6 @@ from prefect._internal.concurrency.threads import get_global_loop
 from prefect.client import orchestration
 from prefect.runner._flow_run_executor import FlowRunExecutorContext
 from prefect.runner._starter_engine import EngineCommandStarter
-from prefect.settings import PREFECT_API_SSL_CERT_FILE
 
 ServiceBase = _QueueServiceBase
 """Of all services, those that collect what they send, too."""
@@ -27,10 +26,10 @@ def share_tls_contexts() -> None:
 
     Each would read all certificates of authorities anew, also for a server without TLS: 30 ms, a dozen times in a run.
     """
-    context = cache(ssl.create_default_context)
-    orchestration.ssl = SimpleNamespace(**vars(ssl) | {"create_default_context": context})  # pyright: ignore[reportAttributeAccessIssue]
+    shared = SimpleNamespace(**vars(ssl) | {"create_default_context": cache(ssl.create_default_context)})
+    setattr(orchestration, "ssl", shared)  # noqa: B010 - its type is that of a module
     with suppress(OSError):  # a run will meet it, and say so
-        context(cafile=PREFECT_API_SSL_CERT_FILE.value() or orchestration.certifi.where())
+        orchestration.PrefectClient("http://127.0.0.1/api")
 
 
 __all__ = [
