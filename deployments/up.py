@@ -238,9 +238,9 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS", "900")
     # Prefect plans an hour ahead: after a machine's sleep, all of the reaper's runs in it would be due at once.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME", "PT5M")
-    # What runs tell of their tasks is written a second later, together, and not event by event.
+    # What runs tell of their tasks is written a moment later, together, and not event by event.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE", "100")
-    os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.25")
     set_defaults()
     try:
         up(machine)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NOT_COMPLETED = 1
 _POLL_SECONDS = 2.0
+_TASK_SECONDS = 1.0
+"""After which the server has written what the tasks of a run were, once that has ended."""
 _MOST_OWNER = 80
 """Characters of a name in a tag."""
 
@@ -159,6 +161,8 @@ async def _watched(client: PrefectClient, run: FlowRun) -> bool:
     run_filter = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     while True:
         state = (await client.read_flow_run(run.id)).state
+        if state is not None and state.is_final():
+            await asyncio.sleep(_TASK_SECONDS)
         # The newest ones, one page of the API: a long run has thousands.
         recent = await client.read_task_runs(
             flow_run_filter=run_filter, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200
