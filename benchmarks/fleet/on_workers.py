@@ -30,8 +30,8 @@ from tests.processes import ROOT, ask, post, processes_of
 
 POOLS: dict[Policy, str] = {"first come": "first-come", "affinity": "affinity"}
 _MOST_WARM_UPS = 6
-ONE_MODEL_BYTES = 12_000_000
-"""What a worker may hold: one embedded model, and not the denoisers of two."""
+ONE_MODEL_BYTES = 25_000_000
+"""What a worker may hold: one embedded model (15 MB are its denoiser, in float32), and not the denoisers of two."""
 
 
 class Drawn(NamedTuple):
