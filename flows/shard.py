@@ -27,7 +27,8 @@ async def shard(
 
     Args:
         jobs: What to draw, each under a name for people.
-        checkpoint_steps: States are saved after so many steps. Empty: about every second.
+        checkpoint_steps: States are saved after so many steps. Empty: about every second; of more than four jobs,
+            less often.
         store: Where latents and pictures are kept. Empty: where the worker keeps them.
         keep: Which states stay in the store. Empty: as the worker is set up. Those at branch points stay in any case:
             other shards go on from them. The flow that started the shards removes them, when all are drawn.

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import prefect_regional_diffusion.flows.common.chunking
-from prefect_regional_diffusion.flows.common.chunking import sample_in_chunks
+from prefect_regional_diffusion.flows.common.chunking import STATES_PER_CHUNK, chosen_size, sample_in_chunks
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
+from prefect_regional_diffusion.sampling_core.engine.batching import Count
 from prefect_regional_diffusion.sampling_core.errors import StoreError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.build_masks import build_masks
@@ -102,6 +103,16 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(
     chunks = sampled(progress, 1)
     assert len(chunks) == 6
     assert sorted(written) == [1, 2, 3, 4, 5, 6], "not all durable at the end"
+
+
+def test_states_are_saved_as_often_as_their_number_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs at once write no more states a second than STATES_PER_CHUNK each `checkpoint_seconds`."""
+    settings_with(monkeypatch, prefect_regional_diffusion.flows.common.chunking, checkpoint_seconds=2.0)
+    last = Chunk(steps=10, cost=Count(), seconds=4.0)
+    assert chosen_size([], 32) == 1, "nothing is known of the speed yet"
+    assert [chosen_size([last], states) for states in (0, 1, STATES_PER_CHUNK)] == [5, 5, 5]
+    assert chosen_size([last], 4 * STATES_PER_CHUNK) == 20
+    assert chosen_size([last._replace(seconds=1000.0)], STATES_PER_CHUNK) == 1
 
 
 def test_a_write_that_fails_ends_the_run_and_keeps_the_others(

@@ -10,6 +10,9 @@ from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, regional_steps
 
+STATES_PER_CHUNK = 4
+"""As many are an interval's worth: runs that are sampled together and have more are saved as much less often."""
+
 
 async def sample_in_chunks(
     batch: RunBatch,
@@ -27,7 +30,7 @@ async def sample_in_chunks(
     for end in batch.ends():
         while batch.done < end:
             first = batch.done + 1
-            last = min(batch.done + (checkpoint_steps or _chosen_size(chunks)), end)
+            last = min(batch.done + (checkpoint_steps or chosen_size(chunks, len(batch.states()))), end)
             steps = base_only_steps if last <= base_only else regional_steps
             chunks.append(await writes.first_result(partial(steps, batch, first, last, inputs)))
             after_chunk()
@@ -35,9 +38,13 @@ async def sample_in_chunks(
     return chunks
 
 
-def _chosen_size(chunks: list[Chunk]) -> int:
-    """As many steps as take about `checkpoint_seconds`, judged by the last chunk; one step to begin with."""
+def chosen_size(chunks: list[Chunk], states: int) -> int:
+    """As many steps as take about `checkpoint_seconds`, judged by the last chunk; one step to begin with.
+
+    Each state is an object that is written, and removed later. So that these requests do not grow with the number of
+    runs, the interval does, by the number of states in STATES_PER_CHUNK: a crash costs a batch no more of its time.
+    """
     if not chunks:
         return 1
-    last = chunks[-1]
-    return max(1, round(settings().checkpoint_seconds * last.steps / max(last.seconds, 1e-3)))
+    last, seconds = chunks[-1], settings().checkpoint_seconds * max(1.0, states / STATES_PER_CHUNK)
+    return max(1, round(seconds * last.steps / max(last.seconds, 1e-3)))

@@ -88,7 +88,11 @@ class Settings(BaseSettings):
         None, ge=256, multiple_of=64, description="Edge in pixels of tiles that larger pictures are decoded in"
     )
     keep_text_encoders: bool = Field(False, description="Whether they stay in memory once prompts are encoded")
-    checkpoint_seconds: float = Field(1.0, gt=0, description="How long a chunk of steps should take, if not given")
+    checkpoint_seconds: float = Field(
+        1.0,
+        gt=0,
+        description="How long a chunk of steps should take, if not given; of more than 4 jobs at once, longer",
+    )
     keep: Keep = Field(
         "branch_points",
         description="States that stay when a run is finished: `final`, `branch_points` (also those where other jobs "
