@@ -240,7 +240,8 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME", "PT5M")
     # What runs tell of their tasks is written a moment later, together, and not event by event.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE", "100")
-    os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.25")
+    # In whole seconds: of less than one, Prefect makes none, and the server looks for events without a pause.
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "1")
     set_defaults()
     try:
         up(machine)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NOT_COMPLETED = 1
 _POLL_SECONDS = 2.0
-_TASK_SECONDS = 1.0
+_TASK_SECONDS = 1.5
 """After which the server has written what the tasks of a run were, once that has ended."""
 _MOST_OWNER = 80
 """Characters of a name in a tag."""
