@@ -37,6 +37,7 @@ from prefect_regional_diffusion.tasks.machine.peak_memory import PeakMemory
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests import forked
 from tests.processes import ROOT, ask, free_port, post, processes_of, regional, stop
+from tests.tiny_loras import asked, lora_models, used
 
 BOARD: dict[str, Any] = json.loads((ROOT / "deployments/metrics/board.json").read_text())
 JOB = {"prompt": "a blue background", "width": 64, "height": 64, "steps": 3}
@@ -110,6 +111,15 @@ def test_a_part_is_loaded_once_and_then_found_once_a_run(figures: Figures) -> No
     asyncio.run(draw_job(parse_job(JOB | {"seed": 5, "prompt": "another"})))
     # Text encoders have left memory before the denoiser was loaded.
     assert (loads("loads"), loads("hits")) == ([2, 1, 1], [0, 1, 1])
+
+
+def test_a_lora_is_counted_beside_its_model(figures: Figures, workdir: Path) -> None:
+    lora_models(workdir, ["sd"])
+    job = asked("sd", loras=[used("sd", "a")])
+    asyncio.run(draw_job(parse_job(job)))
+    assert (figures["model_loads_total lora"], figures["model_hits_total lora"]) == (1, 0)
+    asyncio.run(draw_job(parse_job(job | {"seed": 5})))
+    assert (figures["model_loads_total lora"], figures["model_hits_total lora"]) == (1, 1)
 
 
 @pytest.mark.usefixtures("workdir")

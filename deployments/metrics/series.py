@@ -16,7 +16,7 @@ M = TypeVar("M", Counter, Histogram)
 ENDS = ("finished", "failed", "interrupted")
 """How a start of a run can end."""
 
-MODEL_PARTS = ("text_encoder", "denoiser", "autoencoder", "control")
+MODEL_PARTS = ("text_encoder", "denoiser", "autoencoder", "control", "lora")
 
 _GIB = 1 << 30
 _SIZES = tuple(size * _GIB for size in (0.5, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 144, 192))
@@ -51,9 +51,9 @@ _COUNTERS = {
     "forwards": _Declared("Calls of networks, each of which evaluates one row or many"),
     "sampling_seconds": _Declared("Time in which steps were computed: GPU time, where there is a GPU"),
     "work_seconds": _Declared("Time of runs, by what they did", "part", (*PARTS, WRITE)),
-    "model_loads": _Declared("Parts of models that runs read into memory", "part", MODEL_PARTS),
-    "model_load_seconds": _Declared("Time in which runs read parts of models into memory", "part", MODEL_PARTS),
-    "model_hits": _Declared("Parts of models that runs found in their process' memory", "part", MODEL_PARTS),
+    "model_loads": _Declared("Parts of models and LoRAs that runs read into memory", "part", MODEL_PARTS),
+    "model_load_seconds": _Declared("Time in which runs read parts of models and LoRAs", "part", MODEL_PARTS),
+    "model_hits": _Declared("Parts of models and LoRAs that runs found in memory", "part", MODEL_PARTS),
 }
 _HISTOGRAMS = {
     "queue_wait_seconds": (_Declared("From the time when a run was due to its first start"), _WAITS),

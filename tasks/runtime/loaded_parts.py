@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+from prefect_regional_diffusion.tasks.machine.metrics import is_first_use, tell
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 
@@ -114,3 +116,30 @@ class LoadedParts:
 def loaded_parts() -> LoadedParts:
     """Those of this process."""
     return LoadedParts(settings().most_loaded_bytes())
+
+
+@contextmanager
+def counted_use(
+    kind: str, key: Hashable, size: int, load: Callable[[], Any], name: str | None = None
+) -> Generator[Any]:
+    """`LoadedParts.using` of this process' values, counted for its worker as a load or a hit of such a `kind`.
+
+    A run hits a value once, however often it uses it.
+    """
+    seconds: float | None = None
+
+    def timed_load() -> Any:
+        nonlocal seconds
+        began = time.monotonic()
+        value = load()
+        seconds = time.monotonic() - began
+        return value
+
+    with loaded_parts().using(key, size, timed_load, name) as value:
+        first = is_first_use(key)
+        if seconds is not None:
+            tell("model_loads", 1, kind)
+            tell("model_load_seconds", seconds, kind)
+        elif first:
+            tell("model_hits", 1, kind)
+        yield value

@@ -15,7 +15,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_name, sh
 from prefect_regional_diffusion.tasks.inputs.file_search import find_place
 from prefect_regional_diffusion.tasks.machine.load_listener import report_load
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import counted_use
 
 Loras = dict[tuple[str, str], Lora]
 """By model and path."""
@@ -61,4 +61,4 @@ def _read(lora: Lora, part: LoraPart) -> AbstractContextManager[tuple[LoraLayers
 
     # Held is a LoRA whose layers of the denoiser are: most have none of the text encoders.
     name = lora.files.model if part == "denoiser" else None
-    return loaded_parts().using((lora.fingerprint(), part, networks), size, load, name)
+    return counted_use("lora", (lora.fingerprint(), part, networks), size, load, name)

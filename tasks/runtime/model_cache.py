@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, cast
@@ -27,14 +26,13 @@ from prefect_regional_diffusion.tasks.inputs.model_names import find_model
 from prefect_regional_diffusion.tasks.inputs.path_policy import model_place
 from prefect_regional_diffusion.tasks.machine.attention import use_attention
 from prefect_regional_diffusion.tasks.machine.load_listener import report_load
-from prefect_regional_diffusion.tasks.machine.metrics import is_first_use, tell
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.guarded_parts import (
     GuardedAutoencoder,
     GuardedDenoiser,
     GuardedTextEncoder,
 )
-from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+from prefect_regional_diffusion.tasks.runtime.loaded_parts import counted_use, loaded_parts
 from prefect_regional_diffusion.tasks.storage.fetched_models import is_fetched
 
 _PART_NAMES: dict[Part, str] = {
@@ -124,11 +122,7 @@ def _of_model(
 
 @contextmanager
 def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[], Any]) -> Generator[Any]:
-    began, loaded = time.monotonic(), False
-
     def load_checked() -> tuple[Any, OffloadedNetworks]:
-        nonlocal began, loaded
-        began, loaded = time.monotonic(), True
         if source.fingerprint() != key.weights:
             raise source.files.error("is not the model any more that the job was planned with: its files changed")
         if settings().attention != "auto":
@@ -137,14 +131,8 @@ def _part(source: _Source, key: PartKey, placement: Placement, load: Callable[[]
             part = load()
         return part, OffloadedNetworks(networks if placement.offload == "model" else (), placement.device)
 
-    held = loaded_parts().using(key, source.bytes, load_checked, source.name)
+    held = counted_use(key.part, key, source.bytes, load_checked, source.name)
     with held as (part, offloaded), offloaded.on_device():
-        first = is_first_use(key)
-        if loaded:
-            tell("model_loads", 1, key.part)
-            tell("model_load_seconds", time.monotonic() - began, key.part)
-        elif first:
-            tell("model_hits", 1, key.part)
         yield part
 
 
