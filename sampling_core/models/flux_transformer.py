@@ -26,14 +26,13 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.flow_denoiser import FlowDenoiser
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_rows import attending_in_flux
 from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
-from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 PATCH = 2
@@ -91,20 +90,11 @@ FLUX_TRANSFORMER = Component(
 )
 
 
-class FluxDenoiser:
-    """Answers rows at their levels with denoised predictions, in float32 around a network of any dtype."""
+class FluxDenoiser(FlowDenoiser):
+    """Of FLUX.1: latents become tokens, and velocities of tokens those of cells."""
 
-    def __init__(self, transformer: Any) -> None:
-        self._transformer = transformer
-        # diffusers walks over all layers to answer this.
-        self._dtype: torch.dtype = transformer.dtype
-
-    @torch.inference_mode()
-    def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
-    ) -> Rows:
+    def _velocity(self, x: Rows, sigma: Tensor, conditioning: Conditioning, adapters: Sequence[RowAdapters]) -> Tensor:
         dtype, device = self._dtype, computing_device(self._transformer)
-        sigma = sigma_column(levels, x)
         scale = conditioning.tensors.get(GUIDANCE)
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         # A token is the channels of its cells, one channel after the other.
@@ -126,8 +116,7 @@ class FluxDenoiser:
                 img_ids=_positions(rows, columns, conditioning.tensors.get(PLACE)).to(device),
                 return_dict=False,
             )[0]
-        spatial = pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
-        return denoised(x, spatial.to(x.device, torch.float32), sigma, "flow").clone()
+        return pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
 
 
 def _positions(rows: int, columns: int, places: Tensor | None) -> Tensor:

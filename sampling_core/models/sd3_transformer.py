@@ -25,13 +25,12 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Shape,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.flow_denoiser import FlowDenoiser
 from prefect_regional_diffusion.sampling_core.models.joint_attention_rows import biased_sd3_attention, joined_prompts
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
-from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.prompt_rows import pooled
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 
@@ -90,20 +89,12 @@ SD3_TRANSFORMER = Component(
 )
 
 
-class SD3Denoiser:
-    """Answers rows at their levels with denoised predictions, in float32 around a network of any dtype."""
+class SD3Denoiser(FlowDenoiser):
+    """Of Stable Diffusion 3, whose network takes latents as they are."""
 
-    def __init__(self, transformer: Any) -> None:
-        self._transformer = transformer
-        # diffusers walks over all layers to answer this.
-        self._dtype: torch.dtype = transformer.dtype
-
-    @torch.inference_mode()
-    def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
-    ) -> Rows:
+    def _velocity(self, x: Rows, sigma: Tensor, conditioning: Conditioning, adapters: Sequence[RowAdapters]) -> Tensor:
         dtype, device = self._dtype, computing_device(self._transformer)
-        sigma, places = sigma_column(levels, x), conditioning.tensors.get(PLACE)
+        places = conditioning.tensors.get(PLACE)
         loras, shares = [row.loras for row in adapters], [row.prompts for row in adapters]
         plain = uncompiled(self._transformer)
         patch: int = plain.pos_embed.patch_size
@@ -116,14 +107,13 @@ class SD3Denoiser:
             _at_places(plain.pos_embed, places),
             biased_sd3_attention(plain, prompts.picture_first),
         ):
-            velocity: Tensor = transformer(
+            return transformer(
                 hidden_states=x.to(device, dtype),
                 timestep=(sigma.flatten() * 1000).to(device),
                 encoder_hidden_states=prompts.tokens,
                 pooled_projections=pooled(conditioning[POOLED_PROMPT_EMBEDS].to(device, dtype), shares),
                 return_dict=False,
             )[0]
-        return denoised(x, velocity.to(x.device, torch.float32), sigma, "flow").clone()
 
 
 @contextmanager

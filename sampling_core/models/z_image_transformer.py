@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.models.compiling import uncompiled
 from prefect_regional_diffusion.sampling_core.models.component import DIFFUSERS_STEM, Class, Component
@@ -23,12 +24,11 @@ from prefect_regional_diffusion.sampling_core.models.configurations import (
     Share,
     Width,
 )
+from prefect_regional_diffusion.sampling_core.models.flow_denoiser import FlowDenoiser
 from prefect_regional_diffusion.sampling_core.models.lora_rows import apply_loras
 from prefect_regional_diffusion.sampling_core.models.offloading import computing_device
-from prefect_regional_diffusion.sampling_core.models.prediction import denoised, sigma_column
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
-from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.tensors.types import Rows
 
 PATCH = 2
@@ -122,31 +122,21 @@ def z_image_layers(network: Weights) -> Weights:
     return layers
 
 
-class ZImageDenoiser:
-    """Answers rows at their levels with denoised predictions, in float32 around a network of any dtype."""
+class ZImageDenoiser(FlowDenoiser):
+    """Of Z-Image, whose network takes rows as lists."""
 
-    def __init__(self, transformer: Any) -> None:
-        self._transformer = transformer
-        # diffusers walks over all layers to answer this.
-        self._dtype: torch.dtype = transformer.dtype
-
-    @torch.inference_mode()
-    def __call__(
-        self, x: Rows, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
-    ) -> Rows:
+    def _velocity(self, x: Rows, sigma: Tensor, conditioning: Conditioning, adapters: Sequence[RowAdapters]) -> Tensor:
         dtype, device = self._dtype, computing_device(self._transformer)
-        sigma = sigma_column(levels, x)
         prompts = conditioning[PROMPT_EMBEDS].to(device, dtype)
         lengths = conditioning[PROMPT_LENGTH].tolist()
         loras = [row.loras for row in adapters]
         transformer = uncompiled(self._transformer) if any(loras) else self._transformer
         with apply_loras(transformer, loras):
             # The axis of one frame, which the network's pictures have, comes after the channels.
-            answers: list[torch.Tensor] = transformer(
+            answers: list[Tensor] = transformer(
                 list(x[:, :, None].to(device, dtype)),
                 (1 - sigma.flatten()).to(device),
                 [prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)],
                 return_dict=False,
             )[0]
-        velocity = -torch.stack(answers)[:, :, 0].to(x.device, torch.float32)
-        return denoised(x, velocity, sigma, "flow").clone()
+        return -torch.stack(answers)[:, :, 0]
