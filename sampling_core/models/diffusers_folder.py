@@ -14,9 +14,10 @@ from pydantic import Field
 
 from prefect_regional_diffusion.sampling_core.models.compiling import compiled
 from prefect_regional_diffusion.sampling_core.models.component import Class
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.configurations import Configuration
 from prefect_regional_diffusion.sampling_core.models.control_file import ControlFile
-from prefect_regional_diffusion.sampling_core.models.family import Part
+from prefect_regional_diffusion.sampling_core.models.family import Part, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.ip_adapter_file import IPAdapter
 from prefect_regional_diffusion.sampling_core.models.loading import (
@@ -109,6 +110,10 @@ class DiffusersFolder:
     def chunks(self, prompt: str | None, syntax: PromptSyntax, embeddings: Embeddings) -> int:
         """One; families that read longer prompts override this."""
         return 1
+
+    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
+        """No tensors; families whose denoiser takes sizes override this."""
+        return Conditioning({})
 
     def open_lora(self, files: ModelFiles) -> Lora:
         """Compare a LoRA's header with the weights of this model. Raises ModelError."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import (
+    AUTOENCODER_KL,
+    WITHOUT_MEAN,
+    AutoencoderKL,
+)
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import DiffusersFolder
 from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
@@ -13,6 +18,14 @@ from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FlowS
 from prefect_regional_diffusion.sampling_core.models.kl_autoencoder import KLAutoencoder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels
+
+
+class VAE(AutoencoderKL):
+    ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_MEAN}
+
+
+FLOW_VAE = replace(AUTOENCODER_KL, configuration=VAE)
+"""The autoencoder: its latents are scaled and shifted, all channels alike."""
 
 
 @dataclass(frozen=True)

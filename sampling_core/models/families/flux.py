@@ -14,11 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import (
-    AUTOENCODER_KL,
-    WITHOUT_MEAN,
-    AutoencoderKL,
-)
 from prefect_regional_diffusion.sampling_core.models.clip_text import CLIP_TEXT, PooledCLIPTextModel
 from prefect_regional_diffusion.sampling_core.models.conditioning import (
     POOLED_PROMPT_EMBEDS,
@@ -33,10 +28,14 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
-from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import (
+    FLOW_VAE,
+    FlowTransformerFolder,
+    check_fit,
+)
 from prefect_regional_diffusion.sampling_core.models.flux_transformer import (
     FLUX_TRANSFORMER,
     PATCH,
@@ -88,15 +87,10 @@ class Index(ModelIndex):
     image_encoder: Library | None = None
 
 
-class VAE(AutoencoderKL):
-    ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_MEAN}
-
-
-_VAE = replace(AUTOENCODER_KL, configuration=VAE)
 _CLIP = replace(CLIP_TEXT, configuration=PooledCLIPTextModel)
 _CLASSES = {
     "transformer": FLUX_TRANSFORMER.known_as,
-    "vae": _VAE.known_as,
+    "vae": FLOW_VAE.known_as,
     "text_encoder": _CLIP.known_as,
     "text_encoder_2": T5_TEXT.known_as,
     "tokenizer": CLIP_TOKENIZER,
@@ -154,10 +148,6 @@ class Flux(FlowTransformerFolder):
             PROMPT_EMBEDS: TensorSpec(torch.float32, (1, self.t5.length, network.joint_attention_dim)),
             POOLED_PROMPT_EMBEDS: TensorSpec(torch.float32, (1, network.pooled_projection_dim)),
         }
-
-    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
-        """Nothing: positions follow from the latent."""
-        return Conditioning({})
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt T5 reads."""
@@ -225,7 +215,7 @@ class FluxTextEncoder:
 def open_flux(path: Path, files: ModelFiles) -> Flux:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
     check_classes(Index.read(files, INDEX), files, _CLASSES)
-    transformer, vae = FLUX_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
+    transformer, vae = FLUX_TRANSFORMER.read(files, "transformer"), FLOW_VAE.read(files, "vae")
     clip, t5 = _CLIP.read(files, "text_encoder"), T5_TEXT.read(files, "text_encoder_2")
     cells = PATCH * PATCH
     latents = {
@@ -241,7 +231,7 @@ def open_flux(path: Path, files: ModelFiles) -> Flux:
     )
     networks = {
         "transformer": FLUX_TRANSFORMER.source(files, "transformer", transformer),
-        "vae": _VAE.source(files, "vae", vae),
+        "vae": FLOW_VAE.source(files, "vae", vae),
         "text_encoder": _CLIP.source(files, "text_encoder", clip),
         "text_encoder_2": T5_TEXT.source(files, "text_encoder_2", t5),
     }

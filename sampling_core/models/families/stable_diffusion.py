@@ -20,7 +20,7 @@ from prefect_regional_diffusion.sampling_core.models.beta_scheduler import read_
 from prefect_regional_diffusion.sampling_core.models.beta_unet_folder import BetaUNetFolder, check_widths
 from prefect_regional_diffusion.sampling_core.models.clip_encoder import CLIPTextEncoder
 from prefect_regional_diffusion.sampling_core.models.clip_text import CLIP_TEXT
-from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     CLIP_TOKENIZER,
     INDEX,
@@ -30,7 +30,7 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import CLIP_TOKENIZER_FILES
@@ -108,10 +108,6 @@ class StableDiffusion(BetaUNetFolder):
     def conditioning_specs(self) -> dict[str, TensorSpec]:
         """`prompt_embeds` [1, tokens, features]."""
         return {PROMPT_EMBEDS: TensorSpec(torch.float32, (1, self.tokenizers[0].length, self.text_width))}
-
-    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
-        """Nothing."""
-        return Conditioning({})
 
     def load_text_encoder(self, placement: Placement) -> CLIPTextEncoder:
         """Read the text encoder's weights. Raises ModelError."""

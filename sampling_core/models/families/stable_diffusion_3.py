@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import (
-    AUTOENCODER_KL,
-    WITHOUT_MEAN,
-    AutoencoderKL,
-)
+from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import AutoencoderKL
 from prefect_regional_diffusion.sampling_core.models.clip_encoder import projected_states
 from prefect_regional_diffusion.sampling_core.models.clip_text import (
     CLIP_TEXT_WITH_PROJECTION,
@@ -34,10 +30,14 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
-from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import (
+    FLOW_VAE,
+    FlowTransformerFolder,
+    check_fit,
+)
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.partial_canvas import PartialCanvas
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
@@ -81,14 +81,9 @@ class Index(ModelIndex):
     image_encoder: Library | None = None
 
 
-class VAE(AutoencoderKL):
-    ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_MEAN}
-
-
-_VAE = replace(AUTOENCODER_KL, configuration=VAE)
 _CLASSES = {
     "transformer": SD3_TRANSFORMER.known_as,
-    "vae": _VAE.known_as,
+    "vae": FLOW_VAE.known_as,
     "text_encoder": CLIP_TEXT_WITH_PROJECTION.known_as,
     "text_encoder_2": CLIP_TEXT_WITH_PROJECTION.known_as,
     "tokenizer": CLIP_TOKENIZER,
@@ -151,10 +146,6 @@ class StableDiffusion3(FlowTransformerFolder):
     def _reader(self) -> PromptTokenizer | T5PromptTokenizer:
         """The tokenizer of the encoder that reads the most of a prompt."""
         return self.t5 or self.clip[0]
-
-    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
-        """Nothing."""
-        return Conditioning({})
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt T5 reads, or CLIP if there is no T5."""
@@ -226,14 +217,14 @@ def open_stable_diffusion_3(path: Path, files: ModelFiles) -> StableDiffusion3:
     index = Index.read(files, INDEX)
     with_t5 = index.has("text_encoder_3")
     check_classes(index, files, _CLASSES | _T5_CLASSES if with_t5 else _CLASSES)
-    transformer, vae = SD3_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
+    transformer, vae = SD3_TRANSFORMER.read(files, "transformer"), FLOW_VAE.read(files, "vae")
     first = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder")
     second = CLIP_TEXT_WITH_PROJECTION.read(files, "text_encoder_2")
     third = T5_TEXT.read(files, "text_encoder_3") if with_t5 else None
     _check_widths(files, transformer, vae, (first, second), third)
     networks = {
         "transformer": SD3_TRANSFORMER.source(files, "transformer", transformer),
-        "vae": _VAE.source(files, "vae", vae),
+        "vae": FLOW_VAE.source(files, "vae", vae),
         "text_encoder": CLIP_TEXT_WITH_PROJECTION.source(files, "text_encoder", first),
         "text_encoder_2": CLIP_TEXT_WITH_PROJECTION.source(files, "text_encoder_2", second),
     }

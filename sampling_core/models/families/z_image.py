@@ -6,18 +6,13 @@ A job's `cfg` is what it is for other families: diffusers counts Z-Image's `guid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch.nn.functional import pad
 
-from prefect_regional_diffusion.sampling_core.models.autoencoder_kl_config import (
-    AUTOENCODER_KL,
-    WITHOUT_MEAN,
-    AutoencoderKL,
-)
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, PROMPT_LENGTH, Conditioning
 from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     INDEX,
@@ -26,10 +21,14 @@ from prefect_regional_diffusion.sampling_core.models.diffusers_folder import (
     ModelIndex,
     check_classes,
 )
-from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading, SizeConditioning
+from prefect_regional_diffusion.sampling_core.models.family import Defaults, Facts, Part, Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
 from prefect_regional_diffusion.sampling_core.models.flow_scheduler import FLOW_SCHEDULER, read_flow_scheduler
-from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import FlowTransformerFolder, check_fit
+from prefect_regional_diffusion.sampling_core.models.flow_transformer_folder import (
+    FLOW_VAE,
+    FlowTransformerFolder,
+    check_fit,
+)
 from prefect_regional_diffusion.sampling_core.models.lora_file import Lora
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
@@ -69,14 +68,9 @@ class Index(ModelIndex):
     tokenizer: Library
 
 
-class VAE(AutoencoderKL):
-    ONLY: ClassVar[Mapping[str, object]] = {**AutoencoderKL.ONLY, **WITHOUT_MEAN}
-
-
-_VAE = replace(AUTOENCODER_KL, configuration=VAE)
 _CLASSES = {
     "transformer": Z_IMAGE_TRANSFORMER.known_as,
-    "vae": _VAE.known_as,
+    "vae": FLOW_VAE.known_as,
     "text_encoder": QWEN3_TEXT.known_as,
     "tokenizer": QWEN_TOKENIZER,
     "scheduler": FLOW_SCHEDULER,
@@ -119,10 +113,6 @@ class ZImage(FlowTransformerFolder):
         """`prompt_embeds` [1, tokens, features], and in `prompt_length` [1] how many of the tokens are the prompt's."""
         shape = (1, self.tokenizer.length, self.transformer.cap_feat_dim)
         return {PROMPT_EMBEDS: TensorSpec(torch.float32, shape), PROMPT_LENGTH: TensorSpec(torch.int64, (1,))}
-
-    def size_tensors(self, sizes: SizeConditioning) -> Conditioning:
-        """Nothing."""
-        return Conditioning({})
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt Qwen3 reads."""
@@ -186,14 +176,14 @@ class ZImageTextEncoder:
 def open_z_image(path: Path, files: ModelFiles) -> ZImage:
     """Check a diffusers folder: its index, its configurations, and the headers of its weights. Raises ModelError."""
     check_classes(Index.read(files, INDEX), files, _CLASSES)
-    transformer, vae = Z_IMAGE_TRANSFORMER.read(files, "transformer"), _VAE.read(files, "vae")
+    transformer, vae = Z_IMAGE_TRANSFORMER.read(files, "transformer"), FLOW_VAE.read(files, "vae")
     encoder = QWEN3_TEXT.read(files, "text_encoder")
     check_fit(files, "latent channels", {"vae": vae.latent_channels, "transformer": transformer.in_channels})
     token_widths = {"text_encoder": encoder.hidden_size, "transformer": transformer.cap_feat_dim}
     check_fit(files, "features of a token", token_widths)
     networks = {
         "transformer": Z_IMAGE_TRANSFORMER.source(files, "transformer", transformer),
-        "vae": _VAE.source(files, "vae", vae),
+        "vae": FLOW_VAE.source(files, "vae", vae),
         "text_encoder": QWEN3_TEXT.source(files, "text_encoder", encoder),
     }
     length = min(_MOST_TOKENS, transformer.most_tokens)
