@@ -10,13 +10,13 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     Tensors,
     axis,
     below,
+    end_swapped,
     length,
     num_blocks,
     placed_layers,
     replaced,
     rows,
     share,
-    swapped,
 )
 from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorInfo, Weights
 
@@ -72,9 +72,7 @@ def flux_weights(file: Tensors) -> Weights:
     for name, info in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
-            # The file has shift and scale, diffusers scale and shift.
-            swap_halves = name.startswith("final_layer.adaLN_modulation.")
-            weights[replaced(name, _OUTSIDE)] = swapped(info) if swap_halves else info
+            weights[replaced(name, _OUTSIDE)] = end_swapped(name, info)
         elif block[1] == "double":
             place, inside = f"transformer_blocks.{block[2]}", block[3]
             if fused := _FUSED.fullmatch(inside):

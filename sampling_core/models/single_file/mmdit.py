@@ -10,6 +10,7 @@ from prefect_regional_diffusion.sampling_core.models.single_file.tensors import 
     Tensors,
     axis,
     below,
+    end_swapped,
     num_blocks,
     placed_layers,
     replaced,
@@ -70,9 +71,7 @@ def mmdit_weights(file: Tensors) -> Weights:
     for name, info in tensors.items():
         block = _BLOCK.fullmatch(name)
         if block is None:
-            # The file has shift and scale, diffusers scale and shift.
-            swap_halves = name.startswith("final_layer.adaLN_modulation.")
-            weights[replaced(name, _OUTSIDE)] = swapped(info) if swap_halves else info
+            weights[replaced(name, _OUTSIDE)] = end_swapped(name, info)
             continue
         number, (names, projection), inside = int(block[1]), _HALVES[block[2]], block[3]
         place = f"transformer_blocks.{number}"

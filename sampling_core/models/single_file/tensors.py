@@ -56,6 +56,13 @@ def swapped(info: TensorInfo) -> TensorInfo:
     return info._replace(order="halves swapped")
 
 
+def end_swapped(name: str, info: TensorInfo) -> TensorInfo:
+    """A tensor that is in no block of a transformer, with the halves of the modulation at the end exchanged: files of
+    Stable Diffusion 3 and FLUX.1 have shift and scale there, diffusers scale and shift.
+    """
+    return swapped(info) if name.startswith("final_layer.adaLN_modulation.") else info
+
+
 def transposed(info: TensorInfo) -> TensorInfo:
     """A matrix with its axes exchanged."""
     return info._replace(shape=info.shape[::-1], order="transposed")
