@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from prefect_regional_diffusion.sampling_core.models.component import Class
@@ -15,11 +15,17 @@ from prefect_regional_diffusion.sampling_core.models.family import Reading
 from prefect_regional_diffusion.sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
     CONFIGURATION,
-    MOST_ADDED_TOKENS,
     TOKENIZER,
     Number,
-    Token,
     TokenizerConfiguration,
+    TokenizerJson,
+    stated_tokens,
+)
+from prefect_regional_diffusion.sampling_core.models.tokenizer_library import (
+    added_token,
+    built,
+    check_embeddings,
+    reading,
 )
 
 QWEN_TOKENIZER = Class("transformers", ("Qwen2Tokenizer", "Qwen2TokenizerFast"))
@@ -49,19 +55,11 @@ class BytePairs(Configuration):
     merges: list[str] | list[list[str]]
 
 
-class TokenizerFile(Configuration):
-    """A tokenizer.json. Its rules for splitting a text are not read: Qwen's are known."""
-
-    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+class TokenizerFile(TokenizerJson):
+    """That of Qwen's tokenizer."""
 
     model: BytePairs
-    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
-    truncation: dict[str, Any] | None = None
-    padding: dict[str, Any] | None = None
     normalizer: dict[str, Any] | None = None
-    pre_tokenizer: dict[str, Any] | None = None
-    post_processor: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
 
 
 class QwenTokenizerConfiguration(TokenizerConfiguration):
@@ -85,8 +83,7 @@ class QwenPromptTokenizer:
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""
-        spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
-        return Reading(len(spans), self.most, spans[self.most - 1][1] if len(spans) > self.most else len(prompt))
+        return reading(self._tokenizer, prompt, self.most)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -107,22 +104,13 @@ def open_qwen_tokenizer(
         template = files.read(f"{folder}/{TEMPLATE}", 2**16).decode("utf-8", "replace")
     if template is None or not all(mark in template for mark in _MARKS):
         raise files.error(f"has a {folder} without Qwen's chat template (with {' and '.join(_MARKS)})")
-    try:
-        tokenizer = _build_tokenizer(tokenizer_file)
-    except Exception as error:
-        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
-    tokens_by_number = configuration.added_tokens_decoder
-    added_tokens = (
-        list(tokens_by_number.values()) if tokens_by_number is not None else (tokenizer_file.added_tokens or [])
-    )
-    tokenizer.add_tokens([_added_token(token) for token in added_tokens])
+    tokenizer = built(files, folder, lambda: _build_tokenizer(tokenizer_file))
+    tokenizer.add_tokens([added_token(token) for token in stated_tokens(configuration, tokenizer_file)])
     numbers = tokenizer.get_vocab()
     missing = [mark for mark in _MARKS if mark not in numbers]
     if missing:
         raise files.error(f"has a {folder} without a token {missing[0]}")
-    most = max(numbers.values())
-    if most >= embeddings:
-        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
+    check_embeddings(files, folder, max(numbers.values()), encoder, embeddings)
     return QwenPromptTokenizer(tokenizer, length)
 
 
@@ -138,14 +126,3 @@ def _build_tokenizer(tokenizer_file: TokenizerFile) -> Tokenizer:
         ]
     )
     return tokenizer
-
-
-def _added_token(token: Token) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=token.special,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
@@ -17,11 +17,18 @@ from prefect_regional_diffusion.sampling_core.models.family import Reading
 from prefect_regional_diffusion.sampling_core.models.files import MOST_TOKENIZER_BYTES, ModelFiles
 from prefect_regional_diffusion.sampling_core.models.tokenizer_files import (
     CONFIGURATION,
-    MOST_ADDED_TOKENS,
     TOKENIZER,
     Text,
     Token,
     TokenizerConfiguration,
+    TokenizerJson,
+    stated_tokens,
+)
+from prefect_regional_diffusion.sampling_core.models.tokenizer_library import (
+    added_token,
+    built,
+    check_embeddings,
+    reading,
 )
 
 T5_TOKENIZER = Class("transformers", ("T5Tokenizer", "T5TokenizerFast"))
@@ -49,19 +56,11 @@ class Normalizer(Configuration):
     precompiled_charsmap: str
 
 
-class TokenizerFile(Configuration):
-    """A tokenizer.json. Its rules for splitting a text are not read: T5's are known."""
-
-    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+class TokenizerFile(TokenizerJson):
+    """That of T5's tokenizer."""
 
     model: Pieces
     normalizer: Normalizer | None = None
-    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
-    truncation: dict[str, Any] | None = None
-    padding: dict[str, Any] | None = None
-    pre_tokenizer: dict[str, Any] | None = None
-    post_processor: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
 
 
 class T5TokenizerConfiguration(TokenizerConfiguration):
@@ -94,8 +93,7 @@ class T5PromptTokenizer:
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""
-        spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
-        return Reading(len(spans), self.most, spans[self.most - 1][1] if len(spans) > self.most else len(prompt))
+        return reading(self._tokenizer, prompt, self.most)
 
 
 def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int, embeddings: int) -> T5PromptTokenizer:
@@ -106,27 +104,19 @@ def open_t5_tokenizer(files: ModelFiles, folder: str, encoder: str, length: int,
     name = f"{folder}/{TOKENIZER}"
     configuration = T5TokenizerConfiguration.read(files, f"{folder}/{CONFIGURATION}")
     tokenizer_file = TokenizerFile.checked(files.mapping(name, MOST_TOKENIZER_BYTES), files, name)
-    try:
-        tokenizer = _build_tokenizer(tokenizer_file)
-    except Exception as error:
-        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
+    tokenizer = built(files, folder, lambda: _build_tokenizer(tokenizer_file))
     end, padding, unknown = (
         _text(getattr(configuration, role) or default)
         for role, default in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
     )
     pieces = tokenizer.get_vocab()
-    tokens_by_number = configuration.added_tokens_decoder
-    added_tokens = (
-        list(tokens_by_number.values()) if tokens_by_number is not None else (tokenizer_file.added_tokens or [])
-    )
+    stated = stated_tokens(configuration, tokenizer_file)
     # Those that T5 was not trained on have no embeddings.
-    tokenizer.add_tokens([_added_token(token) for token in added_tokens if token.content in pieces])
+    tokenizer.add_tokens([added_token(token) for token in stated if token.content in pieces])
     tokenizer.add_special_tokens([_special_token(text) for text in _extra_tokens(configuration) if text in pieces])
     tokenizer.add_special_tokens([_special_token(text) for text in (end, unknown, padding)])
     numbers = tokenizer.get_vocab()
-    most = max(numbers.values())
-    if most >= embeddings:
-        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
+    check_embeddings(files, folder, max(numbers.values()), encoder, embeddings)
     return T5PromptTokenizer(tokenizer, length, numbers[end], numbers[padding])
 
 
@@ -159,17 +149,6 @@ def _extra_tokens(configuration: T5TokenizerConfiguration) -> Iterable[str]:
 
 def _text(token: Text | Token) -> str:
     return token if isinstance(token, str) else token.content
-
-
-def _added_token(token: Token) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=token.special,
-    )
 
 
 def _special_token(text: str) -> AddedToken:

@@ -88,6 +88,21 @@ class TokenizerConfiguration(SpecialTokens):
     added_tokens_decoder: Annotated[dict[str, Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
 
 
+class TokenizerJson(Configuration):
+    """A tokenizer.json, whatever model is in it. Its rules for splitting a text are not read: the model's are known."""
+
+    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+
+    model: Any
+    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
+    truncation: dict[str, Any] | None = None
+    padding: dict[str, Any] | None = None
+    normalizer: Any = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
 class BytePairs(Configuration):
     """The model in a tokenizer.json."""
 
@@ -101,19 +116,11 @@ class BytePairs(Configuration):
     merges: list[str] | list[list[str]]
 
 
-class TokenizerFile(Configuration):
-    """A tokenizer.json. Its rules for splitting a text are not read: CLIP's are known."""
-
-    NOTES: ClassVar[frozenset[str]] = frozenset({"version"})
+class TokenizerFile(TokenizerJson):
+    """That of a CLIP tokenizer."""
 
     model: BytePairs
-    added_tokens: Annotated[list[Token], Field(max_length=MOST_ADDED_TOKENS)] | None = None
-    truncation: dict[str, Any] | None = None
-    padding: dict[str, Any] | None = None
     normalizer: dict[str, Any] | None = None
-    pre_tokenizer: dict[str, Any] | None = None
-    post_processor: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
 
 
 class Vocabulary(Configuration):
@@ -137,6 +144,12 @@ class TokenizerFiles:
     unknown: str
     length: int
     """Tokens that the model is given for a prompt, begin and end included, if it has as many positions."""
+
+
+def stated_tokens(configuration: TokenizerConfiguration, tokenizer_file: TokenizerJson) -> list[Token]:
+    """The tokens beyond the vocabulary: the configuration's where it has a list of them, otherwise the file's."""
+    tokens_by_number = configuration.added_tokens_decoder
+    return list(tokens_by_number.values()) if tokens_by_number is not None else tokenizer_file.added_tokens or []
 
 
 def read_tokenizer(files: ModelFiles, folder: str) -> TokenizerFiles:

@@ -6,12 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from prefect_regional_diffusion.sampling_core.models.family import Reading
 from prefect_regional_diffusion.sampling_core.models.files import ModelFiles
-from prefect_regional_diffusion.sampling_core.models.tokenizer_files import Token, TokenizerFiles, read_tokenizer
+from prefect_regional_diffusion.sampling_core.models.tokenizer_files import TokenizerFiles, read_tokenizer
+from prefect_regional_diffusion.sampling_core.models.tokenizer_library import (
+    added_token,
+    built,
+    check_embeddings,
+    reading,
+)
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """How CLIP's tokenizer takes a text apart before it spells the parts (Radford et al. 2021, as in transformers)."""
@@ -57,8 +63,7 @@ class PromptTokenizer:
 
     def reading(self, prompt: str) -> Reading:
         """How much of a prompt is read."""
-        spans = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
-        return Reading(len(spans), self.most, spans[self.most - 1][1] if len(spans) > self.most else len(prompt))
+        return reading(self._tokenizer, prompt, self.most)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt, each once, that are no token of their own."""
@@ -82,13 +87,9 @@ def open_tokenizer(files: ModelFiles, folder: str, encoder: str, positions: int,
     if definition.unknown not in definition.vocabulary:
         # It would be missed only when a prompt has a letter that the vocabulary has not.
         raise files.error(f"has a {folder} whose vocabulary lacks its unk_token ({definition.unknown!r:.60})")
-    try:
-        tokenizer = _build_tokenizer(definition)
-    except Exception as error:
-        raise files.error(f"has a {folder} that cannot be built ({' '.join(str(error).split())[:120]})") from error
+    tokenizer = built(files, folder, lambda: _build_tokenizer(definition))
     most = max([*definition.vocabulary.values(), *tokenizer.get_added_tokens_decoder()], default=0)
-    if most >= embeddings:
-        raise files.error(f"has a {folder} with more than {encoder}'s {embeddings} tokens (one is {most})")
+    check_embeddings(files, folder, most, encoder, embeddings)
     texts = {token.content for token in definition.added_tokens}
     multi_vector = next((text for text in sorted(texts) if f"{text}_1" in texts), None)
     if multi_vector is not None:
@@ -111,16 +112,5 @@ def _build_tokenizer(definition: TokenizerFiles) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_tokens([_added_token(token) for token in definition.added_tokens])
+    tokenizer.add_tokens([added_token(token) for token in definition.added_tokens])
     return tokenizer
-
-
-def _added_token(token: Token) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=token.special,
-    )
