@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 import anyio
 import httpx
@@ -23,6 +25,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from pydantic import PrivateAttr
 
 from prefect_regional_diffusion.deployments.dispatch import Dispatch
+from prefect_regional_diffusion.deployments.requeueing import put_back
 from prefect_regional_diffusion.deployments.resident.fitness import VERSION
 from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from prefect_regional_diffusion.deployments.resident.starting import own_entrypoint, run_handed_off
@@ -31,7 +34,7 @@ from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 
 logger = plain_logger(__name__)
@@ -95,6 +98,8 @@ class RegionalWorker(ProcessWorker):
         self._resident = resident
         held = partial(read_held, str(Path(resident).parent)) if resident else frozenset[str]
         self._dispatch = Dispatch(load_seconds, held)
+        self.claimed = set[UUID]()
+        """Runs that wait for their process here, and that no other worker takes."""
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -112,6 +117,17 @@ class RegionalWorker(ProcessWorker):
             logger.warning("Runs are taken in the order of their submission: %s", reason_of(error))
             return offered
 
+    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+        is_ours = await super()._propose_pending_state(flow_run)
+        if is_ours:
+            self.claimed.add(flow_run.id)
+        return is_ours
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        await super()._submit_run(flow_run)
+        # Where it is cancelled, what it has claimed stays claimed.
+        self.claimed.discard(flow_run.id)
+
     async def run(
         self,
         flow_run: FlowRun,
@@ -120,10 +136,21 @@ class RegionalWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Start the process of a run, and wait for its end."""
         entrypoint = configuration.entrypoint if isinstance(configuration, AsThePoolSays) else None
+        status = _Started(task_status or anyio.TASK_STATUS_IGNORED, partial(self.claimed.discard, flow_run.id))
         if self._resident is None or entrypoint is None:
-            return await super().run(flow_run, configuration, task_status)
-        status = task_status or anyio.TASK_STATUS_IGNORED
+            return await super().run(flow_run, configuration, status)
         return await run_handed_off(flow_run, configuration, self._resident, entrypoint, status)
+
+
+class _Started(TaskStatus[int]):
+    """Hands on that a run has a process, once something is done."""
+
+    def __init__(self, status: TaskStatus[int], then: Callable[[], None]) -> None:
+        self._status, self._then = status, then
+
+    def started(self, value: int | None = None) -> None:
+        self._then()
+        self._status.started(cast("int", value))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -132,7 +159,10 @@ _SECONDS_TO_STOP = 3.0
 
 
 async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
-    """Take runs until this process gets SIGINT or SIGTERM; runs that go on then are ended. A second signal kills it."""
+    """Take runs until this process gets SIGINT or SIGTERM. A second signal kills it.
+
+    Runs that go on then are ended, and those that have no process yet put back into the queue.
+    """
     loop, is_told = asyncio.get_running_loop(), asyncio.Event()
 
     def stop() -> None:
@@ -152,7 +182,14 @@ async def work(worker: RegionalWorker, *, with_healthcheck: bool) -> None:
     try:
         await at_work
     except asyncio.CancelledError:
+        # The others are put back by whoever has ended their processes (`deployments.worker`).
+        for flow_run_id in worker.claimed:
+            await asyncio.to_thread(put_back, flow_run_id, _is_pending)
         say(f"Worker {worker.name!r} stopped!")
+
+
+def _is_pending(state: State) -> bool:
+    return state.is_pending()
 
 
 async def _stop(worker: RegionalWorker, at_work: asyncio.Future[None]) -> None:

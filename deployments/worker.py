@@ -18,15 +18,22 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 import psutil
 
 from prefect_regional_diffusion.deployments.metrics.endpoint import Endpoint
+from prefect_regional_diffusion.deployments.requeueing import put_back
 from prefect_regional_diffusion.deployments.resident.keeping import Resident, is_possible
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.sampling_core.text.plain_text import plain
 from prefect_regional_diffusion.tasks.machine.metrics import SOCKET
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable in which Prefect gives a process the id of its flow run."""
@@ -163,10 +170,7 @@ def requeue_runs(worker: subprocess.Popen[bytes]) -> None:
             run.terminate()
     _wait_for_end(list(runs))
     for flow_run_id in runs.values():
-        try:
-            _requeue(flow_run_id, signal_time)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the flow `reap` will find the run
-            print(f"Run {flow_run_id} could not be put back: {plain(error)}", file=sys.stderr, flush=True)
+        put_back(UUID(flow_run_id), partial(_was_ended, signal_time))
     process.resume()
     worker.terminate()
     try:
@@ -174,6 +178,13 @@ def requeue_runs(worker: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         worker.kill()
         worker.wait()
+
+
+def _was_ended(signal_time: datetime, state: State) -> bool:
+    """Whether the signal has ended a run in this state, and not the run itself."""
+    # A signal that arrives while a task is being set up is taken for an error of that task by Prefect.
+    failed_by_signal = state.is_failed() and state.timestamp >= signal_time
+    return failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending()
 
 
 def _runs_of(worker: psutil.Process) -> dict[psutil.Process, str]:
@@ -203,32 +214,6 @@ def _alive(process: psutil.Process) -> bool:
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
-
-
-def _requeue(flow_run_id: str, signal_time: datetime) -> None:
-    """Put a run back into the queue unless it has ended by itself. Raises RuntimeError if the server refuses that."""
-    from uuid import UUID
-
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.responses import SetStateStatus
-    from prefect.states import AwaitingRetry
-
-    from prefect_regional_diffusion.flows.reap import TAKEN_AWAY
-
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(flow_run_id)).state
-        if state is None:
-            return
-        # A signal that arrives while a task is being set up is taken for an error of that task by Prefect.
-        failed_by_signal = state.is_failed() and state.timestamp >= signal_time
-        if failed_by_signal or state.is_crashed() or state.is_running() or state.is_pending():
-            awaiting_retry = AwaitingRetry(message=f"{TAKEN_AWAY} ({os.uname().nodename})")
-            response = client.set_flow_run_state(UUID(flow_run_id), awaiting_retry)
-            # It may have been cancelled meanwhile.
-            if response.status != SetStateStatus.ACCEPT:
-                reason = getattr(response.details, "reason", None)
-                raise RuntimeError(f"the server says {response.status.value} ({reason or 'no reason given'})")
-            print(f"Run {flow_run_id} is back in the queue.", flush=True)
 
 
 if __name__ == "__main__":

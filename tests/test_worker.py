@@ -31,6 +31,7 @@ from prefect.workers.process import ProcessWorker
 
 from prefect_regional_diffusion.deployments import process_worker, worker
 from prefect_regional_diffusion.deployments.process_worker import RegionalWorker
+from prefect_regional_diffusion.flows.reap import TAKEN_AWAY
 from tests.on_server import OnServer
 from tests.processes import free_port
 
@@ -101,7 +102,7 @@ def test_a_worker_ends_when_what_it_waits_for_swallows_that_it_is_told_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Deaf:
-        name, is_setup, cancellations = "deaf", True, 0
+        name, is_setup, cancellations, claimed = "deaf", True, 0, frozenset[UUID]()
 
         async def start(self, **_options: Any) -> None:
             try:
@@ -151,5 +152,28 @@ def test_a_worker_answers_while_it_asks_for_runs_and_ends_when_it_is_told_to(
         assert process.returncode == 0, err
         assert "Worker 'here' stopped!" in out
         assert "warning" not in err.lower()
+
+    on_server(work)
+
+
+@pytest.mark.e2e
+def test_a_run_that_has_no_process_yet_is_back_in_the_queue_when_its_worker_ends(
+    on_server: OnServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody else takes a run that is Pending, until the reaper finds it after minutes."""
+
+    async def unanswered(_worker: RegionalWorker, _flow_run_id: UUID) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(RegionalWorker, "_give_worker_labels_to_flow_run", unanswered)
+
+    async def work(client: PrefectClient, deployment: UUID, pool: str) -> None:
+        run = await client.create_flow_run_from_deployment(deployment)
+        await asyncio.wait_for(process_worker.work(RegionalWorker(pool, limit=1), with_healthcheck=False), 100)
+        state = (await client.read_flow_run(run.id)).state
+        assert state is not None
+        assert (state.name, state.message) == ("AwaitingRetry", f"{TAKEN_AWAY} ({os.uname().nodename})")
+        assert f"Run {run.id} is back in the queue.\n" in capsys.readouterr().out
 
     on_server(work)
