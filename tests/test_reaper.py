@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus, StateAbortDetails, StateAcceptDetails
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-import prefect_regional_diffusion.deployments.worker
+import prefect_regional_diffusion.deployments.requeueing
 import prefect_regional_diffusion.flows.reap
 from prefect_regional_diffusion.flows.reap import (
     STORING,
@@ -136,7 +136,7 @@ def test_tasks_that_store_go_by_the_names_that_are_looked_for() -> None:
 
 def test_what_a_worker_says_when_its_machine_goes_is_known() -> None:
     assert str(TAKEN.message).startswith(TAKEN_AWAY)
-    assert "TAKEN_AWAY" in inspect.getsource(prefect_regional_diffusion.deployments.worker._requeue)
+    assert "TAKEN_AWAY" in inspect.getsource(prefect_regional_diffusion.deployments.requeueing._requeue)
 
 
 STARTED = """
