@@ -1,6 +1,8 @@
 # Everything installs into .venv; nothing outside this folder is changed.
 PYTHON ?= python3
 WORKERS ?= 2
+# Its tests wait for heartbeats: one more than a small machine has cores.
+E2E_WORKERS ?= 3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Compiled once, not by each of the processes that tests start.
@@ -31,7 +33,7 @@ test: .venv/installed ## tests without servers, in minutes
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m 'not e2e'
 
 test-e2e: .venv/installed ## end to end: real servers and workers, kills, faults, a browser
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m e2e
+	$(BIN)/pytest --numprocesses $(E2E_WORKERS) --dist loadgroup -m e2e
 
 check: .venv/installed ## format, lint, types, layer contracts, consistent packages
 	$(BIN)/ruff format --check .

@@ -14,13 +14,12 @@ from prefect.client.orchestration import PrefectClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.machine import Machine
-from tests.processes import stop
+from tests.processes import stop, waiting_for_runs
 
 
 def waiting_processes(workers: Iterable[psutil.Process]) -> set[int]:
     """Ids of the workers' processes that have drawn, and have their models in memory for the next run."""
-    children = [child for worker in workers for child in worker.children(recursive=True)]
-    return {child.pid for child in children if child.name() == "waits-for-runs"}
+    return {process.pid for worker in workers for process in waiting_for_runs(worker)}
 
 
 class Pool:

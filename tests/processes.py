@@ -49,6 +49,16 @@ def processes_of(run_id: str) -> list[psutil.Process]:
     return [*forked, *with_variable("PREFECT__FLOW_RUN_ID", run_id)]
 
 
+def waiting_for_runs(worker: psutil.Process) -> list[psutil.Process]:
+    """The living processes below a worker that have drawn, and have their models in memory for the next run."""
+    found: list[psutil.Process] = []
+    for process in worker.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if process.name() == "waits-for-runs":
+                found.append(process)
+    return found
+
+
 def _living(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.process_iter():

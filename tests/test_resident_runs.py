@@ -22,7 +22,7 @@ from prefect_regional_diffusion.deployments import background_processes as proce
 from prefect_regional_diffusion.deployments.resident import prefect_internals
 from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from tests.machine import Machine
-from tests.processes import EXAMPLES, post, processes_of
+from tests.processes import EXAMPLES, post, processes_of, waiting_for_runs
 
 on_a_machine = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
@@ -85,13 +85,19 @@ def waiting_now(machine: Machine) -> list[psutil.Process]:
     """The processes that have drawn and wait for the next run: one at most."""
     keeper = processes.running(machine.folder, "worker-gpu")
     assert keeper is not None
-    return [child for child in keeper.children(recursive=True) if child.name() == "waits-for-runs"]
+    return waiting_for_runs(keeper)
 
 
 def waiting(machine: Machine) -> psutil.Process:
     """That which soon waits."""
-    machine.wait_for("a process that waits", lambda: waiting_now(machine))
-    (process,) = waiting_now(machine)
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        found[:] = waiting_now(machine)
+        return bool(found)
+
+    machine.wait_for("a process that waits", is_there)
+    (process,) = found
     return process
 
 
