@@ -52,8 +52,6 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
-        # Looked at seldom: torch's and Prefect's many objects make that a tenth of all tests' time.
-        gc.set_threshold(50_000, 50, 1000)
         gc.enable()
 
 
