@@ -11,7 +11,7 @@ from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, regional_steps
 
 STATES_PER_CHUNK = 4
-"""As many are an interval's worth: runs that are sampled together and have more are saved as much less often."""
+"""A batch with more states than these is saved less often, in proportion."""
 
 
 async def sample_in_chunks(
@@ -42,7 +42,7 @@ def chosen_size(chunks: list[Chunk], states: int) -> int:
     """As many steps as take about `checkpoint_seconds`, judged by the last chunk; one step to begin with.
 
     Each state is an object that is written, and removed later. So that these requests do not grow with the number of
-    runs, the interval does, by the number of states in STATES_PER_CHUNK: a crash costs a batch no more of its time.
+    runs, the interval does: it is `checkpoint_seconds` for STATES_PER_CHUNK states, and twice as long for twice as many.
     """
     if not chunks:
         return 1
