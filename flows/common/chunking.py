@@ -42,7 +42,7 @@ def chosen_size(chunks: list[Chunk], states: int) -> int:
     """As many steps as take about `checkpoint_seconds`, judged by the last chunk; one step to begin with.
 
     Each state is an object that is written, and removed later. So that these requests do not grow with the number of
-    runs, the interval does: it is `checkpoint_seconds` for STATES_PER_CHUNK states, and twice as long for twice as many.
+    runs, the interval does: it is `checkpoint_seconds` for STATES_PER_CHUNK states, twice as long for twice as many.
     """
     if not chunks:
         return 1
