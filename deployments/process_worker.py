@@ -143,7 +143,7 @@ class RegionalWorker(ProcessWorker):
 
 
 class _Started(TaskStatus[int]):
-    """Hands on that a run has a process, once something is done."""
+    """Hands on that a run has a process, after it has called `then`."""
 
     def __init__(self, status: TaskStatus[int], then: Callable[[], None]) -> None:
         self._status, self._then = status, then
