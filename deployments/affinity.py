@@ -18,8 +18,8 @@ PATIENCE = 6
 HOLD = 3
 """Load times for which a run is left to a worker that holds its models, and is at work.
 
-With 2 there are up to five times as many loads, and waits are hardly shorter; with 4, runs that take a minute wait up to
-a quarter longer (p99).
+With 2 there are up to five times as many loads, and waits are hardly shorter; with 4, runs that take a minute wait up
+to a quarter longer (p99).
 """
 
 QUESTION_SECONDS = 3.0
