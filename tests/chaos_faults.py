@@ -81,7 +81,8 @@ _PAGES = 64
 
 
 def _kill_worker_and_run(field: Field, target: Target) -> bool:
-    field.machine.worker().kill()
+    with suppress(psutil.NoSuchProcess):
+        field.machine.worker().kill()
     return _kill_run(field, target)
 
 
@@ -127,7 +128,8 @@ def _take_server_away(field: Field, target: Target) -> bool:
     server = processes.running(field.machine.folder, "server")
     assert server is not None
     for process in [*server.children(recursive=True), server]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     time.sleep(60)
     field.up()
     return is_running

@@ -15,7 +15,7 @@ import psutil
 from prefect_regional_diffusion.deployments import background_processes as processes
 from prefect_regional_diffusion.deployments.local_stack import PARTS
 from prefect_regional_diffusion.deployments.postgres import Cluster
-from tests.processes import ROOT, ask, auth_files, environment, free_port, post
+from tests.processes import ROOT, ask, auth_files, environment, free_port, living, post
 
 ASKED_HERE = "asked-by=tests"
 """In the addresses of the tests' own questions, so that a server's log tells them from others'."""
@@ -146,7 +146,7 @@ class Machine:
         """Prefect's worker of the pool `gpu`; its children are runs, or hand them to a resident process."""
         keeper = processes.running(self.folder, "worker-gpu")
         assert keeper is not None, self.logs()
-        (worker,) = [child for child in keeper.children() if "process_worker" in " ".join(child.cmdline())]
+        (worker,) = living(lambda child: "process_worker" in " ".join(child.cmdline()), keeper.children())
         return worker
 
     def reap(self, **patience: float) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
     def has(process: psutil.Process) -> bool:
         return process.pid != os.getpid() and process.environ().get(name) == value
 
-    return _living(has)
+    return living(has)
 
 
 def processes_of(run_id: str) -> list[psutil.Process]:
@@ -45,27 +45,33 @@ def processes_of(run_id: str) -> list[psutil.Process]:
 
     A forked process does not show its environment; it has a name.
     """
-    forked = _living(lambda process: process.name() == f"run-{run_id[:8]}")
+    forked = living(lambda process: process.name() == f"run-{run_id[:8]}")
     return [*forked, *with_variable("PREFECT__FLOW_RUN_ID", run_id)]
 
 
 def waiting_for_runs(worker: psutil.Process) -> list[psutil.Process]:
     """The living processes below a worker that have drawn, and have their models in memory for the next run."""
-    found: list[psutil.Process] = []
-    for process in worker.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if process.name() == "waits-for-runs":
-                found.append(process)
-    return found
+    return living(lambda process: process.name() == "waits-for-runs", worker.children(recursive=True))
 
 
-def _living(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+def living(
+    holds: Callable[[psutil.Process], bool], among: Iterable[psutil.Process] | None = None
+) -> list[psutil.Process]:
+    """Those processes, of all or of some, that live and of which something holds: not those that end while it looks."""
     found: list[psutil.Process] = []
-    for process in psutil.process_iter():
+    for process in psutil.process_iter() if among is None else among:
         with suppress(psutil.Error, OSError):
             if process.status() != psutil.STATUS_ZOMBIE and holds(process):
                 found.append(process)
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process, or only what its parent has not yet asked for."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def regional(*arguments: object) -> list[str]:

@@ -11,11 +11,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from tests.forked import Forked
+from tests.processes import living
 
 MARK = "PYTHON_TEST_OF_STOPPING"  # servers of ours are given none but such
 """An environment variable by which everything that a command starts is found."""
@@ -79,7 +81,8 @@ class Terminal:
     def close(self) -> None:
         """End everything that the command has started."""
         for process in self.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
         self._reader.join(5)
         os.close(self._keys)
@@ -87,7 +90,8 @@ class Terminal:
     def processes(self) -> list[psutil.Process]:
         """The command, while it runs, and everything that it has started."""
         commands = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        return commands + [process for process in _marked(self.mark) if process not in commands]
+        marked = living(lambda process: process.environ().get(MARK) == self.mark)
+        return commands + [process for process in marked if process not in commands]
 
     @property
     def text(self) -> str:
@@ -116,15 +120,3 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     # Whoever runs tests in the background ignores it, and that is inherited.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes whose environment has this mark."""
-    marked_processes = list[psutil.Process]()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                marked_processes.append(process)
-        except psutil.Error:
-            continue
-    return marked_processes

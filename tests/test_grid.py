@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
@@ -22,7 +21,7 @@ from prefect_regional_diffusion.tasks.inputs.job_files import read_grid
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests import forked
-from tests.processes import ROOT, environment, post, regional, stop
+from tests.processes import ROOT, environment, has_ended, post, regional, stop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 SEEDS, FORK = ROOT / "examples" / "grids" / "seeds.yaml", ROOT / "examples" / "grids" / "fork.yaml"
@@ -230,7 +229,7 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
 
         # Prefect's worker ends with an error if a run is started anew while it still waits for its first process.
         pid = int(parent["infrastructure_pid"].rpartition(":")[2])
-        until(lambda: not psutil.pid_exists(pid), "the end of the parent's process")
+        until(lambda: has_ended(pid), "the end of the parent's process")
         time.sleep(3)
         retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
         post(server, f"flow_runs/{parent['id']}/set_state", retry)

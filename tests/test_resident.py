@@ -24,7 +24,7 @@ from prefect_regional_diffusion.deployments.resident import handoff, keeping
 from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from prefect_regional_diffusion.tasks.machine.device_lock import DeviceLock
 from tests import forked, resident_parent
-from tests.processes import environment
+from tests.processes import environment, has_ended, living
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("resident"), pytest.mark.timeout(300)]
 
@@ -53,8 +53,7 @@ class Site:
 
     @property
     def parent(self) -> psutil.Process:
-        alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-        (parent,) = [child for child in alive if "tests.resident_parent" in child.cmdline()]
+        (parent,) = living(lambda child: "tests.resident_parent" in child.cmdline(), psutil.Process().children())
         return parent
 
     def start(self, code: str, **variables: str) -> subprocess.Popen[str]:
@@ -291,7 +290,7 @@ def test_a_process_serves_one_version_of_each_deployment(site: Site) -> None:
     assert of("shard", "7") == first
     second = of("render", "2")
     assert second != first
-    assert not psutil.pid_exists(int(first))
+    assert has_ended(int(first))
     assert of("render", "2") == second
 
 
@@ -299,7 +298,7 @@ def test_a_waiting_process_goes_with_its_environment_and_with_the_resident_proce
     first, _ = drawn(site, STATE)
     second, _ = drawn(site, STATE, REGIONAL_STORE="elsewhere")
     assert second != first
-    assert not psutil.pid_exists(int(first))
+    assert has_ended(int(first))
     waiting = psutil.Process(int(second))
     assert waiting.name() == "waits-for-runs"
     site.parent.kill()
@@ -389,12 +388,12 @@ def test_a_waiting_process_ends_when_another_one_wants_its_device(site: Site) ->
     assert drawn(site, STATE + LOCK, REGIONAL_DEVICE_LOCK=name)[0] == first, "nobody wanted it"
     other = DeviceLock()
     asyncio.run(asyncio.wait_for(other.take(name), 30))
-    assert not psutil.pid_exists(int(first)) or psutil.Process(int(first)).status() == psutil.STATUS_ZOMBIE
     assert other.socket is not None
-    waits = site.start(LOCK + "print('has it')", PREFECT__FLOW_ENTRYPOINT=DRAWING, REGIONAL_DEVICE_LOCK=name)
-    with pytest.raises(subprocess.TimeoutExpired):
-        waits.wait(3)
-    other.socket.close()
+    with other.socket:
+        assert has_ended(int(first))
+        waits = site.start(LOCK + "print('has it')", PREFECT__FLOW_ENTRYPOINT=DRAWING, REGIONAL_DEVICE_LOCK=name)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(3)
     assert said(waits) == ("has it\n", 0)
 
 

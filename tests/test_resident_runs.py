@@ -22,7 +22,7 @@ from prefect_regional_diffusion.deployments import background_processes as proce
 from prefect_regional_diffusion.deployments.resident import prefect_internals
 from prefect_regional_diffusion.deployments.resident.held_models import read_held
 from tests.machine import Machine
-from tests.processes import EXAMPLES, post, processes_of, waiting_for_runs
+from tests.processes import EXAMPLES, has_ended, post, processes_of, waiting_for_runs
 
 on_a_machine = [pytest.mark.e2e, pytest.mark.xdist_group("machine"), pytest.mark.timeout(900)]
 JOB: dict[str, Any] = yaml.safe_load(next(path for path in EXAMPLES if path.stem == "two_halves").read_text())
@@ -145,4 +145,4 @@ class TestRuns:
         machine.completed(run)
         machine.completed(next_run)
         assert waiting(machine) != process
-        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        assert has_ended(process.pid)
