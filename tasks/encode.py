@@ -10,6 +10,7 @@ from itertools import groupby
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.machine.task import task
+from prefect_regional_diffusion.tasks.runtime.encoded_prompts import encoded_prompts
 from prefect_regional_diffusion.tasks.runtime.image_prompt_files import encode_images
 from prefect_regional_diffusion.tasks.runtime.model_cache import let_go
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext, Tensors
@@ -22,8 +23,8 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
     """Encode the prompts of runs (at least one, with one store) that the store lacks; returns how many.
 
-    Text encoders are loaded only for that, one model after the other, and evicted again unless the settings say
-    otherwise.
+    Text encoders are loaded only for prompts that this process has not encoded before, one model after the other, and
+    evicted again unless the settings say otherwise.
 
     `ready` is set once the runs know all their prompts.
     """
@@ -35,15 +36,19 @@ async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[No
         return prompts_by_key[key][1].model
 
     async def encode_missing(missing: Sequence[TensorKey]) -> dict[TensorKey, Tensors]:
-        tensors: dict[TensorKey, Tensors] = {}
-        for model, group in groupby(sorted(missing, key=model_of), key=model_of):
+        found = ((key, encoded_prompts().find(key)) for key in missing)
+        tensors = {key: encoded for key, encoded in found if encoded is not None}
+        unknown = [key for key in missing if key not in tensors]
+        for model, group in groupby(sorted(unknown, key=model_of), key=model_of):
             group_prompts = [(key, *prompts_by_key[key]) for key in group]
             with ExitStack() as stack:
                 if not settings().keep_text_encoders:
                     stack.callback(let_go, "text_encoder")
                 encoder = await asyncio.to_thread(stack.enter_context, group_prompts[0][1].text_encoder(model))
                 for key, run, prompt in group_prompts:
-                    tensors[key] = dict((await asyncio.to_thread(run.encode_prompt, prompt, encoder)).tensors)
+                    conditioning = await asyncio.to_thread(run.encode_prompt, prompt, encoder)
+                    tensors[key] = {name: tensor.detach().cpu() for name, tensor in conditioning.tensors.items()}
+                    encoded_prompts().put(key, tensors[key])
         return tensors
 
     stored_tensors, missing = await _read_or_make(store, specs, encode_missing)

@@ -1,4 +1,4 @@
-"""Task: publishes a finished run for people and programs: pictures, summary, record."""
+"""A finished run for programs, as a task: its record; and for people: artifacts with its pictures and a summary."""
 
 from __future__ import annotations
 
@@ -71,17 +71,23 @@ def versions() -> dict[str, str]:
 
 
 @task("publish")
-async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
-    """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
+async def publish(record: Record, out: str, name: str) -> None:
+    """Write the JSON record beside the pictures."""
     file = output(f"{file_stem(record.job_hash, name)}.json")
-    record_write = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
+    await asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
+
+
+async def show_pictures(record: Record, pictures: Iterable[bytes]) -> None:
+    """Create the flow run's artifacts, if there is one, as well as that goes: a summary, and its pictures (PNG files).
+
+    They need not be written yet: the artifacts have pictures of their own.
+    """
     if not in_flow_run():
-        await record_write
         return
     summary, title = _summary(record), f"Render {record.job_hash[:8]}"
     image_artifacts = [create_image(_data_uri(data), key="picture", description=summary) for data in pictures]
     summary_artifact = create_markdown(summary, key="summary", description=title)
-    await asyncio.gather(record_write, *map(best_effort, [summary_artifact, *image_artifacts]))
+    await asyncio.gather(*map(best_effort, [summary_artifact, *image_artifacts]))
 
 
 def _data_uri(data: bytes) -> str:

@@ -77,11 +77,13 @@ def models_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def own_settings() -> Iterator[None]:
-    """Each test reads its settings anew, and leaves no environment variables behind."""
+    """Each test reads its settings anew, and leaves no environment variables behind; it has encoded no prompt."""
     from prefect_regional_diffusion.tasks.machine.settings import settings
+    from prefect_regional_diffusion.tasks.runtime.encoded_prompts import encoded_prompts
 
     before = dict(os.environ)
     settings.cache_clear()
+    encoded_prompts.cache_clear()
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -1,11 +1,13 @@
-"""Models that many tests ask for: each is made once in a run of the tests, whatever process asks first, then copied."""
+"""What many tests ask for and takes long to make: made once in a run of the tests, whatever process asks first, then
+copied.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from hashlib import sha256
 from pathlib import Path
@@ -30,11 +32,12 @@ def made_once(make: Callable[Concatenate[Path, P], str]) -> Callable[Concatenate
             return make(folder, *args, **kwargs)
         told = repr((make.__name__, args, sorted(kwargs.items())))
         kept = _shared[0] / sha256(told.encode()).hexdigest()
-        if not kept.exists():
-            with tempfile.TemporaryDirectory(dir=_shared[0]) as unfinished:
-                new = Path(unfinished) / "new"
-                make(new, *args, **kwargs)
-                with suppress(OSError):  # another process was faster
+        with kept.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                with tempfile.TemporaryDirectory(dir=_shared[0]) as unfinished:
+                    new = Path(unfinished) / "new"
+                    make(new, *args, **kwargs)
                     new.rename(kept)
         # Tests may change what they get, and what is new has a time of its own.
         shutil.copytree(kept, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)

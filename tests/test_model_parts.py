@@ -24,6 +24,7 @@ from prefect_regional_diffusion.sampling_core.models import EMBEDDED
 from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.tasks.machine.settings import settings
+from prefect_regional_diffusion.tasks.runtime.encoded_prompts import encoded_prompts
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import (
     PartKey,
@@ -38,6 +39,7 @@ from tests.watching import paths_touched
 
 JOB = {"model": "model", "prompt": "a red background", "width": 64, "height": 64, "steps": 2, "sampler": "euler"}
 TEXT, UNET, VAE = "text_encoder", "unet", "vae"
+STORES = (".regional/store/first", ".regional/store/second")
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +61,9 @@ def weights_read() -> Iterator[list[str]]:
 
 
 def drawn(**fields: Any) -> list[str]:
-    """The parts that are read to draw a job in a process that has loaded nothing."""
+    """The parts that are read to draw a job in a process that has drawn nothing."""
     loaded_parts.cache_clear()
+    encoded_prompts.cache_clear()
     with weights_read() as read:
         asyncio.run(render.fn(parse_job(JOB | fields)))
     return read
@@ -75,6 +78,18 @@ def test_what_the_store_has_needs_no_network() -> None:
     assert drawn(seed=1) == [UNET, VAE], "prompts are in the store"
     assert drawn(seed=1) == [], "the picture is in the store"
     assert drawn(seed=1, prompt="a blue background") == [TEXT, UNET, VAE]
+
+
+def test_what_a_process_has_encoded_needs_no_text_encoder_for_another_store() -> None:
+    job = parse_job(JOB)
+    asyncio.run(render.fn(job, store=STORES[0]))
+    loaded_parts.cache_clear()
+    with weights_read() as read:
+        asyncio.run(render.fn(job, store=STORES[1]))
+    assert read == [UNET, VAE]
+    first, second = ({file.name: file.read_bytes() for file in Path(store, "prompts").rglob("*.*")} for store in STORES)
+    assert first == second
+    assert len(first) == 2, "the prompt and the negative one"
 
 
 def test_a_start_image_needs_the_autoencoder_alone() -> None:

@@ -26,12 +26,23 @@ class BoundedCache(Generic[K, V]):
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """The value under a key, which must determine it; it is made if it is not cached."""
+        cached = self.find(key)
+        if cached is not None:
+            return cached
+        value = make()
+        self.put(key, value)
+        return value
+
+    def find(self, key: K) -> V | None:
+        """The value under a key; None if it is not cached."""
         with self._lock:
             cached = self._values.get(key)
             if cached is not None:
                 self._values.move_to_end(key)
-                return cached
-        value = make()
+            return cached
+
+    def put(self, key: K, value: V) -> None:
+        """Cache a value under a key, which must determine it. One that is cached already stays."""
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
@@ -39,4 +50,3 @@ class BoundedCache(Generic[K, V]):
             while self._bytes > self._most:
                 _, oldest = self._values.popitem(last=False)
                 self._bytes -= self._bytes_of(oldest)
-        return value
