@@ -24,7 +24,7 @@ from s3fs.errors import translate_boto_error
 from prefect_regional_diffusion.sampling_core.errors import BadInput, StoreError
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
 from prefect_regional_diffusion.tasks.machine.settings import settings
-from prefect_regional_diffusion.tasks.storage.keys import EVERYTHING, masks, output, state, states
+from prefect_regional_diffusion.tasks.storage.keys import ALL_STATES, EVERYTHING, masks, output, parsed, state, states
 from prefect_regional_diffusion.tasks.storage.leftovers import old_leftovers
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.s3 import KEY, SECRET, client, objects, s3_server
@@ -390,6 +390,31 @@ def test_probes_in_a_bucket_go_when_they_are_old(tmp_path: Path, monkeypatch: py
         assert set(objects(endpoint, "latents", "x")) == set(left[1:])
     asked = unquote((tmp_path / "s3.log").read_text()).splitlines()
     assert len([line for line in asked if "list-type=2" in line and "prefix=x/probe-&" in line]) == 2
+
+
+def test_a_folder_of_a_bucket_takes_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one too, and never one of its neighbours: in a large store there are many."""
+    run, other, empty = (f"{number:064x}" for number in range(3))
+    with s3_server(tmp_path, "latents") as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        for name, value in {"ENDPOINT": endpoint, "KEY": KEY, "SECRET": SECRET}.items():
+            monkeypatch.setenv(f"REGIONAL_S3_{name}", value)
+        settings.cache_clear()
+        stored = [f"latents/{run}/00001.safetensors", f"latents/{run}/00002.safetensors"]
+        for key in [*stored, f"latents/{other}/00001.safetensors", f"latents/{run}/deep/00003.safetensors"]:
+            client(endpoint).put_object(Bucket="latents", Key=f"x/{key}", Body=b"ok")
+        for url in ("s3://latents/x", "s3://latents/x/"):
+            assert Store(url).names(states(run)) == ["00001", "00002"]
+            assert Store(url).names(states(empty)) == []
+            assert {entry.key for entry in Store(url).objects(states(run))} == {*map(parsed, stored), None}
+            assert Store(url).objects(states(empty)) == []
+            assert len(Store(url).objects(ALL_STATES)) == 4
+            assert len(Store(url).objects(EVERYTHING)) == 4
+    asked = unquote((tmp_path / "s3.log").read_text()).splitlines()
+    listings = [line for line in asked if "list-type=2" in line]
+    assert len(listings) == 12
+    assert not [line for line in asked if "HEAD" in line]
+    assert sum(run in line or empty in line for line in listings) == 8
 
 
 def test_probes_in_other_places_go_as_well() -> None:

@@ -46,6 +46,10 @@ class RemoteFiles:
 
     def names(self, folder: str) -> list[str]:
         """Names of everything directly below a prefix."""
+        if self._lists_prefixes and folder:
+            # Of a prefix without objects, `ls` lists all of its neighbours, too.
+            below = (path.rpartition(f"{folder}/")[2] for path in self._find(folder))
+            return [name for name in below if "/" not in name]
         try:
             paths: list[str] = self._system.ls(self._path(folder), detail=False)
         except FileNotFoundError:
@@ -54,12 +58,19 @@ class RemoteFiles:
 
     def files(self, below: str) -> Iterator[Listed]:
         """All objects below a prefix, however deep."""
-        entries: dict[str, dict[str, Any]] = self._system.find(self._path(below), withdirs=False, detail=True)
+        entries = self._find(below)
         # File systems do not agree on whether a path begins with a slash.
         root = self._root.strip("/")
         for path, info in entries.items():
             name = path.removeprefix("/").removeprefix(root).removeprefix("/")
             yield Listed(name, int(info["size"] or 0), _mtime(info))
+
+    def _find(self, below: str) -> dict[str, dict[str, Any]]:
+        if self._lists_prefixes and below:
+            # One request. Without `prefix`, there are two more where nothing is found.
+            folder, _, name = self._path(below).rpartition("/")
+            return self._system.find(folder, prefix=f"{name}/", detail=True)
+        return self._system.find(self._path(below), withdirs=False, detail=True)
 
     def remove_old_probes(self, own_probe: str) -> None:
         """Remove other checks' probes that are old, by the store's clock: it has just written `own_probe`."""
