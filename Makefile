@@ -33,7 +33,7 @@ test: .venv/installed ## tests without servers, in minutes
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m 'not e2e'
 
 test-e2e: .venv/installed ## end to end: real servers and workers, kills, faults, a browser
-	$(BIN)/pytest --numprocesses $(E2E_WORKERS) --dist loadgroup -m e2e
+	$(BIN)/pytest --numprocesses $(E2E_WORKERS) --dist loadgroup --no-loadscope-reorder -m e2e
 
 check: .venv/installed ## format, lint, types, layer contracts, consistent packages
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +58,27 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module run in one process, where it is made once."""
+    """Tests that share a fixture of their module run in one process, where it is made once.
+
+    Groups that may take long come first, or the last process would be at one when all others are done.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None and _shares(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    seconds = Counter[str]()
+    for item in items:
+        seconds[_group(item)] += _timeout(item)
+    items.sort(key=lambda item: -seconds[_group(item)])
+
+
+def _group(item: pytest.Item) -> str:
+    group = item.get_closest_marker("xdist_group")
+    return item.nodeid if group is None else group.args[0]
+
+
+def _timeout(item: pytest.Item) -> int:
+    timeout = item.get_closest_marker("timeout")
+    return 0 if timeout is None else timeout.args[0]
 
 
 def _shares(test: pytest.Function) -> bool:

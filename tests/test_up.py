@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -54,18 +53,6 @@ def test_blocks_have_forms_in_the_ui(machine: Machine) -> None:
             machine.api, "block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kinds[slug]["id"]]}}}
         )
         assert schemas, slug
-
-
-def test_with_sqlite_a_job_is_drawn_too(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, "--sqlite")
-    try:
-        machine.up()
-        run = machine.submit("render/render", job=JOB, store=str(machine.store), out=str(machine.out))
-        machine.completed(run)
-        assert (machine.folder / "prefect" / "prefect.db").exists()
-        assert not (machine.folder / "postgres").exists()
-    finally:
-        machine.up("--down")
 
 
 def test_everything_listens_on_loopback_only(machine: Machine) -> None:
@@ -216,6 +203,7 @@ def test_the_reaper_leaves_a_healthy_run_alone_and_fails_a_mistaken_one(machine:
 
 
 def test_down_leaves_nothing_running(machine: Machine) -> None:
+    """The last test of the shared machine: one after it would start all of it again."""
     said = machine.up("--down")
     assert said.count("stopped") == PARTS
     assert not with_variable(processes.OWNER_TAG, str(machine.folder))
