@@ -59,9 +59,13 @@ def up(machine: LocalStack) -> None:
         [sys.executable, "-m", "prefect_regional_diffusion.deployments.server"],
         machine.server_environment(auth_string, database_url),
     )
+    # It takes some ten seconds to answer, in which this process imports Prefect.
+    from prefect_regional_diffusion.deployments.server_setup import set_up_server
+
     wait_for_server(machine)
-    asyncio.run(_set_up_server(machine))
-    _deploy(machine, environment)
+    asyncio.run(set_up_server())
+    print("pools, automations and blocks: set up", flush=True)
+    # Workers and `prefect deploy` import the libraries at the same time.
     for pool in POOLS:
         limit = ["--limit", "1"] if pool == "gpu" else []
         worker = [
@@ -75,6 +79,7 @@ def up(machine: LocalStack) -> None:
             *(["--plain"] if machine.plain else []),
         ]
         _start(machine, f"worker-{pool}", worker, environment)
+    _deploy(machine, environment)
     print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log)")
     print(f"This stops it, here or anywhere: {machine.down_command}")
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")
@@ -181,24 +186,6 @@ def wait_for_server(machine: LocalStack, seconds: float = 180) -> None:
         Retry(seconds, is_transient, longest_pause=0.25).call(check_health)
     except (OSError, psutil.Error) as error:
         raise StartError(f"the server did not start:\n{processes.log_tail(machine.folder, SERVER)}") from error
-
-
-async def _set_up_server(machine: LocalStack) -> None:
-    from prefect.client.orchestration import get_client
-
-    from prefect_regional_diffusion.deployments.automations import ensure_automations
-    from prefect_regional_diffusion.deployments.pools import ensure_pool, fixed_template
-    from prefect_regional_diffusion.tasks.machine.blocks import ModelCatalog, RegionalStore
-
-    base = fixed_template("process")
-    async with get_client() as client:
-        await ensure_pool(client, "control", "process", base, limit=None)
-        await ensure_pool(client, "gpu", "process", base, limit=1)
-        await ensure_automations(client)
-        # A server elsewhere need not have this package; forms for its blocks are in the UI from now on.
-        for kind in (RegionalStore, ModelCatalog):
-            await kind.aregister_type_and_schema(client=client)
-    print("pools, automations and blocks: set up", flush=True)
 
 
 def _deploy(machine: LocalStack, environment: dict[str, str]) -> None:

@@ -32,9 +32,16 @@ MOST_BYTES = 1 << 17
 """Of a request: arguments and environment as JSON."""
 
 LATE = (
+    "anyio._backends._asyncio",
     "botocore.session",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
+    "fastapi.encoders",
+    "prefect.artifacts",
+    "prefect.engine",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
     "s3fs",
     "transformers.models.clip.modeling_clip",
 )

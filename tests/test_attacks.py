@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -22,33 +19,25 @@ from safetensors.torch import load, save
 
 from tests.forked import render_json, run
 from tests.planting import pickled
-from tests.processes import EXAMPLES, ROOT, environment, post, prefect_server, regional
+from tests.pool_worker import deployed, worker
+from tests.processes import EXAMPLES, environment, post, prefect_server, regional
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("server")]
 JOB = next(path for path in EXAMPLES if path.stem == "two_halves")
 
 
 @pytest.fixture(scope="module")
-def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory of a process that serves the flow `render`."""
+def deployment(server: str) -> str:
+    """The address at which runs of the flow `render` are submitted, in a pool of its own."""
+    return f"deployments/{deployed(server, 'attacked')}/create_flow_run"
+
+
+@pytest.fixture
+def at_work(server: str, deployment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory of a worker that draws them."""
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("worker")
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "serve.py")],
-            cwd=folder,
-            env=environment(home, server) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
-            stdout=log,
-            stderr=log,
-        )
-    try:
+    with worker("attacked", folder, environment(home, server)):
         yield folder
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
@@ -75,35 +64,28 @@ def listener() -> Iterator[tuple[str, list[str]]]:
     service.server_close()
 
 
-def deployment(api: str) -> str:
-    for _ in range(600):
-        found = post(api, "deployments/filter", {})
-        if found:
-            return found[0]["id"]
-        time.sleep(0.1)
-    raise AssertionError("the deployment did not appear")
-
-
 def finished(api: str, run: str) -> dict[str, Any]:
     """The run when it has ended."""
-    for _ in range(1200):
+    for _ in range(480):
         found = post(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})[0]
         if found["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
             return found
-        time.sleep(0.2)
+        time.sleep(0.5)
     raise AssertionError(f"the run did not end: {found}")
 
 
 @pytest.mark.timeout(900)
-def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_what_comes_over_the_server(
+    server: str, deployment: str, at_work: Path, listener: tuple[str, list[str]], tmp_path: Path
+) -> None:
     """Paths out, requests into the network, secrets: the run fails with one line that says why.
 
-    Each run is a process of its own, so these are one of each kind; tests/test_trust.py has all spellings.
+    These are one of each kind; tests/test_trust.py has all spellings.
     """
     address, asked = listener
     Image.new("L", (64, 64), 255).save(tmp_path / "secret.png")
-    (worker / "link.png").symlink_to(tmp_path / "secret.png")
-    (worker / "taken").symlink_to(tmp_path)
+    (at_work / "link.png").symlink_to(tmp_path / "secret.png")
+    (at_work / "taken").symlink_to(tmp_path)
 
     def masked(mask: str) -> dict[str, Any]:
         return {"job": {"prompt": "fog", "regions": [{"prompt": "a red circle", "mask": {"image": mask}}]}}
@@ -116,9 +98,8 @@ def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[s
         (plain | {"out": "taken/out"}, "out: ", "REGIONAL_ALLOWED_OUTPUTS"),
     ]
     before = sorted(tmp_path.rglob("*"))
-    to = f"deployments/{deployment(server)}/create_flow_run"
-    runs = [post(server, to, {"parameters": parameters})["id"] for parameters, *_ in attacks]
-    named = post(server, to, {"parameters": plain | {"name": "../../../escaped"}})["id"]
+    runs = [post(server, deployment, {"parameters": parameters})["id"] for parameters, *_ in attacks]
+    named = post(server, deployment, {"parameters": plain | {"name": "../../../escaped"}})["id"]
     for run_id, (parameters, field, reason) in zip(runs, attacks, strict=True):
         ended = finished(server, run_id)
         assert ended["state_type"] == "FAILED", parameters
@@ -130,13 +111,13 @@ def test_what_comes_over_the_server(server: str, worker: Path, listener: tuple[s
     assert sorted(tmp_path.rglob("*")) == before
     # A run's name is part of a file's name, and nothing more.
     assert finished(server, named)["state_type"] == "COMPLETED"
-    assert next((worker / "renders").glob("*.png")).name.startswith("escaped-")
+    assert next((at_work / "renders").glob("*.png")).name.startswith("escaped-")
 
 
-def test_parameters_that_are_too_large_are_refused_by_the_server(server: str, worker: Path) -> None:
+def test_parameters_that_are_too_large_are_refused_by_the_server(server: str, deployment: str) -> None:
     parameters = {"job": {"prompt": "x" * 600_000}}
     with pytest.raises(urllib.error.HTTPError) as refused:
-        post(server, f"deployments/{deployment(server)}/create_flow_run", {"parameters": parameters})
+        post(server, deployment, {"parameters": parameters})
     with refused.value as answer:
         assert answer.code == 422
         assert b"less than 524,288 bytes" in answer.read()

@@ -191,7 +191,7 @@ def until(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
         value = found()
         if value:
             return value
-        time.sleep(0.5)
+        time.sleep(1)
     raise AssertionError(f"waited in vain for {what}")
 
 

@@ -8,12 +8,10 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,7 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from prefect_regional_diffusion.deployments.metrics.collector import RunStart
 from prefect_regional_diffusion.deployments.metrics.endpoint import Endpoint
 from prefect_regional_diffusion.deployments.metrics.series import Series
-from prefect_regional_diffusion.deployments.pools import fixed_template
 from prefect_regional_diffusion.deployments.worker import main as start_worker
 from prefect_regional_diffusion.flows.drawing.draw_job import draw_job
 from prefect_regional_diffusion.flows.drawing.draw_shard import draw_shard
@@ -36,7 +33,8 @@ from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.peak_memory import PeakMemory
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from tests import forked
-from tests.processes import ROOT, ask, free_port, post, processes_of, regional, stop
+from tests.pool_worker import deployed, worker
+from tests.processes import ROOT, ask, free_port, post, processes_of, regional
 from tests.tiny_loras import asked, lora_models, used
 
 BOARD: dict[str, Any] = json.loads((ROOT / "deployments/metrics/board.json").read_text())
@@ -316,36 +314,6 @@ def test_panels_of_the_board_have_places_of_their_own() -> None:
     assert len(cells) == 24 * (1 + max(y for _, y in cells)), "there are holes"
 
 
-def deployed(server: str, pool: str) -> str:
-    """A deployment of `render` in a pool of its own; returns its id."""
-    post(server, "work_pools/", {"name": pool, "type": "process", "base_job_template": fixed_template("process")})
-    flow = post(server, "flows/", {"name": "render"})["id"]
-    deployment = {
-        "name": pool,
-        "flow_id": flow,
-        "entrypoint": "prefect_regional_diffusion.flows.render.render",
-        "work_pool_name": pool,
-        "tags": ["regional"],
-    }
-    return post(server, "deployments/", deployment)["id"]
-
-
-@contextmanager
-def worker(pool: str, port: int, folder: Path, env: dict[str, str]) -> Iterator[Path]:
-    """A worker with a resident process and an endpoint; yields its log."""
-    command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.worker", pool, "--limit", "1"]
-    command += ["--name", pool]
-    quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with (folder / "worker.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--metrics-port", str(port)], cwd=folder, env=env | quick, stdout=log, stderr=log
-        )
-    try:
-        yield folder / "worker.log"
-    finally:
-        stop(process)
-
-
 @pytest.mark.e2e
 @pytest.mark.timeout(1500)
 def test_runs_of_a_resident_process_are_told_at_an_address(tmp_path: Path, env: dict[str, str], server: str) -> None:
@@ -364,9 +332,9 @@ def test_runs_of_a_resident_process_are_told_at_an_address(tmp_path: Path, env: 
         deadline = time.monotonic() + 500
         while not holds():
             assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
+            time.sleep(0.5)
 
-    with worker(pool, port, tmp_path, env) as log:
+    with worker(pool, tmp_path, env, "--metrics-port", port) as log:
         runs = [submit(seed=seed) for seed in (1, 2)]
         until(lambda: {state(run) for run in runs} == {"COMPLETED"})
         figures = Figures(f"http://127.0.0.1:{port}/metrics")

@@ -27,7 +27,11 @@ from prefect_regional_diffusion.deployments.resident.fitness import adopt, code_
 from prefect_regional_diffusion.deployments.resident.handoff import NO, close_all, is_own, receive_request
 from prefect_regional_diffusion.deployments.resident.keeping import command
 
-_ENGINE = ("prefect.engine", "prefect.flow_engine", "prefect.task_engine")
+_ENGINE = (
+    *("prefect.engine", "prefect.flow_engine", "prefect.task_engine"),
+    # Prefect imports these when a run begins.
+    *("fastapi.encoders", "prefect.utilities.visualization"),
+)
 _FLOWS = "prefect_regional_diffusion.flows."
 _DRAWING = tuple(f"{_FLOWS}{name}." for name in ("original_node", "recurring", "render", "shard"))
 """Entrypoints of flows that load models."""

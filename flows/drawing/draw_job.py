@@ -20,7 +20,6 @@ from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store
 from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, show_pictures, versions
-from prefect_regional_diffusion.tasks.runtime.preparations import preparations, prepared_once
 from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
 from prefect_regional_diffusion.tasks.runtime.retention import finish
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
@@ -48,7 +47,7 @@ async def draw_job(
     In a flow run, an event says how it ended. Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
     try:
-        with measured_run(job.pictures), prepared_once():
+        with measured_run(job.pictures):
             record = await _draw(job, checkpoint_steps, store, out, name, keep)
             tell("pictures", len(record.images), "finished" if record.steps_computed else "found")
     except Exception as error:
@@ -66,15 +65,17 @@ async def _draw(
     clock, limit = Clock(), time_limit_of_this_run()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
-    # Before hours of work, not after them. The first question to an object store in a process takes a second, in which
-    # the job is planned.
-    places = map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
-    await asyncio.gather(places, asyncio.to_thread(preparations().look_up, job))
-    clock.lap("open store")
+    places = [Store(store_url), Store(out, "out")]
     async with PendingWrites() as updates:
         async with PendingWrites() as writes:
-            run = await writes.first_result(partial(build_masks, job, store_url))
-            clock.lap("build masks")
+            checking = asyncio.create_task(map_concurrently(lambda place: place.check(patient=True), places))
+            try:
+                run = await writes.first_result(partial(build_masks, job, store_url))
+                clock.lap("build masks")
+            finally:
+                # Before a model is loaded, and hours of work. What is wrong with a place is said first.
+                await checking
+            clock.lap("open store")
             batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
             # The picture itself follows.
             updates.start(batch.artifacts.end(with_preview=False))
