@@ -33,7 +33,8 @@ test: .venv/installed ## tests without servers, in minutes
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup -m 'not e2e'
 
 test-e2e: .venv/installed ## end to end: real servers and workers, kills, faults, a browser
-	$(BIN)/pytest --numprocesses $(E2E_WORKERS) --dist loadgroup --no-loadscope-reorder -m e2e
+	# Of these files alone, because to import the others takes longer than many a test.
+	$(BIN)/pytest --numprocesses $(E2E_WORKERS) --dist loadgroup --no-loadscope-reorder -m e2e $$(grep -l e2e tests/test_*.py)
 
 check: .venv/installed ## format, lint, types, layer contracts, consistent packages
 	$(BIN)/ruff format --check .

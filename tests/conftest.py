@@ -126,7 +126,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running Prefect server without workers, one for all tests that need no more."""
     from tests.processes import prefect_server
 
-    with prefect_server(tmp_path_factory.mktemp("server")) as api:
+    # Its pages ask the server that they come from, whatever its port is.
+    with prefect_server(tmp_path_factory.mktemp("server"), PREFECT_UI_API_URL="/api") as api:
         yield api
 
 

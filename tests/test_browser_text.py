@@ -12,7 +12,7 @@ from selenium import webdriver
 
 from tests.browsing import Page, eventually, needs_browser, opened_browser
 from tests.forked import run
-from tests.processes import environment, post, prefect_server, regional
+from tests.processes import environment, post, regional
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.xdist_group("server"), needs_browser]
 
@@ -21,13 +21,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.xdist_group("ser
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     with opened_browser(tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server whose UI asks the server that it comes from, whatever its port is."""
-    with prefect_server(tmp_path_factory.mktemp("server"), PREFECT_UI_API_URL="/api") as api:
-        yield api
 
 
 PIXEL = "![x](https://evil.example/track.png)"

@@ -248,10 +248,14 @@ def test_memory_that_was_given_back_before_a_run_is_not_its_peak() -> None:
         work()
         return memory.bytes()["host"]
 
+    def differences() -> tuple[int, int]:
+        small, large, after = peak(lambda: None), peak(lambda: b"\1" * size), peak(lambda: None)
+        return large - small, large - after
+
     size = 256 << 20
-    small, large, after = peak(lambda: None), peak(lambda: b"\1" * size), peak(lambda: None)
-    assert large - small > 0.9 * size
-    assert large - after > 0.9 * size
+    # Other tests' memory may be given back meanwhile.
+    found = [differences() for _ in range(3)]
+    assert any(min(pair) > 0.9 * size for pair in found), found
 
 
 def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
