@@ -213,7 +213,7 @@ def test_a_lost_shard_costs_its_unfinished_cells_alone(tmp_path: Path, env: dict
 
     places = {"REGIONAL_STORE": str(store), "REGIONAL_OUT": str(out)}
     with worker(tmp_path, env | places | {"REGIONAL_PREVIEW_SECONDS": "0.1"}):
-        until(lambda: post(server, "work_pools/filter", {}), "the pool")
+        until(lambda: post(server, "work_pools/filter", {"work_pools": {"name": {"any_": ["machines"]}}}), "the pool")
         forked.run([sys.executable, "-c", DEPLOY, str(ROOT)], cwd=tmp_path, env=env).check_returncode()
         command = regional("submit", SEEDS, "--watch", "--pool", "machines", "--set", "job.steps=40")
         with (tmp_path / "stdout").open("w") as said, (tmp_path / "stderr").open("w") as err:

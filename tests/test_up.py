@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -111,13 +112,15 @@ def test_a_run_survives_its_process_its_worker_and_its_machine(machine: Machine)
     waiting = machine.run(run)["state"]
     assert (waiting["type"], waiting["name"]) == ("SCHEDULED", "AwaitingRetry"), waiting
     assert not processes_of(run), "it runs on without a worker"
-    machine.up()
 
-    # Worker and process at once, with -9: nobody is left to say so.
-    wait_for_progress()
-    process = processes_of(run)[0]
-    machine.worker().kill()
-    process.kill()
+    # Worker and process at once, with -9, while the rest is still being set up: nobody is left to say so.
+    with ThreadPoolExecutor(1) as beside:
+        setting_up = beside.submit(machine.up)
+        wait_for_progress()
+        process = processes_of(run)[0]
+        machine.worker().kill()
+        process.kill()
+        setting_up.result()
     time.sleep(40)  # its last heartbeat must be 45 s old, and the reaper's own process takes its time to start
     machine.reap(running_seconds=45, second_look_seconds=31)
     if machine.run(run)["state_type"] == "RUNNING":  # looked too early
