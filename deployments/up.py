@@ -65,7 +65,8 @@ def up(machine: LocalStack) -> None:
     wait_for_server(machine)
     asyncio.run(set_up_server())
     print("pools, automations and blocks: set up", flush=True)
-    # Workers and `prefect deploy` import the libraries at the same time.
+    # Before there are workers: after an update, a run that waits is started as the new code says.
+    _deploy(machine, environment)
     for pool in POOLS:
         limit = ["--limit", "1"] if pool == "gpu" else []
         worker = [
@@ -79,7 +80,6 @@ def up(machine: LocalStack) -> None:
             *(["--plain"] if machine.plain else []),
         ]
         _start(machine, f"worker-{pool}", worker, environment)
-    _deploy(machine, environment)
     print(f"Prefect's UI: {machine.ui}   (logs: {machine.folder}/*.log)")
     print(f"This stops it, here or anywhere: {machine.down_command}")
     print(f"It asks once for the auth string, the line that this prints: cat {auth_file(machine.folder)}")

@@ -21,7 +21,7 @@ from prefect_regional_diffusion.tasks.storage.store import Store
 
 @task("encode prompts")
 async def encode_prompts(runs: Sequence[RenderContext], ready: asyncio.Future[None]) -> int:
-    """Encode the prompts of runs (at least one, with one store) that the store lacks; returns how many.
+    """See to it that the store has the prompts of runs (at least one, with one store); returns how many it lacked.
 
     Text encoders are loaded only for prompts that this process has not encoded before, one model after the other, and
     evicted again unless the settings say otherwise.

@@ -78,16 +78,16 @@ async def publish(record: Record, out: str, name: str) -> None:
 
 
 async def show_pictures(record: Record, pictures: Iterable[bytes]) -> None:
-    """Create the flow run's artifacts, if there is one, as well as that goes: a summary, and its pictures (PNG files).
-
-    They need not be written yet: the artifacts have pictures of their own.
-    """
+    """Create the artifacts of the flow run, if there is one, as well as that goes: summary and pictures (PNG files)."""
     if not in_flow_run():
         return
-    summary, title = _summary(record), f"Render {record.job_hash[:8]}"
-    image_artifacts = [create_image(_data_uri(data), key="picture", description=summary) for data in pictures]
-    summary_artifact = create_markdown(summary, key="summary", description=title)
-    await asyncio.gather(*map(best_effort, [summary_artifact, *image_artifacts]))
+    summary = _summary(record)
+
+    async def show(data: bytes) -> None:
+        await create_image(await asyncio.to_thread(_data_uri, data), key="picture", description=summary)
+
+    summary_artifact = create_markdown(summary, key="summary", description=f"Render {record.job_hash[:8]}")
+    await asyncio.gather(*map(best_effort, [summary_artifact, *map(show, pictures)]))
 
 
 def _data_uri(data: bytes) -> str:

@@ -24,8 +24,8 @@ class Sampled(NamedTuple):
 
 
 def begin_steps(batch: RunBatch, steps: int) -> asyncio.Task[Sampled]:
-    """Begin to take so many steps, in a thread. It needs no task run: one takes longer to begin than a step to be sent
-    to a device.
+    """Begin to take so many steps, in a thread. Their task run follows: it takes longer to begin than a step to be sent
+    to a device. What is logged meanwhile is the flow run's.
     """
 
     def sample() -> Sampled:

@@ -60,7 +60,8 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module run in one process, where it is made once.
 
-    Groups that may take long come first, or the last process would be at one when all others are done.
+    Groups that may take long come first, or the last process would be at one when all others are done; `make test-e2e`
+    keeps that order.
     """
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None and _shares(item):
@@ -87,7 +88,7 @@ def _shares(test: pytest.Function) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def models_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+def made_once_here(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What `tests/made_once.py` makes is shared by the processes of a run."""
     ours = tmp_path_factory.getbasetemp()
     keep_in((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "made-once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -33,7 +34,12 @@ async def sample_in_chunks(
             last = min(batch.done + (checkpoint_steps or chosen_size(chunks, len(batch.states()))), end)
             steps = base_only_steps if last <= base_only else regional_steps
             sampling = begin_steps(batch, last - first + 1)
-            chunks.append(await writes.first_result(partial(steps, sampling, first, last, inputs)))
+            try:
+                chunks.append(await writes.first_result(partial(steps, sampling, first, last, inputs)))
+            except BaseException:
+                # A task run that failed before it waited for them has left them to their thread.
+                await asyncio.wait({sampling})
+                raise
             after_chunk()
             await writes.drain_to(settings().max_pending_writes)
     return chunks

@@ -65,28 +65,22 @@ async def _draw(
     clock, limit = Clock(), time_limit_of_this_run()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
-    places = [Store(store_url), Store(out, "out")]
+    # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
+    await map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
+    clock.lap("open store")
     async with PendingWrites() as updates:
         async with PendingWrites() as writes:
-            checking = asyncio.create_task(map_concurrently(lambda place: place.check(patient=True), places))
-            try:
-                run = await writes.first_result(partial(build_masks, job, store_url))
-                clock.lap("build masks")
-            finally:
-                # Before a model is loaded, and hours of work. What is wrong with a place is said first.
-                await checking
-            clock.lap("open store")
+            run = await writes.first_result(partial(build_masks, job, store_url))
+            clock.lap("build masks")
             batch = await sample_batch({name: run}, checkpoint_steps, writes, clock, limit)
             # The picture itself follows.
             updates.start(batch.artifacts.end(with_preview=False))
             (finished,) = batch.members
             pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
             clock.lap("decode")
-            record = _record(run, batch, store_url, pictures, clock)
-            # The server takes as long for them as the store for its objects.
-            updates.start(show_pictures(record, list(pictures.values())))
         clock.lap("write")
-        record = record.model_copy(update={"seconds": clock.laps})
+        record = _record(run, batch, store_url, pictures, clock)
+        updates.start(show_pictures(record, list(pictures.values())))
         keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
         await asyncio.gather(publish(record, out, name), keeping)
     return record
@@ -107,7 +101,7 @@ def _record(run: RenderContext, batch: SampledBatch, store_url: str, pictures: I
         evaluations=batch.cost.evaluations,
         canvas_evaluations=float(batch.cost.canvases),
         forwards=batch.cost.forwards,
-        seconds=dict(clock.laps),
+        seconds=clock.laps,
         devices=finished.devices,
         numerics={"latents": run.numerics, "pictures": run.picture_numerics},
         versions=versions(),

@@ -10,7 +10,7 @@ from prefect_regional_diffusion.sampling_core.masks.bounded_cache import Bounded
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 
 _MOST_BYTES = 64 << 20
-"""A hundred prompts of SDXL, or fifteen of FLUX."""
+"""A hundred prompts of Stable Diffusion XL, or seven of FLUX.1 dev."""
 
 
 def _bytes_of(tensors: dict[str, Tensor]) -> int:

@@ -45,12 +45,12 @@ class RemoteFiles:
             self._system.rm_file(self._path(name))
 
     def names(self, folder: str) -> list[str]:
-        """Names of everything directly below a prefix."""
-        if self._lists_prefixes and folder:
-            # Of a prefix without objects, `ls` lists all of its neighbours, too.
-            below = (path.rpartition(f"{folder}/")[2] for path in self._find(folder))
-            return [name for name in below if "/" not in name]
+        """Names of the objects directly below a prefix. Where prefixes are listed, so is all that is deeper."""
         try:
+            if self._lists_prefixes and folder:
+                # Of a prefix without objects, `ls` lists all of its neighbours, too.
+                below = (path.rpartition(f"{folder}/")[2] for path in self._find(folder))
+                return [name for name in below if "/" not in name]
             paths: list[str] = self._system.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
