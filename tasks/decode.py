@@ -25,14 +25,8 @@ async def decode(
     is durable: there the same job finds them, and needs no model.
     """
     run = finished.run
-    finding = asyncio.to_thread(same_pictures, finished)
-    if finished.previous_state is None:
-        stored_pictures = await finding
-        pictures = stored_pictures or await asyncio.to_thread(png_files, run, finished.latents)
-    else:
-        # Sampled in this process, they are hardly there.
-        stored_pictures, made = await asyncio.gather(finding, asyncio.to_thread(png_files, run, finished.latents))
-        pictures = stored_pictures or made
+    stored_pictures = await asyncio.to_thread(same_pictures, finished)
+    pictures = stored_pictures or await asyncio.to_thread(png_files, run, finished.latents)
     folder, stem = Store(out, "out"), file_stem(run.job_hash, name)
     files = [f"{stem}.png" if len(pictures) == 1 else f"{stem}-{i + 1}.png" for i in range(len(pictures))]
     ready.set_result({f"{out}/{file}": data for file, data in zip(files, pictures, strict=True)})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
-from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, begin_steps, regional_steps
+from prefect_regional_diffusion.tasks.sample import Inputs, base_only_steps, regional_steps
 
 STATES_PER_CHUNK = 4
 """A batch with more states than these is saved less often, in proportion."""
@@ -33,13 +32,7 @@ async def sample_in_chunks(
             first = batch.done + 1
             last = min(batch.done + (checkpoint_steps or chosen_size(chunks, len(batch.states()))), end)
             steps = base_only_steps if last <= base_only else regional_steps
-            sampling = begin_steps(batch, last - first + 1)
-            try:
-                chunks.append(await writes.first_result(partial(steps, sampling, first, last, inputs)))
-            except BaseException:
-                # A task run that failed before it waited for them has left them to their thread.
-                await asyncio.wait({sampling})
-                raise
+            chunks.append(await writes.first_result(partial(steps, batch, first, last, inputs)))
             after_chunk()
             await writes.drain_to(settings().max_pending_writes)
     return chunks
