@@ -1,4 +1,4 @@
-"""A finished run for programs, as a task: its record; and for people: artifacts with its pictures and a summary."""
+"""Task: publishes a finished run for people and programs: pictures, summary, record."""
 
 from __future__ import annotations
 
@@ -71,23 +71,17 @@ def versions() -> dict[str, str]:
 
 
 @task("publish")
-async def publish(record: Record, out: str, name: str) -> None:
-    """Write the JSON record beside the pictures."""
+async def publish(record: Record, pictures: Iterable[bytes], out: str, name: str) -> None:
+    """Write the JSON record beside the pictures (PNG files) and create the flow run's artifacts."""
     file = output(f"{file_stem(record.job_hash, name)}.json")
-    await asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
-
-
-async def show_pictures(record: Record, pictures: Iterable[bytes]) -> None:
-    """Create the artifacts of the flow run, if there is one, as well as that goes: summary and pictures (PNG files)."""
+    record_write = asyncio.to_thread(Store(out, "out").write_json, file, record.as_file())
     if not in_flow_run():
+        await record_write
         return
-    summary = _summary(record)
-
-    async def show(data: bytes) -> None:
-        await create_image(await asyncio.to_thread(_data_uri, data), key="picture", description=summary)
-
-    summary_artifact = create_markdown(summary, key="summary", description=f"Render {record.job_hash[:8]}")
-    await asyncio.gather(*map(best_effort, [summary_artifact, *map(show, pictures)]))
+    summary, title = _summary(record), f"Render {record.job_hash[:8]}"
+    image_artifacts = [create_image(_data_uri(data), key="picture", description=summary) for data in pictures]
+    summary_artifact = create_markdown(summary, key="summary", description=title)
+    await asyncio.gather(record_write, *map(best_effort, [summary_artifact, *image_artifacts]))
 
 
 def _data_uri(data: bytes) -> str:

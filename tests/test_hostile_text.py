@@ -42,7 +42,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.inputs.job_data import JobFileError
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.merge import merge
-from prefect_regional_diffusion.tasks.publish import Record, show_pictures, versions
+from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.storage.keys import RecordKey
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import environment, post, regional
@@ -205,7 +205,7 @@ def record(text: str) -> Record:
 def test_a_summary_fetches_nothing(text: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         shown = Artifacts(monkeypatch, "prefect_regional_diffusion.tasks.publish")
-        asyncio.run(show_pictures(record(text), []))
+        asyncio.run(publish.fn(record(text), [], str(tmp_path), "render"))
     summary, title = shown.markdown
     assert_text_alone(summary, rows=3)
     assert_text_alone(title, rows=0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from prefect_regional_diffusion.flows.common.pending_writes import PendingWrites
-from prefect_regional_diffusion.flows.common.render_batch import SampledBatch, sample_batch
+from prefect_regional_diffusion.flows.common.render_batch import sample_batch
 from prefect_regional_diffusion.flows.common.spent_time import Clock
 from prefect_regional_diffusion.flows.common.time_limit import time_limit_of_this_run
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -19,8 +18,7 @@ from prefect_regional_diffusion.tasks.inputs.file_names import portable_job
 from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store_place
 from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
-from prefect_regional_diffusion.tasks.publish import Record, publish, show_pictures, versions
-from prefect_regional_diffusion.tasks.runtime.render_context import RenderContext
+from prefect_regional_diffusion.tasks.publish import Record, publish, versions
 from prefect_regional_diffusion.tasks.runtime.retention import finish
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
@@ -79,30 +77,25 @@ async def _draw(
             pictures = await writes.first_result(partial(decode, finished, out, name, writes.all_pending()))
             clock.lap("decode")
         clock.lap("write")
-        record = _record(run, batch, store_url, pictures, clock)
-        updates.start(show_pictures(record, list(pictures.values())))
+
+        record = Record(
+            job=portable_job(run.job),
+            files=run.files,
+            job_hash=run.job_hash,
+            model_fingerprint=run.model_keys[run.job.model].digest,
+            latents=finished.state_key,
+            store=redacted(store_url),
+            images=list(pictures),
+            steps_computed=batch.computed_steps,
+            steps_restored=batch.restored_steps,
+            evaluations=batch.cost.evaluations,
+            canvas_evaluations=float(batch.cost.canvases),
+            forwards=batch.cost.forwards,
+            seconds=clock.laps,
+            devices=finished.devices,
+            numerics={"latents": run.numerics, "pictures": run.picture_numerics},
+            versions=versions(),
+        )
         keeping = finish({run: batch.run_records.result()[0]}, keep or settings().keep)
-        await asyncio.gather(publish(record, out, name), keeping)
+        await asyncio.gather(publish(record, list(pictures.values()), out, name), keeping)
     return record
-
-
-def _record(run: RenderContext, batch: SampledBatch, store_url: str, pictures: Iterable[str], clock: Clock) -> Record:
-    (finished,) = batch.members
-    return Record(
-        job=portable_job(run.job),
-        files=run.files,
-        job_hash=run.job_hash,
-        model_fingerprint=run.model_keys[run.job.model].digest,
-        latents=finished.state_key,
-        store=redacted(store_url),
-        images=list(pictures),
-        steps_computed=batch.computed_steps,
-        steps_restored=batch.restored_steps,
-        evaluations=batch.cost.evaluations,
-        canvas_evaluations=float(batch.cost.canvases),
-        forwards=batch.cost.forwards,
-        seconds=clock.laps,
-        devices=finished.devices,
-        numerics={"latents": run.numerics, "pictures": run.picture_numerics},
-        versions=versions(),
-    )
