@@ -15,7 +15,7 @@ from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun
 PATIENCE = 6
 """Load times for which a run may be overtaken by others that save one."""
 
-HOLD = 3
+HOLD = 4
 """Load times for which a run is left to a worker that holds its models, and is at work.
 
 With 2 there are up to five times as many loads, and waits are hardly shorter; with 4, runs that take a minute wait up

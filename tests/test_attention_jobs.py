@@ -24,6 +24,7 @@ from prefect_regional_diffusion.sampling_core.models.sd3_transformer import SD3D
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.linked_models import link
 from tests.reference_pipelines import Picture
 from tests.tiny_controls import control_models
 from tests.tiny_controls import used as control
@@ -54,8 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of them."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to them."""
+    link(made, workdir)
 
 
 def asked(family: str, **fields: Any) -> dict[str, Any]:

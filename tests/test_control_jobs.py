@@ -31,6 +31,7 @@ from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.forked import render_json
 from tests.killing import kill_and_render_again
+from tests.linked_models import link
 from tests.processes import environment
 from tests.tiny_controls import MODELS, control_models, used
 from tests.tiny_loras import asked, save_lora, tiny_lora
@@ -52,8 +53,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their controls."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their controls."""
+    link(made, workdir)
 
 
 def three_regions(model: str) -> dict[str, Any]:

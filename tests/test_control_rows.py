@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.lora_rows import combined
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import ControlSource, RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
+from tests.linked_models import link
 from tests.tiny_controls import MODELS, control_models
 from tests.tiny_loras import opened, save_lora, tiny_lora
 
@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    link(made, workdir)
 
 
 class Answers:

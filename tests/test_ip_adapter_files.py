@@ -23,6 +23,7 @@ from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.linked_models import link
 from tests.original_layouts import written
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_ip_adapters import (
@@ -53,8 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def placed(made: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of a model, its IP-Adapters, an image encoder and pictures; nothing is loaded."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to a model, its IP-Adapters, an image encoder and pictures; nothing is loaded."""
+    link(made, workdir)
     loaded_parts.cache_clear()
 
 

@@ -27,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.models.flux_transformer import Flu
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.linked_models import link
 from tests.tiny_flow_models import tiny_flux
 from tests.tiny_ip_adapters import PLAIN, PLUS, image_prompt_files
 from tests.tiny_models import tiny_sd
@@ -57,8 +58,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def placed(made: Path, workdir: Path) -> Callable[[str], None]:
-    """Copies the files of a family."""
-    return lambda family: shutil.copytree(made / family, workdir, dirs_exist_ok=True)
+    """Links the files of a family."""
+    return lambda family: link(made / family, workdir)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from prefect_regional_diffusion.sampling_core.models.families.stable_diffusion i
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.lora_names import layer_names
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
+from tests.linked_models import link
 from tests.tiny_loras import (
     KOHYA,
     RANK,
@@ -49,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their LoRAs; nothing is loaded."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their LoRAs; nothing is loaded."""
+    link(made, workdir)
     loaded_parts.cache_clear()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from prefect_regional_diffusion.sampling_core.models.tensor_info import TensorIn
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.flow_pipelines import Picture, flux_shift, simple, with_flow_pipeline
+from tests.linked_models import link
 from tests.original_flow_layouts import flux_dit, mmdit
 from tests.reference_pipelines import share_alike
 from tests.tiny_flow_models import tiny_sd3
@@ -63,8 +63,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their LoRAs; nothing is loaded."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their LoRAs; nothing is loaded."""
+    link(made, workdir)
     loaded_parts.cache_clear()
 
 

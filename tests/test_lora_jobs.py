@@ -23,6 +23,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.linked_models import link
 from tests.tiny_loras import (
     UNETS,
     asked,
@@ -43,8 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their LoRAs."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their LoRAs."""
+    link(made, workdir)
 
 
 def three_regions(model: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.names import PromptSyntax
 from prefect_regional_diffusion.sampling_core.schedules import sigma_schedule
+from tests.linked_models import link
 from tests.tiny_loras import (
     MODELS,
     UNETS,
@@ -35,8 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their LoRAs."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their LoRAs."""
+    link(made, workdir)
 
 
 def layers_of(model: str, *weighted: tuple[str, float]) -> LoraLayers:

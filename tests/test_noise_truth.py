@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, get_args
 
 import pytest
 import torch
-from torchsde._brownian import brownian_interval
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
@@ -18,6 +16,7 @@ from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.names import SamplerName
+from prefect_regional_diffusion.sampling_core.noise.step_noise import CounterBasedNoise
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
@@ -77,9 +76,17 @@ _REGION = {name: torch.zeros(1, 1, 1) for name in ("region", "")}
 
 @pytest.fixture(autouse=True, scope="module")
 def drawn_once() -> Iterator[None]:
-    """Brownian paths of one seed draw the same noise at the same place: for all runs here once, as it takes longest."""
+    """A Brownian increment depends on its path and its levels alone: it is drawn once for all runs here."""
+    draw, drawn = CounterBasedNoise.brownian_increment, dict[tuple[object, ...], torch.Tensor]()
+
+    def draw_once(noise: CounterBasedNoise, *levels: float) -> torch.Tensor:
+        key = (noise.identity, levels)
+        if key not in drawn:
+            drawn[key] = draw(noise, *levels)
+        return drawn[key]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(brownian_interval, "_randn", lru_cache(maxsize=256)(brownian_interval._randn))
+        patch.setattr(CounterBasedNoise, "brownian_increment", draw_once)
         yield
 
 

@@ -30,6 +30,7 @@ from prefect_regional_diffusion.sampling_core.tensors.window import Window
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
+from tests.linked_models import link
 from tests.tiny_controls import MODELS, control_models, control_picture, used
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_loras import asked, save_lora, tiny_lora
@@ -49,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(made: Path, workdir: Path) -> None:
-    """Copies of the models and their controls."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    """Links to the models and their controls."""
+    link(made, workdir)
 
 
 def large(model: str = "sd", **fields: Any) -> dict[str, Any]:
