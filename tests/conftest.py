@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+# Before torch and Prefect are imported; see flows.common.environment for the reasons.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
 import tests.typechecking
 from tests.made_once import keep_in
 
@@ -31,12 +37,6 @@ def modules_with_shapes() -> list[str]:
 
 # Before anything imports the core: every annotated call in these modules is then checked, shapes included.
 tests.typechecking.install(modules_with_shapes())
-
-# Set before torch and Prefect are imported; see flows.common.environment for the reasons.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
 
 # No test turns the power off: to wait for the disk, ten milliseconds for each object, shows nothing.
 os.fsync = lambda _: None

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psutil
 
 from tests.made_once import made_once
+
+if TYPE_CHECKING:
+    from tests.forked import Forked
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -89,16 +92,20 @@ def free_port() -> int:
 
 @contextmanager
 def prefect_server(home: Path, **variables: str) -> Iterator[str]:
-    """A Prefect server on loopback, with further environment variables; yields its API address."""
+    """A Prefect server on loopback, with further environment variables; yields its API address.
+
+    It is `prefect server start`, forked from a process that has imported what that imports.
+    """
+    from tests.forked import Forked
+
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in variables:
         prefect_database(home)
-    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1"]
+    command = [sys.executable, "-W", "ignore", "-c", "from prefect.cli import app; app()"]
+    command += ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)], env=environment(home) | variables, stdout=log, stderr=log
-        )
+        server = Forked(command, cwd=home, env=environment(home) | variables, stdout=log, stderr=log)
     try:
         _wait_for(f"{api}/health", server, home / "server.log")
         yield api
@@ -114,7 +121,7 @@ def prefect_database(home: Path) -> str:
     return str(home)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes] | Forked) -> None:
     """End a process, politely at first.
 
     Prefect's worker turns SIGTERM into SIGINT, which whoever is started in a shell's background ignores.
@@ -127,7 +134,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
+def _wait_for(url: str, server: Forked, log: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:

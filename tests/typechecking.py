@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from typing import Any, cast, get_args, get_type_hints
 
 import jaxtyping
@@ -78,37 +78,38 @@ def _fits(hint: Any, value: object) -> bool:
 
 def _misfit(hint: Any, value: object) -> str:
     """Why a value is no tensor of such a type, or of sizes that its axes have not in this call; or nothing."""
-    if not isinstance(value, torch.Tensor) or not _is_of_type(hint, value.dtype):
-        return "it is no tensor of such numbers"
-    any_before, axes = _axes_of(hint)
-    shape = value.shape
-    if len(shape) < len(axes) or (len(shape) > len(axes) and not any_before):
-        return f"it has {len(shape)} axes"
-    before = _calls.sizes or {}
-    found: dict[str, int] = {}
-    for axis, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
-        known = axis if isinstance(axis, int) else before.get(axis, found.setdefault(axis, size))
-        if known != size:
-            return f"{axis} is {size} there, and {known} elsewhere"
-    if _calls.sizes is not None:
-        _calls.sizes.update(found)
+    if not isinstance(value, torch.Tensor):
+        return "it is no tensor"
+    found = _sizes(hint, value.dtype, value.shape)
+    if isinstance(found, str):
+        return found
+    known = _calls.sizes
+    if known is not None:
+        for axis, size in found.items():
+            if known.get(axis, size) != size:
+                return f"{axis} is {size} there, and {known[axis]} elsewhere"
+        known.update(found)
     return ""
 
 
-@cache
-def _is_of_type(hint: Any, dtype: torch.dtype) -> bool:
-    return str(dtype).removeprefix("torch.") in hint.dtypes
-
-
-@cache
-def _axes_of(hint: Any) -> tuple[bool, list[str | int]]:
-    """Whether any others may come before them, and the axes: names, and sizes that are given."""
+@lru_cache(maxsize=10_000)
+def _sizes(hint: Any, dtype: torch.dtype, shape: torch.Size) -> dict[str, int] | str:
+    """The sizes that a tensor gives the named axes of its type; or why it is of another type."""
+    if str(dtype).removeprefix("torch.") not in hint.dtypes:
+        return f"it is of {dtype}"
     assert hint.array_type is torch.Tensor
-    names: list[str] = hint.dim_str.split()
-    any_before = names[:1] == ["..."]
-    axes = names[any_before:]
+    axes: list[str] = hint.dim_str.split()
+    any_before = axes[:1] == ["..."]
+    axes = axes[any_before:]
     assert all(axis.isidentifier() or axis.isdigit() for axis in axes), f"{hint.dim_str!r} has more than names"
-    return any_before, [int(axis) if axis.isdigit() else axis for axis in axes]
+    if len(shape) < len(axes) or (len(shape) > len(axes) and not any_before):
+        return f"it has {len(shape)} axes"
+    found: dict[str, int] = {}
+    for axis, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
+        known = int(axis) if axis.isdigit() else found.setdefault(axis, size)
+        if known != size:
+            return f"{axis} is {size} there, and {known} elsewhere"
+    return found
 
 
 def _with_axes_of_its_own(typed: Callable[..., Any]) -> Callable[..., Any]:
