@@ -2,7 +2,7 @@
 
 To overtake is worth what it saves: a run that needs no model to be loaded may go before one that does for `PATIENCE`
 times the seconds of that load, and no longer. Where several workers have work of several models, each stays with its
-own. The figures behind the three numbers here come from `benchmarks.fleet`.
+own. The figures behind the numbers here come from `benchmarks.fleet`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,36 @@ PATIENCE = 6
 HOLD = 4
 """Load times for which a run is left to a worker that holds its models, and is at work.
 
-With 2 there are up to five times as many loads, and waits are hardly shorter; with 4, runs that take a minute wait up
-to a quarter longer (p99).
+With 2 there are up to five times as many loads as with 3, and waits are hardly shorter. With 3 there are up to twice as
+many as with 4; but runs that take a minute wait up to a quarter longer (p99) with 4.
 """
 
-QUESTION_SECONDS = 3.0
-"""In which every idle worker has asked for runs: so long a run is left to one that holds its models, and is idle."""
+_LONGEST_PAUSE = 1.3
+"""Of a worker of Prefect's between two questions, over its `PREFECT_WORKER_QUERY_SECONDS`."""
+
+_ANSWER_SECONDS = 1.7
+"""For a question and its answer, on a server that is busy."""
 
 ADAPTER_SHARE = 0.1
 """Of a model's load time that a LoRA, a ControlNet or another adapter takes."""
 
 
+def question_seconds(query_seconds: float) -> float:
+    """In which every idle worker has asked for runs: so long a run is left to one that has its models, and is idle."""
+    return _LONGEST_PAUSE * query_seconds + _ANSWER_SECONDS
+
+
 class Affinity:
     """The choice of one worker. It remembers which run it has passed over, since when; forgetting that is harmless."""
 
-    def __init__(self, load_seconds: float) -> None:
-        """`load_seconds`: about how long a model takes to load, in seconds."""
+    def __init__(self, load_seconds: float, query_seconds: float = 1.0) -> None:
+        """
+        Args:
+            load_seconds: About how long a model takes to load, in seconds.
+            query_seconds: After which an idle worker asks again (`PREFECT_WORKER_QUERY_SECONDS`).
+        """
         self._load_seconds = load_seconds
+        self._question_seconds = question_seconds(query_seconds)
         self._passed_over: tuple[UUID, float] | None = None
 
     def choose(
@@ -70,7 +83,7 @@ class Affinity:
         if not held or alone:
             return best
         load = self._seconds_to_load(best, held)
-        left_to_others = HOLD * load if best.models <= at_work else min(QUESTION_SECONDS, load)
+        left_to_others = HOLD * load if best.models <= at_work else min(self._question_seconds, load)
         return None if now - best.due < left_to_others else best
 
     def _passed_over_since(self, run: WaitingRun, now: float) -> float:

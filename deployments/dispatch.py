@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.settings import get_current_settings
 
 from prefect_regional_diffusion.deployments.affinity import Affinity
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
@@ -43,7 +44,8 @@ class Dispatch:
             load_seconds: About how long a model takes to load; None or 0: it does not matter which models are held.
             held: Names of the models and adapters that this worker has in memory, while it draws nothing.
         """
-        self._affinity = Affinity(load_seconds) if load_seconds else None
+        query_seconds = get_current_settings().worker.query_seconds
+        self._affinity = Affinity(load_seconds, query_seconds) if load_seconds else None
         self._held = held
         self._workers, self._counted = 0, float("-inf")
 

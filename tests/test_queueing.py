@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun
 
 from benchmarks.fleet.simulation import Fleet, Job, arrivals, simulate
-from prefect_regional_diffusion.deployments.affinity import HOLD, PATIENCE, QUESTION_SECONDS, Affinity
+from prefect_regional_diffusion.deployments.affinity import HOLD, PATIENCE, Affinity, question_seconds
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
 
@@ -113,13 +113,21 @@ def test_a_lora_that_is_there_saves_less_than_a_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("at_work", "alone", "seconds"),
-    [(NOTHING, False, QUESTION_SECONDS), (frozenset({"b"}), False, HOLD * LOAD), (frozenset({"b"}), True, 0.0)],
-    ids=["nobody draws with it", "somebody does", "there is nobody else"],
+    ("at_work", "alone", "query_seconds", "seconds"),
+    [
+        (NOTHING, False, 1.0, question_seconds(1.0)),
+        (NOTHING, False, 5.0, question_seconds(5.0)),
+        (NOTHING, False, 60.0, LOAD),
+        (frozenset({"b"}), False, 1.0, HOLD * LOAD),
+        (frozenset({"b"}), True, 1.0, 0.0),
+    ],
+    ids=["nobody draws with it", "workers ask seldom", "less often than it loads", "somebody does", "nobody else"],
 )
-def test_a_run_is_left_to_those_who_hold_its_model(at_work: frozenset[str], alone: bool, seconds: float) -> None:
+def test_a_run_is_left_to_those_who_hold_its_model(
+    at_work: frozenset[str], alone: bool, query_seconds: float, seconds: float
+) -> None:
     turns, held = [run(0, model="b", due=0)], frozenset({"a"})
-    worker = Affinity(LOAD)
+    worker = Affinity(LOAD, query_seconds)
     if seconds:
         assert worker.choose(turns, held, at_work, now=seconds - 0.1, alone=alone) is None
     assert worker.choose(turns, held, at_work, now=seconds, alone=alone) == turns[0]

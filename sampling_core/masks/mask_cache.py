@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
+from prefect_regional_diffusion.sampling_core.bounded_cache import BoundedCache
 from prefect_regional_diffusion.sampling_core.tensors.types import AnyMask
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
+from prefect_regional_diffusion.sampling_core.bounded_cache import BoundedCache
 from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 
 _MOST_BYTES = 64 << 20

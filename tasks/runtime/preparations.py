@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from dataclasses import replace
 from threading import Lock
 
+from prefect_regional_diffusion.sampling_core.bounded_cache import BoundedCache
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import ResolvedJob
-from prefect_regional_diffusion.sampling_core.masks.bounded_cache import BoundedCache
 from prefect_regional_diffusion.sampling_core.models.family import Defaults
 from prefect_regional_diffusion.sampling_core.planning.job_size import own_bytes
 from prefect_regional_diffusion.tasks.machine.settings import settings
