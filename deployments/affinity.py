@@ -38,7 +38,10 @@ def question_seconds(query_seconds: float) -> float:
 
 
 class Affinity:
-    """The choice of one worker. It remembers which run it has passed over, since when; forgetting that is harmless."""
+    """The choice of one worker.
+
+    It remembers which run it has passed over, since when, and when models were last at work. To forget that is harmless.
+    """
 
     def __init__(self, load_seconds: float, query_seconds: float = 1.0) -> None:
         """
@@ -49,6 +52,7 @@ class Affinity:
         self._load_seconds = load_seconds
         self._question_seconds = question_seconds(query_seconds)
         self._passed_over: tuple[UUID, float] | None = None
+        self._last_at_work: dict[str, float] = {}
 
     def choose(
         self,
@@ -69,6 +73,7 @@ class Affinity:
             now: Seconds since 1970.
             alone: Whether no other worker could take them.
         """
+        self._last_at_work |= dict.fromkeys(at_work, now)
         if not turns:
             return None
         first = turns[0]
@@ -83,8 +88,11 @@ class Affinity:
         if not held or alone:
             return best
         load = self._seconds_to_load(best, held)
-        left_to_others = HOLD * load if best.models <= at_work else min(self._question_seconds, load)
-        return None if now - best.due < left_to_others else best
+        if best.models <= at_work:
+            return None if now - best.due < HOLD * load else best
+        # Who has just drawn with them holds them, and is about to ask.
+        free_since = min((self._last_at_work.get(name, 0.0) for name in best.models), default=0.0)
+        return None if now - max(best.due, free_since) < min(self._question_seconds, load) else best
 
     def _passed_over_since(self, run: WaitingRun, now: float) -> float:
         if self._passed_over is None or self._passed_over[0] != run.id:

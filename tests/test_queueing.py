@@ -133,6 +133,15 @@ def test_a_run_is_left_to_those_who_hold_its_model(
     assert worker.choose(turns, held, at_work, now=seconds, alone=alone) == turns[0]
 
 
+def test_a_run_is_left_to_who_has_just_drawn_with_its_model() -> None:
+    """However long it has waited: that worker is idle now, and has not asked yet."""
+    turns, held, worker = [run(0, model="b", due=0)], frozenset({"a"}), Affinity(LOAD)
+    late = HOLD * LOAD - 1
+    assert worker.choose(turns, held, frozenset({"b"}), now=late) is None
+    assert worker.choose(turns, held, NOTHING, now=late + question_seconds(1.0) - 0.1) is None
+    assert worker.choose(turns, held, NOTHING, now=late + question_seconds(1.0)) == turns[0]
+
+
 @pytest.mark.parametrize(
     ("parameters", "models", "adapters"),
     [

@@ -195,7 +195,8 @@ class _Simulation:
         self.running[self.jobs[worker.job].owner] -= 1
         self.ended[worker.job] = now
         worker.job = None
-        self.plan_question(worker, now)
+        # Its models are not at work now, and it has not asked for more yet: others may ask first.
+        self.plan_question(worker, now + self.random.uniform(0, _POLL))
 
     def plan_death(self, worker: _Worker, now: float) -> None:
         if self.fleet.mean_life is not None:
