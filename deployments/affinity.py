@@ -40,7 +40,7 @@ def question_seconds(query_seconds: float) -> float:
 class Affinity:
     """The choice of one worker.
 
-    It remembers which run it has passed over, since when, and when models were last at work. To forget that is harmless.
+    It remembers which run it has passed over, since when, and when models were last at work: no harm if it forgets.
     """
 
     def __init__(self, load_seconds: float, query_seconds: float = 1.0) -> None:
