@@ -18,8 +18,8 @@ PATIENCE = 6
 HOLD = 4
 """Load times for which a run is left to a worker that holds its models, and is at work.
 
-With 2 there are up to five times as many loads as with 3, and waits are hardly shorter. With 3 there are up to twice as
-many as with 4; but runs that take a minute wait up to a quarter longer (p99) with 4.
+Simulated, with 2 there are up to twice as many loads as with 3, and with 3 up to two and a half times as many as with
+4; runs that take a minute wait up to a fifth longer (p99) with 4, and others hardly.
 """
 
 _LONGEST_PAUSE = 1.3
