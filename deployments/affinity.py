@@ -7,7 +7,7 @@ own. The figures behind the numbers here come from `benchmarks.fleet`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun
@@ -40,7 +40,7 @@ def question_seconds(query_seconds: float) -> float:
 class Affinity:
     """The choice of one worker.
 
-    It remembers which run it has passed over, since when, and when models were last at work: no harm if it forgets.
+    It remembers which run it has passed over, and since when: no harm if it forgets.
     """
 
     def __init__(self, load_seconds: float, query_seconds: float = 1.0) -> None:
@@ -52,13 +52,13 @@ class Affinity:
         self._load_seconds = load_seconds
         self._question_seconds = question_seconds(query_seconds)
         self._passed_over: tuple[UUID, float] | None = None
-        self._last_at_work: dict[str, float] = {}
 
     def choose(
         self,
         turns: Sequence[WaitingRun],
         held: frozenset[str],
         at_work: frozenset[str],
+        last_ends: Mapping[str, float],
         now: float,
         *,
         alone: bool = False,
@@ -70,29 +70,45 @@ class Affinity:
             held: Names of the models and adapters that this worker has in memory. None at all: it must load whatever
                 comes, and takes the first.
             at_work: Names of the models of runs that others draw.
+            last_ends: By name of a model, when a run with it ended last, in seconds since 1970; those that ended more
+                than `question_seconds` ago may be left out.
             now: Seconds since 1970.
             alone: Whether no other worker could take them.
         """
-        self._last_at_work |= dict.fromkeys(at_work, now)
         if not turns:
             return None
         first = turns[0]
         best = min(turns, key=lambda run: self._seconds_to_load(run, held)) if held else first
-        saved = self._seconds_to_load(first, held) - self._seconds_to_load(best, held)
+        load = self._seconds_to_load(first, held)
+        saved = load - self._seconds_to_load(best, held)
         if saved > 0:
             limit = PATIENCE * saved
             if now - self._passed_over_since(first, now) < limit and best.due - first.due < limit:
                 return best
-            best = first
         self._passed_over = None
-        if not held or alone:
-            return best
-        load = self._seconds_to_load(best, held)
-        if best.models <= at_work:
-            return None if now - best.due < HOLD * load else best
+        if alone or not load:
+            return first
+        # Whatever is taken now, this worker loads for it. It does so for the first run that somebody must load for, if
+        # there is one: the others are as good as taken by workers that hold their models.
+        candidates = [
+            run for run in turns if self._seconds_to_load(run, held) <= load and run.due - first.due < PATIENCE * load
+        ]
+        for run in candidates:
+            if not self._is_held_elsewhere(run, load, at_work, last_ends, now):
+                return run
+        if not held:
+            return first
+        return next((run for run in candidates if run.models <= at_work and now - run.due >= HOLD * load), None)
+
+    def _is_held_elsewhere(
+        self, run: WaitingRun, load: float, at_work: frozenset[str], last_ends: Mapping[str, float], now: float
+    ) -> bool:
+        """Whether a worker that holds a run's models draws, or has not had the time to ask for it."""
+        if run.models <= at_work:
+            return True
         # Who has just drawn with them holds them, and is about to ask.
-        free_since = min((self._last_at_work.get(name, 0.0) for name in best.models), default=0.0)
-        return None if now - max(best.due, free_since) < min(self._question_seconds, load) else best
+        free_since = min((last_ends.get(name, 0.0) for name in run.models), default=0.0)
+        return now - max(run.due, free_since) < min(self._question_seconds, load)
 
     def _passed_over_since(self, run: WaitingRun, now: float) -> float:
         if self._passed_over is None or self._passed_over[0] != run.id:

@@ -10,18 +10,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.settings import get_current_settings
 
-from prefect_regional_diffusion.deployments.affinity import Affinity
+from prefect_regional_diffusion.deployments.affinity import Affinity, question_seconds
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
 from prefect_regional_diffusion.flows.queueing.place import (
     due_runs,
     last_starts,
     online_workers,
-    runs_at_work,
+    runs_at_work_or_ended_since,
 )
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
 
@@ -46,6 +47,7 @@ class Dispatch:
         """
         query_seconds = get_current_settings().worker.query_seconds
         self._affinity = Affinity(load_seconds, query_seconds) if load_seconds else None
+        self._question_time = timedelta(seconds=question_seconds(query_seconds))
         self._held = held
         self._workers, self._counted = 0, float("-inf")
 
@@ -53,8 +55,12 @@ class Dispatch:
         self, client: PrefectClient, pool: str, offered: Sequence[WorkerFlowRunResponse]
     ) -> list[WorkerFlowRunResponse]:
         """As many runs of a pool as the server offers, or fewer: others than these, where their turn comes first."""
-        pool_queues, all_due, all_at_work = await asyncio.gather(
-            client.read_work_queues(work_pool_name=pool), due_runs(client, pool), runs_at_work(client, pool)
+        # What the server answers was so when it was asked: it may take seconds where it is busy.
+        now = datetime.now(UTC)
+        pool_queues, all_due, (all_at_work, ended) = await asyncio.gather(
+            client.read_work_queues(work_pool_name=pool),
+            due_runs(client, pool),
+            runs_at_work_or_ended_since(client, pool, now - self._question_time),
         )
         queues = {queue.id: queue for queue in pool_queues}
         offered_runs = {response.flow_run.id: response for response in offered}
@@ -65,7 +71,7 @@ class Dispatch:
         # One owner takes all turns: the server need not look for the last ones.
         starts = await last_starts(client, pool) if len({run.owner for run in waiting}) > 1 else {}
         turns = fair_order(waiting, running, starts)
-        chosen = await self._near(client, pool, turns, at_work) if self._affinity else turns
+        chosen = await self._near(client, pool, turns, at_work, ended, now) if self._affinity else turns
         pool_id = offered[0].work_pool_id
         return [
             offered_runs.get(run.id) or _response(due[run.id], pool_id, offered[0].work_queue_id)
@@ -73,15 +79,29 @@ class Dispatch:
         ]
 
     async def _near(
-        self, client: PrefectClient, pool: str, turns: list[WaitingRun], at_work: list[WaitingRun]
+        self,
+        client: PrefectClient,
+        pool: str,
+        turns: list[WaitingRun],
+        at_work: list[WaitingRun],
+        ended: list[FlowRun],
+        now: datetime,
     ) -> list[WaitingRun]:
         """The one run to take now, if there is one."""
         assert self._affinity is not None
         if time.monotonic() - self._counted > _COUNT_SECONDS:
             self._workers, self._counted = len(await online_workers(client, pool)), time.monotonic()
         models = frozenset(name for run in at_work for name in run.models)
-        chosen = self._affinity.choose(turns, self._held(), models, time.time(), alone=self._workers <= 1)
+        chosen = self._affinity.choose(
+            turns, self._held(), models, _last_ends(ended), now.timestamp(), alone=self._workers <= 1
+        )
         return [] if chosen is None else [chosen]
+
+
+def _last_ends(ended: Sequence[FlowRun]) -> dict[str, float]:
+    """When the last run with a model ended, in seconds since 1970, by the model's name."""
+    ends = sorted((run.end_time.timestamp(), name) for run in ended if run.end_time for name in waiting_run(run).models)
+    return {name: end for end, name in ends}
 
 
 def _is_free(run: FlowRun, queues: dict[UUID, WorkQueue], offered: Collection[UUID]) -> bool:

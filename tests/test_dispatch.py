@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
-from prefect.states import Running
+from prefect.states import Completed, Running, Scheduled
 
 from prefect_regional_diffusion.deployments.dispatch import Dispatch
 from prefect_regional_diffusion.flows.queueing.submission import submit_once
@@ -93,5 +94,24 @@ def test_a_worker_stays_with_its_models(on_server: OnServer) -> None:
         assert await pool.take() == ["a 1"]
         pool.held = frozenset()
         assert await pool.take() == ["a 1"]
+
+    on_server(work)
+
+
+def test_a_run_is_left_to_who_has_just_drawn_with_its_model(on_server: OnServer) -> None:
+    """By workers as well that have seen nothing of it, as they were at work themselves."""
+
+    async def work(client: PrefectClient, deployment: UUID, name: str) -> None:
+        for worker in ("this one", "another"):
+            await client.send_worker_heartbeat(name, worker)
+        pool = Pool(client, deployment, name, load_seconds=1000.0)
+        pool.held = frozenset("b")
+        first, second = [await pool.submit(run, model="a") for run in ("a 1", "a 2")]
+        long_ago = datetime.now(UTC) - timedelta(hours=2)
+        await client.set_flow_run_state(second, Scheduled(scheduled_time=long_ago), force=True)
+        assert await pool.take() == ["a 2"]
+        await pool.start(first)
+        await client.set_flow_run_state(first, Completed(), force=True)
+        assert await pool.take() == []
 
     on_server(work)

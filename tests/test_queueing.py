@@ -19,6 +19,8 @@ from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, wa
 
 LOAD = 10.0
 NOTHING = frozenset[str]()
+NEVER: dict[str, float] = {}
+"""No run has ended."""
 
 
 def run(number: int, owner: str = "", model: str = "a", due: float | None = None, priority: int = 1) -> WaitingRun:
@@ -82,24 +84,24 @@ def test_five_beside_five_hundred_wait_at_most_twice_as_long_as_alone(workers: i
 
 def test_who_holds_nothing_takes_the_first() -> None:
     turns = [run(0, model="b"), run(1, model="a")]
-    assert Affinity(LOAD).choose(turns, NOTHING, NOTHING, now=0.0) == turns[0]
-    assert Affinity(LOAD).choose([], NOTHING, NOTHING, now=0.0) is None
+    assert Affinity(LOAD).choose(turns, NOTHING, NOTHING, NEVER, now=0.0) == turns[0]
+    assert Affinity(LOAD).choose([], NOTHING, NOTHING, NEVER, now=0.0) is None
 
 
 def test_a_model_that_is_there_goes_first_for_a_while() -> None:
     worker, held = Affinity(LOAD), frozenset({"a"})
     turns = [run(0, model="b", due=0), run(1, due=1), run(2, due=2)]
-    assert worker.choose(turns, held, NOTHING, now=100.0) == turns[1]
-    assert worker.choose(turns, held, NOTHING, now=100.0 + PATIENCE * LOAD - 1) == turns[1]
-    assert worker.choose(turns, held, NOTHING, now=100.0 + PATIENCE * LOAD) == turns[0]
+    assert worker.choose(turns, held, NOTHING, NEVER, now=100.0) == turns[1]
+    assert worker.choose(turns, held, NOTHING, NEVER, now=100.0 + PATIENCE * LOAD - 1) == turns[1]
+    assert worker.choose(turns, held, NOTHING, NEVER, now=100.0 + PATIENCE * LOAD) == turns[0]
     # And so for the next one that it passes over.
     turns = [run(3, model="c", due=0), run(4, due=1)]
-    assert worker.choose(turns, held, NOTHING, now=200.0) == turns[1]
+    assert worker.choose(turns, held, NOTHING, NEVER, now=200.0) == turns[1]
 
 
 def test_what_came_much_later_does_not_go_first() -> None:
     turns = [run(0, model="b", due=0), run(1, due=PATIENCE * LOAD)]
-    assert Affinity(LOAD).choose(turns, frozenset({"a"}), NOTHING, now=1000.0) == turns[0]
+    assert Affinity(LOAD).choose(turns, frozenset({"a"}), NOTHING, NEVER, now=1000.0) == turns[0]
 
 
 def test_a_lora_that_is_there_saves_less_than_a_model() -> None:
@@ -107,9 +109,9 @@ def test_a_lora_that_is_there_saves_less_than_a_model() -> None:
     styled = run(1)._replace(adapters=frozenset({"style"}))
     other = run(2, model="b")
     held = frozenset({"a", "style"})
-    assert Affinity(LOAD).choose([other, styled, plain], held, NOTHING, now=9.0) == styled
+    assert Affinity(LOAD).choose([other, styled, plain], held, NOTHING, NEVER, now=9.0) == styled
     # Without the LoRA here, the run that needs none goes first: nothing is loaded for it.
-    assert Affinity(LOAD).choose([styled, plain], frozenset({"a"}), NOTHING, now=9.0) == plain
+    assert Affinity(LOAD).choose([styled, plain], frozenset({"a"}), NOTHING, NEVER, now=9.0) == plain
 
 
 @pytest.mark.parametrize(
@@ -129,17 +131,38 @@ def test_a_run_is_left_to_those_who_hold_its_model(
     turns, held = [run(0, model="b", due=0)], frozenset({"a"})
     worker = Affinity(LOAD, query_seconds)
     if seconds:
-        assert worker.choose(turns, held, at_work, now=seconds - 0.1, alone=alone) is None
-    assert worker.choose(turns, held, at_work, now=seconds, alone=alone) == turns[0]
+        assert worker.choose(turns, held, at_work, NEVER, now=seconds - 0.1, alone=alone) is None
+    assert worker.choose(turns, held, at_work, NEVER, now=seconds, alone=alone) == turns[0]
 
 
 def test_a_run_is_left_to_who_has_just_drawn_with_its_model() -> None:
     """However long it has waited: that worker is idle now, and has not asked yet."""
     turns, held, worker = [run(0, model="b", due=0)], frozenset({"a"}), Affinity(LOAD)
-    late = HOLD * LOAD - 1
-    assert worker.choose(turns, held, frozenset({"b"}), now=late) is None
-    assert worker.choose(turns, held, NOTHING, now=late + question_seconds(1.0) - 0.1) is None
-    assert worker.choose(turns, held, NOTHING, now=late + question_seconds(1.0)) == turns[0]
+    end = HOLD * LOAD + 1
+    asked = end + question_seconds(1.0)
+    assert worker.choose(turns, held, NOTHING, {"b": end}, now=asked - 0.1) is None
+    assert worker.choose(turns, held, NOTHING, {"b": end}, now=asked) == turns[0]
+    assert worker.choose(turns, held, NOTHING, {"a": end}, now=end) == turns[0], "nobody has drawn with this one"
+
+
+@pytest.mark.parametrize("held", [NOTHING, frozenset({"a"})], ids=["holds nothing", "holds another one"])
+def test_who_must_load_does_so_for_a_model_that_nobody_draws_with(held: frozenset[str]) -> None:
+    """Several workers would else load one model, each for one of its runs, and give up all others."""
+    busy, other = run(0, model="b", due=0), run(1, model="c", due=5)
+    late = HOLD * LOAD + 1
+    for now in (10.0, late):
+        assert Affinity(LOAD).choose([busy, other], held, frozenset({"b"}), NEVER, now=now) == other
+    # Nor does what came much later go first here.
+    other = other._replace(due=PATIENCE * LOAD)
+    later = other.due + question_seconds(1.0)
+    assert Affinity(LOAD).choose([busy, other], held, frozenset({"b"}), NEVER, now=later) == busy
+
+
+def test_what_takes_longer_to_load_does_not_go_first() -> None:
+    styled = run(0, model="a")._replace(adapters=frozenset({"style"}))
+    other = run(1, model="b")
+    late = HOLD * LOAD
+    assert Affinity(LOAD).choose([styled, other], frozenset({"a"}), frozenset({"a"}), NEVER, now=late) == styled
 
 
 @pytest.mark.parametrize(

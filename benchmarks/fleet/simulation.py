@@ -105,6 +105,7 @@ class _Simulation:
         self.left = [job.seconds for job in jobs]
         self.started: dict[int, float] = {}
         self.ended: dict[int, float] = {}
+        self.last_ends: dict[str, float] = {}
         self.loads = self.deaths = 0
         self.loading = 0.0
         self.drawing = 0.0
@@ -164,9 +165,8 @@ class _Simulation:
         if self.policy == "first come":
             return shown[0]
         at_work = frozenset(self.jobs[other.job].model for other in self.workers if other.job is not None)
-        return worker.affinity.choose(
-            fair_order(shown, self.running, self.last_starts), frozenset(worker.models), at_work, now
-        )
+        turns = fair_order(shown, self.running, self.last_starts)
+        return worker.affinity.choose(turns, frozenset(worker.models), at_work, self.last_ends, now)
 
     def start(self, worker: _Worker, number: int, now: float) -> None:
         del self.waiting[number]
@@ -193,7 +193,7 @@ class _Simulation:
             return
         self.drawing += self.left[worker.job]
         self.running[self.jobs[worker.job].owner] -= 1
-        self.ended[worker.job] = now
+        self.ended[worker.job] = self.last_ends[self.jobs[worker.job].model] = now
         worker.job = None
         # Its models are not at work now, and it has not asked for more yet: others may ask first.
         self.plan_question(worker, now + self.random.uniform(0, _POLL))

@@ -23,6 +23,8 @@ _PAGE = 200
 _PAGES = 5
 """Beyond so many pages nobody's place is counted."""
 
+_AT_WORK = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+
 
 class Place(NamedTuple):
     """Where a run stands in its pool."""
@@ -66,7 +68,16 @@ async def due_runs(client: PrefectClient, pool: str) -> list[FlowRun]:
 
 async def runs_at_work(client: PrefectClient, pool: str) -> list[FlowRun]:
     """The runs that a worker of a pool has taken."""
-    return await _runs(client, pool, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+    return await _runs(client, pool, {"state": _AT_WORK})
+
+
+async def runs_at_work_or_ended_since(
+    client: PrefectClient, pool: str, moment: datetime
+) -> tuple[list[FlowRun], list[FlowRun]]:
+    """The runs that a worker of a pool has taken, and those that have ended since a moment."""
+    criteria = {"operator": "or_", "state": _AT_WORK, "end_time": {"after_": moment}}
+    runs = [(run, run.state is not None and run.state.is_final()) for run in await _runs(client, pool, criteria)]
+    return [run for run, has_ended in runs if not has_ended], [run for run, has_ended in runs if has_ended]
 
 
 async def last_starts(client: PrefectClient, pool: str) -> dict[str, float]:
