@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.settings import get_current_settings
 
-from prefect_regional_diffusion.deployments.affinity import Affinity, question_seconds
+from prefect_regional_diffusion.deployments.affinity import Affinity, next_question_seconds
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
 from prefect_regional_diffusion.flows.queueing.place import (
     due_runs,
@@ -47,7 +47,7 @@ class Dispatch:
         """
         query_seconds = get_current_settings().worker.query_seconds
         self._affinity = Affinity(load_seconds, query_seconds) if load_seconds else None
-        self._question_time = timedelta(seconds=question_seconds(query_seconds))
+        self._next_question_time = timedelta(seconds=next_question_seconds(query_seconds))
         self._held = held
         self._workers, self._counted = 0, float("-inf")
 
@@ -60,7 +60,7 @@ class Dispatch:
         pool_queues, all_due, (all_at_work, ended) = await asyncio.gather(
             client.read_work_queues(work_pool_name=pool),
             due_runs(client, pool),
-            runs_at_work_or_ended_since(client, pool, now - self._question_time),
+            runs_at_work_or_ended_since(client, pool, now - self._next_question_time),
         )
         queues = {queue.id: queue for queue in pool_queues}
         offered_runs = {response.flow_run.id: response for response in offered}

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun
 
 from benchmarks.fleet.simulation import Fleet, Job, arrivals, simulate
-from prefect_regional_diffusion.deployments.affinity import HOLD, PATIENCE, Affinity, question_seconds
+from prefect_regional_diffusion.deployments.affinity import (
+    HOLD,
+    PATIENCE,
+    Affinity,
+    next_question_seconds,
+    question_seconds,
+)
 from prefect_regional_diffusion.flows.queueing.fair_order import fair_order
 from prefect_regional_diffusion.flows.queueing.waiting_run import WaitingRun, waiting_run
 
@@ -139,7 +145,7 @@ def test_a_run_is_left_to_who_has_just_drawn_with_its_model() -> None:
     """However long it has waited: that worker is idle now, and has not asked yet."""
     turns, held, worker = [run(0, model="b", due=0)], frozenset({"a"}), Affinity(LOAD)
     end = HOLD * LOAD + 1
-    asked = end + question_seconds(1.0)
+    asked = end + next_question_seconds(1.0)
     assert worker.choose(turns, held, NOTHING, {"b": end}, now=asked - 0.1) is None
     assert worker.choose(turns, held, NOTHING, {"b": end}, now=asked) == turns[0]
     assert worker.choose(turns, held, NOTHING, {"a": end}, now=end) == turns[0], "nobody has drawn with this one"
