@@ -2,7 +2,8 @@
 
 To overtake is worth what it saves: a run that needs no model to be loaded may go before one that does for `PATIENCE`
 times the seconds of that load, and no longer. Where several workers have work of several models, each stays with its
-own. The figures behind the numbers here come from `benchmarks.fleet`.
+own, and one that must load does so for a model that no other worker has. The figures behind the numbers here come from
+`benchmarks.fleet`.
 """
 
 from __future__ import annotations
