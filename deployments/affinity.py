@@ -79,7 +79,7 @@ class Affinity:
         Args:
             turns: Runs that are due, in the order of their turns (`fair_order`).
             held: Names of the models and adapters that this worker has in memory. None at all: it must load whatever
-                comes, and takes the first.
+                comes, and waits for nothing.
             at_work: Names of the models of runs that others draw.
             last_ends: By name of a model, when a run with it ended last, in seconds since 1970; those that ended more
                 than `next_question_seconds` ago may be left out.
