@@ -31,7 +31,7 @@ _ANSWER_SECONDS = 1.7
 """For a question and its answer, on a server that is busy."""
 
 _END_SECONDS = 3.0
-"""From a run's end until its worker may ask, on a machine that is busy; measured there: 2 s."""
+"""From a run's end until its worker may ask, on a machine that is busy; measured there: 1 to 2 s, seldom more."""
 
 ADAPTER_SHARE = 0.1
 """Of a model's load time that a LoRA, a ControlNet or another adapter takes."""
