@@ -1,7 +1,7 @@
 """What server, worker and store cost: `python -m benchmarks.orchestration [--json FILE]`.
 
 With a stand-in network that takes 0.2 s a forward and no processor, as an operator has it by default: the server of
-`make up` with PostgreSQL where that is installed, resident workers, latents in S3 (over HTTP).
+`make up` with PostgreSQL where that is installed, resident workers, latents in S3 (rclone's server).
 
 - one job of 20 steps and 4 regions in a process that has drawn before, against the bare loop of the core: the stage of
   sampling, the whole run, and the time from its submission to its start and to its end
@@ -29,6 +29,7 @@ import psutil
 from safetensors.torch import load
 
 from benchmarks.pools import waiting_processes
+from benchmarks.rclone import s3_server
 from benchmarks.standing_in import SleepingNetwork
 from benchmarks.whole_model import run_on
 from prefect_regional_diffusion.deployments import background_processes as processes
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with s3.s3_server(folder, BUCKET) as port:
+        with s3_server(folder, BUCKET) as port:
             figures = _measure(folder, f"http://127.0.0.1:{port}", options)
     print(json.dumps(figures, indent=2))
     if options.json:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ KEY, SECRET = "AKIAHUNTERHUNTERHUNT", "hunter2-very-secret-hunter2"
 def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
     """Its port on loopback; the log is in `folder`."""
     port = free_port()
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    moto = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with serving(moto, port, folder, *buckets):
+        yield port
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, folder: Path, *buckets: str) -> Iterator[None]:
+    """An S3 server that runs for as long as the block, with buckets. Its log is in `folder`."""
     with (folder / "s3.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -35,7 +42,7 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
             time.sleep(0.1)
         for bucket in buckets:
             client(f"http://127.0.0.1:{port}").create_bucket(Bucket=bucket)
-        yield port
+        yield
     finally:
         stop(server)
 
