@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SCREENSHOTS = os.environ.get("REGIONAL_SCREENSHOTS")
 
 
 @contextmanager
-def opened_browser(profile: Path, *arguments: str) -> Iterator[webdriver.Chrome]:
+def opened_browser(profile: Path, *arguments: str) -> Generator[webdriver.Chrome]:
     """Chromium with a profile folder of its own."""
     options = webdriver.ChromeOptions()
     for argument in (

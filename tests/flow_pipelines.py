@@ -1,5 +1,8 @@
 """diffusers' own pipelines of flow models on a folder, with our noise, and sigmas as ComfyUI has them."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 import math
@@ -22,7 +25,7 @@ class GivenSigmas(FlowMatchEulerDiscreteScheduler):
         self.walked = torch.tensor(sigmas, dtype=torch.float32)
         return self
 
-    def set_timesteps(
+    def set_timesteps(  # pyright: ignore[reportIncompatibleMethodOverride] - pipelines give it no others
         self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None
     ) -> None:
         self.sigmas = self.walked

@@ -14,7 +14,7 @@ class Trap:
         self.mark = mark
 
     def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch {self.mark}",)
+        return os.system, (f"touch {self.mark}",)  # pyright: ignore[reportDeprecated] - what an attacker writes
 
 
 def pickled(mark: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def deployed(server: str, pool: str) -> str:
 
 
 @contextmanager
-def worker(pool: str, folder: Path, env: dict[str, str], *options: object) -> Iterator[Path]:
+def worker(pool: str, folder: Path, env: dict[str, str], *options: object) -> Generator[Path]:
     """A worker of a pool, of the same name, that draws one run at a time in a folder; yields its log."""
     command = [sys.executable, "-m", "prefect_regional_diffusion.deployments.worker", pool, "--limit", "1"]
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationContext
-from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey
+from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, ExpertGuidance, PromptKey
 from prefect_regional_diffusion.sampling_core.engine.joint_run import Participant, Plan, PlanPhase, State, start
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
+from prefect_regional_diffusion.sampling_core.engine.sampling_run import SamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.noise.initial import InitialNoise, shape_of
@@ -23,7 +24,11 @@ from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
 EMBEDDINGS = {name: torch.zeros(1, 1, 1) for name in ("", "base", "region")}
 
 
-def conditionings(embeddings: Mapping[str, Tensor], model: str = "") -> dict[PromptKey, Conditioning]:
+Embeddings = Mapping[str, Tensor] | Mapping[str | None, Tensor]
+"""Embeddings [1, t, d] by prompt."""
+
+
+def conditionings(embeddings: Embeddings, model: str = "") -> dict[PromptKey, Conditioning]:
     """What a model is told of prompts, from an embedding [1, t, d] of each."""
     return {PromptKey(model, prompt): Conditioning({PROMPT_EMBEDS: one}) for prompt, one in embeddings.items()}
 
@@ -76,12 +81,24 @@ def single(solver: str, sigma_schedule: Sequence[Level], x: Tensor, cfg: float =
     return Plan(tuple(sigma_schedule), (PlanPhase(0, (everywhere,)),), (base,), levels_of(sigma_schedule), noise)
 
 
+def plan_of(run: SamplingRun[Any]) -> Plan:
+    """The plan of a run of joint composition."""
+    assert isinstance(run, JointSamplingRun)
+    return run.plan
+
+
+def prompt_of(participant: Participant) -> str | None:
+    """A participant's positive prompt, of a model that is one network."""
+    assert not isinstance(participant.guidance, ExpertGuidance)
+    return participant.guidance.positive
+
+
 def run_of_plan(plan: Plan, x: Tensor) -> JointSamplingRun:
     """The run from a noised latent x."""
     return JointSamplingRun(plan, x, (InitialNoise(0, shape_of(x)), x))
 
 
-def using(network: Any, embeddings: Mapping[str, Tensor] | None = None, model: str = "") -> EvaluationContext:
+def using(network: Any, embeddings: Embeddings | None = None, model: str = "") -> EvaluationContext:
     """A network under one model's name, with an embedding for every prompt that tests use."""
     return EvaluationContext({model: network}, conditionings(embeddings or EMBEDDINGS, model))
 

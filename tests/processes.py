@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def prefect_server(home: Path, **variables: str) -> Iterator[str]:
+def prefect_server(home: Path, **variables: str) -> Generator[str]:
     """A Prefect server on loopback, with further environment variables; yields its API address.
 
     It is `prefect server start`, forked from a process that has imported what that imports.

@@ -1,5 +1,8 @@
 """Narrow models, built as the published ones where no shape says how: heads, groups, activations, scales."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 from pathlib import Path

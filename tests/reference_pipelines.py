@@ -1,5 +1,8 @@
 """diffusers' own pipelines on a model folder, with our noise and our sigmas: what a job without regions must equal."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -38,7 +41,7 @@ def with_pipeline(
     is given beside what the job says. `adapt` is done last.
     """
     folder = Path(job["model"])
-    index = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
+    index: Any = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)
     optional_parts: dict[str, Any] = {"safety_checker": None} if "safety_checker" in index else {}
     pipeline_class = getattr(diffusers, kind or index["_class_name"])
     pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **optional_parts, **(parts or {}))

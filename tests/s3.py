@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ KEY, SECRET = "AKIAHUNTERHUNTERHUNT", "hunter2-very-secret-hunter2"
 
 
 @contextmanager
-def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
+def s3_server(folder: Path, *buckets: str) -> Generator[int]:
     """Its port on loopback; the log is in `folder`."""
     port = free_port()
     moto = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
@@ -28,7 +28,7 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int, folder: Path, *buckets: str) -> Iterator[None]:
+def serving(command: Sequence[str], port: int, folder: Path, *buckets: str) -> Generator[None]:
     """An S3 server that runs for as long as the block, with buckets. Its log is in `folder`."""
     with (folder / "s3.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)

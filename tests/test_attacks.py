@@ -52,7 +52,7 @@ def listener() -> Iterator[tuple[str, list[str]]]:
 
         do_HEAD = do_GET
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
             pass
 
     service = HTTPServer(("127.0.0.1", 0), Hears)
@@ -66,6 +66,7 @@ def listener() -> Iterator[tuple[str, list[str]]]:
 
 def finished(api: str, run: str) -> dict[str, Any]:
     """The run when it has ended."""
+    found = dict[str, Any]()
     for _ in range(480):
         found = post(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})[0]
         if found["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:

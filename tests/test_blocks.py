@@ -1,5 +1,8 @@
 """Blocks of a real Prefect server: where a machine's store and models are, who says so, and how mistakes are told."""
 
+# pyright: reportArgumentType=false
+# pydantic takes text for secrets, as people write them.
+
 from __future__ import annotations
 
 import json

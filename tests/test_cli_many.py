@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_one_job_costs_together_what_it_costs_alone(example: Path) -> None:
     assert (cost.evaluations, cost.forwards) == (alone.evaluations, alone.forwards)
 
 
-def grid_cost(jobs_per_shard: int | None = None, **fields: Any) -> tuple[int, ...]:
+def grid_cost(jobs_per_shard: int | None = None, **fields: Any) -> tuple[int | Fraction, ...]:
     grid = parse_grid({"job": {"prompt": "a sea", "steps": 4, "cfg": 1}, "rows": 2, "columns": 2} | fields)
     jobs = cells(grid)
     together = plan_batch(jobs, {one.name: prepare(one.job) for one in jobs}, jobs_per_shard)
@@ -68,7 +69,7 @@ def test_cells_of_a_grid_share_forwards_and_steps() -> None:
     # The second shard goes on from the state where the first one parted.
     assert grid_cost(jobs_per_shard=2, **fork) == (4, 2, 3 + 4, 3, 3 + 4, 3 + 1 + 1, 2, 0, 7)
     # Two that say nothing are one.
-    assert grid_cost(**fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3, 0, 6)
+    assert grid_cost(jobs_per_shard=None, **fork | {"cells": own[:2]}) == (3, 1, 3 + 3, 6, 3 + 3, 3 + 1, 3, 0, 6)
 
 
 def test_a_forward_has_no_more_rows_than_the_machine_takes(monkeypatch: pytest.MonkeyPatch) -> None:

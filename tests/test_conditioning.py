@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.hashing import content_hash
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning, stack
 from prefect_regional_diffusion.sampling_core.models.latent_affine import LatentAffine
 from prefect_regional_diffusion.sampling_core.models.model_key import LoraKey, ModelKey
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.specs import specs_of
@@ -86,7 +87,9 @@ class Sums:
     def __init__(self) -> None:
         self.sizes = list[int]()
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         self.sizes.append(len(x))
         sums = sum(tensor.flatten(1).sum(dim=1) for tensor in conditioning.tensors.values())
         return torch.zeros_like(x) + torch.as_tensor(sums)[:, None, None, None]

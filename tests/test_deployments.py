@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from docker.models.containers import _create_container_args  # pyright: ignore[reportPrivateUsage, reportMissingTypeStubs] - what it asks Docker for
+from docker.models.containers import _create_container_args  # pyright: ignore[reportAttributeAccessIssue, reportMissingTypeStubs] - what it asks Docker for
 from fastapi import HTTPException
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
@@ -94,7 +94,7 @@ def pool(kind: str, **values: Any) -> dict[str, Any]:
 
 
 def rendered(configuration: type[C], kind: str, /, **values: Any) -> C:
-    return cast("C", asyncio.run(configuration.from_template_and_values(pool(kind, **values), {}, client=Mock())))
+    return asyncio.run(configuration.from_template_and_values(pool(kind, **values), {}, client=Mock()))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def _ask_for_a_run(base: dict[str, Any], of_deployment: dict[str, Any], of_run: 
 
     work_pool = WorkPool(name="gpu", type="any", base_job_template=base, default_queue_id=uuid4())
     deployment = Mock(job_variables=of_deployment, work_queue=Mock(work_pool=work_pool))
-    run = DeploymentFlowRunCreate(job_variables=of_run)
+    run = DeploymentFlowRunCreate.model_validate({"job_variables": of_run})
     asyncio.run(validate_job_variables_for_deployment_flow_run(Mock(), deployment, run))
 
 

@@ -1,5 +1,8 @@
 """The model that comes with the package: standard files, loaded by diffusers and by us, and it knows its colours."""
 
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# diffusers annotates what its classes return with all that it can be.
+
 from __future__ import annotations
 
 import json

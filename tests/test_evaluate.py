@@ -12,6 +12,7 @@ from benchmarks.whole_model import embedded_model
 from prefect_regional_diffusion.sampling_core.engine.batching import Count, EvaluationContext, evaluate
 from prefect_regional_diffusion.sampling_core.engine.guidance import ClassifierFreeGuidance, PromptKey, Request
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import DenoisedPrediction, DenoiseRequest
 from tests.problems import GaussianData, conditionings
@@ -27,7 +28,9 @@ class Counted(GaussianData):
         super().__init__()
         self.room, self.sizes, self.refused = room, list[int](), 0
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         if len(x) > self.room:
             self.refused += 1
             raise torch.OutOfMemoryError("no room")

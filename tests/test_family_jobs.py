@@ -196,9 +196,10 @@ def test_of_a_batch_a_silent_job_is_not_the_one_that_says_what_suits_another_mod
 
 def test_what_suits_the_model_is_checked_with_the_rest_of_the_job() -> None:
     edit("xl/unet/config.json", sample_size=24)
-    grid = {"composition": "sequential", "sampler": "euler", "node": {"name": "MaskGridNKSamplersAdvanced"}}
+    node = {"name": "MaskGridNKSamplersAdvanced"}
+    grid: dict[str, Any] = {"composition": "sequential", "sampler": "euler", "node": node}
     assert preparations().look_up(parse_job(SILENT | grid)).job.width == 192, "which has three columns, and 128 has not"
-    grid["node"] = {"name": "MaskGridNKSamplersAdvanced", "columns": 5}
+    grid["node"] = node | {"columns": 5}
     with pytest.raises(BadInput, match=r"^node\.columns: 5 .*divides the width, 192 pixels"):
         preparations().look_up(parse_job(SILENT | grid))
 

@@ -161,7 +161,7 @@ def test_a_picture_tells_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     run = started(job, tmp_path)
     (png,) = png_files(run, torch.zeros(1, 4, 8, 8))
     with Image.open(io.BytesIO(png)) as image:
-        told, files = json.loads(image.text["regional-job"]), json.loads(image.text["regional-files"])
+        told, files = json.loads(image.info["regional-job"]), json.loads(image.info["regional-files"])
     assert str(tmp_path).encode() not in png
     assert str(tmp_path) not in json.dumps([told, files])
     assert (told["init_image"], told["regions"][0]["mask"]["image"]) == ("pictures/start.png", "pictures/mask.png")
@@ -228,7 +228,8 @@ def kept(run: RenderContext) -> None:
 
     async def keep() -> None:
         made = asyncio.get_running_loop().create_future()
-        await keep_pictures.fn([SimpleNamespace(run=run, latents=torch.zeros(1, 4, 8, 8), devices=())], 1, 1, made)
+        finished: Any = SimpleNamespace(run=run, latents=torch.zeros(1, 4, 8, 8), devices=())
+        await keep_pictures.fn([finished], 1, 1, made)
 
     asyncio.run(keep())
 

@@ -1,5 +1,8 @@
 """Flow models draw what diffusers' own pipelines draw with the same noise, sigmas and guidance."""
 
+# pyright: reportAttributeAccessIssue=false
+# diffusers annotates what its classes return with all that it can be.
+
 from __future__ import annotations
 
 import asyncio

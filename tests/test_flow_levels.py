@@ -21,7 +21,7 @@ DEV: dict[str, Any] = {"shift": 3.0, "use_dynamic_shifting": True}
 def test_a_static_shift_gives_the_table_of_the_scheduler(shift: float) -> None:
     table = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas
     levels = FlowScheduler(shift=shift).levels(64)
-    assert levels.sigmas == pytest.approx(table.flip(0).tolist(), rel=1e-6)
+    assert levels.sigmas == pytest.approx(torch.as_tensor(table).flip(0).tolist(), rel=1e-6)
     assert levels == FlowScheduler(shift=shift).levels(4096)
 
 
@@ -33,7 +33,7 @@ def test_a_shift_by_the_canvas_is_that_of_the_scheduler(tokens: int, mu: float) 
     scheduler = FlowMatchEulerDiscreteScheduler(**DEV)
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=levels.time_shift)
     found = [level.sigma for level in sigma_schedule(levels, "simple", 4)]
-    assert found == pytest.approx(scheduler.sigmas.tolist(), rel=1e-6)
+    assert found == pytest.approx(torch.as_tensor(scheduler.sigmas).tolist(), rel=1e-6)
 
 
 def test_simple_takes_every_nth_of_ten_thousand_levels() -> None:

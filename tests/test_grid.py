@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ for name, given in (("shard", {}), ("grid", dict(parallel_shards=2, crash_timeou
 
 
 @contextmanager
-def worker(cwd: Path, env: dict[str, str]) -> Iterator[None]:
+def worker(cwd: Path, env: dict[str, str]) -> Generator[None]:
     """A worker with room for a parent and two shards."""
     command = [
         str(Path(sys.executable).parent / "prefect"),

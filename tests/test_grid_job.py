@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.job.sharding import MAX_BYTES, sha
 from prefect_regional_diffusion.sampling_core.planning.joint import joint
 from prefect_regional_diffusion.sampling_core.planning.region_masks import region_masks
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
+from tests.problems import prompt_of
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 MIDDLE = {"center_x": 0.5, "center_y": 0.5, "radius_x": 0.3, "radius_y": 0.3}
@@ -60,8 +61,8 @@ def test_a_fork_changes_the_base_and_nothing_else(overlap: str) -> None:
     assert torch.equal(run_of(cells(grid_job)[0].job).noised, run_of(cells(grid_job)[1].job).noised)
     for step in range(6):
         base = "fork" if step >= 4 else "base"
-        one = {p.guidance.positive: weight for p, weight in plain.active(step).values()}
-        two = {p.guidance.positive: weight for p, weight in fork.active(step).values()}
+        one = {prompt_of(p): weight for p, weight in plain.active(step).values()}
+        two = {prompt_of(p): weight for p, weight in fork.active(step).values()}
         assert {p.name for p, _ in fork.active(step).values()} & {"base", "fork"} == {base}
         assert {"a lake" if step >= 4 and name == "a sea" else name for name in one} == set(two)
         for name, weight in one.items():

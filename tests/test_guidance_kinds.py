@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from prefect_regional_diffusion.sampling_core.models.families import FAMILIES
 from prefect_regional_diffusion.sampling_core.models.family import Canvas, Facts, SizeConditioning
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.model_fit import fit_to_models, guidance_of
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level, beta_levels
@@ -40,7 +42,9 @@ PLAIN = open_folder("embedded").facts
 class Scales:
     """Answers each row with the scale that it is told."""
 
-    def __call__(self, x: Tensor, levels: Any, conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         return conditioning[GUIDANCE][:, None, None, None].expand_as(x).clone()
 
 

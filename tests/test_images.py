@@ -63,6 +63,12 @@ def refused(path: str, **fields: Any) -> RegionalError:
     return error.value
 
 
+def not_allowed(path: str, **fields: Any) -> BadInput:
+    error = refused(path, **fields)
+    assert isinstance(error, BadInput)
+    return error
+
+
 # --- upright ---------------------------------------------------------------------------------------------
 
 TURNED_BY_THE_CAMERA = {
@@ -299,6 +305,7 @@ def test_colours_that_are_none(written: Any) -> None:
     with pytest.raises(BadJob) as error:
         job_with({"color_map": "map.png", "color": written})
     (mistake,) = error.value.mistakes
+    assert isinstance(mistake, BadInput)
     assert mistake.field == "regions.0.mask.color"
     assert 'in quotes, as "#ff8000" or "#f80"' in mistake.allowed
 
@@ -368,14 +375,14 @@ def test_what_is_no_file_is_not_read(workdir: Path) -> None:
     ],
 )
 def test_the_web_is_not_read(address: str, shown: str, workdir: Path) -> None:
-    error = refused(address)
+    error = not_allowed(address)
     assert error.value == shown
     assert "REGIONAL_ASSET_ROOTS" in error.allowed
     assert error.allowed.endswith("nothing is downloaded from the web: download it first")
 
 
 def test_other_schemes_are_not_read(workdir: Path) -> None:
-    assert refused("data:image/png;base64,AAAA").allowed.endswith("nothing is read of data:")
+    assert not_allowed("data:image/png;base64,AAAA").allowed.endswith("nothing is read of data:")
 
 
 @pytest.mark.e2e
@@ -409,7 +416,7 @@ def test_what_is_too_large_says_which_limit(workdir: Path, monkeypatch: pytest.M
         with monkeypatch.context() as limited:
             limited.setenv(name, limit)
             settings.cache_clear()
-            assert says in refused("map.png").allowed
+            assert says in not_allowed("map.png").allowed
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -473,7 +480,7 @@ def test_a_webp_of_90_bytes_is_refused_for_what_it_unpacks_to(workdir: Path) -> 
     Path("plain.webp").write_bytes(BOMBS["webp_plain"])
     assert len(BOMBS["webp_plain"]) < 100
     memory = Memory()
-    assert "REGIONAL_MAX_IMAGE_BYTES" in refused("plain.webp").allowed
+    assert "REGIONAL_MAX_IMAGE_BYTES" in not_allowed("plain.webp").allowed
     assert memory.grown() < 50_000_000
 
 

@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.models.conditioning import Conditi
 from prefect_regional_diffusion.sampling_core.models.flux_transformer import FluxDenoiser
 from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.models.unet import UNetDenoiser
+from prefect_regional_diffusion.tasks.machine.settings import Keep
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.linked_models import link
 from tests.tiny_flow_models import tiny_flux
@@ -90,7 +91,7 @@ def three_regions(**fields: Any) -> dict[str, Any]:
 
 
 def record_of(
-    job: Mapping[str, Any], checkpoint_steps: int | None = None, store: str = "store", keep: str | None = None
+    job: Mapping[str, Any], checkpoint_steps: int | None = None, store: str = "store", keep: Keep | None = None
 ) -> dict[str, Any]:
     place = f".regional/store/{store}"
     return asyncio.run(render.fn(parse_job(job), checkpoint_steps=checkpoint_steps, store=place, keep=keep))

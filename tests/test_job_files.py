@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prefect_regional_diffusion.sampling_core.errors import BadBatch, RegionalError
+from prefect_regional_diffusion.sampling_core.job.comfyui_node import RegionalSampler
 from prefect_regional_diffusion.sampling_core.job.grid_job import GridJob
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
@@ -288,6 +289,7 @@ def test_other_values_are_yaml() -> None:
     )
     assert (job.seed, job.regions[0].negative_prompt, job.regions[1].sampler) == (17, None, "euler")
     assert job.regions[0].mask.model_dump()["points"] == ((0, 0), (1, 1), (0, 1))
+    assert isinstance(job.node, RegionalSampler)
     assert (job.node.overlap_factor, job.regions[1].mask.model_dump()["image"]) == (3, "1:30")
 
 

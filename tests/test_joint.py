@@ -27,7 +27,7 @@ from prefect_regional_diffusion.sampling_core.planning.region_masks import regio
 from prefect_regional_diffusion.sampling_core.planning.savings import savings
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import beta_levels
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS
-from tests.problems import GaussianData, PromptColors, conditionings, using
+from tests.problems import GaussianData, PromptColors, conditionings, prompt_of, using
 
 LEVELS = beta_levels("v_prediction")
 SAMPLERS = [name for name in get_args(SamplerName) if name not in {"dpm_fast", "dpm_adaptive"}]
@@ -47,7 +47,7 @@ def run_of(asked: RenderJob, levels: Any = LEVELS) -> JointSamplingRun:
     return joint(resolve(asked), levels, empty, region_masks(resolve(asked), {}, 8))
 
 
-def colors(run: JointSamplingRun) -> dict[str, torch.Tensor]:
+def colors(run: JointSamplingRun) -> dict[str | None, torch.Tensor]:
     """One number per prompt, as its embedding."""
     return {words.prompt: torch.full((1, 1, 1), float(i)) for i, words in enumerate(run.prompts)}
 
@@ -62,7 +62,7 @@ def test_each_region_gets_its_prompt_and_the_base_the_rest() -> None:
     run = run_of(asked)
     state, _ = walked(run, PromptColors())[-1]
     weights = {p.name: w for p, w in run.plan.active(run.steps - 1).values()}
-    wanted = sum(weights[p.name] * colors(run)[p.guidance.positive].item() for p in run.plan.participants)
+    wanted = sum(weights[p.name] * colors(run)[prompt_of(p)].item() for p in run.plan.participants)
     torch.testing.assert_close(state.x[0, 0], wanted, rtol=1e-4, atol=1e-4)
 
 

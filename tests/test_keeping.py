@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from prefect_regional_diffusion.tasks.runtime.retention import (
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress
 from prefect_regional_diffusion.tasks.save_images import save_pictures
 from prefect_regional_diffusion.tasks.storage import keys
+from prefect_regional_diffusion.tasks.storage.keys import Key
 from prefect_regional_diffusion.tasks.storage.store import Store
 from tests.processes import ROOT
 
@@ -57,7 +60,7 @@ def known(*segments: SegmentKey, **changes: Any) -> RunRecord:
     return RunRecord.model_validate(facts | changes)
 
 
-def steps(states: set[str]) -> list[int]:
+def steps(states: AbstractSet[str]) -> list[int]:
     return sorted(int(Path(key).stem) for key in states)
 
 
@@ -101,9 +104,9 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def in_words(keys: set[str]) -> set[str]:
+def in_words(keys: Iterable[Key | None]) -> set[str]:
     """Keys without extension, and with words in the place of hashes."""
-    return {"/".join(WORDS.get(part, part) for part in key.partition(".")[0].split("/")) for key in keys}
+    return {"/".join(WORDS.get(part, part) for part in str(key).partition(".")[0].split("/")) for key in keys}
 
 
 @pytest.mark.parametrize(

@@ -469,7 +469,7 @@ class NewRegion(Region):
 
 
 class NewJob(RenderJob):
-    regions: tuple[NewRegion, ...] = ()
+    regions: tuple[NewRegion, ...] = ()  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic may narrow
     vignette: int = 0
 
 

@@ -151,7 +151,9 @@ def test_methods_cost_what_is_planned_for_their_jobs(name: str) -> None:
 
 def test_bars_compare_pairs() -> None:
     """A difference that all layouts share is found, however different these are; one within its error is not."""
-    whole = [dict(zip(FIGURES, (s, s, s, 10 * s, s, 17.0, 1.0), strict=True)) for s in (0.1, 0.5, 0.9)]
+    whole: list[dict[str, float]] = [
+        dict(zip(FIGURES, (s, s, s, 10 * s, s, 17.0, 1.0), strict=True)) for s in (0.1, 0.5, 0.9)
+    ]
     worse = [
         layout | {"seam": layout["seam"] + 0.1, "leak": layout["leak"] + more}
         for layout, more in zip(whole, (0.1, -0.1, 0.05), strict=True)

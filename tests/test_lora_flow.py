@@ -208,7 +208,9 @@ def test_it_draws_what_the_pipeline_draws_with_merged_weights(model: str, tmp_pa
     whole = job | {"model": merged(model, tmp_path / "merged", *both)}
     sigmas = simple(4, flux_shift(192, 128), 10_000) if model == "flux" else simple(4, 3.0, 1000)
     # diffusers counts Z-Image's guidance from 0; the tiny one has positions for prompts of so many tokens.
-    fields = {"guidance_scale": 3.0, "max_sequence_length": 96} if model == "z-image" else {"guidance_scale": 4.0}
+    fields: dict[str, Any] = (
+        {"guidance_scale": 3.0, "max_sequence_length": 96} if model == "z-image" else {"guidance_scale": 4.0}
+    )
     assert share_alike(ours, with_flow_pipeline(whole, sigmas, **fields)) >= 0.999
     for loras in ([], job["loras"][:1], [job["loras"][0] | {"text_strength": 0.0}, job["loras"][1]]):
         assert share_alike(ours, drawn(job | {"loras": loras})) < 0.95, "the comparison would see a mistake"

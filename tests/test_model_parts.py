@@ -6,7 +6,7 @@ import asyncio
 import gc
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def folder(workdir: Path) -> Path:
 
 
 @contextmanager
-def weights_read() -> Iterator[list[str]]:
+def weights_read() -> Generator[list[str]]:
     """The parts whose weights are read meanwhile, in order. Files of `model` are looked at and hashed before."""
     prepare(parse_job(JOB))
     read: list[str] = []

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.names import VariationMethod
 from prefect_regional_diffusion.sampling_core.noise.brownian import BrownianNoise
 from prefect_regional_diffusion.sampling_core.noise.initial import (
     initial_noise,
@@ -57,7 +58,9 @@ def test_refuses_odd_batch_indices(batch_index: list[int]) -> None:
 
 
 @given(seed=SEEDS, other=SEEDS, strength=st.floats(0, 1), method=st.sampled_from(["linear", "slerp"]))
-def test_blend_is_finite_and_goes_from_one_to_the_other(seed: int, other: int, strength: float, method: str) -> None:
+def test_blend_is_finite_and_goes_from_one_to_the_other(
+    seed: int, other: int, strength: float, method: VariationMethod
+) -> None:
     one, two = initial_noise(seed, SHAPE), initial_noise(other, SHAPE)
     for end, noise in ((0.0, one), (1.0, two)):
         torch.testing.assert_close(mix_noise(one, two, end, method), noise, rtol=0, atol=1e-4)
@@ -68,7 +71,7 @@ def test_blend_is_finite_and_goes_from_one_to_the_other(seed: int, other: int, s
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
-def test_blend_of_independent_noises_has_unit_variance(method: str) -> None:
+def test_blend_of_independent_noises_has_unit_variance(method: VariationMethod) -> None:
     one, two = (initial_noise(seed, (1, 4, 128, 128)) for seed in (1, 2))
     assert float(mix_noise(one, two, 0.3, method).std()) == pytest.approx(1, abs=0.02)
 

@@ -17,6 +17,7 @@ from prefect_regional_diffusion.sampling_core.engine.batching import EvaluationC
 from prefect_regional_diffusion.sampling_core.engine.joint_run import State
 from prefect_regional_diffusion.sampling_core.engine.joint_sampling_run import JointSamplingRun
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.noise.step_noise import ComfyNoise, CounterBasedNoise
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
@@ -39,7 +40,9 @@ RUNS = {
 class Slow(GaussianData):
     """A network that lets other threads run while it computes, as one on a GPU does."""
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         time.sleep(0.03)
         return super().__call__(x, levels, conditioning)
 

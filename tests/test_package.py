@@ -79,7 +79,10 @@ def test_the_wheel_holds_one_package_with_every_file(wheel: Path) -> None:
     wanted = {f"{PACKAGE}/{name}" for name in tracked.stdout.split() if (ROOT / name).is_file()}
     assert len(wanted) > 150
     assert wanted <= set(names)
-    assert {name for name in names if name.startswith(f"{PACKAGE}/")} - wanted == {f"{PACKAGE}/__init__.py"}
+    assert {name for name in names if name.startswith(f"{PACKAGE}/")} - wanted == {
+        f"{PACKAGE}/__init__.py",
+        f"{PACKAGE}/py.typed",
+    }
 
 
 def test_importing_the_package_and_the_jobs_models_loads_nothing_heavy() -> None:

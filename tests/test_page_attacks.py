@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -135,7 +135,7 @@ def browser(shared_machine: Machine, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @contextmanager
-def attackers_site() -> Iterator[int]:
+def attackers_site() -> Generator[int]:
     """A web server with an empty page; yields its port."""
 
     class Empty(BaseHTTPRequestHandler):
@@ -145,7 +145,7 @@ def attackers_site() -> Iterator[int]:
             self.end_headers()
             self.wfile.write(b"<!doctype html><body>a harmless page")
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as site:
@@ -236,6 +236,7 @@ def test_the_ui_itself_works_after_the_auth_string_was_typed_once(
                 headers: {...headers, 'Prefect-Csrf-Token': token, 'Prefect-Csrf-Client': client}}))
         .then(a => done(a.status), error => done(String(error)));
     """
+    status = None
     for _ in range(10):  # a server on SQLite that is busy answers 503
         status = browser.execute_async_script(script, found["id"])
         if status != 503:

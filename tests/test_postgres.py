@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def test_a_start_that_fails_says_so_with_the_log_and_the_way_out(
 
 
 @contextmanager
-def served(machine: LocalStack) -> Iterator[str]:
+def served(machine: LocalStack) -> Generator[str]:
     """A machine's database, from its start to its end."""
     url = start_database(machine)
     assert url is not None

@@ -80,7 +80,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as ended:
             prefetch.main()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, *capfd.readouterr()
+        shown = capfd.readouterr()
+        return ended.value.code, shown.out, shown.err
 
     return type_
 

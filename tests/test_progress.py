@@ -15,6 +15,7 @@ from torch import Tensor
 import prefect_regional_diffusion.tasks.runtime.run_progress
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.tasks.machine.devices import (
     UNKNOWN,
@@ -39,7 +40,9 @@ class Small(GaussianData):
         super().__init__()
         self.room, self.refused = room, 0
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         if len(x) > self.room:
             self.refused += 1
             raise torch.OutOfMemoryError("no room")

@@ -176,7 +176,7 @@ def test_the_web_ui_ends_a_chunk_behind_a_comma() -> None:
     """The embedded model knows no comma; one with a longer vocabulary does."""
 
     class Reader(PromptTokenizer):
-        comma = 7
+        comma = 7  # pyright: ignore[reportAssignmentType] - in the place of a property
 
         def __init__(self) -> None:
             self.length = 77

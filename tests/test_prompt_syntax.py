@@ -103,7 +103,8 @@ def test_text_without_signs_is_one_span_of_weight_one(syntax: PromptSyntax, text
 
 @given(text=st.text(st.characters(exclude_characters=":<\\"), min_size=1).filter(lambda text: not {*"|"} & set(text)))
 def test_escaped_signs_are_text(text: str) -> None:
-    for syntax, signs in (("comfyui", "()"), ("a1111", "()[]")):
+    signs_of: dict[PromptSyntax, str] = {"comfyui": "()", "a1111": "()[]"}
+    for syntax, signs in signs_of.items():
         escaped = "".join(f"\\{letter}" if letter in signs else letter for letter in text)
         if not {"BREAK", "AND"} & set(text.split()):
             assert words_of(escaped, syntax) == text

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from prefect_regional_diffusion.sampling_core.errors import ModelError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.sampling_core.models import EMBEDDED
+from prefect_regional_diffusion.sampling_core.models.beta_unet_folder import BetaUNetFolder
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
@@ -23,7 +24,9 @@ from training.scenes import all_scenes
 
 LEFT = {"x": 0, "y": 0, "width": 0.5, "height": 1}
 KNOWN = "a red striped circle on a blue background"
-READER = open_folder("embedded").tokenizers[0]
+EMBEDDED_MODEL = open_folder("embedded")
+assert isinstance(EMBEDDED_MODEL, BetaUNetFolder)
+READER = EMBEDDED_MODEL.tokenizers[0]
 TOKENIZER = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
 
 

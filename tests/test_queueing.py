@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun
+from prefect.types._datetime import DateTime
 
 from benchmarks.fleet.simulation import Fleet, Job, arrivals, simulate
 from prefect_regional_diffusion.deployments.affinity import (
@@ -192,7 +193,7 @@ def test_what_takes_longer_to_load_does_not_go_first() -> None:
 def test_what_a_run_loads_is_in_its_parameters(
     parameters: dict[str, Any], models: set[str], adapters: set[str]
 ) -> None:
-    due = datetime(2026, 1, 1, tzinfo=UTC)
+    due = DateTime(2026, 1, 1, tzinfo=UTC)
     flow_run = FlowRun(flow_id=uuid4(), parameters=parameters, tags=["regional", "owner:ann"], expected_start_time=due)
     waiting = waiting_run(flow_run, priority=2)
     assert (waiting.models, waiting.adapters) == (models, adapters)

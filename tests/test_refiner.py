@@ -58,7 +58,8 @@ def with_pipelines(job: dict[str, Any]) -> Picture:
         "original_size": (sized.get("original_height", size.height), sized.get("original_width", size.width)),
         "crops_coords_top_left": (sized.get("crop_top", 0), sized.get("crop_left", 0)),
     }
-    told = {"prompt": job["prompt"], "negative_prompt": job["negative_prompt"], "guidance_scale": job["cfg"], **about}
+    prompts = {name: job[name] for name in ("prompt", "negative_prompt")}
+    told: dict[str, Any] = {**prompts, "guidance_scale": job["cfg"], **about}
     base = diffusers.StableDiffusionXLPipeline.from_pretrained(job["model"], local_files_only=True)
     refiner = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained("refiner", local_files_only=True)
     for pipeline in (base, refiner):
@@ -80,7 +81,7 @@ def with_pipelines(job: dict[str, Any]) -> Picture:
             latents=noise,
             sigmas=sigmas,
             output_type="latent",
-            callback_on_step_end=keep,
+            callback_on_step_end=keep,  # pyright: ignore[reportArgumentType] - they document this one
         )
         scores = {name: job["refiner"][name] for name in ("aesthetic_score", "negative_aesthetic_score")}
         conditioned = refiner.encode_prompt(job["prompt"], negative_prompt=job["negative_prompt"])
@@ -137,7 +138,9 @@ def test_sizes_that_are_the_canvas_own_change_nothing() -> None:
 
 def test_regions_are_refined_and_a_killed_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONAL_KEEP", "all")
-    job = {"regions": [REGION, REGION | {"mask": {"x": 0.5, "y": 0, "width": 0.5, "height": 1}, "cfg": 1.0}]}
+    job: dict[str, Any] = {
+        "regions": [REGION, REGION | {"mask": {"x": 0.5, "y": 0, "width": 0.5, "height": 1}, "cfg": 1.0}]
+    }
     whole = drawn(store=".regional/store/whole", **job)
     assert share_alike(whole, drawn(store=".regional/store/unrefined", **job, refiner=None)) < 0.99
     drawn(store=".regional/store/parts", checkpoint_steps=1, **job)

@@ -67,7 +67,7 @@ def test_what_a_run_leaves(tmp_path: Path, env: dict[str, str], server: str) -> 
     record = render_json([JOB, "--out", tmp_path / "o", "--store", tmp_path / "s", "--set", "seed=77"], tmp_path, env)
     png = Path(record["images"][0])
     with Image.open(png) as image:
-        assert json.loads(image.text["regional-job"])["seed"] == 77
+        assert json.loads(image.info["regional-job"])["seed"] == 77
     beside = json.loads(png.with_suffix(".json").read_text())
     assert record == beside | {"images": [str(png)], "store": str(tmp_path / "s")}
     assert beside["images"] == [png.name]

@@ -131,7 +131,7 @@ def test_every_field_of_a_resolved_job_is_hashed_or_declared_inert(part: type, n
 
 def test_a_new_field_is_hashed_before_anybody_thinks_of_it() -> None:
     class NewRegion(ResolvedRegion):
-        def _asdict(self) -> dict[str, Any]:
+        def _asdict(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - a field more
             return super()._asdict() | {"blur": 3}
 
     first, *others = JOINT.regions

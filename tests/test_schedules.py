@@ -22,7 +22,7 @@ from prefect_regional_diffusion.sampling_core.schedules import (
 )
 from prefect_regional_diffusion.sampling_core.schedules.gits_rows import ROWS
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import ModelLevels, beta_levels, flow_levels
-from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, MOST_GITS_STEPS
+from prefect_regional_diffusion.sampling_core.schedules.tables import AYS, MOST_GITS_STEPS, AYSModel
 
 MODELS: dict[str, ModelLevels] = {
     "eps": beta_levels("epsilon"),
@@ -116,7 +116,7 @@ def test_beta_takes_coinciding_timesteps_once() -> None:
 
 
 @pytest.mark.parametrize("model", ["SD1", "SDXL", "SVD"])
-def test_align_your_steps_is_its_table_at_ten_steps(model: str) -> None:
+def test_align_your_steps_is_its_table_at_ten_steps(model: AYSModel) -> None:
     assert align_your_steps(model, 10) == [*AYS[model][:-1], 0.0]
     # Twice the steps have the table's levels among them.
     assert align_your_steps(model, 20)[::2] == pytest.approx([*AYS[model][:-1], 0.0])

@@ -19,6 +19,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Canvas
 from prefect_regional_diffusion.sampling_core.models.folder import open_folder
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import loaded_parts
 from prefect_regional_diffusion.tasks.runtime.prepare import Prepared, prepare
+from tests.problems import plan_of
 from tests.toy_family import PIPELINE, color_of, open_toy, toy_folder
 
 KINDS = [(1, 4), (4, 16), (6, 16), (16, 8), (12, 32)]
@@ -84,7 +85,7 @@ def test_what_is_protected_stays(channels: int, cell: int) -> None:
 
 def test_its_levels_depend_on_the_canvas() -> None:
     toy_folder(Path("toy"))
-    levels = [prepared(width=width).run.plan.levels for width in (128, 128, 256)]
+    levels = [plan_of(prepared(width=width).run).levels for width in (128, 128, 256)]
     toy = open_folder("toy")
     assert levels == [toy.noise_schedule(Canvas(width, 128), 4) for width in (128, 128, 256)]
     assert levels[0] == levels[1] != levels[2]

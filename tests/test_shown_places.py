@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +11,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import Artifact
 from prefect.states import Running
+from prefect.types._datetime import DateTime
 
 from prefect_regional_diffusion.flows.queueing.place import Place
 from prefect_regional_diffusion.flows.queueing.shown_places import (
@@ -41,7 +42,7 @@ def test_a_place_in_words(place: Place, text: str) -> None:
 
 
 def said(run: UUID, text: str, minute: int) -> Artifact:
-    at = datetime(2026, 1, 1, 0, minute, tzinfo=UTC)
+    at = DateTime(2026, 1, 1, 0, minute, tzinfo=UTC)
     return Artifact(id=uuid4(), flow_run_id=run, key=KEY, data=f"{text}\n\nAs of {at}.", updated=at)
 
 

@@ -15,11 +15,12 @@ from prefect_regional_diffusion.sampling_core.engine.batched_runs import iterate
 from prefect_regional_diffusion.sampling_core.engine.joint_run import start
 from prefect_regional_diffusion.sampling_core.engine.joint_state import from_tensors, to_tensors
 from prefect_regional_diffusion.sampling_core.errors import BadInput
+from prefect_regional_diffusion.sampling_core.models.conditioning import Conditioning
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Level
 from prefect_regional_diffusion.sampling_core.solvers import SOLVERS, DenoisedPrediction, StepContext, solver_named
 from prefect_regional_diffusion.sampling_core.solvers.dpm_solver import DPMAdaptive, DPMFast
-from tests.problems import EMBEDDINGS, GaussianData, finish, run_of_plan, single, using
+from tests.problems import GaussianData, finish, run_of_plan, single, using
 
 
 def _ladder(kind: str, steps: int) -> list[Level]:
@@ -62,7 +63,7 @@ def _own_steps(solver: DPMFast | DPMAdaptive, kind: str, steps: int) -> tuple[fl
     query, evaluations = next(step), 0
     while True:
         evaluations += 1
-        answer = problem(query.x, [query.level] * len(query.x), EMBEDDINGS["base"])
+        answer = problem(query.x, [query.level] * len(query.x), Conditioning({}))
         try:
             query = step.send(DenoisedPrediction(answer))
         except StopIteration as stop:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from prefect_regional_diffusion.flows.common.spent_time import spent
 from tests import s3
-from tests.fault_proxy import FaultProxy
+from tests.fault_proxy import Fault, FaultProxy
 from tests.forked import run
 from tests.processes import EXAMPLES, ROOT, environment, post, regional
 from tests.terminal import Terminal
@@ -137,7 +137,8 @@ def test_while_it_waits_for_a_store(silent: Silent, start: Start, tmp_path: Path
     silent.wait_for_somebody()
     ends(command, NO_STEP)
     with s3.s3_server(tmp_path, "latents") as port:
-        for fault, tries in (("refused", 1), ("busy", 3)):
+        faults: tuple[tuple[Fault, int], ...] = (("refused", 1), ("SlowDown", 3))
+        for fault, tries in faults:
             proxy = FaultProxy(port)
             options = ("--store", f"s3://latents/{fault}", "--set", "steps=300", "--chunk", "2")
             command = start("render", JOB, *options, REGIONAL_S3_ENDPOINT=proxy.url, **KEYS)

@@ -334,7 +334,8 @@ def test_what_killed_writers_left_goes_when_it_is_old(tmp_path: Path, below: str
             file = folder / (name if age > 3600 else name.replace(HEX, HEX[::-1]))
             if age > 3600 or HEX in name:
                 file.write_bytes(b"")
-                os.utime(file, (file.stat().st_mtime - age,) * 2)
+                written = file.stat().st_mtime - age
+                os.utime(file, (written, written))
     link, inner = folder / f"probe-{'a' * 32}", folder / f"probe-{'b' * 32}"
     link.symlink_to(folder / "probe-1")
     inner.mkdir()
@@ -368,7 +369,8 @@ def test_a_half_written_file_goes_with_the_next_run(tmp_path: Path, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             Store(str(tmp_path)).write(output("円-0123.png"), b"half")
     (half,) = tmp_path.iterdir()
-    os.utime(half, (half.stat().st_mtime - 3601,) * 2)
+    written = half.stat().st_mtime - 3601
+    os.utime(half, (written, written))
     Store(str(tmp_path)).check()
     assert list(tmp_path.iterdir()) == []
 
@@ -426,7 +428,7 @@ def test_probes_in_other_places_go_as_well() -> None:
         system.pipe_file(f"{root}/{name}", b"ok")
         system.store[f"{root}/{name}"].created = datetime.now(UTC) - timedelta(hours=2)
     store.check()
-    assert [path.rpartition("/")[2] for path in system.ls(root, detail=False)] == ["probe-1"]
+    assert [str(path).rpartition("/")[2] for path in system.ls(root, detail=False)] == ["probe-1"]
 
 
 @given(st.text(max_size=60))

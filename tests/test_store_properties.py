@@ -11,11 +11,11 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -151,7 +151,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def nothing_else(root: Path) -> Iterator[None]:
+def nothing_else(root: Path) -> Generator[None]:
     """Nothing is touched meanwhile but the store, and `out` beside it; and memory is bounded."""
     allowed = (
         str(root),
@@ -175,7 +175,7 @@ def nothing_else(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def case(number: int, told: Any = "all of them") -> Iterator[None]:
+def case(number: int, told: Any = "all of them") -> Generator[None]:
     """Whatever is raised meanwhile is said with the case."""
     try:
         yield
@@ -227,7 +227,7 @@ def test_records_of_pictures(part: int, root: Path, tmp_path: Path) -> None:
             with case(number, told):
                 drawn = record_of(store, hashed("job"))
                 assert drawn is None or all(isinstance(keys.parsed(key), PictureKey) for key in drawn.pictures)
-                assert pictures_of(store, hashed("job"), job) is None or drawn.pictures == ()
+                assert pictures_of(store, hashed("job"), job) is None or (drawn is not None and drawn.pictures == ())
                 if number % 4 == 0:
                     asyncio.run(forget_branch_points(store, [hashed("job")], rng.choice(["final", 2])))
                 if number % 40 == 0:
@@ -332,10 +332,11 @@ def test_keys(root: Path) -> None:
                 assert made.isascii() or kind is OutputKey, f"case {number}: {text!r}"
                 with case(number, text):
                     assert made == "" or store.read(made, 10) is None
-                    assert store.names(made) == []
+                    assert store.names(cast("Folder", made)) == []
             again = keys.parsed(text)
             assert again is None or again.object_name == text, f"case {number}: {text!r}"
-            for use, given in ((store.read, (text, 1)), (store.remove, ([text],)), (store.names, (text,))):
+            uses: Any = ((store.read, (text, 1)), (store.remove, ([text],)), (store.names, (text,)))
+            for use, given in uses:
                 with pytest.raises((StoreError, TypeError)):
                     use(*given)
     assert taken > 100

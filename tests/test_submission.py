@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from prefect_regional_diffusion.flows.queueing.place import Place, place_of, queue_priorities, seconds_until_begin
 from prefect_regional_diffusion.flows.queueing.run_states import GIVEN_UP

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from prefect_regional_diffusion.flows.server.temporary import TemporaryServer
 
@@ -70,7 +71,7 @@ def test_no_page_gets_in(headers: dict[str, str], api: str) -> None:
 def test_no_page_gets_a_websocket(path: str, api: str) -> None:
     url = f"{api.replace('http:', 'ws:')}/{path}"
     with pytest.raises(InvalidStatus, match="403"):
-        connect(url, origin="http://evil.example", proxy=None)
+        connect(url, origin=Origin("http://evil.example"), proxy=None)
 
 
 def test_it_has_no_keys(server: TemporaryServer, api: str) -> None:

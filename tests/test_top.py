@@ -128,6 +128,7 @@ async def taken_by(worker: str, run: UUID) -> None:
 
 async def eventually(look: Any, holds: Any) -> Any:
     """What is seen once it is as it should be: servers write events a moment later."""
+    found = None
     for _ in range(300):
         if holds(found := await look()):
             return found
@@ -147,8 +148,7 @@ def test_a_pool_of_a_server(on_server: OnServer, tmp_path: Path, env: dict[str, 
             await client.set_flow_run_state(run, Running(), force=True)
         await client.set_flow_run_state(ended, Completed(), force=True)
         await client.set_flow_run_state(about_to, Pending(), force=True)
-        for _ in range(2):
-            upkeep = await client.create_flow_run_from_deployment(deployment, tags=[UPKEEP])
+        _, upkeep = [await client.create_flow_run_from_deployment(deployment, tags=[UPKEEP]) for _ in range(2)]
         await client.set_flow_run_state(upkeep.id, Running(), force=True)
         await client.send_worker_heartbeat(name, "gpu here", heartbeat_interval_seconds=3600)
         # Once before it crashed, and once since: that counts.

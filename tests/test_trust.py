@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_regional_diffusion.sampling_core.errors import RegionalError
+from prefect_regional_diffusion.sampling_core.errors import BadInput, RegionalError
 from prefect_regional_diffusion.sampling_core.job.parsing import parse_job
 from prefect_regional_diffusion.tasks.inputs.job_files import read_jobs
 from prefect_regional_diffusion.tasks.inputs.path_policy import image_place, out_place, store_place
@@ -102,6 +102,12 @@ def refused(call: Any, *arguments: Any) -> RegionalError:
     return error.value
 
 
+def not_allowed(call: Any, *arguments: Any) -> BadInput:
+    error = refused(call, *arguments)
+    assert isinstance(error, BadInput)
+    return error
+
+
 @pytest.mark.parametrize("name", OUTSIDE + URLS)
 def test_what_lies_outside_is_refused_for_everything(name: str, roots: Path) -> None:
     assert refused(image_place, "regions.0.mask.image", name).field == "regions.0.mask.image"
@@ -173,7 +179,7 @@ def test_every_field_that_names_something_is_checked(field: str, roots: Path) ->
         "regions.0.model": {"regions": [region | {"model": secret}]},
         "model": {"model": secret},
     }[field]
-    error = refused(lambda: prepare(parse_job(job)))
+    error = not_allowed(lambda: prepare(parse_job(job)))
     assert (error.field, error.value) == (field, secret)
 
 
@@ -187,13 +193,13 @@ def test_a_pattern_finds_job_files_and_reads_nothing_else(workdir: Path) -> None
     for pattern in ("jobs/*", "jobs/**/*", "*/*"):
         assert [named.name for named in read_jobs(pattern)] == ["one", "three", "two"]
     for pattern in ("*.txt", "env.yaml", "*", "**/*", "jobs"):
-        error = refused(read_jobs, pattern)
+        error = not_allowed(read_jobs, pattern)
         assert error.allowed == "a pattern that finds only .yaml, .yml, .json files"
         assert "hunter2" not in str(error)
     for pattern in (".git/*", ".*/*.yaml", "jobs/.hidden.yaml", ".git/config.yaml"):
         assert f"files: {pattern} finds no job files in {workdir}; hidden ones" in str(refused(read_jobs, pattern))
     for pattern in ("", ".", "../*.yaml", "/etc/*.yaml"):
-        assert "below the folder" in refused(read_jobs, pattern).allowed
+        assert "below the folder" in not_allowed(read_jobs, pattern).allowed
 
 
 def test_long_names_of_job_files_are_cut(workdir: Path) -> None:

@@ -24,6 +24,7 @@ from prefect_regional_diffusion.tasks.runtime.render_context import RenderContex
 from prefect_regional_diffusion.tasks.runtime.run_batch import Chunk, RunBatch
 from prefect_regional_diffusion.tasks.runtime.run_progress import RunProgress, newest
 from prefect_regional_diffusion.tasks.sample import base_only_steps, regional_steps
+from prefect_regional_diffusion.tasks.storage.keys import TensorKey
 from prefect_regional_diffusion.tasks.storage.retry import retry_transient
 from prefect_regional_diffusion.tasks.storage.store import Store
 
@@ -84,7 +85,7 @@ def test_the_next_chunk_is_sampled_while_the_last_is_written(
     third, progress = threading.Event(), found(run)
     writes, advances = Store.write_tensors, RunBatch.advance
 
-    def slow_write(store: Store, key: str, tensors: Any) -> int:
+    def slow_write(store: Store, key: TensorKey, tensors: Any) -> int:
         if int(key[-5:]) <= 2:
             assert third.wait(60), "chunks wait for each other's writes"
         size = writes(store, key, tensors)
@@ -120,7 +121,7 @@ def test_a_write_that_fails_ends_the_run_and_keeps_the_others(
 ) -> None:
     writes = Store.write_tensors
 
-    def failing(store: Store, key: str, tensors: Any) -> int:
+    def failing(store: Store, key: TensorKey, tensors: Any) -> int:
         if key.endswith("00003"):
             raise StoreError("store", store.url, "does not answer")
         return writes(store, key, tensors)

@@ -31,6 +31,7 @@ from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.batch_plan import plan_batch
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
 from tests.linked_models import link
+from tests.problems import plan_of
 from tests.tiny_controls import MODELS, control_models, control_picture, used
 from tests.tiny_flow_models import tiny_flux, tiny_sd3, tiny_z_image
 from tests.tiny_loras import asked, save_lora, tiny_lora
@@ -180,7 +181,7 @@ def test_windows_are_as_large_as_the_model_was_trained_for() -> None:
     edges = {
         model: [
             one.crop.window
-            for one in prepare(parse_job(large(model, regions=[small], window="auto"))).run.plan.participants
+            for one in plan_of(prepare(parse_job(large(model, regions=[small], window="auto"))).run).participants
             if one.crop
         ]
         for model in MODELS
@@ -279,7 +280,7 @@ def test_flux_has_a_forward_for_each_place_of_a_window() -> None:
     regions = [corner, corner | {"prompt": "grey stones"}, LOWER_RIGHT]
     job = flow_job(regions=regions, window="auto", width=768, height=768, steps=2)
     plan = prepare(parse_job(job))
-    crops = [one.crop.window for one in plan.run.plan.participants if one.crop is not None]
+    crops = [one.crop.window for one in plan_of(plan.run).participants if one.crop is not None]
     assert crops == [Window(0, 0, 64, 64), Window(0, 0, 64, 64), Window(32, 32, 64, 64)]
     count = plan.cost.per_step[-1]
     assert (count.evaluations, count.forwards, count.canvases) == (4, 3, 1 + 3 * Fraction(4, 9))

@@ -26,6 +26,7 @@ from prefect_regional_diffusion.sampling_core.job.render_job import RenderJob
 from prefect_regional_diffusion.sampling_core.job.resolved import resolve
 from prefect_regional_diffusion.sampling_core.masks.windows import WindowSize, window_around
 from prefect_regional_diffusion.sampling_core.models.conditioning import PROMPT_EMBEDS, Conditioning
+from prefect_regional_diffusion.sampling_core.models.row_adapters import RowAdapters
 from prefect_regional_diffusion.sampling_core.names import SamplerName
 from prefect_regional_diffusion.sampling_core.planning.canonical_job import job_hash
 from prefect_regional_diffusion.sampling_core.planning.compile import cost
@@ -36,7 +37,7 @@ from prefect_regional_diffusion.sampling_core.schedules.noise_levels import Leve
 from prefect_regional_diffusion.sampling_core.solvers import DenoiseRequest
 from prefect_regional_diffusion.sampling_core.tensors.window import Window
 from prefect_regional_diffusion.tasks.runtime.prepare import prepare
-from tests.problems import PromptColors, conditionings
+from tests.problems import PromptColors, conditionings, plan_of, prompt_of
 
 LEVELS = beta_levels("v_prediction")
 SAMPLERS = [name for name in get_args(SamplerName) if name not in {"dpm_fast", "dpm_adaptive"}]
@@ -62,7 +63,9 @@ class Neighbours:
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
-    def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+    ) -> Tensor:
         self.shapes.append(tuple(x.shape))
         sigma = torch.tensor([level.sigma for level in levels])[:, None, None, None]
         edged = pad(x, (1, 1, 1, 1))
@@ -128,6 +131,8 @@ def test_windows_of_one_shape_share_a_forward_and_are_put_back() -> None:
             [Request(query._replace(x=seen), guidance)], EvaluationContext({"embedded": network}, told)
         )
         for found, wanted in zip(answer, alone, strict=True):
+            assert found is not None
+            assert wanted is not None
             assert torch.equal(found, wanted if place is None else place.paste(wanted, (8, 8)))
     assert not answers[1].denoised[:, :, 4:].any()
 
@@ -136,7 +141,9 @@ def test_windows_are_split_where_memory_does_not_suffice() -> None:
     """By shape: what is too much of the canvas need not be too much of a window."""
 
     class Small(Neighbours):
-        def __call__(self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning) -> Tensor:
+        def __call__(
+            self, x: Tensor, levels: Sequence[Level], conditioning: Conditioning, adapters: Sequence[RowAdapters] = ()
+        ) -> Tensor:
             if x[:, 0].numel() > 2 * 64:
                 raise torch.OutOfMemoryError("no room")
             return super().__call__(x, levels, conditioning)
@@ -356,7 +363,7 @@ def test_sixteen_regions_are_the_work_of_two_rows() -> None:
     assert [count.evaluations for count in whole.cost.per_step] == [2] * 10
     regional = seen.cost.per_step[1:]
     assert [(count.evaluations, count.forwards, count.canvases) for count in regional] == [(32, 1, 2)] * 9
-    assert {one.crop.window[2:] for one in seen.run.plan.participants if one.crop is not None} == {(16, 16)}
+    assert {one.crop.window[2:] for one in plan_of(seen.run).participants if one.crop is not None} == {(16, 16)}
     margin = prepare(parse_job(asked | {"window": {"margin": 1}})).cost.per_step[-1]
     assert margin.canvases == 2 * Fraction(2 * 20 + 2 * 24, 64) ** 2, "edges are at multiples of four cells"
 
@@ -365,6 +372,6 @@ def test_prompt_colors_stay_in_their_regions() -> None:
     run = run_of(job(CORNER, MIDDLE, window={}, cfg=1.0))
     colors = {key.prompt: i / 4 for i, key in enumerate(run.prompts)}
     state, _ = walked(run, PromptColors())[-1]
-    weights = {one.guidance.positive: weight for one, weight in run.plan.active(run.steps - 1).values()}
+    weights = {prompt_of(one): weight for one, weight in run.plan.active(run.steps - 1).values()}
     wanted = sum(weight * colors[prompt] for prompt, weight in weights.items())
     torch.testing.assert_close(state.x[0, 0], wanted, rtol=1e-4, atol=1e-4)

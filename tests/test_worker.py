@@ -42,7 +42,7 @@ REFUSED = OrchestrationResult(
 ACCEPTED = OrchestrationResult(state=None, status=SetStateStatus.ACCEPT, details=StateAcceptDetails())
 
 
-HandBack = Callable[[State, OrchestrationResult], tuple[str, str, Mock]]
+HandBack = Callable[[State, OrchestrationResult[Any]], tuple[str, str, Mock]]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def hand_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     Returns what is printed, and the server.
     """
 
-    def stop(state: State, answer: OrchestrationResult) -> tuple[str, str, Mock]:
+    def stop(state: State, answer: OrchestrationResult[Any]) -> tuple[str, str, Mock]:
         server = MagicMock()
         server.__enter__.return_value = server
         server.read_flow_run.return_value = FlowRun(flow_id=uuid4(), state=state)

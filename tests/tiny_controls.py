@@ -35,7 +35,7 @@ def tiny_adapter(folder: str | Path, seed: int, kind: str, channels: tuple[int, 
     """A new folder with a T2I-Adapter whose maps have these channels."""
     torch.manual_seed(seed)
     edge = 16 if kind == "full_adapter_xl" else 8
-    configuration = {
+    configuration: dict[str, Any] = {
         "channels": list(channels),
         "num_res_blocks": 1,
         "downscale_factor": edge,

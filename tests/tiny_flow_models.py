@@ -1,5 +1,8 @@
 """Small flow models with random weights, made from nothing with the libraries' own classes, as in `tiny_models`."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 import string

@@ -1,5 +1,8 @@
 """Small IP-Adapters and image encoders with random weights for tiny models, in the names that published files have."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -4,6 +4,9 @@ Like the real ones where it counts: four levels in the autoencoder, text encoder
 which each letter is a token. What is drawn with them is noise that hangs on everything that the networks are told.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# diffusers annotates its classes with the types of their defaults: `tuple[int]` for any number of them, and the like.
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

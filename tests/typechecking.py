@@ -34,7 +34,7 @@ _calls = _Calls()
 
 def install(modules: list[str]) -> None:
     """Check these modules whenever they are imported from now on."""
-    tensors = type(jaxtyping.AbstractArray)
+    tensors: Any = type(jaxtyping.AbstractArray)
     tensors.__instancecheck__, tensors.__instancecheck_str__ = _fits, _misfit
     jaxtyping.install_import_hook(modules, f"{__name__}.checked")
     # The hook decorates every function and class with it.

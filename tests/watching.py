@@ -11,7 +11,7 @@ import gc
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ sys.addaudithook(_hook)
 
 
 @contextmanager
-def paths_touched() -> Iterator[list[str]]:
+def paths_touched() -> Generator[list[str]]:
     """The absolute paths, `..` resolved and links not, that Python opens, removes, makes or renames meanwhile."""
     recorder: list[str] = []
     _recorders.append(recorder)
@@ -50,7 +50,7 @@ def paths_touched() -> Iterator[list[str]]:
 
 
 @contextmanager
-def names_opened(folder: Path) -> Iterator[list[str]]:
+def names_opened(folder: Path) -> Generator[list[str]]:
     """Names of the files directly in `folder` that this or another process opens or deletes meanwhile (inotify).
 
     The list is filled when the block ends.

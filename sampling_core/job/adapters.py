@@ -19,9 +19,11 @@ class Lora(FrozenModel):
 
     model_config = ConfigDict(title="LoRA")
     file: Text = Field(min_length=1, title="File", description="A .safetensors file with kohya's or diffusers' names")
-    strength: Number = Field(1.0, ge=-100, le=100, title="Strength", description="Of what is added to the denoiser")
+    strength: Number = Field(
+        default=1.0, ge=-100, le=100, title="Strength", description="Of what is added to the denoiser"
+    )
     text_strength: Annotated[Number, Field(ge=-100, le=100)] | None = Field(
-        None, title="Text strength", description="Of what is added to the text encoders. Empty: the strength"
+        default=None, title="Text strength", description="Of what is added to the text encoders. Empty: the strength"
     )
 
 
@@ -37,17 +39,17 @@ class Control(FrozenModel):
     image: Text = Field(
         min_length=1, title="Image", description="Image file as the network wants it: edges, depth, a pose"
     )
-    strength: Number = Field(1.0, ge=0, le=10, title="Strength", description="Of what is added")
-    start: Number = Field(0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done before")
-    end: Number = Field(1.0, gt=0, le=1, title="End", description="Share of the steps that are done after")
+    strength: Number = Field(default=1.0, ge=0, le=10, title="Strength", description="Of what is added")
+    start: Number = Field(default=0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done before")
+    end: Number = Field(default=1.0, gt=0, le=1, title="End", description="Share of the steps that are done after")
     fit: Fit = Field(
-        "crop",
+        default="crop",
         title="Fit",
         description="Where the image's shape is not the canvas': crop: its middle fills the canvas; "
         "contain: all of it is seen, and the rest is black; stretch: it is distorted",
     )
     place: ControlPlace = Field(
-        "canvas",
+        default="canvas",
         title="Place",
         description="region: the image lies on the smallest rectangle around the region's mask; the rest is black",
     )
@@ -64,11 +66,15 @@ class ImagePrompt(FrozenModel):
     model_config = ConfigDict(title="Image prompt")
     file: Text = Field(min_length=1, title="File", description="An IP-Adapter for the model, in a .safetensors file")
     image: Text = Field(min_length=1, title="Image", description="Image file. Its middle is looked at, as a square")
-    strength: Number = Field(1.0, ge=-10, le=10, title="Strength", description="Of what is added. 0: none")
-    start: Number = Field(0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done when it begins")
-    end: Number = Field(1.0, gt=0, le=1, title="End", description="Share of the steps that are done when it ends")
+    strength: Number = Field(default=1.0, ge=-10, le=10, title="Strength", description="Of what is added. 0: none")
+    start: Number = Field(
+        default=0.0, ge=0, lt=1, title="Start", description="Share of the steps that are done when it begins"
+    )
+    end: Number = Field(
+        default=1.0, gt=0, le=1, title="End", description="Share of the steps that are done when it ends"
+    )
     image_encoder: Text | None = Field(
-        None,
+        default=None,
         min_length=1,
         title="Image encoder",
         description="Folder of CLIP's image encoder. Empty: image_encoder beside the file",

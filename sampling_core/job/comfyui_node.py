@@ -23,7 +23,7 @@ from prefect_regional_diffusion.sampling_core.names import (
 
 def _only(name: NodeName) -> Any:
     # Forms draw a field with a single choice, and send it; a constant alone they show as text to be edited.
-    return Field(name, title="Node", description="Its inputs are below", json_schema_extra={"enum": [name]})
+    return Field(default=name, title="Node", description="Its inputs are below", json_schema_extra={"enum": [name]})
 
 
 def _step(title: str, description: str) -> Any:
@@ -64,9 +64,9 @@ class RegionalSampler(_Node):
     name: Literal["RegionalSampler"] = _only("RegionalSampler")
     overlap_factor: _OverlapFactor = 10
     restore_latent: _RestoreLatent = True
-    seed_2nd: Seed = Field(0, title="Second seed", description="Of the regional steps")
+    seed_2nd: Seed = Field(default=0, title="Second seed", description="Of the regional steps")
     seed_2nd_mode: SecondSeedMode = Field(
-        "ignore",
+        default="ignore",
         title="Second seed mode",
         description="ignore: one seed for all steps; increment, decrement and randomize do what fixed does",
     )
@@ -74,7 +74,9 @@ class RegionalSampler(_Node):
     additional_sampler: _RecoverySampler = "AUTO"
     additional_sigma_ratio: _RecoveryRatio = 0.3
     vary_noise: bool = Field(
-        False, title="Vary noise", description="Regions' variation seeds count, as in later versions of the node"
+        default=False,
+        title="Vary noise",
+        description="Regions' variation seeds count, as in later versions of the node",
     )
     sigma_factor: _SigmaFactor = 1.0
 
@@ -101,12 +103,12 @@ class TwoSamplersForMask(_Node):
 
     model_config = ConfigDict(title="TwoSamplersForMask")
     name: Literal["TwoSamplersForMask"] = _only("TwoSamplersForMask")
-    mask_seed: Seed | None = Field(None, title="Seed inside the mask", description="Empty: the job's")
+    mask_seed: Seed | None = Field(default=None, title="Seed inside the mask", description="Empty: the job's")
     mask_steps: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
-        None, title="Steps inside the mask", description="Empty: the job's"
+        default=None, title="Steps inside the mask", description="Empty: the job's"
     )
     mask_denoise: Annotated[Number, Field(gt=0, le=1)] | None = Field(
-        None, title="Denoise inside the mask", description="Empty: the job's"
+        default=None, title="Denoise inside the mask", description="Empty: the job's"
     )
 
 
@@ -128,15 +130,15 @@ class MaskGridNKSamplersAdvanced(_Node):
     start_at_step: _StartAtStep = 0
     end_at_step: _EndAtStep = 10000
     return_with_leftover_noise: _LeftoverNoise = False
-    rows: _Tiles = Field(1, title="Grid rows")
-    columns: _Tiles = Field(3, title="Grid columns")
+    rows: _Tiles = Field(default=1, title="Grid rows")
+    columns: _Tiles = Field(default=3, title="Grid columns")
     mode: ForkMode = Field(
-        "Sample then Fork",
+        default="Sample then Fork",
         title="Fork mode",
         description="Sample all cells at once and cut them out, or each alone",
     )
     tile: MaskShape = Field(
-        Rectangle(x=0, y=0, width=1, height=1),
+        default=Rectangle(x=0, y=0, width=1, height=1),
         title="Grid tile",
         description="What of each cell is drawn, in fractions of the cell",
     )

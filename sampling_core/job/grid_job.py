@@ -34,10 +34,10 @@ class Cell(FrozenModel):
     model_config = ConfigDict(title="Cell")
     row: Index = Field(title="Row", description="From the top, the first is 0")
     column: Index = Field(title="Column", description="From the left, the first is 0")
-    prompt: Text | None = Field(None, title="Prompt", description="Empty: the job's")
-    negative_prompt: Text | None = Field(None, title="Negative prompt", description="Empty: the job's")
+    prompt: Text | None = Field(default=None, title="Prompt", description="Empty: the job's")
+    negative_prompt: Text | None = Field(default=None, title="Negative prompt", description="Empty: the job's")
     seed: Seed | None = Field(
-        None, title="Seed", description="Empty: the job's, plus the cell's number. Fork then Sample only"
+        default=None, title="Seed", description="Empty: the job's, plus the cell's number. Fork then Sample only"
     )
 
 
@@ -46,19 +46,21 @@ class GridJob(FrozenModel):
 
     model_config = ConfigDict(title="Grid job")
     job: JointJob = Field(title="Job", description="What all cells have in common")
-    rows: Extent = Field(2, title="Rows", description="1 to 16")
-    columns: Extent = Field(2, title="Columns", description="1 to 16")
+    rows: Extent = Field(default=2, title="Rows", description="1 to 16")
+    columns: Extent = Field(default=2, title="Columns", description="1 to 16")
     mode: ForkMode = Field(
-        "Fork then Sample",
+        default="Fork then Sample",
         title="Fork mode",
         description="Fork then Sample: each cell from a seed of its own. "
         "Sample then Fork: the first steps are one run, then each cell goes on with its own prompt",
     )
     fork_at_step: Annotated[StrictInt, Field(ge=1, le=999)] | None = Field(
-        None, title="Fork at step", description="Steps that all cells share. Empty: half of them. Sample then Fork only"
+        default=None,
+        title="Fork at step",
+        description="Steps that all cells share. Empty: half of them. Sample then Fork only",
     )
     cells: tuple[Cell, ...] = Field(
-        (), max_length=256, title="Cells", description="The cells that differ in more than the seed"
+        default=(), max_length=256, title="Cells", description="The cells that differ in more than the seed"
     )
 
     @model_validator(mode="after")

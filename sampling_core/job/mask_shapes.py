@@ -98,7 +98,7 @@ class Image(OpenFrozenModel):
     model_config = ConfigDict(title="Image")
     kind: SkipJsonSchema[Literal["image"]] = "image"
     image: str = Field(min_length=1, title="Image file", description="White is inside")
-    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
+    fit: Fit = Field(default="crop", title="Fit", description=_FIT_HELP)
 
 
 class ColorMap(OpenFrozenModel):
@@ -109,13 +109,13 @@ class ColorMap(OpenFrozenModel):
     color_map: str = Field(min_length=1, title="Image file")
     color: Color = Field(title="Colour", description="[red, green, blue], 0 to 255 each")
     tolerance: StrictInt = Field(
-        0,
+        default=0,
         ge=0,
         le=255,
         title="Tolerance",
         description="By how much each of red, green and blue may differ, as in a JPEG. 0: exactly this colour",
     )
-    fit: Fit = Field("crop", title="Fit", description=_FIT_HELP)
+    fit: Fit = Field(default="crop", title="Fit", description=_FIT_HELP)
 
 
 def _kind_of(value: Any) -> str | None:

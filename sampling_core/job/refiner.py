@@ -14,13 +14,19 @@ class SizeConditioning(FrozenModel):
 
     model_config = ConfigDict(title="Size conditioning")
     original_width: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
-        None, title="Original width", description="Pixels. Empty: the canvas'. A small original is a blurred one"
+        default=None,
+        title="Original width",
+        description="Pixels. Empty: the canvas'. A small original is a blurred one",
     )
     original_height: Annotated[StrictInt, Field(ge=1, le=65536)] | None = Field(
-        None, title="Original height", description="Pixels. Empty: the canvas'"
+        default=None, title="Original height", description="Pixels. Empty: the canvas'"
     )
-    crop_left: StrictInt = Field(0, ge=0, le=65536, title="Crop left", description="Columns of pixels that are cut off")
-    crop_top: StrictInt = Field(0, ge=0, le=65536, title="Crop top", description="Rows of pixels that are cut off")
+    crop_left: StrictInt = Field(
+        default=0, ge=0, le=65536, title="Crop left", description="Columns of pixels that are cut off"
+    )
+    crop_top: StrictInt = Field(
+        default=0, ge=0, le=65536, title="Crop top", description="Rows of pixels that are cut off"
+    )
 
 
 class Refiner(FrozenModel):
@@ -28,10 +34,10 @@ class Refiner(FrozenModel):
 
     model_config = ConfigDict(title="Refiner")
     model: Text = Field(min_length=1, title="Model", description="As the job's `model`; its latents are the same kind")
-    start: Number = Field(0.8, gt=0, lt=1, title="Start", description="Share of the steps that are done before")
+    start: Number = Field(default=0.8, gt=0, lt=1, title="Start", description="Share of the steps that are done before")
     aesthetic_score: Number = Field(
-        6.0, ge=0, le=10, title="Aesthetic score", description="Of models that take one as an input"
+        default=6.0, ge=0, le=10, title="Aesthetic score", description="Of models that take one as an input"
     )
     negative_aesthetic_score: Number = Field(
-        2.5, ge=0, le=10, title="Negative aesthetic score", description="The same beside the negative prompt"
+        default=2.5, ge=0, le=10, title="Negative aesthetic score", description="The same beside the negative prompt"
     )

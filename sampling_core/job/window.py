@@ -14,9 +14,15 @@ class CropWindow(FrozenModel):
     """The rectangle around a region, as far as its mask has any weight, rounded to what suits its model."""
 
     model_config = ConfigDict(title="Window")
-    margin: StrictInt = Field(0, ge=0, le=4096, title="Margin", description="Pixels around it that are seen as well")
+    margin: StrictInt = Field(
+        default=0, ge=0, le=4096, title="Margin", description="Pixels around it that are seen as well"
+    )
     full_steps: StrictInt = Field(
-        0, ge=0, le=999, title="Full steps", description="First steps of the run in which all of the canvas is seen"
+        default=0,
+        ge=0,
+        le=999,
+        title="Full steps",
+        description="First steps of the run in which all of the canvas is seen",
     )
 
 

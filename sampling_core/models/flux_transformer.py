@@ -52,7 +52,7 @@ class FluxTransformer2DModel(NetworkConfiguration):
     joint_attention_dim: Width = 4096
     pooled_projection_dim: Width = 768
     guidance_embeds: bool = False
-    axes_dims_rope: Annotated[list[Width], Field(min_length=3, max_length=3)] = Field([16, 56, 56])
+    axes_dims_rope: Annotated[list[Width], Field(min_length=3, max_length=3)] = Field(default=[16, 56, 56])
 
     @model_validator(mode="after")
     def _positions_fit(self) -> FluxTransformer2DModel:

@@ -49,7 +49,7 @@ class SD3Transformer2DModel(NetworkConfiguration):
     caption_projection_dim: Width = 1152
     pooled_projection_dim: Width = 2048
     pos_embed_max_size: Annotated[int, Field(ge=1, le=1024)] = 96
-    dual_attention_layers: Annotated[list[Annotated[int, Field(ge=0, le=63)]], Field(max_length=64)] = Field([])
+    dual_attention_layers: Annotated[list[Annotated[int, Field(ge=0, le=63)]], Field(max_length=64)] = Field(default=[])
     qk_norm: Literal["rms_norm"] | None = None
 
     @model_validator(mode="after")

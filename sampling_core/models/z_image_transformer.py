@@ -59,8 +59,8 @@ class ZImageTransformer2DModel(NetworkConfiguration):
     cap_feat_dim: Width = 2560
     rope_theta: Positive = 256.0
     t_scale: Positive = 1000.0
-    axes_dims: Annotated[list[Width], Field(min_length=3, max_length=3)] = Field([32, 48, 48])
-    axes_lens: _Lengths = Field([1024, 512, 512])
+    axes_dims: Annotated[list[Width], Field(min_length=3, max_length=3)] = Field(default=[32, 48, 48])
+    axes_lens: _Lengths = Field(default=[1024, 512, 512])
 
     @model_validator(mode="after")
     def _positions_fit(self) -> ZImageTransformer2DModel:

@@ -79,25 +79,27 @@ class RegionalStore(Block):
     _documentation_url = _DOCUMENTATION
 
     store: Place | None = Field(
-        None, title="Store", description="Where latents are kept: a folder or any fsspec URL [REGIONAL_STORE]"
+        default=None, title="Store", description="Where latents are kept: a folder or any fsspec URL [REGIONAL_STORE]"
     )
     out: Place | None = Field(
-        None, title="Pictures", description="Folder for finished pictures and records [REGIONAL_OUT]"
+        default=None, title="Pictures", description="Folder for finished pictures and records [REGIONAL_OUT]"
     )
     s3_endpoint: Endpoint | None = Field(
-        None, title="S3 endpoint", description="Of an S3 server other than Amazon's [REGIONAL_S3_ENDPOINT]"
+        default=None, title="S3 endpoint", description="Of an S3 server other than Amazon's [REGIONAL_S3_ENDPOINT]"
     )
     s3_region: str | None = Field(
-        None, title="S3 region", max_length=100, description="Of the bucket [REGIONAL_S3_REGION]"
+        default=None, title="S3 region", max_length=100, description="Of the bucket [REGIONAL_S3_REGION]"
     )
     s3_key: SecretStr | None = Field(
-        None, title="S3 key", description="Access key; empty: what the machine has for AWS [REGIONAL_S3_KEY]"
+        default=None, title="S3 key", description="Access key; empty: what the machine has for AWS [REGIONAL_S3_KEY]"
     )
     s3_secret: SecretStr | None = Field(
-        None, title="S3 secret", validate_default=True, description="Of the access key [REGIONAL_S3_SECRET]"
+        default=None, title="S3 secret", validate_default=True, description="Of the access key [REGIONAL_S3_SECRET]"
     )
     options: SecretDict | None = Field(
-        None, title="Other options", description="What another file system of fsspec needs, such as keys for gs://"
+        default=None,
+        title="Other options",
+        description="What another file system of fsspec needs, such as keys for gs://",
     )
 
     @field_validator("s3_secret")

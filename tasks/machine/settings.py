@@ -38,98 +38,121 @@ Keep = Literal["final", "branch_points", "all"] | Annotated[int, Field(ge=1)]
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="REGIONAL_", frozen=True)
 
-    store: str = Field(".regional/store", description="Where latents are kept: a folder or any fsspec URL")
-    out: str = Field("renders", description="Folder for finished pictures and records")
-    asset_roots: Places = Field((".",), description="Where images and models lie that a job may name")
-    model_folders: Places = Field((), description="Where a model is looked for that is not where its name says")
-    hub_downloads: bool = Field(False, description="Whether a hub's model that is not here is fetched")
+    store: str = Field(default=".regional/store", description="Where latents are kept: a folder or any fsspec URL")
+    out: str = Field(default="renders", description="Folder for finished pictures and records")
+    asset_roots: Places = Field(default=(".",), description="Where images and models lie that a job may name")
+    model_folders: Places = Field(default=(), description="Where a model is looked for that is not where its name says")
+    hub_downloads: bool = Field(default=False, description="Whether a hub's model that is not here is fetched")
     model_stores: Places = Field(
-        (), description="Buckets from which models are fetched, as s3://bucket/prefix; * is any"
+        default=(), description="Buckets from which models are fetched, as s3://bucket/prefix; * is any"
     )
     model_cache: str = Field(
-        "~/.cache/prefect-regional-diffusion/models", description="Folder of this machine for models that were fetched"
+        default="~/.cache/prefect-regional-diffusion/models",
+        description="Folder of this machine for models that were fetched",
     )
-    allowed_stores: Places = Field((), description="Where a run may keep latents, beside `store`; * is anywhere")
-    allowed_outputs: Places = Field((), description="Where a run may put pictures, beside `out`; * is anywhere")
-    s3_endpoint: str | None = Field(None, description="URL of an S3 server other than Amazon's")
-    s3_region: str | None = Field(None, description="Region of the bucket")
-    s3_key: SecretStr | None = Field(None, description="Access key; empty: what the environment has for AWS")
-    s3_secret: SecretStr | None = Field(None, description="Secret of the access key")
-    store_block: str | None = Field(None, description="Prefect block `Regional Store` with what is not set here of it")
-    catalog_block: str | None = Field(None, description="Prefect block `Model Catalog` with names of models")
+    allowed_stores: Places = Field(
+        default=(), description="Where a run may keep latents, beside `store`; * is anywhere"
+    )
+    allowed_outputs: Places = Field(default=(), description="Where a run may put pictures, beside `out`; * is anywhere")
+    s3_endpoint: str | None = Field(default=None, description="URL of an S3 server other than Amazon's")
+    s3_region: str | None = Field(default=None, description="Region of the bucket")
+    s3_key: SecretStr | None = Field(default=None, description="Access key; empty: what the environment has for AWS")
+    s3_secret: SecretStr | None = Field(default=None, description="Secret of the access key")
+    store_block: str | None = Field(
+        default=None, description="Prefect block `Regional Store` with what is not set here of it"
+    )
+    catalog_block: str | None = Field(default=None, description="Prefect block `Model Catalog` with names of models")
     catalog_roots: Places = Field(
-        (), description="Where roots of the catalog may lie that models are then read from, too; * is anywhere"
+        default=(), description="Where roots of the catalog may lie that models are then read from, too; * is anywhere"
     )
-    device: str = Field("auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
+    device: str = Field(default="auto", description="`auto` (cuda if there is one, else cpu), or a torch device")
     device_lock: str = Field(
-        "none",
+        default="none",
         pattern=r"^[\w.-]{1,80}$",
         description="Whether processes of a machine have models on a device one at a time: `auto` (on a GPU), "
         "a name that they share (on any device), or `none`",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Numbers of the networks; `auto`: float32 on a CPU, else what suits the model"
+        default="auto", description="Numbers of the networks; `auto`: float32 on a CPU, else what suits the model"
     )
     weights: Literal["auto", "stored", "computed"] = Field(
-        "auto",
+        default="auto",
         description="In memory: as narrow as in their file (`stored`), as wide as `dtype` (`computed`), "
         "or narrow if they are fp8",
     )
     offload: Literal["none", "model", "sequential"] = Field(
-        "none", description="What of models is in the host's memory: nothing, what no job is in, all but a layer"
+        default="none",
+        description="What of models is in the host's memory: nothing, what no job is in, all but a layer",
     )
     attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = Field(
-        "auto", description="Kernel of torch's attention; where one cannot, `math` does it"
+        default="auto", description="Kernel of torch's attention; where one cannot, `math` does it"
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        "off", description="Whether torch compiles denoisers, and in which mode"
+        default="off", description="Whether torch compiles denoisers, and in which mode"
     )
     vae_tile: int | None = Field(
-        None, ge=256, multiple_of=64, description="Edge in pixels of tiles that larger pictures are decoded in"
+        default=None, ge=256, multiple_of=64, description="Edge in pixels of tiles that larger pictures are decoded in"
     )
-    keep_text_encoders: bool = Field(False, description="Whether they stay in memory once prompts are encoded")
+    keep_text_encoders: bool = Field(default=False, description="Whether they stay in memory once prompts are encoded")
     checkpoint_seconds: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         description="How long a chunk of steps should take, if not given; of more than 4 jobs at once, longer",
     )
     keep: Keep = Field(
-        "branch_points",
+        default="branch_points",
         description="States that stay when a run is finished: `final`, `branch_points` (also those where other jobs "
         "can go on), a number n (every n-th), or `all`",
     )
-    store_retry_seconds: float = Field(600.0, ge=0, description="Seconds for which a store that fails is tried again")
-    max_pending_writes: int = Field(2, ge=0, description="States that may wait to be written while sampling goes on")
-    preview_seconds: float = Field(5.0, ge=0, description="How often the UI gets a new preview; 0: never")
+    store_retry_seconds: float = Field(
+        default=600.0, ge=0, description="Seconds for which a store that fails is tried again"
+    )
+    max_pending_writes: int = Field(
+        default=2, ge=0, description="States that may wait to be written while sampling goes on"
+    )
+    preview_seconds: float = Field(default=5.0, ge=0, description="How often the UI gets a new preview; 0: never")
     signed_url_hours: float = Field(
-        0.0, ge=0, le=168, description="How long addresses of pictures in a bucket hold, in events; 0: there are none"
+        default=0.0,
+        ge=0,
+        le=168,
+        description="How long addresses of pictures in a bucket hold, in events; 0: there are none",
     )
-    max_forward_rows: int | None = Field(None, gt=0, description="Most network rows of one forward; empty: all at once")
-    max_job_bytes: int = Field(500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288")
-    max_canvas_pixels: int = Field(4096 * 4096, gt=0, description="Largest canvas, width x height")
-    max_steps: int = Field(1000, gt=0, description="Most steps")
-    max_regions: int = Field(64, gt=0, description="Most regions")
-    max_pictures: int = Field(16, gt=0, description="Most pictures of a batch")
-    max_cells: int = Field(256, gt=0, description="Most cells of a grid, rows x columns")
-    max_jobs: int = Field(1000, gt=0, description="Most jobs of a batch")
-    max_models: int = Field(8, gt=0, description="Most models of a job")
-    max_prompt: int = Field(10_000, gt=0, description="Longest prompt, in characters")
-    max_evaluations: int = Field(10**6, gt=0, description="Most network rows of a job, or of all jobs of a run")
+    max_forward_rows: int | None = Field(
+        default=None, gt=0, description="Most network rows of one forward; empty: all at once"
+    )
+    max_job_bytes: int = Field(
+        default=500_000, gt=0, description="Largest job, as JSON; Prefect refuses more than 524,288"
+    )
+    max_canvas_pixels: int = Field(default=4096 * 4096, gt=0, description="Largest canvas, width x height")
+    max_steps: int = Field(default=1000, gt=0, description="Most steps")
+    max_regions: int = Field(default=64, gt=0, description="Most regions")
+    max_pictures: int = Field(default=16, gt=0, description="Most pictures of a batch")
+    max_cells: int = Field(default=256, gt=0, description="Most cells of a grid, rows x columns")
+    max_jobs: int = Field(default=1000, gt=0, description="Most jobs of a batch")
+    max_models: int = Field(default=8, gt=0, description="Most models of a job")
+    max_prompt: int = Field(default=10_000, gt=0, description="Longest prompt, in characters")
+    max_evaluations: int = Field(default=10**6, gt=0, description="Most network rows of a job, or of all jobs of a run")
     max_drawn_pixels: int = Field(
-        4 * 10**9, gt=0, description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas"
+        default=4 * 10**9,
+        gt=0,
+        description="Of all different masks of a job, or of all jobs of a run, each of a whole canvas",
     )
-    max_tensor_bytes: int = Field(2**30, gt=0, description="Masks, weights and latents that a process has in memory")
+    max_tensor_bytes: int = Field(
+        default=2**30, gt=0, description="Masks, weights and latents that a process has in memory"
+    )
     max_loaded_bytes: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Models and LoRAs that a process has in memory, as long as not more are in use; empty: half of the "
         "device's memory",
     )
-    max_model_cache_bytes: int = Field(2**38, gt=0, description="Of `model_cache`: what was used longest ago goes")
-    max_mask_bytes: int = Field(32 * 2**20, gt=0, description="Largest mask file")
-    max_mask_pixels: int = Field(64 * 10**6, gt=0, description="Largest mask image")
-    max_image_bytes: int = Field(2**29, gt=0, description="Memory that one image may take while it is unpacked")
-    max_image_pixels: int = Field(256 * 10**6, gt=0, description="Of all images of a job together")
+    max_model_cache_bytes: int = Field(
+        default=2**38, gt=0, description="Of `model_cache`: what was used longest ago goes"
+    )
+    max_mask_bytes: int = Field(default=32 * 2**20, gt=0, description="Largest mask file")
+    max_mask_pixels: int = Field(default=64 * 10**6, gt=0, description="Largest mask image")
+    max_image_bytes: int = Field(default=2**29, gt=0, description="Memory that one image may take while it is unpacked")
+    max_image_pixels: int = Field(default=256 * 10**6, gt=0, description="Of all images of a job together")
 
     def torch_device(self) -> str:
         if self.device != "auto":

@@ -86,7 +86,7 @@ def latent_of(case: Case, recordings: Recordings) -> tuple[Tensor, Tensor | None
     if isinstance(latent, str):
         latent = {"samples": latent}
     mask = recordings.mask(latent["noise_mask"]) if "noise_mask" in latent else None
-    index = tuple(latent["batch_index"]) if "batch_index" in latent else None
+    index = tuple(map(int, latent["batch_index"])) if "batch_index" in latent else None
     return recordings.latent(latent["samples"]) * SCALING, mask, index
 
 
