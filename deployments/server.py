@@ -11,6 +11,7 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from prefect_regional_diffusion.deployments.token_requests import OneTokenAtATime
     from prefect_regional_diffusion.flows.server.address_guard import OwnAddress
 
     settings = get_current_settings()
@@ -19,7 +20,7 @@ def main() -> None:
     if api.auth_string is None or not api.auth_string.get_secret_value():
         sys.exit("PREFECT_SERVER_API_AUTH_STRING: missing; this server starts with one alone")
     uvicorn.run(
-        OwnAddress(create_app(final=True), api.port),
+        OwnAddress(OneTokenAtATime(create_app(final=True)), api.port),
         host="127.0.0.1",
         port=api.port,
         proxy_headers=False,

@@ -190,6 +190,17 @@ def _csrf_token(api: str, basic: str, _period: int) -> str:
 
 
 def _ask(url: str, body: Any, method: str) -> Any:
+    try:
+        return _ask_once(url, body, method)
+    except urllib.error.HTTPError as error:
+        if error.code != 403:
+            raise
+        # To a server whose clock was stepped, the token is too old.
+        _csrf_token.cache_clear()
+        return _ask_once(url, body, method)
+
+
+def _ask_once(url: str, body: Any, method: str) -> Any:
     headers = {"Content-Type": "application/json"} | credentials(url)
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)

@@ -19,6 +19,8 @@ def set_defaults() -> None:
         # Prefect's own server reports home by default, and its write can collide with a first run's.
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # PostgreSQL may end one of two requests that wait for each other. Prefect's server does not try again.
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         # Prefect would start a server that outlives a killed command, with its database in the user's home.
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         # They would warn of prompts longer than the model's, and so does this command, with the number.
