@@ -1,7 +1,7 @@
 """rclone's S3 server, on a folder.
 
-What is measured shares the processors with it, which nobody's store does: a request takes it a third of what it takes
-moto, the server of tests. Tests keep that one, which knows more of S3 (parts of an object, signed addresses).
+What is measured shares the processors with it, which nobody's store does: a request takes at most a third of what it
+takes moto, the server of tests. Tests keep that one, which knows more of S3 (parts of an object, signed addresses).
 """
 
 from __future__ import annotations
