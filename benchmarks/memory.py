@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--runs: more than {EARLY}")
     megabytes = dict[int, float]()
     with ExitStack() as stack:
-        machine = Machine(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # A store of its own: what an earlier measurement has drawn would be found, and not drawn.
+        machine = Machine(folder, REGIONAL_STORE=str(folder / "store"))
         stack.callback(machine.up, "--down")
         machine.up()
         pool = stack.enter_context(Pool(machine, "gpu-kept", "--keep", str(options.runs + 1)))

@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        machine = Machine(folder)
+        # A store of its own: what an earlier measurement has drawn would be found, and not drawn.
+        machine = Machine(folder, REGIONAL_STORE=str(folder / "store"))
         stack.callback(machine.up, "--down")
         machine.up()
         stack.enter_context(Pool(machine, PLAIN_POOL, "--plain")).start_worker()
