@@ -70,7 +70,9 @@ def in_turn(machine: Machine, folder: Path) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in POOLS}
     for number in range(SUBMISSIONS):
         for kind, done in runs.items():
-            run = submit(machine, folder, kind, f"{kind}-{number}", JOB | {"seed": number})
+            # Seeds of its own: it would find the other pool's pictures in their store.
+            seed = len(POOLS) * number + [*POOLS].index(kind)
+            run = submit(machine, folder, kind, f"{kind}-{number}", JOB | {"seed": seed})
             done.append(ended(machine, run))
     time.sleep(LOG_SECONDS)
     return {
