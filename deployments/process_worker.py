@@ -107,14 +107,15 @@ class RegionalWorker(ProcessWorker):
         return "regional"
 
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
-        """Runs to take now: which ones is decided by `Dispatch`, or by the server where that is in trouble."""
+        """Runs to take now: which ones is decided by `Dispatch`, or by the server where that fails."""
         offered = await super()._get_scheduled_flow_runs()
         if not offered or (self._limiter is not None and self._limiter.available_tokens < 1):
             return offered
         try:
             return await self._dispatch.choose(self.client, self.work_pool.name, offered)
-        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            logger.warning("Runs are taken in the order of their submission: %s", reason_of(error))
+        except Exception as error:  # whatever it is about one run, the worker must not end before all others
+            is_ours = not isinstance(error, httpx.HTTPError | PrefectHTTPStatusError)
+            logger.warning("Runs are taken in the order of their submission: %s", reason_of(error), exc_info=is_ours)
             return offered
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from prefect_regional_diffusion.sampling_core.models.family import Part
 from prefect_regional_diffusion.sampling_core.models.model_key import ModelKey
 from prefect_regional_diffusion.sampling_core.models.placement import Placement
 from prefect_regional_diffusion.tasks.machine.load_listener import Load, load_listener
+from prefect_regional_diffusion.tasks.machine.once import once
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.loaded_parts import LoadedParts, loaded_parts
 from prefect_regional_diffusion.tasks.runtime.model_cache import PartKey, denoiser, open_model
@@ -106,6 +108,26 @@ def test_threads_that_ask_at_once_wait_for_one_loading() -> None:
         found = list(pool.map(ask, range(4)))
     assert len(loads) == 1
     assert set(map(id, found)) == {id(loads[0])}
+
+
+def test_threads_that_ask_at_once_get_one_value() -> None:
+    """Two caches of a process would load a model each."""
+    together = threading.Barrier(4)
+
+    @once
+    def value() -> object:
+        time.sleep(0.1)  # for the others to ask meanwhile
+        return object()
+
+    def ask(_: int) -> object:
+        together.wait(10)
+        return value()
+
+    with ThreadPoolExecutor(4) as pool:
+        (first, *others) = pool.map(ask, range(4))
+    assert all(other is first for other in others)
+    value.cache_clear()
+    assert value() is not first
 
 
 @pytest.fixture(scope="module")

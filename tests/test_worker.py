@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import MagicMock, Mock
+from unittest.mock import AsyncMock, MagicMock, Mock
 from uuid import UUID, uuid4
 
 import httpx
@@ -30,6 +30,7 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 from prefect_regional_diffusion.deployments import process_worker, worker
+from prefect_regional_diffusion.deployments.dispatch import Dispatch
 from prefect_regional_diffusion.deployments.process_worker import RegionalWorker
 from prefect_regional_diffusion.flows.reap import TAKEN_AWAY
 from tests.on_server import OnServer
@@ -96,6 +97,23 @@ def test_ours_is_beside_prefects_own_in_its_list_of_workers() -> None:
     assert lookup_type(BaseWorker, "process") is ProcessWorker
     assert lookup_type(BaseWorker, "regional") is RegionalWorker
     assert RegionalWorker.type == "process", "or no pool of that type would take it"
+
+
+@pytest.mark.parametrize("error", [ValueError("of one run"), httpx.ConnectError("is away")])
+def test_whatever_fails_where_runs_are_chosen_the_worker_takes_what_the_server_offers(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    offered = [Mock(), Mock()]
+    monkeypatch.setattr(ProcessWorker, "_get_scheduled_flow_runs", AsyncMock(return_value=offered))
+    monkeypatch.setattr(Dispatch, "choose", AsyncMock(side_effect=error))
+    regional = RegionalWorker("pool")
+    monkeypatch.setattr(regional, "_client", Mock())
+    monkeypatch.setattr(regional, "_work_pool", Mock())
+    assert asyncio.run(regional._get_scheduled_flow_runs()) == offered  # pyright: ignore[reportPrivateUsage]
+    (record,) = caplog.records
+    assert str(error) in record.getMessage()
+    # Where it is no trouble of the server's, we want to know where it came from.
+    assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
 
 
 def test_a_worker_ends_when_what_it_waits_for_swallows_that_it_is_told_to(

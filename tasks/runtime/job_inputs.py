@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from prefect_regional_diffusion.tasks.inputs.embedding_files import EmbeddingFil
 from prefect_regional_diffusion.tasks.inputs.image_files import ImageFiles, read_image_files, resized
 from prefect_regional_diffusion.tasks.inputs.limits import check_canvas
 from prefect_regional_diffusion.tasks.inputs.size_limits import check_drawn, check_latents
+from prefect_regional_diffusion.tasks.machine.once import once
 from prefect_regional_diffusion.tasks.machine.settings import settings
 from prefect_regional_diffusion.tasks.runtime.control_files import Controls, control_tensors, open_controls
 from prefect_regional_diffusion.tasks.runtime.image_prompt_files import (
@@ -98,7 +98,7 @@ class JobInputs:
         return OWN_BYTES + LAYER_BYTES * layers + tensors + self.image_prompts.bytes
 
 
-@lru_cache(maxsize=1)
+@once
 def drawn_masks() -> DrawnMasks:
     """A cache of the masks that this process has drawn: the cells of a grid have the same ones."""
     return DrawnMasks(settings().max_tensor_bytes)

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 from prefect_regional_diffusion.tasks.machine.metrics import is_first_use, tell
+from prefect_regional_diffusion.tasks.machine.once import once
 from prefect_regional_diffusion.tasks.machine.settings import settings
 
 
@@ -112,7 +112,7 @@ class LoadedParts:
         return sum(entry.bytes for entry in self._entries.values())
 
 
-@lru_cache(maxsize=1)
+@once
 def loaded_parts() -> LoadedParts:
     """Those of this process."""
     return LoadedParts(settings().most_loaded_bytes())
