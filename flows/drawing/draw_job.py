@@ -19,6 +19,7 @@ from prefect_regional_diffusion.tasks.inputs.path_policy import out_place, store
 from prefect_regional_diffusion.tasks.machine.metrics import measured_run, tell
 from prefect_regional_diffusion.tasks.machine.settings import Keep, settings
 from prefect_regional_diffusion.tasks.publish import Record, publish, versions
+from prefect_regional_diffusion.tasks.runtime.preparations import preparations, prepared_once
 from prefect_regional_diffusion.tasks.runtime.retention import finish
 from prefect_regional_diffusion.tasks.storage.parallel_io import map_concurrently
 from prefect_regional_diffusion.tasks.storage.signed_urls import signed_urls
@@ -45,7 +46,7 @@ async def draw_job(
     In a flow run, an event says how it ended. Raises BadInput, ModelError, StoreError or TimeLimitError.
     """
     try:
-        with measured_run(job.pictures):
+        with measured_run(job.pictures), prepared_once():
             record = await _draw(job, checkpoint_steps, store, out, name, keep)
             tell("pictures", len(record.images), "finished" if record.steps_computed else "found")
     except Exception as error:
@@ -63,8 +64,10 @@ async def _draw(
     clock, limit = Clock(), time_limit_of_this_run()
     clock.lap("start")
     store_url, out = store_place(store), out_place(out)
-    # Before hours of work, not after them. The first question to an object store in a process takes a second, too.
-    await map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
+    # Before hours of work, not after them. The first question to an object store in a process takes a second: the job
+    # is planned meanwhile, and nothing is written.
+    checks = map_concurrently(lambda place: place.check(patient=True), [Store(store_url), Store(out, "out")])
+    await asyncio.gather(checks, asyncio.to_thread(preparations().look_up, job))
     clock.lap("open store")
     async with PendingWrites() as updates:
         async with PendingWrites() as writes:

@@ -23,8 +23,8 @@ from prefect_regional_diffusion.sampling_core.models.lora_file import LoraPart
 from prefect_regional_diffusion.sampling_core.models.lora_rows import LoraLayers
 from prefect_regional_diffusion.sampling_core.models.model_key import ControlKey, LoraKeys, ModelKey
 from prefect_regional_diffusion.sampling_core.models.row_adapters import ControlSource
+from prefect_regional_diffusion.sampling_core.planning.compile import Cost
 from prefect_regional_diffusion.sampling_core.planning.control_pictures import control_name, pixel_digests
-from prefect_regional_diffusion.sampling_core.planning.unencoded import Unencoded
 from prefect_regional_diffusion.sampling_core.tensors.specs import Specs, TensorSpec, specs_of
 from prefect_regional_diffusion.sampling_core.tensors.types import Latent
 from prefect_regional_diffusion.sampling_core.text.prompt_syntax import embedding_names
@@ -225,9 +225,9 @@ class RenderContext:
         return self._prepared.inputs.prompt_specs(prompt)
 
     @property
-    def unencoded(self) -> Unencoded:
-        """Shapes of all prompts of the run."""
-        return self._prepared.prompts
+    def cost(self) -> Cost:
+        """What the run costs from its beginning, as it was counted when the job was checked."""
+        return self._prepared.cost
 
     def encode_prompt(self, prompt: PromptKey, encoder: TextEncoder) -> Conditioning:
         """A prompt, encoded by the text encoders of its model."""

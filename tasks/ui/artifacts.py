@@ -11,7 +11,6 @@ from uuid import UUID
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from prefect_regional_diffusion.sampling_core.planning.compile import cost
 from prefect_regional_diffusion.tasks.machine.logs import plain_logger
 from prefect_regional_diffusion.tasks.machine.secrets import reason_of
 from prefect_regional_diffusion.tasks.machine.settings import settings
@@ -106,8 +105,7 @@ class RunArtifacts:
         await asyncio.gather(*map(best_effort, shown))
 
     async def _show_plan(self, run: RenderContext) -> None:
-        plan = await asyncio.to_thread(_plan, run)
-        await create_markdown(plan, key="plan", description=f"Plan of {run.job_hash[:8]}")
+        await create_markdown(_plan(run), key="plan", description=f"Plan of {run.job_hash[:8]}")
 
     async def _show_progress(self) -> None:
         await self._bar.show(*self._batch.steps_done(), self._words)
@@ -134,17 +132,13 @@ class RunArtifacts:
 
 def _plan(run: RenderContext) -> str:
     """Rows and forwards per step, as a table."""
-    run_cost = cost(run.sampling_run, settings().max_forward_rows, prompts=run.unencoded)
+    cost = run.cost
     rows = "\n".join(
         f"| {first} to {last} | {count.evaluations} | {float(count.canvases):.4g} | {count.forwards} |"
-        for first, last, count in run_cost.runs()[:40]
+        for first, last, count in cost.runs()[:40]
     )
-    work = (
-        f", the work of {float(run_cost.canvases):.4g} of the canvas,"
-        if run_cost.canvases < run_cost.evaluations
-        else ""
-    )
-    total = f"{run_cost.evaluations} network rows{work} in {run_cost.forwards} forwards.\n\n"
+    work = f", the work of {float(cost.canvases):.4g} of the canvas," if cost.canvases < cost.evaluations else ""
+    total = f"{cost.evaluations} network rows{work} in {cost.forwards} forwards.\n\n"
     header = "| steps | rows per step | canvases per step | forwards per step |\n| --- | --- | --- | --- |"
     return f"{total}{header}\n{rows}\n"
 
