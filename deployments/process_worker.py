@@ -113,7 +113,7 @@ class RegionalWorker(ProcessWorker):
             return offered
         try:
             return await self._dispatch.choose(self.client, self.work_pool.name, offered)
-        except Exception as error:  # whatever it is about one run, the worker must not end before all others
+        except Exception as error:  # else one run that makes this fail would keep the worker from all others
             is_ours = not isinstance(error, httpx.HTTPError | PrefectHTTPStatusError)
             logger.warning("Runs are taken in the order of their submission: %s", reason_of(error), exc_info=is_ours)
             return offered
