@@ -1,7 +1,8 @@
 """What a process that draws one run after the other keeps of them: `python -m benchmarks.memory [--runs N]`.
 
 Small jobs of one model, each with a seed of its own, are drawn in turn by one process of a resident worker, which by
-default ends after a hundred: its resident memory after the first, the 20th and the last of them.
+default ends after a hundred: its resident memory after the first, the 20th and the last of them. One reading differs
+from the next by some 10 MB, so the last two are medians of five readings each, after the run named and those before it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -21,7 +23,7 @@ from benchmarks.pools import Pool
 from tests.machine import Machine
 
 JOB: dict[str, Any] = {"prompt": "a blue background", "steps": 4, "width": 128, "height": 128}
-EARLY = 20
+EARLY, READINGS = 20, 5
 MOST_GROWTH = 1.05
 """Of the memory after the last run to that after the 20th."""
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs <= EARLY:
         parser.error(f"--runs: more than {EARLY}")
-    megabytes = dict[int, float]()
+    readings = list[float]()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # A store of its own: what an earlier measurement has drawn would be found, and not drawn.
@@ -55,13 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             process = waiting_process(machine, pool)
             assert drawing in (None, process), f"run {number} was drawn by another process"
             drawing = process
-            if number in (1, EARLY, options.runs):
-                megabytes[number] = round(process.memory_info().rss / 1e6, 1)
-    growth = megabytes[options.runs] / megabytes[EARLY]
+            readings.append(process.memory_info().rss / 1e6)
+    early, late = (round(median(readings[number - READINGS : number]), 1) for number in (EARLY, options.runs))
+    megabytes = {1: round(readings[0], 1), EARLY: early, options.runs: late}
+    growth = late / early
     figures = {"megabytes_after_runs": megabytes, "growth": round(growth, 4)}
     print(json.dumps(figures, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        every = {"readings": [round(reading, 1) for reading in readings]}
+        options.json.write_text(json.dumps(figures | every, indent=2) + "\n")
     return 0 if growth <= MOST_GROWTH else 1
 
 

@@ -373,6 +373,27 @@ def test_what_sends_a_runs_log_and_events_is_gone_once_all_is_sent(tmp_path: Pat
     assert done.stdout == "[0, 1, 2] [None, None, None]\n", done.stderr
 
 
+FREED = """
+import psutil
+from prefect_regional_diffusion.deployments.resident.renewal import ProcessState
+
+state = ProcessState()
+assert state.restore()
+blocks = [b"x" * 60_000 for _ in range(4000)]
+kept = blocks[::40]
+del blocks
+before = psutil.Process().memory_info().rss
+assert state.restore()
+print(round((before - psutil.Process().memory_info().rss) / 60_000 / 3900, 1))
+"""
+
+
+def test_what_a_run_has_freed_is_the_systems_again(tmp_path: Path) -> None:
+    """Also where it lies between what is kept: the C library gives back the end of its heaps alone."""
+    done = forked.run([sys.executable, "-c", FREED], cwd=tmp_path, env=environment(tmp_path))
+    assert done.stdout == "1.0\n", done.stderr
+
+
 LOCK = """
 import asyncio
 from prefect_regional_diffusion.tasks.machine.device_lock import take_device

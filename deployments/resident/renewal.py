@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -89,6 +90,7 @@ class ProcessState:
         forget_catalog()
         forget_fetched()
         gc.collect()
+        _return_free_memory()
         return not self._has_grown()
 
     def _has_grown(self) -> bool:
@@ -96,6 +98,14 @@ class ProcessState:
         if not self._most_memory:
             self._most_memory = memory + _MOST_GROWTH
         return memory > self._most_memory + loaded_parts().bytes
+
+
+def _return_free_memory() -> None:
+    """Give the system what the C library keeps for later: what runs have freed lies scattered over its many heaps."""
+    # Other C libraries than GNU's have no such function.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _forget_ended_services() -> None:
