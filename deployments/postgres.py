@@ -27,6 +27,10 @@ _NOT_ROOT = ("unshare", "--map-user=65534", "--map-group=65534")
 _LONGEST_SOCKET = 100
 """Bytes of a socket's path; the system's limit is 103 to 107."""
 
+MEMORY_IS_HELD = "pre-existing shared memory block"
+"""In the log of a start that was refused: processes of a server that was killed still have the cluster's memory. A
+cluster of ours writes its log in English (`--no-locale`)."""
+
 
 class DatabaseError(Exception):
     """The database did not start; the message says why."""

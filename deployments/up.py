@@ -31,7 +31,7 @@ from prefect_regional_diffusion.deployments.local_stack import (
     WORKERS,
     LocalStack,
 )
-from prefect_regional_diffusion.deployments.postgres import DatabaseError, installed_programs
+from prefect_regional_diffusion.deployments.postgres import MEMORY_IS_HELD, DatabaseError, installed_programs
 from prefect_regional_diffusion.flows.common.environment import set_defaults
 from prefect_regional_diffusion.flows.server.environment import server_environment
 from prefect_regional_diffusion.flows.server.local import SERVER, auth_file, make_auth_string, ports
@@ -39,6 +39,8 @@ from prefect_regional_diffusion.flows.server.private_files import NotPrivateErro
 from prefect_regional_diffusion.tasks.machine.retry import Retry
 
 _DEPLOYMENTS = Path(__file__).resolve().parent / "prefect.yaml"
+_RELEASE_SECONDS = 10.0
+"""For processes of a killed database to end: they notice it within a moment, unless the machine is busy."""
 
 
 class StartError(Exception):
@@ -102,10 +104,17 @@ def start_database(machine: LocalStack) -> str | None:
             raise StartError(f"{problem}; --sqlite begins anew without them")
         return None
     environment = server_environment()
-    try:
-        cluster.create(programs, environment)
+
+    def start_and_wait() -> None:
         _start(machine, DATABASE, cluster.server_command(programs), environment)
         asyncio.run(cluster.wait(lambda: processes.running(machine.folder, DATABASE) is not None))
+
+    def is_held(_error: Exception) -> bool:
+        return MEMORY_IS_HELD in processes.log_tail(machine.folder, DATABASE)
+
+    try:
+        cluster.create(programs, environment)
+        Retry(_RELEASE_SECONDS, is_held, longest_pause=0.5).call(start_and_wait)
     except DatabaseError as error:
         log = processes.log_tail(machine.folder, DATABASE)
         raise StartError(f"PostgreSQL did not start (--sqlite does without): {error}\n{log}") from error

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from unittest.mock import Mock
 
@@ -122,9 +123,15 @@ def test_what_is_written_survives_a_kill_and_a_stop(tmp_path: Path) -> None:
         answer(machine.cluster, "CREATE TABLE runs AS SELECT 1 AS done")
         server = processes.running(tmp_path, DATABASE)
         assert server is not None
+        children = server.children()
+        # On a busy machine they notice late that their server was killed; until then no other one may start.
+        children[0].suspend()
         server.kill()
         psutil.wait_procs([server], timeout=10)
+        late = Timer(2, children[0].resume)
+        late.start()
         with served(machine):
+            assert not late.is_alive(), "it was to start only then"
             assert answer(machine.cluster, "SELECT count(*) FROM runs") == 1
     assert processes.running(tmp_path, DATABASE) is None
     with served(machine):
