@@ -49,22 +49,14 @@ def start(
             start_new_session=True,
             umask=0o077,
         )
-    _wait_for_mark(child)
+    with suppress(psutil.Error):
+        _environment(psutil.Process(child.pid))
     identity = {"pid": child.pid, **birth(child.pid), "port": port}
     # Anew: what lies there may be a link, or open to others.
     _file(folder, name).unlink(missing_ok=True)
     with os.fdopen(open_private(_file(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
         file.write(json.dumps(identity) + "\n")
     return True
-
-
-def _wait_for_mark(child: subprocess.Popen[bytes]) -> None:
-    """The kernel shows the environment of a process a moment after its program is there."""
-    with suppress(psutil.Error):
-        for _ in range(500):
-            if psutil.Process(child.pid).environ():
-                return
-            time.sleep(0.01)
 
 
 def private_log(folder: Path, name: str) -> BinaryIO:
@@ -84,16 +76,26 @@ def running(folder: Path, name: str) -> psutil.Process | None:
         process = psutil.Process(identity["pid"])
         actual = birth(process.pid)
         alive = actual.items() <= identity.items() and process.status() != psutil.STATUS_ZOMBIE
-        return process if alive and _part(process, folder) == name else None
+        return process if alive and _part(process, _environment(process), folder) == name else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, psutil.Error):
         return None
 
 
-def _part(process: psutil.Process, folder: Path) -> str | None:
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """A process' environment, waited for: while another program begins in it (`unshare` becomes PostgreSQL), the kernel
+    shows none for a moment. Raises psutil.Error."""
+    for _ in range(500):
+        environment = process.environ()
+        if environment or process.status() == psutil.STATUS_ZOMBIE:
+            return environment
+        time.sleep(0.01)
+    return {}
+
+
+def _part(process: psutil.Process, environment: Mapping[str, str], folder: Path) -> str | None:
     """Which part of a folder a process belongs to; None for all others', and other users'. Raises psutil.Error."""
     if process.uids().real != os.getuid():
         return None
-    environment = process.environ()
     return environment.get(PART, "") if environment.get(OWNER_TAG) == str(folder) else None
 
 
@@ -147,7 +149,8 @@ def _strays(folder: Path, but: Collection[str]) -> list[psutil.Process]:
     strays: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            part = _part(process, folder)
+            # Not waited for: the kernel's own processes never have one.
+            part = _part(process, process.environ(), folder)
             if part is not None and part not in but and process.pid != os.getpid():
                 strays.append(process)
     return strays

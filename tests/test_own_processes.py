@@ -220,6 +220,17 @@ def test_where_there_is_no_proc_the_time_of_the_start_counts(tmp_path: Path, mon
     assert processes.birth(os.getpid()) == {"created": psutil.Process().create_time()}
 
 
+def test_a_process_that_takes_up_another_program_is_the_same(
+    marked: Marked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows no environment in that moment."""
+    process, shown, moments = marked(), psutil.Process.environ, [dict[str, str](), {}]
+    write_file(tmp_path, process.pid)
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: moments.pop() if moments else shown(self))
+    assert processes.running(tmp_path, SERVER) is not None
+    assert not moments
+
+
 def test_a_name_of_many_words_hides_no_birth(tmp_path: Path) -> None:
     """The name stands in the middle of the line, in parentheses, and may have some itself."""
     odd = tmp_path / "a) S 1 (b"
